@@ -1,0 +1,20 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""ViT-Adapter and its relatives from MMSegmentation 0.x for Hugging Face Transformers.
+
+Importing this package registers its models with transformers' auto classes.
+"""
+
+from .models.upernet import SegUperNetConfig, SegUperNetForSemanticSegmentation
+from .models.vit_adapter import ViTAdapterBackbone, ViTAdapterConfig
+from .registration import register
+
+__version__ = "0.1.0"
+
+register()
+
+__all__ = [
+    "SegUperNetConfig",
+    "SegUperNetForSemanticSegmentation",
+    "ViTAdapterBackbone",
+    "ViTAdapterConfig",
+]

@@ -1,0 +1,91 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""From an original's state dict and description to one of our models, in memory."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from ..models.upernet import SegUperNetForSemanticSegmentation
+from . import upernet, vit_adapter
+from .mapping import ConversionError, Settings, load_converted, prefixed
+
+# mmseg's type name -> the module that knows it
+BACKBONES = {"ViTAdapter": vit_adapter}
+HEADS = {"UPerHead": (upernet, SegUperNetForSemanticSegmentation)}
+AUXILIARY_HEADS = ("FCNHead",)
+SEGMENTORS = ("EncoderDecoder",)
+
+
+def convert_checkpoint(state_dict: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> PreTrainedModel:
+    """Convert an original checkpoint into a model of ours, in evaluation mode, with the dtype of the checkpoint.
+
+    Args:
+        state_dict: the original's tensors under its own names.
+        config: what the original ships beside its weights: mmseg's resolved model dict (`type="EncoderDecoder"`).
+
+    Returns:
+        the model. It shares memory with `state_dict`.
+
+    Raises:
+        ConversionError: naming what is not understood, missing, left over or of another shape.
+    """
+    segmentor = Settings(config, "the model config")
+    kind = segmentor.take("type", None)
+    if kind not in SEGMENTORS:
+        raise ConversionError(f"the model config's type is {kind!r}; known are {', '.join(SEGMENTORS)}")
+    if segmentor.take("neck", None) is not None:
+        raise ConversionError("the model config has a neck; none of the known models has one")
+
+    backbone, backbone_kind = _part(segmentor.take("backbone"), "backbone", BACKBONES)
+    head, head_kind = _part(segmentor.take("decode_head"), "decode_head", HEADS)
+    auxiliary = segmentor.take("auxiliary_head", None)
+    if isinstance(auxiliary, list | tuple):
+        if len(auxiliary) > 1:
+            raise ConversionError(f"the model config has {len(auxiliary)} auxiliary heads; at most one is supported")
+        auxiliary = auxiliary[0] if auxiliary else None
+    if auxiliary is not None:
+        auxiliary, _ = _part(auxiliary, "auxiliary_head", AUXILIARY_HEADS)
+    protocol = read_protocol(segmentor.take("test_cfg", None))
+    segmentor.drop("pretrained", "train_cfg", "init_cfg")
+    segmentor.finish()
+
+    backbone_module = BACKBONES[backbone_kind]
+    head_module, model_class = HEADS[head_kind]
+    try:
+        model_config = head_module.read_config(head, auxiliary, backbone_module.read_config(backbone), **protocol)
+    except ConversionError:
+        raise
+    except (ValueError, TypeError) as error:  # what our own configs refuse
+        raise ConversionError(f"the model config describes a model that cannot be: {error}") from error
+    with torch.device("meta"):
+        model = model_class(model_config)
+    rules = [*prefixed("backbone.", backbone_module.RULES), *head_module.RULES]
+    load_converted(model, _without_wrapper(state_dict), rules)
+    return model.eval()
+
+
+def read_protocol(test_cfg: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Fields of [`SegmentationConfig`] from mmseg's `test_cfg`."""
+    settings = Settings(test_cfg or {"mode": "whole"}, "test_cfg")
+    mode = settings.expect("mode", "whole", "slide")
+    protocol: dict[str, Any] = {"inference_mode": mode}
+    if mode == "slide":
+        protocol |= {"window_size": settings.take("crop_size"), "window_stride": settings.take("stride")}
+    return protocol
+
+
+def _part(values: Any, where: str, known) -> tuple[Settings, str]:
+    settings = Settings(values, where)
+    kind = settings.take("type", None)
+    if kind not in known:
+        raise ConversionError(f"{where}.type is {kind!r}; known are {', '.join(known)}")
+    return settings, kind
+
+
+def _without_wrapper(state_dict: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    """Names without the `module.` that data parallelism puts in front of all of them."""
+    if state_dict and all(name.startswith("module.") for name in state_dict):
+        return {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
+    return state_dict

@@ -1,0 +1,137 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""The two tools every family's conversion is made of: reading an original's settings, and renaming its tensors."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+_REQUIRED = object()
+SHOWN = 6  # names in an error message
+
+
+class ConversionError(ValueError):
+    """A checkpoint or its description that cannot be converted; the message names what and says what was expected."""
+
+
+class Settings:
+    """An original's keyword arguments, taken one by one. What nobody took is an error that names it.
+
+    Args:
+        values: the arguments, as in the original's config.
+        where: how messages call them, such as `backbone`.
+    """
+
+    def __init__(self, values: Mapping[str, Any], where: str):
+        if not isinstance(values, Mapping):
+            raise ConversionError(f"{where} must be a dict of settings, got {type(values).__name__}")
+        self._left = dict(values)
+        self._where = where
+
+    def take(self, name: str, default: Any = _REQUIRED) -> Any:
+        """The value of `name`, or the original's default."""
+        if name not in self._left and default is _REQUIRED:
+            raise ConversionError(f"{self._where} does not say {name!r}")
+        return self._left.pop(name, default)
+
+    def expect(self, name: str, *allowed: Any, default: Any = _REQUIRED) -> Any:
+        """As `take`, but refuse anything except `allowed`. The default is the first of them unless given."""
+        value = self.take(name, allowed[0] if default is _REQUIRED else default)
+        if value not in allowed:
+            options = " or ".join(map(repr, allowed))
+            raise ConversionError(f"{self._where}.{name} is {value!r}; only {options} can be converted")
+        return value
+
+    def drop(self, *names: str) -> None:
+        """Forget settings that mean nothing for the converted model."""
+        for name in names:
+            self._left.pop(name, None)
+
+    def finish(self) -> None:
+        """Refuse what is left."""
+        if self._left:
+            raise ConversionError(f"{self._where} has settings that are not understood: {_listed(self._left)}")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Renames the tensors whose whole name matches `pattern`.
+
+    Attributes:
+        pattern, name: a regular expression and the template of the new name, as for `re.Match.expand`.
+        change: what happens to the tensor on the way; it must not change its argument.
+    """
+
+    pattern: str
+    name: str
+    change: Callable[[torch.Tensor], torch.Tensor] | None = None
+
+
+def prefixed(prefix: str, rules: Iterable[Rule], new_prefix: str | None = None) -> list[Rule]:
+    """The same rules for tensors below `prefix`, which become `new_prefix` (by default the same)."""
+    new_prefix = prefix if new_prefix is None else new_prefix
+    return [Rule(re.escape(prefix) + rule.pattern, new_prefix + rule.name, rule.change) for rule in rules]
+
+
+def load_converted(model: nn.Module, state_dict: Mapping[str, torch.Tensor], rules: Iterable[Rule]) -> None:
+    """Give a model that was built on the meta device the tensors of an original checkpoint, under their new names.
+
+    Every tensor must find its place and every place its tensor. Counters of batch norms, which some tools strip, may
+    be missing: only training without momentum would read them.
+
+    Raises:
+        ConversionError: naming the tensors that are left over, missing or of another shape, by their original names
+            where they have one.
+    """
+    rules = [(re.compile(rule.pattern), rule) for rule in rules]
+    expected = model.state_dict()
+    renamed: dict[str, torch.Tensor] = {}
+    original_names: dict[str, str] = {}
+    leftover: list[str] = []
+    misshapen: dict[str, str] = {}
+    for name, tensor in state_dict.items():
+        new_name, tensor = _renamed(name, tensor, rules)
+        if new_name not in expected:
+            leftover.append(name)
+        elif new_name in renamed:
+            raise ConversionError(f"{original_names[new_name]!r} and {name!r} are the same tensor of the model")
+        elif tensor.shape != expected[new_name].shape:
+            misshapen[new_name] = f"{name} is {_shape(tensor)}, expected {_shape(expected[new_name])}"
+        else:
+            renamed[new_name], original_names[new_name] = tensor, name
+    missing = [name for name in expected if name not in renamed and name not in misshapen]
+    for name in [name for name in missing if name.endswith("num_batches_tracked")]:
+        renamed[name] = torch.zeros((), dtype=torch.long)
+        missing.remove(name)
+
+    problems = []
+    if misshapen:
+        problems.append(f"wrong shapes: {_listed(misshapen.values(), '; ')}")
+    if leftover:
+        problems.append(f"tensors that the config has no place for: {_listed(leftover)}")
+    if missing:
+        problems.append(f"tensors that the checkpoint lacks (by their new names): {_listed(missing)}")
+    if problems:
+        raise ConversionError("the checkpoint does not fit its config: " + ". ".join(problems))
+    model.load_state_dict(renamed, strict=True, assign=True)
+
+
+def _renamed(name: str, tensor: torch.Tensor, rules) -> tuple[str | None, torch.Tensor]:
+    for pattern, rule in rules:
+        match = pattern.fullmatch(name)
+        if match:
+            return match.expand(rule.name), rule.change(tensor) if rule.change else tensor
+    return None, tensor
+
+
+def _shape(tensor: torch.Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "a scalar"
+
+
+def _listed(names: Iterable[str], separator: str = ", ") -> str:
+    names = list(names)
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return separator.join(names[:SHOWN]) + more

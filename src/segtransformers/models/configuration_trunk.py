@@ -1,0 +1,111 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""The part of a config that describes its trunk, a plain ViT from timm."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+# The fields that are None until timm's definition of the named architecture fills them in.
+RESOLVED_FIELDS = (
+    "pretrain_image_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "mlp_ratio",
+    "qkv_bias",
+    "layer_scale_init_value",
+    "layer_norm_eps",
+)
+
+
+@strict
+class TrunkConfig(PreTrainedConfig):
+    r"""
+    Fields shared by every config whose model contains a timm trunk. A field left at None takes the value that timm
+    gives the architecture; all of them are saved resolved, so a later change in timm cannot change a saved model.
+
+    Args:
+        trunk (`str`, defaults to `"vit_tiny_patch16_224"`):
+            Name of a timm architecture, without a weight tag. It must be a plain ViT with patches of 16 pixels.
+        pretrain_image_size (`int` or pair of `int`, *optional*):
+            Image size (pixels; height, width) whose patch grid the position embeddings have.
+        hidden_size, num_hidden_layers, num_attention_heads (`int`, *optional*):
+            Width, number of blocks and heads of the trunk.
+        mlp_ratio (`float`, *optional*):
+            Hidden width of a block's MLP over `hidden_size`.
+        qkv_bias (`bool`, *optional*):
+            Whether the query, key and value projections have a bias.
+        layer_scale_init_value (`float`, *optional*):
+            Initial value of the layer scale; 0.0 means that the blocks have none.
+        layer_norm_eps (`float`, *optional*):
+            Epsilon of every layer norm, those of the modules around the trunk included.
+        use_prefix_tokens (`bool`, defaults to `True`):
+            Whether the class and register tokens that the architecture has run through the blocks. The original
+            ViT-Adapter runs patch tokens alone.
+        window_sizes (`list[int]`, *optional*):
+            Side of the attention window (tokens) of each block; 0 is global attention. None: all global.
+        drop_path_rate (`float`, defaults to 0.0):
+            Stochastic depth of the last block; it rises linearly from 0 at the first.
+        initializer_range (`float`, defaults to 0.02):
+            Standard deviation of newly initialised linear weights and position embeddings.
+        timm_version (`str`, *optional*):
+            The timm that resolved the fields above. For the record only.
+
+    Raises:
+        ValueError: if timm does not know `trunk` or it is no plain ViT, or if fields contradict each other.
+    """
+
+    trunk: str = "vit_tiny_patch16_224"
+    pretrain_image_size: int | list[int] | tuple[int, ...] | None = None
+    hidden_size: int | None = None
+    num_hidden_layers: int | None = None
+    num_attention_heads: int | None = None
+    mlp_ratio: float | int | None = None
+    qkv_bias: bool | None = None
+    layer_scale_init_value: float | int | None = None
+    layer_norm_eps: float | None = None
+    use_prefix_tokens: bool = True
+    window_sizes: list[int] | tuple[int, ...] | None = None
+    drop_path_rate: float | int = 0.0
+    initializer_range: float = 0.02
+    timm_version: str | None = None
+
+    def __post_init__(self, **kwargs):
+        self._resolve_trunk()
+        super().__post_init__(**kwargs)
+
+    def _resolve_trunk(self) -> None:
+        if any(getattr(self, name) is None for name in (*RESOLVED_FIELDS, "timm_version")):
+            from .trunk import describe_trunk  # timm is only needed, and only imported, where something is missing
+
+            described = describe_trunk(self.trunk)
+            for name in (*RESOLVED_FIELDS, "timm_version"):
+                if getattr(self, name) is None:
+                    setattr(self, name, described[name])
+        if isinstance(self.pretrain_image_size, int):
+            self.pretrain_image_size = [self.pretrain_image_size] * 2
+        self.pretrain_image_size = list(self.pretrain_image_size)
+        self._check_trunk()
+
+    def _check_trunk(self) -> None:
+        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads ({self.num_attention_heads})"
+            )
+        if len(self.pretrain_image_size) != 2 or min(self.pretrain_image_size) < 16:
+            raise ValueError(
+                f"pretrain_image_size must be one side or (height, width) in pixels, each at least one patch (16), "
+                f"got {self.pretrain_image_size}"
+            )
+        if self.window_sizes is None:
+            return
+        self.window_sizes = list(self.window_sizes)
+        if len(self.window_sizes) != self.num_hidden_layers or min(self.window_sizes) < 0:
+            raise ValueError(
+                f"window_sizes needs one side in tokens (0 for global attention) for each of the "
+                f"{self.num_hidden_layers} blocks, got {self.window_sizes}"
+            )
+        if any(self.window_sizes) and self.use_prefix_tokens:
+            raise ValueError("windowed attention has no place for prefix tokens: set use_prefix_tokens=False")

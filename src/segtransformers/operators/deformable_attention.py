@@ -1,0 +1,104 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""Multi-scale deformable attention.
+
+Source: Deformable DETR (https://arxiv.org/abs/2010.04159), equation 3, without its projections.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from kernels import use_kernel_forward_from_hub
+from torch import nn
+from torch.nn import functional as F
+
+
+def ms_deform_attn_reference(
+    value: torch.Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    sampling_locations: torch.Tensor,
+    attention_weights: torch.Tensor,
+) -> torch.Tensor:
+    """Weighted sum of bilinear samples from several levels, in plain PyTorch.
+
+    Sampling is bilinear with align_corners False and zeros outside. All arithmetic runs in float32, or float64 where
+    any argument is float64: coordinates in half precision would be off by whole pixels.
+
+    Args:
+        value: `(B, sum(h * w), heads, channels)`, the levels one after another, each row by row.
+        spatial_shapes: `(h, w)` of each level.
+        sampling_locations: `(B, queries, heads, levels, points, 2)`, (x, y) with 0 and 1 at the outer edges of a level.
+        attention_weights: `(B, queries, heads, levels, points)`.
+
+    Returns:
+        `(B, queries, heads * channels)` in the dtype of `value`.
+
+    Raises:
+        ValueError: if the shapes do not fit each other.
+    """
+    _check_shapes(value, spatial_shapes, sampling_locations, attention_weights)
+    batch, _, heads, channels = value.shape
+    queries, levels, points = attention_weights.shape[1], attention_weights.shape[3], attention_weights.shape[4]
+    exact = torch.float64 in (value.dtype, sampling_locations.dtype, attention_weights.dtype)
+    dtype = torch.float64 if exact else torch.float32
+
+    maps = value.to(dtype).permute(0, 2, 3, 1).reshape(batch * heads, channels, -1)
+    maps = maps.split([height * width for height, width in spatial_shapes], dim=2)
+    grids = (2 * sampling_locations.to(dtype) - 1).transpose(1, 2).flatten(0, 1)  # (B * heads, queries, levels, points, 2)
+    weights = attention_weights.to(dtype).transpose(1, 2).reshape(batch * heads, 1, queries, levels, points)
+    output = value.new_zeros((), dtype=dtype)
+    for level, (height, width) in enumerate(spatial_shapes):
+        samples = F.grid_sample(
+            maps[level].unflatten(2, (height, width)),
+            grids[:, :, level],
+            mode="bilinear",
+            padding_mode="zeros",
+            align_corners=False,
+        )
+        output = output + (samples * weights[:, :, :, level]).sum(-1)
+    return output.reshape(batch, heads * channels, queries).transpose(1, 2).to(value.dtype)
+
+
+def _check_shapes(value, spatial_shapes, sampling_locations, attention_weights) -> None:
+    if value.dim() != 4:
+        raise ValueError(f"value must be (batch, tokens, heads, channels), got {tuple(value.shape)}")
+    tokens = sum(height * width for height, width in spatial_shapes)
+    if value.shape[1] != tokens:
+        raise ValueError(
+            f"value has {value.shape[1]} tokens, but the levels {list(map(tuple, spatial_shapes))} add up to {tokens}"
+        )
+    expected = (*attention_weights.shape, 2)
+    if attention_weights.dim() != 5 or tuple(sampling_locations.shape) != expected:
+        raise ValueError(
+            "attention_weights must be (batch, queries, heads, levels, points) and sampling_locations the same with "
+            f"(x, y) behind it, got {tuple(attention_weights.shape)} and {tuple(sampling_locations.shape)}"
+        )
+    batch, _, heads, levels, _ = attention_weights.shape
+    if (batch, heads, levels) != (value.shape[0], value.shape[2], len(spatial_shapes)):
+        raise ValueError(
+            f"attention_weights {tuple(attention_weights.shape)} do not fit value {tuple(value.shape)} with "
+            f"{len(spatial_shapes)} levels: batch, heads and levels must agree"
+        )
+
+
+@use_kernel_forward_from_hub("MultiScaleDeformableAttention")
+class MultiScaleDeformableAttention(nn.Module):
+    """The layer a compiled kernel can replace: same name and `forward` as transformers' own, no state."""
+
+    def forward(
+        self,
+        value: torch.Tensor,
+        value_spatial_shapes: torch.Tensor,
+        value_spatial_shapes_list: list[tuple[int, int]],
+        level_start_index: torch.Tensor,
+        sampling_locations: torch.Tensor,
+        attention_weights: torch.Tensor,
+        im2col_step: int,
+    ) -> torch.Tensor:
+        """See [`ms_deform_attn_reference`]; the arguments it does not have are there for compiled kernels.
+
+        Args:
+            value_spatial_shapes: `(levels, 2)`, the same numbers as `value_spatial_shapes_list`, on the device.
+            level_start_index: `(levels,)`, the first token of each level, on the device.
+            im2col_step: how many images a kernel may take at once.
+        """
+        return ms_deform_attn_reference(value, value_spatial_shapes_list, sampling_locations, attention_weights)

@@ -1,0 +1,23 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""Makes our classes known to transformers. The only file that touches its registries."""
+
+from transformers import AutoBackbone, AutoConfig, AutoModelForSemanticSegmentation
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
+
+from .models.upernet import SegUperNetConfig, SegUperNetForSemanticSegmentation
+from .models.vit_adapter import ViTAdapterBackbone, ViTAdapterConfig
+
+BACKBONES = {ViTAdapterConfig: ViTAdapterBackbone}
+SEGMENTERS = {SegUperNetConfig: SegUperNetForSemanticSegmentation}
+
+
+def register() -> None:
+    """Register configs, backbones and models. Doing it again, or after somebody took a name, is no error."""
+    for config_class in (*BACKBONES, *SEGMENTERS):
+        AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+    for config_class, model_class in BACKBONES.items():
+        AutoBackbone.register(config_class, model_class, exist_ok=True)
+    for config_class, model_class in SEGMENTERS.items():
+        AutoModelForSemanticSegmentation.register(config_class, model_class, exist_ok=True)
+        # the image-segmentation pipeline looks class names up here before it says "not supported"
+        MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[config_class.model_type] = model_class.__name__
