@@ -4,7 +4,8 @@
 The model is trained from scratch on scenes drawn on the fly, saved in half precision, loaded again and evaluated on
 scenes with other seeds, next to the best of several classifiers that see nothing but the colour of a pixel.
 
-    python scripts/train_scene_model.py --output src/segtransformers/packaged/scenes-vit-adapter
+    python scripts/train_scene_model.py --output src/segtransformers/packaged/scenes-vit-adapter \\
+        --checkpoints checkpoints
 
 Needs the extra `train`.
 """
@@ -18,13 +19,17 @@ import numpy as np
 import torch
 import transformers
 from transformers import Trainer, TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
 
 import segtransformers
 from segtransformers import SegUperNetConfig, SegUperNetForSemanticSegmentation, ViTAdapterConfig
 from segtransformers.datasets.scenes import CLASS_NAMES, FIRST_TRAINING_SEED, PALETTE, SceneDataset, draw_scene, normalized
 
 CROP = (128, 128)
-TRAINING_SIZES = ((128, 192), (128, 192), (128, 160), (192, 256), (256, 384))
+TRAINING_SIZES = (
+    *((128, 128), (128, 192), (128, 192), (160, 240)),
+    *((128, 128), (128, 192), (160, 240), (256, 384)),
+)
 EVALUATION_SIZE = (128, 192)
 HISTOGRAM_SCENES = 3000
 
@@ -33,7 +38,7 @@ def build_config() -> SegUperNetConfig:
     backbone = ViTAdapterConfig(
         trunk="vit_tiny_patch16_224",
         hidden_size=128,
-        num_hidden_layers=8,
+        num_hidden_layers=4,
         num_attention_heads=4,
         use_prefix_tokens=False,
         pretrain_image_size=128,
@@ -62,7 +67,7 @@ def train(options: argparse.Namespace) -> SegUperNetForSemanticSegmentation:
     first = FIRST_TRAINING_SEED * (1 + options.seed)
     scenes = SceneDataset(range(first, first + options.steps * options.batch_size), TRAINING_SIZES, CROP)
     arguments = TrainingArguments(
-        output_dir=options.output,
+        output_dir=options.checkpoints,
         max_steps=options.steps,
         per_device_train_batch_size=options.batch_size,
         learning_rate=options.learning_rate,
@@ -75,11 +80,13 @@ def train(options: argparse.Namespace) -> SegUperNetForSemanticSegmentation:
         seed=options.seed,
         dataloader_num_workers=options.workers,
         logging_steps=50,
-        save_strategy="no",
+        save_steps=500,
+        save_total_limit=1,
         report_to=[],
         disable_tqdm=True,
     )
-    Trainer(model=model, args=arguments, train_dataset=scenes).train()
+    begun = get_last_checkpoint(options.checkpoints) if Path(options.checkpoints).is_dir() else None
+    Trainer(model=model, args=arguments, train_dataset=scenes).train(resume_from_checkpoint=begun)
     return model
 
 
@@ -159,6 +166,7 @@ def evaluate(model: SegUperNetForSemanticSegmentation, scenes: int, seed: int) -
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", required=True, help="folder for the model and its metrics.json")
+    parser.add_argument("--checkpoints", required=True, help="folder for checkpoints; training goes on from the last")
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=1e-3)

@@ -492,7 +492,7 @@ def _developed(canvas: Canvas) -> np.ndarray:
     if dice.chance(0.6):
         light = light * (1.05 - 0.35 * dice.clouds(height, width, height * 0.45, width * 0.45))
     image = image * tint * light[..., None]
-    noise = dice.uniform(4, 22)
+    noise = dice.uniform(3, 16)
     image += ((dice.grain(height, width) + dice.grain(height, width) - 1) * noise)[..., None]
     image += (dice.grain(height, width * 3).reshape(height, width, 3) - 0.5) * dice.uniform(4, 14)
     return np.floor(np.clip(image, 0, 255) + 0.5).astype(np.uint8)
