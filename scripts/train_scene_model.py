@@ -23,7 +23,14 @@ from transformers.trainer_utils import get_last_checkpoint
 
 import segtransformers
 from segtransformers import SegUperNetConfig, SegUperNetForSemanticSegmentation, ViTAdapterConfig
-from segtransformers.datasets.scenes import CLASS_NAMES, FIRST_TRAINING_SEED, PALETTE, SceneDataset, draw_scene, normalized
+from segtransformers.datasets.scenes import (
+    CLASS_NAMES,
+    FIRST_TRAINING_SEED,
+    PALETTE,
+    SceneDataset,
+    draw_scene,
+    normalized,
+)
 
 CROP = (128, 128)
 TRAINING_SIZES = (
