@@ -1,0 +1,102 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""Drawn scenes, and the model that was trained on them."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import segtransformers
+from segtransformers import SegUperNetForSemanticSegmentation
+from segtransformers.datasets.scenes import (
+    CLASS_NAMES,
+    FIRST_TRAINING_SEED,
+    IMAGE_MEAN,
+    IMAGE_STD,
+    PALETTE,
+    SceneDataset,
+    draw_scene,
+)
+
+PACKAGED = Path(segtransformers.__file__).parent / "packaged"
+EXAMPLE_SEED = 141
+
+
+def test_a_seed_always_gives_the_same_bytes():
+    image, labels = draw_scene(3, (128, 192))
+    found = hashlib.sha256(image.tobytes() + labels.tobytes()).hexdigest()
+    assert found == "eb772a755f77aa89cbdb2f78298637bcf903f0ea7bc55f6fa7fd9b3956b9d254"
+    assert not np.array_equal(image, draw_scene(4, (128, 192))[0])
+
+
+def test_all_classes_occur_and_no_other_label():
+    seen = np.zeros(len(CLASS_NAMES), int)
+    for seed in range(20):
+        labels = draw_scene(seed)[1]
+        assert labels.max() < len(CLASS_NAMES)
+        seen += np.bincount(labels.ravel(), minlength=len(CLASS_NAMES)) > 0
+    assert seen.min() >= 5
+    assert len({tuple(color) for color in PALETTE}) == len(PALETTE) == len(CLASS_NAMES)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (97, 61), (128, 192), (200, 131)])
+def test_image_and_labels_have_the_size_asked_for(size):
+    image, labels = draw_scene(5, size)
+    assert image.shape == (*size, 3) and labels.shape == size
+    assert image.dtype == labels.dtype == np.uint8
+
+
+def test_impossible_scenes_are_refused():
+    with pytest.raises(ValueError, match="-1"):
+        draw_scene(-1)
+    with pytest.raises(ValueError, match="31"):
+        draw_scene(0, (31, 64))
+
+
+def test_items_are_normalised_scenes():
+    item = SceneDataset(range(7, 9))[1]
+    image, labels = draw_scene(8)
+    restored = item["pixel_values"].permute(1, 2, 0) * torch.tensor(IMAGE_STD) + torch.tensor(IMAGE_MEAN)
+    assert item["pixel_values"].dtype == torch.float32 and item["labels"].dtype == torch.int64
+    assert torch.allclose(restored, torch.from_numpy(image).float(), atol=1e-3)
+    assert np.array_equal(item["labels"].numpy(), labels)
+
+
+def test_items_can_be_crops_of_scenes_of_several_sizes():
+    scenes = SceneDataset(range(FIRST_TRAINING_SEED, FIRST_TRAINING_SEED + 4), ((64, 96), (80, 80)), crop=(64, 64))
+    assert len(scenes) == 4
+    for index in range(len(scenes)):
+        item = scenes[index]
+        assert item["pixel_values"].shape == (3, 64, 64) and item["labels"].shape == (64, 64)
+    whole = draw_scene(FIRST_TRAINING_SEED, (64, 96))[1]
+    crop = scenes[0]["labels"].numpy()
+    assert any(np.array_equal(crop, whole[:, left : left + 64]) for left in range(33))
+
+
+def test_example_is_a_scene_that_the_model_was_not_trained_on():
+    with Image.open(PACKAGED / "example_scene.png") as image:
+        assert np.array_equal(np.asarray(image.convert("RGB")), draw_scene(EXAMPLE_SEED, (256, 384))[0])
+
+
+@torch.inference_mode()
+def test_packaged_model_beats_every_classifier_of_colours():
+    folder = PACKAGED / "scenes-vit-adapter"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    model = SegUperNetForSemanticSegmentation.from_pretrained(folder, dtype=torch.float32).eval()
+    assert [model.config.id2label[index] for index in range(len(CLASS_NAMES))] == list(CLASS_NAMES)
+    assert model.config.palette == PALETTE
+    classes = len(CLASS_NAMES)
+    confusion = np.zeros((classes, classes), int)
+    for item in SceneDataset(range(40)):
+        predicted = model(pixel_values=item["pixel_values"][None]).logits[0].argmax(0)
+        pairs = item["labels"] * classes + predicted
+        confusion += torch.bincount(pairs.flatten(), minlength=classes**2).view(classes, classes).numpy()
+    hits = np.diag(confusion)
+    mean_iou = (hits / (confusion.sum(0) + confusion.sum(1) - hits)).mean()
+    assert mean_iou > 0.78
+    assert mean_iou > metrics["color_only"]["mean_iou"] + 0.15
+    assert metrics["scenes"] == 200
