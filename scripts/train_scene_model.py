@@ -67,8 +67,8 @@ def build_config() -> SegUperNetConfig:
     )
 
 
-def train(options: argparse.Namespace) -> SegUperNetForSemanticSegmentation:
-    """A model trained on `steps * batch_size` scenes, each seen once."""
+def train(options: argparse.Namespace) -> tuple[SegUperNetForSemanticSegmentation, int]:
+    """A model trained on `steps * batch_size` scenes, each seen once, and the step at which this run took it up."""
     set_seed(options.seed)
     model = SegUperNetForSemanticSegmentation(build_config())
     first = FIRST_TRAINING_SEED * (1 + options.seed)
@@ -94,7 +94,7 @@ def train(options: argparse.Namespace) -> SegUperNetForSemanticSegmentation:
     )
     begun = get_last_checkpoint(options.checkpoints) if Path(options.checkpoints).is_dir() else None
     Trainer(model=model, args=arguments, train_dataset=scenes).train(resume_from_checkpoint=begun)
-    return model
+    return model, int(begun.rpartition("-")[2]) if begun else 0
 
 
 def intersection_over_union(confusion: np.ndarray) -> np.ndarray:
@@ -186,7 +186,7 @@ def main() -> None:
 
     torch.set_num_threads(options.threads)
     started = time.perf_counter()
-    model = train(options)
+    model, resumed_at = train(options)
     seconds = time.perf_counter() - started
     model.half().save_pretrained(options.output)
 
@@ -200,7 +200,8 @@ def main() -> None:
         "bf16": options.bf16,
         "seed": options.seed,
         "threads": options.threads,
-        "seconds": round(seconds),
+        "resumed_at_step": resumed_at,
+        "seconds_since": round(seconds),
         "parameters": sum(parameter.numel() for parameter in saved.parameters()),
     }
     metrics["versions"] = {module.__name__: module.__version__ for module in (segtransformers, torch, transformers, np)}
