@@ -32,7 +32,7 @@ def slide(
         forward: from windows `(n, 3, h, w)` to logits `(n, num_labels, h, w)`; `n` is at most
             `max(window_batch_size, 1)`. The windows of one image or of several may share a call.
         pixel_values: `(B, 3, H, W)`.
-        window_size, window_stride: (height, width) in pixels; a side of the image shorter than the window is taken whole.
+        window_size, window_stride: (height, width) in pixels; a shorter side of the image is taken whole.
 
     Returns:
         `(B, num_labels, H, W)`, accumulated in float32 (float64 where the logits are).
@@ -51,7 +51,7 @@ def slide(
     window_height, window_width = min(window_size[0], height), min(window_size[1], width)
     places = [(image, y, x) for image in range(batch) for y in rows for x in columns]
 
-    total = counts = None
+    total = None
     for start in range(0, len(places), window_batch_size):
         chunk = places[start : start + window_batch_size]
         windows = [pixel_values[image, :, y : y + window_height, x : x + window_width] for image, y, x in chunk]
@@ -59,9 +59,10 @@ def slide(
         if total is None:
             dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
             total = logits.new_zeros((batch, logits.shape[1], height, width), dtype=dtype)
-            counts = logits.new_zeros((height, width), dtype=dtype)
         for (image, y, x), window_logits in zip(chunk, logits, strict=True):
             total[image, :, y : y + window_height, x : x + window_width] += window_logits
+    assert total is not None  # there is at least one window
+    counts = total.new_zeros((height, width))
     for y in rows:
         for x in columns:
             counts[y : y + window_height, x : x + window_width] += 1

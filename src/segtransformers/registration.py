@@ -1,14 +1,20 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """Makes our classes known to transformers. The only file that touches its registries."""
 
-from transformers import AutoBackbone, AutoConfig, AutoModelForSemanticSegmentation
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoModelForSemanticSegmentation,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 
 from .models.upernet import SegUperNetConfig, SegUperNetForSemanticSegmentation
 from .models.vit_adapter import ViTAdapterBackbone, ViTAdapterConfig
 
-BACKBONES = {ViTAdapterConfig: ViTAdapterBackbone}
-SEGMENTERS = {SegUperNetConfig: SegUperNetForSemanticSegmentation}
+BACKBONES: dict[type[PreTrainedConfig], type[PreTrainedModel]] = {ViTAdapterConfig: ViTAdapterBackbone}
+SEGMENTERS: dict[type[PreTrainedConfig], type[PreTrainedModel]] = {SegUperNetConfig: SegUperNetForSemanticSegmentation}
 
 
 def register() -> None:

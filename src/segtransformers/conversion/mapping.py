@@ -86,14 +86,14 @@ def load_converted(model: nn.Module, state_dict: Mapping[str, torch.Tensor], rul
         ConversionError: naming the tensors that are left over, missing or of another shape, by their original names
             where they have one.
     """
-    rules = [(re.compile(rule.pattern), rule) for rule in rules]
+    rules = list(rules)
     expected = model.state_dict()
     renamed: dict[str, torch.Tensor] = {}
     original_names: dict[str, str] = {}
     leftover: list[str] = []
     misshapen: dict[str, str] = {}
     for name, tensor in state_dict.items():
-        new_name, tensor = _renamed(name, tensor, rules)
+        new_name, tensor = rename(name, tensor, rules)
         if new_name not in expected:
             leftover.append(name)
         elif new_name in renamed:
@@ -119,9 +119,10 @@ def load_converted(model: nn.Module, state_dict: Mapping[str, torch.Tensor], rul
     model.load_state_dict(renamed, strict=True, assign=True)
 
 
-def _renamed(name: str, tensor: torch.Tensor, rules) -> tuple[str | None, torch.Tensor]:
-    for pattern, rule in rules:
-        match = pattern.fullmatch(name)
+def rename(name: str, tensor: torch.Tensor, rules: Iterable[Rule]) -> tuple[str | None, torch.Tensor]:
+    """A tensor's new name and value by the first rule that matches; the name is None where none does."""
+    for rule in rules:
+        match = re.fullmatch(rule.pattern, name)
         if match:
             return match.expand(rule.name), rule.change(tensor) if rule.change else tensor
     return None, tensor

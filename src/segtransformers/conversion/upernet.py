@@ -79,6 +79,7 @@ def _loss_weight(loss: Any, where: str) -> float:
     )
     if not plain or (where == "decode_head" and weight != 1.0):
         logger.warning(
-            f"{where}.loss_decode is {loss!r}: the converted model predicts the same, but trains with plain cross entropy"
+            f"{where}.loss_decode is {loss!r}: the converted model predicts the same, but it trains with plain "
+            "cross entropy"
         )
     return weight if plain else 0.4

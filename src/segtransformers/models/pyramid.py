@@ -78,7 +78,7 @@ class SpatialPrior(nn.Module):
         self.fc4 = nn.Conv2d(4 * channels, hidden_size, kernel_size=1)
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """From `(B, 3, H, W)`: the stem's map `(B, channels, H / 4, W / 4)` and the four maps `(B, hidden_size, ., .)`."""
+        """From `(B, 3, H, W)` the stem's map `(B, channels, H / 4, W / 4)` and four maps `(B, hidden_size, ., .)`."""
         stem = self.stem(pixel_values)
         stage2 = self.conv2(stem)
         stage3 = self.conv3(stage2)
@@ -165,7 +165,7 @@ class DeformableAttention(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """As Deformable DETR: point p of head m looks p + 1 pixels into direction m of a ring, all with equal weight."""
+        """As Deformable DETR: point p of head m looks p + 1 pixels into direction m of a ring, with equal weights."""
         angles = torch.arange(self.num_heads, dtype=torch.float32) * (2 * math.pi / self.num_heads)
         directions = torch.stack([angles.cos(), angles.sin()], dim=-1)
         directions = directions / directions.abs().amax(dim=-1, keepdim=True)

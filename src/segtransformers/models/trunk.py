@@ -10,6 +10,8 @@ Sources: An Image is Worth 16x16 Words (https://arxiv.org/abs/2010.11929); the b
 
 import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import timm
 import torch
@@ -33,7 +35,7 @@ FITTING_KINDS = (
 TrunkBlock = Block  # the class that FSDP and device maps must not split
 
 
-def _create(name: str, **arguments) -> VisionTransformer:
+def _create(name: str, **arguments: Any) -> Any:
     """Build timm's architecture `name`, or say why it cannot be a trunk."""
     if "/" in name or ":" in name or "." in name:
         raise ValueError(
@@ -117,7 +119,7 @@ class Trunk(nn.Module):
         )
         for module in model.modules():
             if isinstance(module, (nn.LayerNorm, RmsNorm)):
-                module.eps = config.layer_norm_eps
+                module.eps = float(config.layer_norm_eps)
         self.pretrain_grid = tuple(side // PATCH_SIZE for side in config.pretrain_image_size)
         self.window_sizes = config.window_sizes or [0] * config.num_hidden_layers
         self.patch_embed = model.patch_embed
@@ -149,9 +151,9 @@ class Trunk(nn.Module):
         patches = self.patch_embed.norm(patches.flatten(2).transpose(1, 2))
         prefix_positions, positions = self._positions(grid)
         patches = patches + positions.to(patches.dtype)
-        prefix = [token for token in (self.cls_token, self.reg_token) if token is not None]
-        if prefix:
-            prefix = torch.cat(prefix, dim=1)
+        prefix_tokens = [token for token in (self.cls_token, self.reg_token) if token is not None]
+        if prefix_tokens:
+            prefix = torch.cat(prefix_tokens, dim=1)
             if prefix_positions.shape[1]:  # architectures with `no_embed_class` give the prefix no positions
                 prefix = prefix + prefix_positions
             patches = torch.cat([prefix.expand(patches.shape[0], -1, -1).to(patches.dtype), patches], dim=1)
@@ -186,10 +188,9 @@ class Trunk(nn.Module):
         states = []
         for index in range(first, last + 1):
             block = self.blocks[index]
+            run: Callable[[torch.Tensor], torch.Tensor] = block
             if self.window_sizes[index]:
                 run = functools.partial(run_windowed_block, block, grid=grid, window=self.window_sizes[index])
-            else:
-                run = block
             if self.gradient_checkpointing and self.training:
                 tokens = self._gradient_checkpointing_func(run, tokens)
             else:

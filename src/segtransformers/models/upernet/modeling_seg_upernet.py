@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.backbone_utils import load_backbone
-from transformers.modeling_outputs import SemanticSegmenterOutput
+from transformers.modeling_outputs import BackboneOutput, SemanticSegmenterOutput
 from transformers.models.upernet.modeling_upernet import UperNetConvModule, UperNetFCNHead, UperNetHead
 from transformers.utils import can_return_tuple
 
@@ -54,7 +54,7 @@ class SegUperNetPreTrainedModel(PreTrainedModel):
     config: SegUperNetConfig
     base_model_prefix = "backbone"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -81,7 +81,9 @@ class SegUperNetForSemanticSegmentation(SegUperNetPreTrainedModel):
         super().__init__(config)
         self.backbone = load_backbone(config)
         self.decode_head = SegUperNetDecodeHead(config, self.backbone.channels)
-        self.auxiliary_head = SegUperNetAuxiliaryHead(config, self.backbone.channels) if config.use_auxiliary_head else None
+        self.auxiliary_head = (
+            SegUperNetAuxiliaryHead(config, self.backbone.channels) if config.use_auxiliary_head else None
+        )
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -138,7 +140,7 @@ class SegUperNetForSemanticSegmentation(SegUperNetPreTrainedModel):
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
 
-    def _segment(self, pixel_values: torch.Tensor, **kwargs) -> tuple[torch.Tensor, object]:
+    def _segment(self, pixel_values: torch.Tensor, **kwargs) -> tuple[torch.Tensor, BackboneOutput]:
         """Logits at the size of `pixel_values`, and the backbone's output."""
         outputs = self.backbone.forward_with_filtered_kwargs(pixel_values, **kwargs)
         logits = self.decode_head(outputs.feature_maps)

@@ -1,6 +1,8 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """ViT-Adapter configuration."""
 
+import itertools
+
 from huggingface_hub.dataclasses import strict
 from transformers.backbone_utils import BackboneConfigMixin
 
@@ -80,9 +82,7 @@ class ViTAdapterConfig(BackboneConfigMixin, TrunkConfig):
         super().__post_init__(**kwargs)
 
     def _check_adapter(self) -> None:
-        blocks = [
-            block for pair in self.interaction_indexes if len(pair) == 2 for block in range(pair[0], pair[1] + 1)
-        ]
+        blocks = [block for pair in self.interaction_indexes if len(pair) == 2 for block in range(pair[0], pair[1] + 1)]
         if blocks != list(range(self.num_hidden_layers)) or any(len(pair) != 2 for pair in self.interaction_indexes):
             raise ValueError(
                 "interaction_indexes must be pairs (first block, last block) that together cover blocks 0 to "
@@ -107,7 +107,7 @@ def _equal_slices(depth: int, count: int = 4) -> list[list[int]]:
     if depth < count:
         raise ValueError(f"a trunk of {depth} blocks cannot be cut into {count} interactions: set interaction_indexes")
     bounds = [depth * index // count for index in range(count + 1)]
-    return [[first, end - 1] for first, end in zip(bounds, bounds[1:], strict=False)]
+    return [[first, end - 1] for first, end in itertools.pairwise(bounds)]
 
 
 __all__ = ["ViTAdapterConfig"]

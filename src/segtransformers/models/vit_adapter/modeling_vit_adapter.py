@@ -127,7 +127,7 @@ class ViTAdapterPreTrainedModel(PreTrainedModel):
     config: ViTAdapterConfig
     base_model_prefix = "backbone"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]
     supports_gradient_checkpointing = True
     _no_split_modules = [TrunkBlock.__name__, "ViTAdapterInjector", "ViTAdapterExtractor", "SpatialPrior"]
     _supports_sdpa = True  # timm's blocks call it themselves
@@ -180,7 +180,7 @@ class ViTAdapterBackbone(BackboneMixin, ViTAdapterPreTrainedModel):
         self.norms = nn.ModuleList(nn.BatchNorm2d(hidden_size) for _ in STRIDES)
         self.post_init()
         if config._attn_implementation == "eager":
-            logger.warning_once("attn_implementation='eager' has no effect: timm's blocks use their own fused attention.")
+            logger.warning_once("attn_implementation='eager' has no effect: timm's blocks use their own attention.")
 
     def get_input_embeddings(self) -> nn.Module:
         return self.trunk.patch_embed
