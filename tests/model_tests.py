@@ -171,10 +171,14 @@ class ModelTests:
         """`dynamic_shapes` of the other arguments that have a default."""
         return {}
 
+    @staticmethod
+    def is_norm(name: str, tensor: torch.Tensor) -> bool:
+        return name.endswith("weight") and tensor.dim() == 1
+
     def test_missing_weights_are_named_and_made(self, tmp_path):
         model = self.model(torch.float32)
         state_dict = model.state_dict()
-        dropped = next(name for name in state_dict if name.endswith("norm1.weight"))
+        dropped = next(name for name, tensor in state_dict.items() if self.is_norm(name, tensor))
         del state_dict[dropped]
         model.save_pretrained(tmp_path, state_dict=state_dict)
         loaded, info = self.model_class.from_pretrained(tmp_path, output_loading_info=True)
@@ -184,7 +188,7 @@ class ModelTests:
     def test_mismatched_weights_are_refused(self, tmp_path):
         model = self.model(torch.float32)
         state_dict = model.state_dict()
-        name = next(name for name in state_dict if name.endswith("norm1.weight"))
+        name = next(name for name, tensor in state_dict.items() if self.is_norm(name, tensor))
         state_dict[name] = torch.zeros(5)
         model.save_pretrained(tmp_path, state_dict=state_dict)
         with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
@@ -307,5 +311,23 @@ class SegmenterTests(ModelTests):
             model(images, labels=change(self.labels(images)))
 
     def test_hidden_states_come_from_the_backbone(self):
-        outputs = self.model()(self.images(), output_hidden_states=True)
-        assert outputs.hidden_states is not None
+        model, images = self.model(), self.images()
+        assert model(images).hidden_states is None
+        assert model(images, output_hidden_states=True).hidden_states is not None
+        model.config.output_hidden_states = True
+        assert model(images).hidden_states is not None
+
+    def test_backbone_can_be_taken_out_and_put_in(self, tmp_path):
+        model, images = self.model(torch.float32), self.images(dtype=torch.float32)
+        model.save_pretrained(tmp_path / "whole")
+        backbone = type(model.backbone).from_pretrained(tmp_path / "whole")
+        with torch.no_grad():
+            expected = model.backbone(images).feature_maps
+            self.assert_same(expected, backbone(images).feature_maps, rtol=1e-5, atol=1e-5)
+        backbone.save_pretrained(tmp_path / "backbone")
+        other, info = self.model_class.from_pretrained(
+            tmp_path / "backbone", config=self.config(), output_loading_info=True
+        )
+        assert info["missing_keys"] and not any(name.startswith("backbone.") for name in info["missing_keys"])
+        with torch.no_grad():
+            self.assert_same(expected, other.backbone(images).feature_maps, rtol=1e-5, atol=1e-5)

@@ -4,6 +4,7 @@
 import argparse
 import importlib
 import pickle
+import re
 import shutil
 import tempfile
 import zipfile
@@ -78,9 +79,9 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if not path.is_file():
         raise ConversionError(f"there is no file {path}")
     if path.suffix.lower() != ".zip":
-        return _read(path)
+        return _read(path, str(path))
     with tempfile.TemporaryDirectory() as folder:
-        return _read(_unpacked(path, Path(folder)), mmap=False)
+        return _read(_unpacked(path, Path(folder)), f"the checkpoint in {path}", mmap=False)
 
 
 def _unpacked(archive: Path, folder: Path) -> Path:
@@ -98,35 +99,36 @@ def _unpacked(archive: Path, folder: Path) -> Path:
         raise ConversionError(f"{archive} is damaged or no zip archive: {error}") from error
 
 
-def _read(path: Path, mmap: bool = True) -> Checkpoint:
+def _read(path: Path, name: str, mmap: bool = True) -> Checkpoint:
     try:
         with torch.serialization.safe_globals(_ALLOWED):
             mmap = mmap and zipfile.is_zipfile(path)  # torch's format before 1.6 cannot be mapped
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
-        reason = next((line for line in str(error).splitlines() if "nsupported" in line or "not allowed" in line), None)
-        if reason is None:
-            raise ConversionError(f"{path} is damaged or no PyTorch checkpoint: {_first_line(error)}") from error
+        refused = re.search(r"GLOBAL ([\w.]+\w)|unrecognized (?:function|class) ([^\n]+)", str(error))
+        if refused is None:
+            raise ConversionError(f"{name} is damaged or no PyTorch checkpoint ({_reason(error)})") from error
         raise ConversionError(
-            f"{path} holds objects that only running its code could build; such files are not read: {reason.strip()}"
+            f"{name} wants {refused.group(1) or refused.group(2)} to be called, which is not needed to read weights: "
+            "such files are refused"
         ) from error
     except Exception as error:  # a damaged pickle can raise anything
-        raise ConversionError(f"{path} is damaged or no PyTorch checkpoint: {_first_line(error)}") from error
-    return _checkpoint(loaded, path)
+        raise ConversionError(f"{name} is damaged or no PyTorch checkpoint ({_reason(error)})") from error
+    return _checkpoint(loaded, name)
 
 
-def _checkpoint(loaded: Any, path: Path) -> Checkpoint:
+def _checkpoint(loaded: Any, name: str) -> Checkpoint:
     if not isinstance(loaded, Mapping):
-        raise ConversionError(f"{path} holds a {type(loaded).__name__}, not a dict with weights")
+        raise ConversionError(f"{name} holds a {type(loaded).__name__}, not a dict with weights")
     meta = loaded.get("meta")
     weights = next((loaded[key] for key in WEIGHT_KEYS if isinstance(loaded.get(key), Mapping)), loaded)
-    state_dict = {name: value for name, value in weights.items() if isinstance(value, torch.Tensor)}
-    others = [str(name) for name, value in weights.items() if not isinstance(value, torch.Tensor)]
-    if not state_dict or (others and weights is not loaded):
-        raise ConversionError(f"{path} holds no weights under {', '.join(WEIGHT_KEYS)}; found {list(loaded)[:8]}")
+    state_dict = {key: value for key, value in weights.items() if isinstance(value, torch.Tensor)}
+    if not state_dict or (len(state_dict) < len(weights) and weights is not loaded):
+        raise ConversionError(f"{name} holds no weights under {', '.join(WEIGHT_KEYS)}; found {list(loaded)[:8]}")
     return Checkpoint(state_dict, dict(meta) if isinstance(meta, Mapping) else {})
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
+def _reason(error: Exception) -> str:
+    """One line of an error, without torch's advice to trust the file."""
+    text = str(error).partition("WeightsUnpickler error: ")[2] or str(error)
+    return text.strip().partition("\n")[0] or type(error).__name__

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
 
 from ..models.upernet import SegUperNetForSemanticSegmentation
@@ -57,8 +58,9 @@ def convert_checkpoint(state_dict: Mapping[str, torch.Tensor], config: Mapping[s
         model_config = head_module.read_config(head, auxiliary, backbone_module.read_config(backbone), **protocol)
     except ConversionError:
         raise
-    except (ValueError, TypeError) as error:  # what our own configs refuse
-        raise ConversionError(f"the model config describes a model that cannot be: {error}") from error
+    except (ValueError, TypeError, StrictDataclassError) as error:  # what our own configs refuse
+        reason = " ".join(str(error).split())
+        raise ConversionError(f"the model config describes a model that cannot be: {reason}") from error
     with torch.device("meta"):
         model = model_class(model_config)
     rules = [*prefixed("backbone.", backbone_module.RULES), *head_module.RULES]

@@ -104,7 +104,7 @@ class SegUperNetForSemanticSegmentation(SegUperNetPreTrainedModel):
         Args:
             pixel_values: `(B, 3, H, W)`, normalised.
             labels: `(B, H, W)` class indices, or `config.semantic_loss_ignore_index`.
-            output_hidden_states, output_attentions: passed to the backbone.
+            output_hidden_states, output_attentions: passed to the backbone; None takes the config's own setting.
 
         Returns:
             `SemanticSegmenterOutput` with `logits` `(B, num_labels, H, W)` and, with labels, `loss`.
@@ -127,7 +127,9 @@ class SegUperNetForSemanticSegmentation(SegUperNetPreTrainedModel):
             return SemanticSegmenterOutput(loss=loss, logits=logits)
 
         logits, outputs = self._segment(
-            pixel_values, output_hidden_states=output_hidden_states, output_attentions=output_attentions
+            pixel_values,
+            output_hidden_states=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
+            output_attentions=config.output_attentions if output_attentions is None else output_attentions,
         )
         loss = None
         if labels is not None:

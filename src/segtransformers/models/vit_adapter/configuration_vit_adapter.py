@@ -53,6 +53,7 @@ class ViTAdapterConfig(BackboneConfigMixin, TrunkConfig):
     """
 
     model_type = "seg_vit_adapter"
+    base_config_key = "backbone_config"
 
     spatial_prior_channels: int = 64
     interaction_indexes: list[list[int]] | list[tuple[int, ...]] | None = None
