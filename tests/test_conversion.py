@@ -191,7 +191,7 @@ def _set(key, value):
         (lambda path, checkpoint: path.write_bytes(b"<html>404</html>" * 100), "is damaged or no PyTorch checkpoint"),
         (_truncated, "is damaged or no PyTorch checkpoint"),
         (_old_truncated, "is damaged or no PyTorch checkpoint"),
-        (_hostile, "wants posix.system to be called"),
+        (_hostile, ".system to be called"),
         (lambda path, checkpoint: torch.save([1, 2], path), "holds a list, not a dict"),
         (lambda path, checkpoint: torch.save({"meta": {}}, path), "holds no weights"),
         (_state(lambda s: s.pop("backbone.level_embed")), "lacks (by their new names): backbone.level_embed"),
