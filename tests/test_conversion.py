@@ -13,12 +13,13 @@ import numpy
 import pytest
 import torch
 from reference_cases import ReferenceCase, relative_error
-from transformers import AutoModelForSemanticSegmentation
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from segtransformers.conversion import ConversionError, convert_checkpoint
 from segtransformers.conversion.checkpoint import read_checkpoint
 from segtransformers.conversion.cli import main
 from segtransformers.conversion.config_text import parse_config
+from segtransformers.conversion.protocol import read_test_pipeline
 from segtransformers.conversion.published import FAMILIES, published_rows
 from segtransformers.datasets import DATASETS, get_dataset_info
 
@@ -101,18 +102,25 @@ def test_script_runs_from_the_command_line(tmp_path, checkpoint, config_file):
     arguments = ["--checkpoint", tmp_path / "original.pth", "--config", config_file, "--output", tmp_path / "converted"]
     done = subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert sorted(path.name for path in (tmp_path / "converted").iterdir()) == ["config.json", "model.safetensors"]
+    written = sorted(path.name for path in (tmp_path / "converted").iterdir())
+    assert written == ["config.json", "model.safetensors", "preprocessor_config.json"]
     again = subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True)
     assert again.returncode == 1 and "is not an empty folder" in again.stderr and "Traceback" not in again.stderr
 
 
 def test_config_text_in_the_checkpoint_is_used(tmp_path, capsys, checkpoint):
-    checkpoint["meta"]["config"] = f"model = {CASE.config!r}\nlog_level = 'INFO'\n"
-    torch.save(checkpoint, tmp_path / "original.pth")
-    status, _, complaint = convert(
-        capsys, "--checkpoint", tmp_path / "original.pth", "--output", tmp_path / "converted"
+    pipeline = published_rows("vit_adapter")["upernet_augreg_adapter_base_512_160k_ade20k"]["test_pipeline"]
+    checkpoint["meta"]["config"] = (
+        f"norm = dict(mean=[1, 2, 3])\nmodel = {CASE.config!r}\ntest_pipeline = {pipeline!r}\n"
+        "train_pipeline = [dict(type='LoadAnnotations', reduce_zero_label=True)]\n"
     )
+    torch.save(checkpoint, tmp_path / "original.pth")
+    arguments = ["--checkpoint", tmp_path / "original.pth", "--output", tmp_path / "converted"]
+    status, _, complaint = convert(capsys, *arguments)
     assert (status, complaint) == (0, "")
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "converted")
+    assert dict(processor.size) == {"shortest_edge": 512, "longest_edge": 2048}
+    assert (processor.size_divisor, processor.image_mean, processor.do_reduce_labels) == (32, [0.5] * 3, True)
 
 
 def test_old_file_format_and_data_parallel_names(tmp_path):
@@ -340,6 +348,8 @@ def test_published_rows_describe_models_that_exist():
             assert row["dataset"] in DATASETS
             classes = get_dataset_info(row["dataset"]).classes
             assert row["model"]["decode_head"]["num_classes"] == len(classes), name
+            processor = read_test_pipeline(row["test_pipeline"], reduce_labels=True)
+            assert processor.size_divisor == 32 and processor.do_normalize
             with pytest.raises(ConversionError, match="tensors that the checkpoint lacks"):  # understood all the way
                 convert_checkpoint({}, row["model"])
 

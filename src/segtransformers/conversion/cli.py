@@ -14,10 +14,12 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..datasets import DATASETS, get_dataset_info
+from ..image_processing import SegmentationImageProcessor
 from .checkpoint import Checkpoint, read_checkpoint
 from .config_text import parse_config
 from .convert import convert_checkpoint
 from .mapping import ConversionError
+from .protocol import read_test_pipeline
 from .published import published_rows
 
 
@@ -32,8 +34,8 @@ def main(family: str, backbones: Sequence[str], arguments: Sequence[str] | None 
     options = _parser(family).parse_args(arguments)
     logging.disable_progress_bar()
     try:
-        model, origin = _convert(options, family, backbones)
-        _write(model, Path(options.output))
+        model, processor, origin = _convert(options, family, backbones)
+        _write(model, processor, Path(options.output))
     except ConversionError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -64,24 +66,44 @@ def _parser(family: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _convert(options: argparse.Namespace, family: str, backbones: Sequence[str]) -> tuple[PreTrainedModel, str]:
+def _convert(
+    options: argparse.Namespace, family: str, backbones: Sequence[str]
+) -> tuple[PreTrainedModel, SegmentationImageProcessor, str]:
     output = Path(options.output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConversionError(f"{output} exists and is not an empty folder: choose another --output")
-    row = published_rows(family).get(options.config or "")
-    config = row["model"] if row else None
-    if row is None and options.config is not None:
+    row = published_rows(family).get(options.config or "", {})
+    config = row
+    if not row and options.config is not None:
         config = _read_config(options.config, family)
     checkpoint = read_checkpoint(options.checkpoint)
-    if config is None:
+    if not config:
         config = _config_of(checkpoint)
-    backbone = config.get("backbone")
+    backbone = config["model"].get("backbone")
     kind = backbone.get("type") if isinstance(backbone, dict) else None
     if kind not in backbones:
         raise ConversionError(f"the config's backbone is {kind!r}; this script converts {', '.join(backbones)}")
-    model = convert_checkpoint(checkpoint.state_dict, config)
-    origin = _label(model, checkpoint, options.dataset, row["dataset"] if row else None)
-    return model, origin
+    model = convert_checkpoint(checkpoint.state_dict, config["model"])
+    dataset = options.dataset or row.get("dataset")
+    origin = _label(model, checkpoint, options.dataset, row.get("dataset"))
+    pipeline = config.get("test_pipeline") or config.get("data", {}).get("test", {}).get("pipeline")
+    if pipeline is None:
+        return (
+            model,
+            SegmentationImageProcessor(),
+            f"{origin}; image processor: defaults, the config has no test_pipeline",
+        )
+    processor = read_test_pipeline(pipeline, _reduces_labels(config, dataset))
+    return model, processor, origin
+
+
+def _reduces_labels(config: dict[str, Any], dataset: str | None) -> bool:
+    """Whether label 0 means "no class": what the config loads labels with, or else a habit of the data set."""
+    steps = config.get("train_pipeline") or []
+    loading = [step for step in steps if isinstance(step, dict) and step.get("type") == "LoadAnnotations"]
+    if loading:
+        return bool(loading[0].get("reduce_zero_label", False))
+    return dataset is not None and get_dataset_info(dataset).reduce_zero_label
 
 
 def _read_config(name: str, family: str) -> dict[str, Any]:
@@ -94,22 +116,23 @@ def _read_config(name: str, family: str) -> dict[str, Any]:
         config = json.loads(text) if path.suffix == ".json" else parse_config(text)
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ConversionError(f"{path} cannot be read as a config: {error}") from error
-    return _model_of(config, str(path))
+    return _checked_config(config, str(path))
 
 
 def _config_of(checkpoint: Checkpoint) -> dict[str, Any]:
     text = checkpoint.meta.get("config")
     if not isinstance(text, str):
         raise ConversionError("the checkpoint does not hold its config: say --config NAME or --config FILE")
-    return _model_of(parse_config(text), "the config in the checkpoint")
+    return _checked_config(parse_config(text), "the config in the checkpoint")
 
 
-def _model_of(config: Any, where: str) -> dict[str, Any]:
-    """The model dict of a whole config, or the config itself if it already is one."""
-    model = config.get("model", config) if isinstance(config, dict) else None
-    if not isinstance(model, dict) or "type" not in model:
+def _checked_config(config: Any, where: str) -> dict[str, Any]:
+    """A whole config; a lone model dict becomes one that has nothing else."""
+    if isinstance(config, dict) and "model" not in config:
+        config = {"model": config}
+    if not isinstance(config, dict) or not isinstance(config["model"], dict) or "type" not in config["model"]:
         raise ConversionError(f"{where} has no model dict with a type")
-    return model
+    return config
 
 
 def _label(model: PreTrainedModel, checkpoint: Checkpoint, chosen: str | None, published: str | None) -> str:
@@ -152,13 +175,14 @@ def _checked_palette(palette: Any, count: int) -> list[list[int]]:
     return colours
 
 
-def _write(model: PreTrainedModel, output: Path) -> None:
+def _write(model: PreTrainedModel, processor: SegmentationImageProcessor, output: Path) -> None:
     """Save into a folder beside `output` that takes its name only when complete."""
     partial = None
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
         model.save_pretrained(partial)
+        processor.save_pretrained(partial)
         partial.chmod(0o755)
         partial.replace(output)  # an empty folder of that name is replaced
     except OSError as error:

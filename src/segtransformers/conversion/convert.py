@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from ..models.upernet import SegUperNetForSemanticSegmentation
 from . import upernet, vit_adapter
 from .mapping import ConversionError, Settings, load_converted, prefixed
+from .protocol import read_test_cfg
 
 # mmseg's type name -> the module that knows it
 BACKBONES = {"ViTAdapter": vit_adapter}
@@ -48,7 +49,7 @@ def convert_checkpoint(state_dict: Mapping[str, torch.Tensor], config: Mapping[s
         auxiliary = auxiliary[0] if auxiliary else None
     if auxiliary is not None:
         auxiliary, _ = _part(auxiliary, "auxiliary_head", AUXILIARY_HEADS)
-    protocol = read_protocol(segmentor.take("test_cfg", None))
+    protocol = read_test_cfg(segmentor.take("test_cfg", None))
     segmentor.drop("pretrained", "train_cfg", "init_cfg")
     segmentor.finish()
 
@@ -66,16 +67,6 @@ def convert_checkpoint(state_dict: Mapping[str, torch.Tensor], config: Mapping[s
     rules = [*prefixed("backbone.", backbone_module.RULES), *head_module.RULES]
     load_converted(model, _without_wrapper(state_dict), rules)
     return model.eval()
-
-
-def read_protocol(test_cfg: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Fields of [`SegmentationConfig`] from mmseg's `test_cfg`."""
-    settings = Settings(test_cfg or {"mode": "whole"}, "test_cfg")
-    mode = settings.expect("mode", "whole", "slide")
-    protocol: dict[str, Any] = {"inference_mode": mode}
-    if mode == "slide":
-        protocol |= {"window_size": settings.take("crop_size"), "window_stride": settings.take("stride")}
-    return protocol
 
 
 def _part(values: Any, where: str, known) -> tuple[Settings, str]:

@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""The published rows: for each config name its data set and mmseg's resolved model dict, as data."""
+"""The published rows: for each config name its data set, mmseg's resolved model dict and test pipeline, as data."""
 
 import functools
 import json
@@ -11,6 +11,6 @@ FAMILIES = ("vit_adapter",)
 
 @functools.lru_cache
 def published_rows(family: str) -> dict[str, dict[str, Any]]:
-    """Config name -> `{"dataset": ..., "model": ...}` of one of `FAMILIES`."""
+    """Config name -> `{"dataset": ..., "model": ..., "test_pipeline": ...}` of one of `FAMILIES`."""
     text = resources.files(__package__).joinpath(f"published_rows/{family}.json").read_text(encoding="utf-8")
     return json.loads(text)
