@@ -2,10 +2,13 @@
 """Conversion scripts as a user runs them: good files, and everything that can be wrong with a file."""
 
 import argparse
+import datetime
 import json
 import os
 import subprocess
 import sys
+import tarfile
+import types
 import zipfile
 from pathlib import Path
 
@@ -105,7 +108,7 @@ def test_script_runs_from_the_command_line(tmp_path, checkpoint, config_file):
     written = sorted(path.name for path in (tmp_path / "converted").iterdir())
     assert written == ["config.json", "model.safetensors", "preprocessor_config.json"]
     again = subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True)
-    assert again.returncode == 1 and "is not an empty folder" in again.stderr and "Traceback" not in again.stderr
+    assert again.returncode == 1 and "is not a new or empty folder" in again.stderr and "Traceback" not in again.stderr
 
 
 def test_config_text_in_the_checkpoint_is_used(tmp_path, capsys, checkpoint):
@@ -187,6 +190,11 @@ def _state(change):
     return write
 
 
+def _tar(path: Path) -> None:
+    with tarfile.open(path, "w") as archive:
+        archive.add(__file__, "inside.pth")
+
+
 def _set(key, value):
     return lambda state_dict: state_dict.__setitem__(key, value)
 
@@ -205,9 +213,16 @@ def _set(key, value):
         (_state(lambda s: s.pop("backbone.level_embed")), "lacks (by their new names): backbone.level_embed"),
         (_state(_set("backbone.cls_token", torch.zeros(1))), "has no place for: backbone.cls_token"),
         (_state(_set("backbone.norm1.weight", torch.zeros(7))), "backbone.norm1.weight is 7, expected 48"),
+        (_state(_set("backbone.pos_embed", torch.zeros(5))), "backbone.pos_embed is (5,), expected (1, 1 + positions"),
+        (_state(_set("backbone.norm1.weight", torch.zeros(48).int())), "norm1.weight is torch.int32"),
+        (_state(_set("backbone.norm1.weight", torch.zeros(48).to_sparse())), "expected a dense tensor"),
+        (_state(_set("backbone.norm1.num_batches_tracked", torch.tensor(1.5))), "expected an integer counter"),
+        (_state(_set("backbone.norm1.weight", "text")), "holds a str under 'backbone.norm1.weight', not a tensor"),
+        (_state(_set(7, torch.zeros(1))), "maps 7 to a Tensor, not a name to a tensor"),
+        (lambda path, checkpoint: _tar(path), "is a tar archive: unpack it"),
+        (lambda path, checkpoint: torch.jit.save(torch.jit.script(torch.nn.ReLU()), path), "is a TorchScript archive"),
         (_state(lambda s: [s.pop(key) for key in list(s)[:60]]), " and 5"),
     ],
-    ids=["absent", "empty", "html", "truncated", "old", "hostile", "list", "bare", "missing", "extra", "shape", "many"],
 )
 def test_bad_checkpoints_are_refused(tmp_path, capsys, checkpoint, config_file, write, message):
     file = tmp_path / "original.pth"
@@ -226,6 +241,26 @@ def test_bad_archives_are_refused(tmp_path, capsys, config_file, members, messag
         for name in members:
             archive.writestr(name, b"not a checkpoint")
     assert_refused(capsys, tmp_path, message, "--checkpoint", tmp_path / "original.zip", "--config", config_file)
+
+
+def test_archives_with_damaged_members_are_refused(tmp_path, capsys, checkpoint, config_file):
+    torch.save(checkpoint, tmp_path / "original.pth")
+    for method in (zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA):
+        with zipfile.ZipFile(tmp_path / "original.zip", "w", method) as archive:
+            archive.write(tmp_path / "original.pth", "original.pth")
+        damaged = bytearray((tmp_path / "original.zip").read_bytes())
+        damaged[2000:2100] = b"x" * 100
+        (tmp_path / "original.zip").write_bytes(damaged)
+        arguments = ["--checkpoint", tmp_path / "original.zip", "--config", config_file]
+        assert_refused(capsys, tmp_path, "is damaged", *arguments)
+
+
+def test_archives_from_a_mac(tmp_path, checkpoint):
+    torch.save(checkpoint, tmp_path / "best.pth")
+    with zipfile.ZipFile(tmp_path / "original.zip", "w") as archive:
+        archive.write(tmp_path / "best.pth", "best.pth")
+        archive.writestr("__MACOSX/._best.pth", b"shadow")
+    assert read_checkpoint(tmp_path / "original.zip").meta["iter"] == 160000
 
 
 def test_no_archive_at_all_is_refused(tmp_path, capsys, config_file):
@@ -262,13 +297,23 @@ def _config(**changes):
         (_config(neck={"type": "FPN"}), "has a neck"),
         (_config(backbone__patch_size=14), "backbone.patch_size is 14; only 16 can be converted"),
         (_config(decode_head__align_corners=True), "decode_head.align_corners is True; only False"),
-        (_config(decode_head__norm_cfg={"type": "GN", "num_groups": 32}), "only batch norm (BN, SyncBN)"),
+        (
+            _config(decode_head__norm_cfg={"type": "GN", "num_groups": 32}),
+            "decode_head.norm_cfg.type is 'GN'; only 'BN' or 'SyncBN'",
+        ),
         (_config(decode_head__num_classes=None), "decode_head does not say 'num_classes'"),
         (_config(decode_head__num_classes=7), "auxiliary_head.num_classes differs"),
         (_config(backbone__interaction_indexes=[[0, 1]]), "describes a model that cannot be: interaction_indexes"),
         (_config(backbone__embed_dim="wide"), "describes a model that cannot be"),
         (_config(backbone__embed_dim=96), "wrong shapes: backbone.pos_embed is 1x196x48, expected 1x196x96"),
         (_config(test_cfg__mode="tiles"), "test_cfg.mode is 'tiles'"),
+        (_config(test_cfg__stride=[128, 128]), "must not exceed window_size"),
+        (_config(test_cfg__flip=True), "test_cfg has settings that are not understood: flip"),
+        (_config(decode_head__norm_cfg={"type": "BN", "eps": 1e-3}), "norm_cfg.eps is 0.001; only 1e-05"),
+        (_config(decode_head__in_channels=48), "decode_head.in_channels is 48; one number for each"),
+        (_config(decode_head__type=["UPerHead"]), "decode_head.type is ['UPerHead']"),
+        (_config(backbone__depth="4"), "backbone.depth is '4'"),
+        (_config(backbone__deform_num_heads=0), "deformable_num_heads must be at least 1"),
         ({"model": 3}, "has no model dict with a type"),
         ([1], "has no model dict with a type"),
     ],
@@ -304,7 +349,14 @@ def test_existing_output_is_left_alone(tmp_path, capsys, checkpoint, config_file
     (tmp_path / "converted").mkdir()
     (tmp_path / "converted" / "precious").write_text("data")
     arguments = ["--checkpoint", tmp_path / "original.pth", "--config", config_file]
-    assert_refused(capsys, tmp_path, "is not an empty folder", *arguments)
+    assert_refused(capsys, tmp_path, "is not a new or empty folder", *arguments)
+    for odd, message in (
+        (".", "is not a new or empty folder"),
+        ("x" * 300, "no path to write to"),
+        ("a\0b", "no path"),
+    ):
+        status, _, complaint = convert(capsys, *arguments, "--output", odd)
+        assert status == 1 and message in complaint and complaint.count("\n") == 1
     (tmp_path / "file").write_text("data")
     status, _, complaint = convert(capsys, *arguments, "--output", tmp_path / "file" / "below")
     assert status == 1 and "cannot write" in complaint
@@ -317,29 +369,103 @@ def test_objects_of_training_state_are_read_past(tmp_path):
     assert meta["args"].lr == 0.1 and meta["scores"].tolist() == [0, 1, 2] and bool(meta["flag"])
 
 
-def test_config_text_is_read_without_running_it():
-    text = """'''docstring'''
-norm_cfg = dict(type='SyncBN', requires_grad=True)
-model = dict(type='EncoderDecoder', head=dict(norm_cfg=norm_cfg, stride=(-1, 2.5), more={'a': [None, True]}))
+# What mmcv 1.4 writes: the line with gpu_ids stands in most dumped configs.
+DUMPED = """norm_cfg = dict(type='SyncBN', requires_grad=True)
+model = dict(
+    type='EncoderDecoder',
+    head=dict(norm_cfg=norm_cfg, stride=(-1, 2.5), more={'a': [None, True]}))
+optimizer = dict(
+    type='AdamW', lr=6e-05, paramwise_cfg=dict(custom_keys=dict({'backbone.x': dict(lr_mult=0.1)})))
+work_dir = './work_dirs/upernet'
+gpu_ids = range(0, 8)
+auto_resume = False
 """
-    assert parse_config(text)["model"] == {
-        "type": "EncoderDecoder",
-        "head": {
-            "norm_cfg": {"type": "SyncBN", "requires_grad": True},
-            "stride": (-1, 2.5),
-            "more": {"a": [None, True]},
+
+
+def test_config_text_is_read_without_running_it():
+    assert parse_config("\ufeff" + DUMPED, ["model", "optimizer", "absent"]) == {
+        "model": {
+            "type": "EncoderDecoder",
+            "head": {
+                "norm_cfg": {"type": "SyncBN", "requires_grad": True},
+                "stride": (-1, 2.5),
+                "more": {"a": [None, True]},
+            },
+        },
+        "optimizer": {
+            "type": "AdamW",
+            "lr": 6e-05,
+            "paramwise_cfg": {"custom_keys": {"backbone.x": {"lr_mult": 0.1}}},
         },
     }
-    for bad, message in (
-        ("import os", "line 1 of the config is not understood: import os"),
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import os\nmodel = os.getcwd()", r"line 2 .*os\.getcwd\(\)"),
         ("a = 1\nmodel = open('x')", r"line 2 .*open\('x'\)"),
         ("model = dict(**other)", "not understood"),
         ("model = unknown", "not understood: unknown"),
+        ("model = dict()\nmodel['type'] = 'x'", r"line 2 .*model\['type'\] = 'x'"),
+        ("model = dict()\nmodel.update(a=1)", r"line 2 .*model\.update"),
+        ("model = [1]\nmodel += [2]", "line 2"),
+        ("if True:\n    model = dict()", "line 1"),
         ("_base_ = ['x.py']", "inherits from _base_"),
         ("model = (", "not Python text"),
-    ):
-        with pytest.raises(ConversionError, match=message):
-            parse_config(bad)
+        ("model = model", "not understood"),
+        ("model = {[1]: 2}", "not understood"),
+        ("model = " + "-" * 100000 + "1", "not Python text|not understood"),
+    ],
+)
+def test_config_text_that_is_not_understood(text, message):
+    with pytest.raises(ConversionError, match=message):
+        parse_config(text, ["model"])
+
+
+def test_dumped_config_file(tmp_path, capsys, checkpoint):
+    torch.save(checkpoint, tmp_path / "original.pth")
+    text = f"gpu_ids = range(0, 8)\nmodel = {CASE.config!r}\ndevice = 'cuda'\n"
+    (tmp_path / "config.py").write_text(text, encoding="utf-8-sig")
+    arguments = ["--checkpoint", tmp_path / "original.pth", "--config", tmp_path / "config.py"]
+    assert convert(capsys, *arguments, "--output", tmp_path / "converted")[0] == 0
+
+
+def test_mixed_dtypes_become_the_widest_and_shared_memory_is_copied(tmp_path):
+    state_dict = CASE.state_dict(torch.float32)
+    state_dict["backbone.level_embed"] = state_dict["backbone.level_embed"].half()
+    state_dict["backbone.norm2.bias"] = state_dict["backbone.norm1.bias"]
+    model = convert_checkpoint(state_dict, CASE.config)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    model.save_pretrained(tmp_path)
+
+
+def test_training_state_of_many_kinds_is_read_past(tmp_path):
+    class ConfigDict(dict):
+        pass
+
+    ConfigDict.__module__, ConfigDict.__qualname__ = "mmcv.utils.config", "ConfigDict"
+    module = types.ModuleType("mmcv.utils.config")
+    module.ConfigDict = ConfigDict
+    names = {
+        "mmcv": types.ModuleType("mmcv"),
+        "mmcv.utils": types.ModuleType("mmcv.utils"),
+        "mmcv.utils.config": module,
+    }
+    sys.modules.update(names)
+    try:
+        meta = {
+            "cfg": ConfigDict(a=1),
+            "when": datetime.datetime(2022, 1, 1),
+            "dir": Path("x"),
+            "names": numpy.array(["a"]),
+        }
+        torch.save({"meta": meta, "state_dict": {"a": torch.ones(1)}}, tmp_path / "file.pth")
+    finally:
+        for name in names:
+            del sys.modules[name]
+    read = read_checkpoint(tmp_path / "file.pth")
+    assert read.meta["cfg"] == {"a": 1} and read.meta["names"].tolist() == ["a"] and "a" in read.state_dict
 
 
 def test_published_rows_describe_models_that_exist():

@@ -9,7 +9,7 @@ from transformers import UperNetForSemanticSegmentation as TransformersUperNet
 
 from segtransformers import SegUperNetConfig, SegUperNetForSemanticSegmentation
 from segtransformers.conversion import convert_checkpoint, upernet, vit_adapter
-from segtransformers.conversion.mapping import prefixed, rename
+from segtransformers.conversion.mapping import find_rule, prefixed
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 
@@ -109,7 +109,7 @@ def test_loss_and_gradients_equal_the_original():
 
 def _new_name(original: str) -> str:
     rules = [*prefixed("backbone.", vit_adapter.RULES), *upernet.RULES]
-    return rename(original, torch.zeros(1, 2, 1), rules)[0]
+    return find_rule(original, rules)[1]
 
 
 def test_equals_transformers_upernet_where_they_mean_the_same():
@@ -216,13 +216,77 @@ def test_gradient_accumulation_changes_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"backbone_config": small_config(out_features=["stage4"])}, "at least 3 feature maps .*set its out_features"),
+        (
+            {"backbone_config": small_config(out_features=["stage4"])},
+            "at least 3 feature maps, but the backbone gives 1: set the out_features",
+        ),
         ({"inference_mode": "tiles"}, "'whole' or 'slide'"),
         ({"inference_mode": "slide"}, "needs window_size and window_stride"),
+        ({"inference_mode": "slide", "window_size": 64, "window_stride": 65}, "must not exceed window_size"),
+        ({"window_size": [64, 64, 64]}, r"one side or \(height, width\)"),
         ({"window_batch_size": 0}, "at least 1"),
+        ({"auxiliary_in_index": -1}, "0 or more"),
+        ({"pool_scales": []}, "at least 1"),
+        ({"hidden_size": 0}, "at least 1"),
+        ({"classifier_dropout": 1.0}, r"\[0, 1\)"),
+        ({"palette": [[0, 0, 256]] * 5}, "from 0 to 255"),
+        ({"backbone_config": {"out_features": ["stage4"]}}, "model_type None, which transformers does not know"),
+        ({"backbone_config": {"model_type": "no_such"}}, "model_type 'no_such'"),
         ({"auxiliary_num_convs": 0}, "at least 1"),
     ],
 )
 def test_impossible_configs_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         small_head(**changes)
+
+
+def test_fields_changed_after_construction_are_checked():
+    model = SegUperNetForSemanticSegmentation(small_head()).eval()
+    images = torch.randn(1, 3, 64, 96)
+    model.config.inference_mode = "slide"
+    with pytest.raises(ValueError, match="needs window_size"):
+        model(images)
+    model.config.window_size, model.config.window_stride = 64, 43
+    assert model(images).logits.shape == (1, 5, 64, 96)
+    model.config.inference_mode = "slid"
+    with pytest.raises(ValueError, match="'whole' or 'slide'"):
+        model(images)
+
+
+@pytest.mark.parametrize(
+    "images", [torch.zeros(3, 64, 64), torch.zeros(0, 3, 64, 64), torch.zeros(1, 3, 64, 64).byte()]
+)
+def test_what_is_no_batch_of_images_is_refused(images):
+    model = SegUperNetForSemanticSegmentation(small_head(inference_mode="slide", window_size=32, window_stride=32))
+    with pytest.raises(ValueError, match=r"normalised floats \(batch, 3, height, width\)"):
+        model.eval()(images)
+
+
+def test_evaluation_loss_means_the_same_for_all_sizes():
+    """In slide mode the auxiliary head has no part in it, also where one window is enough."""
+    model = SegUperNetForSemanticSegmentation(
+        small_head(inference_mode="slide", window_size=64, window_stride=43)
+    ).eval()
+    images, labels = torch.randn(1, 3, 64, 64), torch.randint(5, (1, 64, 64))
+    with torch.no_grad():
+        outputs = model(images, labels=labels)
+        expected = torch.nn.functional.cross_entropy(outputs.logits, labels)
+    assert outputs.loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_dtype_does_not_depend_on_the_size():
+    config = small_head(inference_mode="slide", window_size=64, window_stride=43)
+    model = SegUperNetForSemanticSegmentation(config).to(torch.bfloat16).eval()
+    for side in (64, 96):
+        assert model(torch.randn(1, 3, side, side, dtype=torch.bfloat16)).logits.dtype == torch.bfloat16
+
+
+def test_export_with_windows_and_a_dynamic_batch():
+    model = SegUperNetForSemanticSegmentation(
+        small_head(inference_mode="slide", window_size=64, window_stride=43)
+    ).eval()
+    images = torch.randn(2, 3, 64, 96)
+    shapes = {"pixel_values": {0: torch.export.Dim("batch", min=1, max=8)}}
+    program = torch.export.export(model, (images,), dynamic_shapes=shapes, strict=False)
+    more = torch.randn(3, 3, 64, 96)
+    torch.testing.assert_close(program.module()(more).logits, model(more).logits, rtol=1e-4, atol=1e-4)

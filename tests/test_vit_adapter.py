@@ -1,11 +1,16 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+import weakref
+
+import accelerate
 import pytest
+import timm
 import torch
-from model_tests import BackboneTests
+from model_tests import BackboneTests, randomise
 from reference_cases import ReferenceCase, relative_error
 
 from segtransformers import ViTAdapterBackbone, ViTAdapterConfig
 from segtransformers.conversion import convert_checkpoint
+from segtransformers.models.trunk import Trunk
 
 CASES = ["", "-light", "-nofeature", "-noscale", "-pretrain384", "-windowed"]
 MAPS = ["stage1", "stage2", "stage3", "stage4"]
@@ -117,9 +122,84 @@ def test_loading_does_not_ask_timm_for_weights(tmp_path, monkeypatch):
         ({"window_sizes": [2, 2], "use_prefix_tokens": False}, "window_sizes needs one side"),
         ({"window_sizes": [2, 2, 2, 2]}, "set use_prefix_tokens=False"),
         ({"pretrain_image_size": 8}, "at least one patch"),
+        ({"trunk": "vit_dwee_patch16_reg1_gap_256"}, "Block around DiffAttention"),
+        ({"interaction_indexes": [[1, 0], [0, 3]]}, "cover blocks 0 to 3"),
+        ({"interaction_indexes": [0, 1, 2, 3]}, "cover blocks 0 to 3"),
+        ({"deformable_num_heads": 0}, "at least 1"),
+        ({"deformable_num_points": 0}, "at least 1"),
+        ({"drop_path_rate": 1.5}, r"\[0, 1\)"),
         ({"out_features": ["stage9"]}, "stage9"),
     ],
 )
 def test_impossible_configs_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         ViTAdapterBackbone(small_config(**changes))
+
+
+def test_tuples_and_integers_are_as_good_as_lists_and_floats():
+    config = small_config(
+        interaction_indexes=((0, 0), (1, 1), (2, 2), (3, 3)), pretrain_image_size=(64, 64), layer_norm_eps=1
+    )
+    assert config.interaction_indexes == [[0, 0], [1, 1], [2, 2], [3, 3]] and config.pretrain_image_size == [64, 64]
+
+
+@pytest.mark.parametrize(
+    "trunk",
+    ["vit_tiny_patch16_224", "deit3_small_patch16_224", "vit_base_patch16_clip_224", "vit_little_patch16_reg4_gap_256"],
+)
+def test_trunk_equals_timm_at_its_own_size(trunk):
+    """Our slices of blocks on our embedding, against timm's own intermediate features."""
+    config = ViTAdapterConfig(trunk=trunk, num_hidden_layers=4, hidden_size=64, num_attention_heads=2)
+    ours = randomise(Trunk(config).double()).eval()
+    theirs = (
+        timm.create_model(trunk, depth=4, embed_dim=64, num_heads=2, num_classes=0, global_pool="avg").double().eval()
+    )
+    state_dict = {name.removeprefix("embeddings."): tensor for name, tensor in ours.state_dict().items()}
+    missing, unexpected = theirs.load_state_dict(state_dict, strict=False)
+    assert not unexpected and all(name.startswith(("norm.", "fc_norm.")) for name in missing)
+    images = torch.randn(1, 3, *config.pretrain_image_size, dtype=torch.float64)
+    with torch.no_grad():
+        tokens, grid = ours.embed(images)
+        states = [*ours.run_blocks(tokens, 0, 1, grid)]
+        states += ours.run_blocks(states[-1], 2, 3, grid)
+        expected = theirs.forward_intermediates(images, norm=False, intermediates_only=True)
+    for state, map_ in zip(states, expected, strict=True):
+        torch.testing.assert_close(state[:, ours.num_prefix_tokens :], map_.flatten(2).transpose(1, 2))
+
+
+def test_meta_device_gives_shapes():
+    model = ViTAdapterBackbone(small_config()).to("meta")
+    assert [tuple(map_.shape) for map_ in model(torch.empty(1, 3, 64, 96, device="meta")).feature_maps] == [
+        (1, 32, 64 // stride, 96 // stride) for stride in (4, 8, 16, 32)
+    ]
+
+
+def test_weights_can_stay_on_disk_until_they_are_needed(tmp_path):
+    """accelerate moves the weights of a module in front of its forward: each must be used there."""
+    model = ViTAdapterBackbone(small_config()).eval()
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(images).feature_maps
+        accelerate.disk_offload(model, tmp_path, execution_device="cpu")
+        for map_, other in zip(model(images).feature_maps, expected, strict=True):
+            torch.testing.assert_close(map_, other, rtol=1e-5, atol=1e-5)
+
+
+def test_frozen_embedding_can_pass_gradients_on():
+    model = ViTAdapterBackbone(small_config()).train()
+    model.requires_grad_(False)
+    model.trunk.blocks[0].attn.qkv.requires_grad_(True)
+    model.enable_input_require_grads()
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": True})
+    sum(map_.mean() for map_ in model(torch.randn(1, 3, 64, 128)).feature_maps).backward()
+    assert model.trunk.blocks[0].attn.qkv.weight.grad.any()
+
+
+def test_hidden_states_are_kept_only_if_asked_for():
+    model = ViTAdapterBackbone(small_config()).eval()
+    alive = []
+    for block in model.trunk.blocks:
+        block.register_forward_hook(lambda *args: alive.append(weakref.ref(args[2])))
+    with torch.no_grad():
+        outputs = model(torch.randn(1, 3, 64, 64))
+    assert outputs.hidden_states is None and not any(reference() is not None for reference in alive)

@@ -6,8 +6,10 @@ import importlib
 import pickle
 import re
 import shutil
+import tarfile
 import tempfile
 import zipfile
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,10 +49,28 @@ _ALLOWED: list[Any] = [
     ),
     numpy.ndarray,
     numpy.dtype,
-    *(type(numpy.dtype(code)) for code in ("?", "b", "B", "h", "H", "i", "I", "l", "L", "q", "Q", "e", "f", "d")),
+    *(
+        type(numpy.dtype(code))
+        for code in ("?", "b", "B", "h", "H", "i", "I", "l", "L", "q", "Q", "e", "f", "d", "U", "S")
+    ),
     argparse.Namespace,
-    (_Dropped, "mmengine.logging.history_buffer.HistoryBuffer"),
-    (_Dropped, "mmcv.utils.config.ConfigDict"),
+    # torch fills only plain mappings, whatever they are called in the file
+    *(
+        (OrderedDict, name)
+        for name in ("mmcv.utils.config.ConfigDict", "mmengine.config.config.ConfigDict", "addict.Dict")
+    ),
+    *(
+        (_Dropped, name)
+        for name in (
+            "mmengine.logging.history_buffer.HistoryBuffer",
+            "datetime.datetime",
+            "datetime.timedelta",
+            "pathlib.PosixPath",
+            "pathlib.WindowsPath",
+            "pathlib._local.PosixPath",
+            "pathlib._local.WindowsPath",
+        )
+    ),
 ]
 
 
@@ -87,7 +107,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 def _unpacked(archive: Path, folder: Path) -> Path:
     try:
         with zipfile.ZipFile(archive) as opened:
-            members = [name for name in opened.namelist() if name.lower().endswith(WEIGHT_SUFFIXES)]
+            members = [name for name in opened.namelist() if _is_checkpoint_name(name)]
             if len(members) != 1:
                 found = ", ".join(members) or "none"
                 raise ConversionError(f"{archive} must hold exactly one checkpoint file (.pth), found {found}")
@@ -95,21 +115,32 @@ def _unpacked(archive: Path, folder: Path) -> Path:
             with opened.open(members[0]) as source, target.open("wb") as copy:
                 shutil.copyfileobj(source, copy)
             return target
-    except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, NotImplementedError) as error:
-        raise ConversionError(f"{archive} is damaged or no zip archive: {error}") from error
+    except ConversionError:
+        raise
+    except Exception as error:  # each compression has errors of its own
+        raise ConversionError(f"{archive} is damaged or no zip archive: {_reason(error)}") from error
+
+
+def _is_checkpoint_name(name: str) -> bool:
+    """Whether a member of an archive is a checkpoint, and not the shadow of one that macOS adds."""
+    return name.lower().endswith(WEIGHT_SUFFIXES) and not Path(name).name.startswith("._")
 
 
 def _read(path: Path, name: str, mmap: bool = True) -> Checkpoint:
+    if tarfile.is_tarfile(path):
+        raise ConversionError(f"{name} is a tar archive: unpack it and give the checkpoint inside")
     try:
         with torch.serialization.safe_globals(_ALLOWED):
             mmap = mmap and zipfile.is_zipfile(path)  # torch's format before 1.6 cannot be mapped
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
-        refused = re.search(r"GLOBAL ([\w.]+\w)|unrecognized (?:function|class) ([^\n]+)", str(error))
+        refused = re.search(
+            r"GLOBAL ([\w.]+\w)|unrecognized (?:function|class) ([^\n]+)|got (<class [^\n]+>)", str(error)
+        )
         if refused is None:
             raise ConversionError(f"{name} is damaged or no PyTorch checkpoint ({_reason(error)})") from error
         raise ConversionError(
-            f"{name} wants {refused.group(1) or refused.group(2)} to be called, which is not needed to read weights: "
+            f"{name} wants {next(filter(None, refused.groups()))} to be called, which is not needed to read weights: "
             "such files are refused"
         ) from error
     except Exception as error:  # a damaged pickle can raise anything
@@ -123,7 +154,10 @@ def _checkpoint(loaded: Any, name: str) -> Checkpoint:
     meta = loaded.get("meta")
     weights = next((loaded[key] for key in WEIGHT_KEYS if isinstance(loaded.get(key), Mapping)), loaded)
     state_dict = {key: value for key, value in weights.items() if isinstance(value, torch.Tensor)}
-    if not state_dict or (len(state_dict) < len(weights) and weights is not loaded):
+    others = [key for key in weights if key not in state_dict]
+    if state_dict and others and weights is not loaded:
+        raise ConversionError(f"{name} holds a {type(weights[others[0]]).__name__} under {others[0]!r}, not a tensor")
+    if not state_dict:
         raise ConversionError(f"{name} holds no weights under {', '.join(WEIGHT_KEYS)}; found {list(loaded)[:8]}")
     return Checkpoint(state_dict, dict(meta) if isinstance(meta, Mapping) else {})
 
@@ -131,4 +165,7 @@ def _checkpoint(loaded: Any, name: str) -> Checkpoint:
 def _reason(error: Exception) -> str:
     """One line of an error, without torch's advice to trust the file."""
     text = str(error).partition("WeightsUnpickler error: ")[2] or str(error)
-    return text.strip().partition("\n")[0] or type(error).__name__
+    if "TorchScript" in text:
+        return "it is a TorchScript archive"
+    text = re.split(r"In PyTorch 2\.6|Re-running|\n", text.strip())[0].strip()
+    return text or type(error).__name__

@@ -22,6 +22,8 @@ from .mapping import ConversionError
 from .protocol import read_test_pipeline
 from .published import published_rows
 
+CONFIG_VARIABLES = ("model", "test_pipeline", "train_pipeline")
+
 
 def main(family: str, backbones: Sequence[str], arguments: Sequence[str] | None = None) -> int:
     """Run one family's conversion script; returns the exit status.
@@ -34,14 +36,15 @@ def main(family: str, backbones: Sequence[str], arguments: Sequence[str] | None 
     options = _parser(family).parse_args(arguments)
     logging.disable_progress_bar()
     try:
+        output = _checked_output(options.output)
         model, processor, origin = _convert(options, family, backbones)
-        _write(model, processor, Path(options.output))
+        _write(model, processor, output)
     except ConversionError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 1
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{type(model).__name__}, {parameters / 1e6:.1f}M parameters, {model.config.num_labels} classes ({origin})")
-    print(f"written to {options.output}")
+    print(f"written to {output}")
     return 0
 
 
@@ -66,12 +69,21 @@ def _parser(family: str) -> argparse.ArgumentParser:
     return parser
 
 
+def _checked_output(name: str) -> Path:
+    """Where to write: a new or empty folder. Checked before any work is done."""
+    try:
+        output = Path(name).expanduser().resolve()
+        taken = output.exists() and (not output.is_dir() or any(output.iterdir()))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ConversionError(f"--output {name!r} is no path to write to: {error}") from error
+    if output == Path.cwd() or taken:
+        raise ConversionError(f"{output} is not a new or empty folder: choose another --output")
+    return output
+
+
 def _convert(
     options: argparse.Namespace, family: str, backbones: Sequence[str]
 ) -> tuple[PreTrainedModel, SegmentationImageProcessor, str]:
-    output = Path(options.output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ConversionError(f"{output} exists and is not an empty folder: choose another --output")
     row = published_rows(family).get(options.config or "", {})
     config = row
     if not row and options.config is not None:
@@ -86,7 +98,7 @@ def _convert(
     model = convert_checkpoint(checkpoint.state_dict, config["model"])
     dataset = options.dataset or row.get("dataset")
     origin = _label(model, checkpoint, options.dataset, row.get("dataset"))
-    pipeline = config.get("test_pipeline") or config.get("data", {}).get("test", {}).get("pipeline")
+    pipeline = config.get("test_pipeline")
     if pipeline is None:
         return (
             model,
@@ -112,9 +124,9 @@ def _read_config(name: str, family: str) -> dict[str, Any]:
         rows = ", ".join(published_rows(family))
         raise ConversionError(f"--config {name!r} is neither a file nor a published config. Published are: {rows}")
     try:
-        text = path.read_text(encoding="utf-8")
-        config = json.loads(text) if path.suffix == ".json" else parse_config(text)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        text = path.read_text(encoding="utf-8-sig")
+        config = json.loads(text) if path.suffix == ".json" else parse_config(text, CONFIG_VARIABLES)
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ConversionError(f"{path} cannot be read as a config: {error}") from error
     return _checked_config(config, str(path))
 
@@ -123,7 +135,7 @@ def _config_of(checkpoint: Checkpoint) -> dict[str, Any]:
     text = checkpoint.meta.get("config")
     if not isinstance(text, str):
         raise ConversionError("the checkpoint does not hold its config: say --config NAME or --config FILE")
-    return _checked_config(parse_config(text), "the config in the checkpoint")
+    return _checked_config(parse_config(text, CONFIG_VARIABLES), "the config in the checkpoint")
 
 
 def _checked_config(config: Any, where: str) -> dict[str, Any]:
@@ -166,7 +178,7 @@ def _checked_palette(palette: Any, count: int) -> list[list[int]]:
     """mmseg saves a list, or a numpy array where it drew the colours at random."""
     try:
         colours = [[int(value) for value in colour] for colour in palette]
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ConversionError(f"the checkpoint's PALETTE is no list of colours: {error}") from error
     if len(colours) != count or any(
         len(colour) != 3 or not 0 <= min(colour) <= max(colour) <= 255 for colour in colours
@@ -180,12 +192,12 @@ def _write(model: PreTrainedModel, processor: SegmentationImageProcessor, output
     partial = None
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+        partial = Path(tempfile.mkdtemp(prefix=".segtransformers.", dir=output.parent))
         model.save_pretrained(partial)
         processor.save_pretrained(partial)
         partial.chmod(0o755)
         partial.replace(output)  # an empty folder of that name is replaced
-    except OSError as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise ConversionError(f"cannot write {output}: {error}") from error
     finally:
         if partial is not None and partial.exists():

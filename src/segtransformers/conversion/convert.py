@@ -72,7 +72,7 @@ def convert_checkpoint(state_dict: Mapping[str, torch.Tensor], config: Mapping[s
 def _part(values: Any, where: str, known) -> tuple[Settings, str]:
     settings = Settings(values, where)
     kind = settings.take("type", None)
-    if kind not in known:
+    if not isinstance(kind, str) or kind not in known:
         raise ConversionError(f"{where}.type is {kind!r}; known are {', '.join(known)}")
     return settings, kind
 

@@ -18,6 +18,8 @@ def read_test_cfg(test_cfg: Mapping[str, Any] | None) -> dict[str, Any]:
     protocol: dict[str, Any] = {"inference_mode": mode}
     if mode == "slide":
         protocol |= {"window_size": settings.take("crop_size"), "window_stride": settings.take("stride")}
+    settings.drop("crop_size", "stride")
+    settings.finish()
     return protocol
 
 

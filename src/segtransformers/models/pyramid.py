@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import initialization as init
+from transformers.utils.generic import maybe_autocast
 
 from ..operators import MultiScaleDeformableAttention
 from .trunk import DropPath
@@ -144,7 +145,7 @@ class DeformableAttention(nn.Module):
     def forward(self, query: torch.Tensor, value: torch.Tensor, geometry: SamplingGeometry) -> torch.Tensor:
         """Attend from `query` `(B, queries, C)` to `value` `(B, tokens, C)`; gives `(B, queries, C)`."""
         value = self.value_proj(value).unflatten(2, (self.num_heads, -1))
-        with torch.autocast(query.device.type, enabled=False):  # offsets in half precision are off by parts of pixels
+        with maybe_autocast(query.device.type, enabled=False):  # offsets in half precision are off by parts of pixels
             offsets = self.sampling_offsets(query.to(self.sampling_offsets.weight.dtype))
         offsets = offsets.unflatten(2, (self.num_heads, self.num_levels, self.num_points, 2))
         weights = self.attention_weights(query).unflatten(2, (self.num_heads, self.num_levels * self.num_points))
