@@ -329,5 +329,8 @@ class SegmenterTests(ModelTests):
             tmp_path / "backbone", config=self.config(), output_loading_info=True
         )
         assert info["missing_keys"] and not any(name.startswith("backbone.") for name in info["missing_keys"])
+        without_config = self.model_class.from_pretrained(tmp_path / "backbone", num_labels=3)
+        assert without_config.config.num_labels == 3 and type(without_config.config) is type(model.config)
         with torch.no_grad():
-            self.assert_same(expected, other.backbone(images).feature_maps, rtol=1e-5, atol=1e-5)
+            for loaded in (other, without_config):
+                self.assert_same(expected, loaded.backbone(images).feature_maps, rtol=1e-5, atol=1e-5)

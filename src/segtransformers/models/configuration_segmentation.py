@@ -1,6 +1,8 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """What the configs of all our `...ForSemanticSegmentation` models share."""
 
+from typing import Any
+
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
@@ -48,6 +50,15 @@ class SegmentationConfig(PreTrainedConfig):
                 raise ValueError("palette must hold [red, green, blue] from 0 to 255 for each class")
             if len(self.palette) != self.num_labels:
                 self.palette = None
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any):
+        """A backbone's own config becomes a whole config around it: so `from_pretrained` of a model takes the folder of
+        a backbone, and makes a new head."""
+        model_type = config_dict.get("model_type", cls.model_type)
+        if "backbone_config" in cls.sub_configs_defaults and model_type != cls.model_type:
+            config_dict = {"backbone_config": config_dict}
+        return super().from_dict(config_dict, **kwargs)
 
     def sliding_window(self) -> tuple[list[int], list[int]] | None:
         """Size and stride (height, width) of the window, or None where `inference_mode` is "whole".
