@@ -33,41 +33,43 @@ from .configuration_vit_adapter import ViTAdapterConfig
 logger = logging.get_logger(__name__)
 
 
-class ViTAdapterInjector(GradientCheckpointingLayer):
-    """Adds to the patch tokens what deformable attention reads from the pyramid, scaled by `gamma`."""
+class ViTAdapterCrossAttention(GradientCheckpointingLayer):
+    """What injector and extractor share: deformable attention between normalised queries and values."""
 
-    def __init__(self, config: ViTAdapterConfig):
+    def __init__(self, config: ViTAdapterConfig, num_levels: int):
         super().__init__()
         self.query_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.feat_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.attn = DeformableAttention(
             config.hidden_size,
             num_heads=config.deformable_num_heads,
-            num_levels=3,
+            num_levels=num_levels,
             num_points=config.deformable_num_points,
             value_ratio=config.deformable_value_ratio,
         )
+
+    def attend(self, query: torch.Tensor, value: torch.Tensor, geometry: SamplingGeometry) -> torch.Tensor:
+        """From `(B, queries, C)` and `(B, tokens, C)` to `(B, queries, C)`."""
+        return self.attn(self.query_norm(query), self.feat_norm(value), geometry)
+
+
+class ViTAdapterInjector(ViTAdapterCrossAttention):
+    """Adds to the patch tokens what deformable attention reads from the pyramid, scaled by `gamma`."""
+
+    def __init__(self, config: ViTAdapterConfig):
+        super().__init__(config, num_levels=3)
         self.gamma = nn.Parameter(torch.full((config.hidden_size,), float(config.injector_init_value)))
 
     def forward(self, tokens: torch.Tensor, pyramid: torch.Tensor, geometry: SamplingGeometry) -> torch.Tensor:
         """From patch tokens `(B, h * w, C)` and pyramid tokens `(B, 16n + 4n + n, C)` to patch tokens."""
-        return tokens + self.gamma * self.attn(self.query_norm(tokens), self.feat_norm(pyramid), geometry)
+        return tokens + self.gamma * self.attend(tokens, pyramid, geometry)
 
 
-class ViTAdapterExtractor(GradientCheckpointingLayer):
+class ViTAdapterExtractor(ViTAdapterCrossAttention):
     """Adds to the pyramid what deformable attention reads from the patch tokens."""
 
     def __init__(self, config: ViTAdapterConfig):
-        super().__init__()
-        self.query_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.feat_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.attn = DeformableAttention(
-            config.hidden_size,
-            num_heads=config.deformable_num_heads,
-            num_levels=1,
-            num_points=config.deformable_num_points,
-            value_ratio=config.deformable_value_ratio,
-        )
+        super().__init__(config, num_levels=1)
         self.ffn = None
         if config.use_conv_ffn:
             self.ffn = ConvFeedForward(config.hidden_size, config.conv_ffn_ratio)
@@ -78,7 +80,7 @@ class ViTAdapterExtractor(GradientCheckpointingLayer):
         self, pyramid: torch.Tensor, tokens: torch.Tensor, geometry: SamplingGeometry, grids: list[Grid]
     ) -> torch.Tensor:
         """From pyramid tokens `(B, 16n + 4n + n, C)` and patch tokens `(B, h * w, C)` to pyramid tokens."""
-        pyramid = pyramid + self.attn(self.query_norm(pyramid), self.feat_norm(tokens), geometry)
+        pyramid = pyramid + self.attend(pyramid, tokens, geometry)
         if self.ffn is not None:
             pyramid = pyramid + self.drop_path(self.ffn(self.ffn_norm(pyramid), grids))
         return pyramid
