@@ -68,7 +68,7 @@ def build_config() -> SegUperNetConfig:
 
 
 def train(options: argparse.Namespace) -> tuple[SegUperNetForSemanticSegmentation, int]:
-    """A model trained on `steps * batch_size` scenes, each seen once, and the step at which this run took it up."""
+    """A model trained on `steps * batch_size` drawn scenes, and the step at which this run took it up."""
     set_seed(options.seed)
     model = SegUperNetForSemanticSegmentation(build_config())
     first = FIRST_TRAINING_SEED * (1 + options.seed)

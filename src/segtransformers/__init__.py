@@ -4,8 +4,10 @@
 Importing this package registers its models with transformers' auto classes.
 """
 
+from .image_processing import SegmentationImageProcessor, SegmentationImageProcessorPil
 from .models.upernet import SegUperNetConfig, SegUperNetForSemanticSegmentation
 from .models.vit_adapter import ViTAdapterBackbone, ViTAdapterConfig
+from .packaged import example_image_path, packaged_model_path
 from .registration import register
 
 __version__ = "0.1.0"
@@ -15,6 +17,10 @@ register()
 __all__ = [
     "SegUperNetConfig",
     "SegUperNetForSemanticSegmentation",
+    "SegmentationImageProcessor",
+    "SegmentationImageProcessorPil",
     "ViTAdapterBackbone",
     "ViTAdapterConfig",
+    "example_image_path",
+    "packaged_model_path",
 ]

@@ -29,13 +29,14 @@ def slide(
     """Logits of large images from overlapping windows: every pixel is the mean over the windows that cover it.
 
     Args:
-        forward: from windows `(n, 3, h, w)` to logits `(n, num_labels, h, w)`; `n` is at most
-            `max(window_batch_size, 1)`. The windows of one image or of several may share a call.
+        forward: from windows `(n * B, 3, h, w)` to logits `(n * B, num_labels, h, w)`, with n up to
+            `window_batch_size`.
         pixel_values: `(B, 3, H, W)`.
-        window_size, window_stride: (height, width) in pixels; a side of the image shorter than the window is taken whole.
+        window_size, window_stride: (height, width) in pixels; a shorter side of the image is taken whole.
+        window_batch_size: how many windows of each image share a call.
 
     Returns:
-        `(B, num_labels, H, W)`, accumulated in float32 (float64 where the logits are).
+        `(B, num_labels, H, W)` in the dtype of the logits, accumulated in float32 or wider.
 
     Raises:
         ValueError: if a stride is not in 1 ... window.
@@ -46,23 +47,21 @@ def slide(
                 f"window_stride must be between 1 and window_size, got {tuple(window_stride)} for {tuple(window_size)}"
             )
     batch, _, height, width = pixel_values.shape
-    rows = window_origins(height, window_size[0], window_stride[0])
-    columns = window_origins(width, window_size[1], window_stride[1])
     window_height, window_width = min(window_size[0], height), min(window_size[1], width)
-    places = [(image, y, x) for image in range(batch) for y in rows for x in columns]
-
-    total = counts = None
-    for start in range(0, len(places), window_batch_size):
-        chunk = places[start : start + window_batch_size]
-        windows = [pixel_values[image, :, y : y + window_height, x : x + window_width] for image, y, x in chunk]
-        logits = forward(torch.stack(windows))
+    windows = [
+        (..., slice(y, y + window_height), slice(x, x + window_width))
+        for y in window_origins(height, window_size[0], window_stride[0])
+        for x in window_origins(width, window_size[1], window_stride[1])
+    ]
+    total, counts = None, pixel_values.new_zeros((height, width), dtype=torch.float32)
+    for start in range(0, len(windows), window_batch_size):
+        chunk = windows[start : start + window_batch_size]
+        logits = forward(torch.cat([pixel_values[window] for window in chunk]))
         if total is None:
-            dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+            dtype = torch.promote_types(logits.dtype, torch.float32)
             total = logits.new_zeros((batch, logits.shape[1], height, width), dtype=dtype)
-            counts = logits.new_zeros((height, width), dtype=dtype)
-        for (image, y, x), window_logits in zip(chunk, logits, strict=True):
-            total[image, :, y : y + window_height, x : x + window_width] += window_logits
-    for y in rows:
-        for x in columns:
-            counts[y : y + window_height, x : x + window_width] += 1
-    return total.div_(counts)
+        for place, window_logits in zip(chunk, logits.unflatten(0, (len(chunk), batch)), strict=True):
+            total[place] += window_logits
+            counts[place] += 1
+    assert total is not None  # there is at least one window
+    return total.div_(counts).to(logits.dtype)

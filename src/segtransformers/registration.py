@@ -1,14 +1,23 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """Makes our classes known to transformers. The only file that touches its registries."""
 
-from transformers import AutoBackbone, AutoConfig, AutoModelForSemanticSegmentation
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForSemanticSegmentation,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 
+from .image_processing import SegmentationImageProcessor, SegmentationImageProcessorPil
 from .models.upernet import SegUperNetConfig, SegUperNetForSemanticSegmentation
 from .models.vit_adapter import ViTAdapterBackbone, ViTAdapterConfig
 
-BACKBONES = {ViTAdapterConfig: ViTAdapterBackbone}
-SEGMENTERS = {SegUperNetConfig: SegUperNetForSemanticSegmentation}
+BACKBONES: dict[type[PreTrainedConfig], type[PreTrainedModel]] = {ViTAdapterConfig: ViTAdapterBackbone}
+SEGMENTERS: dict[type[PreTrainedConfig], type[PreTrainedModel]] = {SegUperNetConfig: SegUperNetForSemanticSegmentation}
+IMAGE_PROCESSORS: dict[str, type] = {"torchvision": SegmentationImageProcessor, "pil": SegmentationImageProcessorPil}
 
 
 def register() -> None:
@@ -19,5 +28,6 @@ def register() -> None:
         AutoBackbone.register(config_class, model_class, exist_ok=True)
     for config_class, model_class in SEGMENTERS.items():
         AutoModelForSemanticSegmentation.register(config_class, model_class, exist_ok=True)
+        AutoImageProcessor.register(config_class, image_processor_classes=IMAGE_PROCESSORS, exist_ok=True)
         # the image-segmentation pipeline looks class names up here before it says "not supported"
         MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[config_class.model_type] = model_class.__name__

@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
 
 from ..models.upernet import SegUperNetForSemanticSegmentation
 from . import upernet, vit_adapter
 from .mapping import ConversionError, Settings, load_converted, prefixed
+from .protocol import read_test_cfg
 
 # mmseg's type name -> the module that knows it
 BACKBONES = {"ViTAdapter": vit_adapter}
@@ -47,7 +49,7 @@ def convert_checkpoint(state_dict: Mapping[str, torch.Tensor], config: Mapping[s
         auxiliary = auxiliary[0] if auxiliary else None
     if auxiliary is not None:
         auxiliary, _ = _part(auxiliary, "auxiliary_head", AUXILIARY_HEADS)
-    protocol = read_protocol(segmentor.take("test_cfg", None))
+    protocol = read_test_cfg(segmentor.take("test_cfg", None))
     segmentor.drop("pretrained", "train_cfg", "init_cfg")
     segmentor.finish()
 
@@ -57,8 +59,9 @@ def convert_checkpoint(state_dict: Mapping[str, torch.Tensor], config: Mapping[s
         model_config = head_module.read_config(head, auxiliary, backbone_module.read_config(backbone), **protocol)
     except ConversionError:
         raise
-    except (ValueError, TypeError) as error:  # what our own configs refuse
-        raise ConversionError(f"the model config describes a model that cannot be: {error}") from error
+    except (ValueError, TypeError, StrictDataclassError) as error:  # what our own configs refuse
+        reason = " ".join(str(error).split())
+        raise ConversionError(f"the model config describes a model that cannot be: {reason}") from error
     with torch.device("meta"):
         model = model_class(model_config)
     rules = [*prefixed("backbone.", backbone_module.RULES), *head_module.RULES]
@@ -66,20 +69,10 @@ def convert_checkpoint(state_dict: Mapping[str, torch.Tensor], config: Mapping[s
     return model.eval()
 
 
-def read_protocol(test_cfg: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Fields of [`SegmentationConfig`] from mmseg's `test_cfg`."""
-    settings = Settings(test_cfg or {"mode": "whole"}, "test_cfg")
-    mode = settings.expect("mode", "whole", "slide")
-    protocol: dict[str, Any] = {"inference_mode": mode}
-    if mode == "slide":
-        protocol |= {"window_size": settings.take("crop_size"), "window_stride": settings.take("stride")}
-    return protocol
-
-
 def _part(values: Any, where: str, known) -> tuple[Settings, str]:
     settings = Settings(values, where)
     kind = settings.take("type", None)
-    if kind not in known:
+    if not isinstance(kind, str) or kind not in known:
         raise ConversionError(f"{where}.type is {kind!r}; known are {', '.join(known)}")
     return settings, kind
 

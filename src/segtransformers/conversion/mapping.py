@@ -40,7 +40,7 @@ class Settings:
     def expect(self, name: str, *allowed: Any, default: Any = _REQUIRED) -> Any:
         """As `take`, but refuse anything except `allowed`. The default is the first of them unless given."""
         value = self.take(name, allowed[0] if default is _REQUIRED else default)
-        if value not in allowed:
+        if not any(value == option for option in allowed):
             options = " or ".join(map(repr, allowed))
             raise ConversionError(f"{self._where}.{name} is {value!r}; only {options} can be converted")
         return value
@@ -62,12 +62,13 @@ class Rule:
 
     Attributes:
         pattern, name: a regular expression and the template of the new name, as for `re.Match.expand`.
-        change: what happens to the tensor on the way; it must not change its argument.
+        change: what happens to the tensor on the way, from its name and value. It raises `ConversionError` where the
+            tensor has another rank, and leaves its argument alone.
     """
 
     pattern: str
     name: str
-    change: Callable[[torch.Tensor], torch.Tensor] | None = None
+    change: Callable[[str, torch.Tensor], torch.Tensor] | None = None
 
 
 def prefixed(prefix: str, rules: Iterable[Rule], new_prefix: str | None = None) -> list[Rule]:
@@ -80,20 +81,24 @@ def load_converted(model: nn.Module, state_dict: Mapping[str, torch.Tensor], rul
     """Give a model that was built on the meta device the tensors of an original checkpoint, under their new names.
 
     Every tensor must find its place and every place its tensor. Counters of batch norms, which some tools strip, may
-    be missing: only training without momentum would read them.
+    be missing: only training without momentum would read them. Where a checkpoint mixes floating dtypes, all become the
+    widest.
 
     Raises:
         ConversionError: naming the tensors that are left over, missing or of another shape, by their original names
             where they have one.
     """
-    rules = [(re.compile(rule.pattern), rule) for rule in rules]
+    rules = list(rules)
     expected = model.state_dict()
+    dtype, storages = _widest(state_dict), set()
     renamed: dict[str, torch.Tensor] = {}
     original_names: dict[str, str] = {}
     leftover: list[str] = []
     misshapen: dict[str, str] = {}
     for name, tensor in state_dict.items():
-        new_name, tensor = _renamed(name, tensor, rules)
+        rule, new_name = find_rule(name, rules)
+        if rule is not None and rule.change is not None:
+            tensor = rule.change(name, tensor)
         if new_name not in expected:
             leftover.append(name)
         elif new_name in renamed:
@@ -101,7 +106,12 @@ def load_converted(model: nn.Module, state_dict: Mapping[str, torch.Tensor], rul
         elif tensor.shape != expected[new_name].shape:
             misshapen[new_name] = f"{name} is {_shape(tensor)}, expected {_shape(expected[new_name])}"
         else:
-            renamed[new_name], original_names[new_name] = tensor, name
+            tensor = tensor.to(dtype) if tensor.is_floating_point() else tensor
+            if tensor.untyped_storage().data_ptr() in storages:  # safetensors does not save two names for one memory
+                tensor = tensor.clone()
+            storages.add(tensor.untyped_storage().data_ptr())
+            renamed[new_name] = tensor
+            original_names[new_name] = name
     missing = [name for name in expected if name not in renamed and name not in misshapen]
     for name in [name for name in missing if name.endswith("num_batches_tracked")]:
         renamed[name] = torch.zeros((), dtype=torch.long)
@@ -119,12 +129,28 @@ def load_converted(model: nn.Module, state_dict: Mapping[str, torch.Tensor], rul
     model.load_state_dict(renamed, strict=True, assign=True)
 
 
-def _renamed(name: str, tensor: torch.Tensor, rules) -> tuple[str | None, torch.Tensor]:
-    for pattern, rule in rules:
-        match = pattern.fullmatch(name)
+def find_rule(name: str, rules: Iterable[Rule]) -> tuple[Rule | None, str | None]:
+    """The first rule that matches a tensor's name, and the new name that it gives; None where none does."""
+    for rule in rules:
+        match = re.fullmatch(rule.pattern, name)
         if match:
-            return match.expand(rule.name), rule.change(tensor) if rule.change else tensor
-    return None, tensor
+            return rule, match.expand(rule.name)
+    return None, None
+
+
+def _widest(state_dict: Mapping[str, torch.Tensor]) -> torch.dtype:
+    """The dtype that holds all weights without loss; also refuses what is no weight."""
+    widest: torch.dtype | None = None
+    for name, tensor in state_dict.items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            raise ConversionError(f"the state dict maps {name!r} to a {type(tensor).__name__}, not a name to a tensor")
+        counter = name.endswith("num_batches_tracked")
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_floating_point() == counter:
+            kind = "an integer counter" if counter else "a dense tensor of floating-point numbers"
+            raise ConversionError(f"{name} is {tensor.dtype} ({tensor.layout}, {tensor.device}), expected {kind}")
+        if not counter:
+            widest = tensor.dtype if widest is None else torch.promote_types(widest, tensor.dtype)
+    return widest or torch.float32
 
 
 def _shape(tensor: torch.Tensor) -> str:

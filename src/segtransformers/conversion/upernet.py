@@ -10,6 +10,7 @@ from transformers.utils import logging
 from ..models.upernet import SegUperNetConfig
 from .mapping import ConversionError, Rule, Settings, prefixed
 
+IGNORE = "semantic_loss_ignore_index"
 logger = logging.get_logger(__name__)
 
 _HEAD_RULES = [
@@ -28,14 +29,16 @@ def read_config(
     Args:
         protocol: fields of [`SegmentationConfig`].
     """
-    channels = decode_head.take("in_channels")
+    channels = decode_head.take("in_channels")  # the tensors' shapes tell the same
+    if not isinstance(channels, list | tuple):
+        raise ConversionError(f"decode_head.in_channels is {channels!r}; one number for each feature map is needed")
     num_labels = decode_head.take("num_classes")
     decode_head.expect("in_index", list(range(len(channels))), tuple(range(len(channels))))
     fields = {
         "hidden_size": decode_head.take("channels"),
         "pool_scales": decode_head.take("pool_scales", (1, 2, 3, 6)),
         "classifier_dropout": decode_head.take("dropout_ratio", 0.1),
-        "semantic_loss_ignore_index": decode_head.take("ignore_index", 255),
+        IGNORE: decode_head.take("ignore_index", 255),
     }
     _take_common(decode_head, "decode_head")
     decode_head.finish()
@@ -47,7 +50,9 @@ def read_config(
         auxiliary_head.take("in_channels")
         auxiliary_head.expect("kernel_size", 3)
         auxiliary_head.expect("dilation", 1)
-        auxiliary_head.drop("ignore_index", "dropout_ratio")
+        for name, field, default in (("dropout_ratio", "classifier_dropout", 0.1), ("ignore_index", IGNORE, 255)):
+            if (value := auxiliary_head.take(name, default)) != fields[field]:
+                logger.warning(f"auxiliary_head.{name} is {value}: the model trains with decode_head's {fields[field]}")
         fields["auxiliary_in_index"] = auxiliary_head.take("in_index")
         fields["auxiliary_channels"] = auxiliary_head.take("channels")
         fields["auxiliary_num_convs"] = auxiliary_head.take("num_convs", 2)
@@ -61,17 +66,22 @@ def _take_common(head: Settings, where: str) -> float:
     """Settings that both heads have; returns the weight of the head's loss."""
     head.expect("align_corners", False)
     head.expect("conv_cfg", None)
-    head.expect("act_cfg", {"type": "ReLU"})
+    head.expect("act_cfg", {"type": "ReLU"}, {"type": "ReLU", "inplace": True})
     head.expect("input_transform", None, "multiple_select")
-    norm = head.take("norm_cfg", None)
-    if not isinstance(norm, Mapping) or norm.get("type") not in ("BN", "SyncBN", "MMSyncBN"):
-        raise ConversionError(f"{where}.norm_cfg is {norm!r}; only batch norm (BN, SyncBN) can be converted")
+    norm = Settings(head.take("norm_cfg", {"type": None}), f"{where}.norm_cfg")
+    norm.expect("type", "BN", "SyncBN", "MMSyncBN", default=None)
+    norm.expect("eps", 1e-5)
+    norm.expect("momentum", 0.1)
+    norm.drop("requires_grad")
+    norm.finish()
     head.drop("type", "init_cfg", "sampler")
     return _loss_weight(head.take("loss_decode", {"type": "CrossEntropyLoss"}), where)
 
 
 def _loss_weight(loss: Any, where: str) -> float:
     """The weight of a plain cross entropy. Any other loss matters for more training only: say so and go on."""
+    if isinstance(loss, list | tuple) and len(loss) == 1:
+        (loss,) = loss
     settings = dict(loss) if isinstance(loss, Mapping) else {}
     weight = settings.pop("loss_weight", 1.0)
     plain = settings.pop("type", None) == "CrossEntropyLoss" and not any(
@@ -79,6 +89,7 @@ def _loss_weight(loss: Any, where: str) -> float:
     )
     if not plain or (where == "decode_head" and weight != 1.0):
         logger.warning(
-            f"{where}.loss_decode is {loss!r}: the converted model predicts the same, but trains with plain cross entropy"
+            f"{where}.loss_decode is {loss!r}: the converted model predicts the same, but it trains with plain "
+            "cross entropy"
         )
-    return weight if plain else 0.4
+    return weight

@@ -10,14 +10,16 @@ from .mapping import ConversionError, Rule, Settings
 TRUNK_NAMES = {192: "vit_tiny_patch16_224", 384: "vit_small_patch16_224", 1024: "vit_large_patch16_224"}
 
 
-def _without_first_position(positions: torch.Tensor) -> torch.Tensor:
+def _without_first_position(name: str, positions: torch.Tensor) -> torch.Tensor:
     """The first entry belongs to a class token that the original does not have."""
+    if positions.dim() != 3:
+        raise ConversionError(f"{name} is {tuple(positions.shape)}, expected (1, 1 + positions, channels)")
     return positions[:, 1:].clone()
 
 
 RULES = [
-    Rule(r"pos_embed", r"trunk.pos_embed", _without_first_position),
-    Rule(r"patch_embed\.(.+)", r"trunk.patch_embed.\1"),
+    Rule(r"pos_embed", r"trunk.embeddings.pos_embed", _without_first_position),
+    Rule(r"patch_embed\.(.+)", r"trunk.embeddings.patch_embed.\1"),
     Rule(r"blocks\.(\d+)\.gamma([12])", r"trunk.blocks.\1.ls\2.gamma"),
     Rule(r"blocks\.(.+)", r"trunk.blocks.\1"),
     Rule(r"level_embed", r"level_embed"),
@@ -32,6 +34,8 @@ RULES = [
 def read_config(settings: Settings) -> ViTAdapterConfig:
     """The config of a backbone that mmseg's config calls `ViTAdapter`; defaults are the original's."""
     depth, width = settings.take("depth", 12), settings.take("embed_dim", 768)
+    if not isinstance(depth, int):
+        raise ConversionError(f"backbone.depth is {depth!r}; a whole number is needed")
     settings.expect("patch_size", 16)
     settings.expect("in_chans", 3)
     for name in ("drop_rate", "attn_drop_rate"):

@@ -1,6 +1,8 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """What the configs of all our `...ForSemanticSegmentation` models share."""
 
+from typing import Any
+
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
@@ -19,11 +21,12 @@ class SegmentationConfig(PreTrainedConfig):
         window_stride (pair of `int`, *optional*):
             Vertical and horizontal step between windows in pixels, at most `window_size`.
         window_batch_size (`int`, defaults to 1):
-            How many windows the network runs on at once.
+            How many windows of each image the network runs on at once.
         semantic_loss_ignore_index (`int`, defaults to 255):
             The label value of pixels that have no class.
         palette (`list` of `[red, green, blue]`, *optional*):
-            The colour of each class, 0 to 255, for drawing.
+            The colour of each class, 0 to 255, for drawing. It is dropped where its length is not `num_labels`, as
+            after `from_pretrained(..., num_labels=N)`.
 
     Raises:
         ValueError: if these contradict each other.
@@ -39,18 +42,53 @@ class SegmentationConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         for name in ("window_size", "window_stride"):
-            value = getattr(self, name)
-            if value is not None:
-                setattr(self, name, [value, value] if isinstance(value, int) else list(value))
+            if getattr(self, name) is not None:
+                setattr(self, name, _pair(name, getattr(self, name)))
+        self.sliding_window()
+        if self.palette is not None:
+            if any(len(colour) != 3 or not 0 <= min(colour) <= max(colour) <= 255 for colour in self.palette):
+                raise ValueError("palette must hold [red, green, blue] from 0 to 255 for each class")
+            if len(self.palette) != self.num_labels:
+                self.palette = None
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any):
+        """A backbone's own config becomes a whole config around it: so `from_pretrained` of a model takes the folder of
+        a backbone, and makes a new head."""
+        model_type = config_dict.get("model_type", cls.model_type)
+        if "backbone_config" in cls.sub_configs_defaults and model_type != cls.model_type:
+            config_dict = {"backbone_config": config_dict}
+        return super().from_dict(config_dict, **kwargs)
+
+    def sliding_window(self) -> tuple[list[int], list[int]] | None:
+        """Size and stride (height, width) of the window, or None where `inference_mode` is "whole".
+
+        The fields may have been changed after construction, so this checks them.
+
+        Raises:
+            ValueError: if they contradict each other.
+        """
         if self.inference_mode not in ("whole", "slide"):
             raise ValueError(f"inference_mode must be 'whole' or 'slide', got {self.inference_mode!r}")
-        if self.inference_mode == "slide" and (self.window_size is None or self.window_stride is None):
-            raise ValueError("inference_mode='slide' needs window_size and window_stride")
         if self.window_batch_size < 1:
             raise ValueError(f"window_batch_size must be at least 1, got {self.window_batch_size}")
-        # a number of labels chosen anew (from_pretrained(..., num_labels=N)) makes the old colours meaningless
-        if self.palette is not None and len(self.palette) != self.num_labels:
-            self.palette = None
+        if self.inference_mode == "whole":
+            return None
+        if self.window_size is None or self.window_stride is None:
+            raise ValueError("inference_mode='slide' needs window_size and window_stride")
+        size, stride = _pair("window_size", self.window_size), _pair("window_stride", self.window_stride)
+        if any(step > side for step, side in zip(stride, size, strict=True)):
+            raise ValueError(
+                f"window_stride must not exceed window_size, got {stride} and {size}: pixels would be left out"
+            )
+        return size, stride
+
+
+def _pair(name: str, value) -> list[int]:
+    pair = [value, value] if isinstance(value, int) else list(value)
+    if len(pair) != 2 or min(pair) < 1:
+        raise ValueError(f"{name} must be one side or (height, width) in pixels, got {value}")
+    return pair
 
 
 __all__ = ["SegmentationConfig"]

@@ -21,7 +21,7 @@ RESOLVED_FIELDS = (
 class TrunkConfig(PreTrainedConfig):
     r"""
     Fields shared by every config whose model contains a timm trunk. A field left at None takes the value that timm
-    gives the architecture; all of them are saved resolved, so a later change in timm cannot change a saved model.
+    gives the architecture, and is saved so. What has no field here, such as the kind of MLP, comes from the name.
 
     Args:
         trunk (`str`, defaults to `"vit_tiny_patch16_224"`):
@@ -62,7 +62,7 @@ class TrunkConfig(PreTrainedConfig):
     mlp_ratio: float | int | None = None
     qkv_bias: bool | None = None
     layer_scale_init_value: float | int | None = None
-    layer_norm_eps: float | None = None
+    layer_norm_eps: float | int | None = None
     use_prefix_tokens: bool = True
     window_sizes: list[int] | tuple[int, ...] | None = None
     drop_path_rate: float | int = 0.0
@@ -90,9 +90,16 @@ class TrunkConfig(PreTrainedConfig):
         for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.drop_path_rate < 1:
+            raise ValueError(f"drop_path_rate must be a share in [0, 1), got {self.drop_path_rate}")
+        if self.mlp_ratio <= 0 or self.layer_norm_eps <= 0:
+            raise ValueError(
+                f"mlp_ratio and layer_norm_eps must be positive, got {self.mlp_ratio}, {self.layer_norm_eps}"
+            )
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
-                f"hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads ({self.num_attention_heads})"
+                f"hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads "
+                f"({self.num_attention_heads})"
             )
         if len(self.pretrain_image_size) != 2 or min(self.pretrain_image_size) < 16:
             raise ValueError(

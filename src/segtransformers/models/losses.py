@@ -40,6 +40,7 @@ def check_labels(labels: torch.Tensor, pixel_values: torch.Tensor, num_labels: i
         raise ValueError(f"labels must hold integer class indices, got {labels.dtype}")
     if labels.device.type != "cpu" or torch.compiler.is_compiling():
         return
+    labels = labels.long()
     wrong = labels[(labels != ignore_index) & ((labels < 0) | (labels >= num_labels))]
     if wrong.numel():
         raise ValueError(

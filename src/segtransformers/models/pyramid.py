@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import initialization as init
+from transformers.utils.generic import maybe_autocast
 
 from ..operators import MultiScaleDeformableAttention
 from .trunk import DropPath
@@ -78,7 +79,7 @@ class SpatialPrior(nn.Module):
         self.fc4 = nn.Conv2d(4 * channels, hidden_size, kernel_size=1)
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """From `(B, 3, H, W)`: the stem's map `(B, channels, H / 4, W / 4)` and the four maps `(B, hidden_size, ., .)`."""
+        """From `(B, 3, H, W)` the stem's map `(B, channels, H / 4, W / 4)` and four maps `(B, hidden_size, ., .)`."""
         stem = self.stem(pixel_values)
         stage2 = self.conv2(stem)
         stage3 = self.conv3(stage2)
@@ -144,7 +145,7 @@ class DeformableAttention(nn.Module):
     def forward(self, query: torch.Tensor, value: torch.Tensor, geometry: SamplingGeometry) -> torch.Tensor:
         """Attend from `query` `(B, queries, C)` to `value` `(B, tokens, C)`; gives `(B, queries, C)`."""
         value = self.value_proj(value).unflatten(2, (self.num_heads, -1))
-        with torch.autocast(query.device.type, enabled=False):  # offsets in half precision are off by parts of pixels
+        with maybe_autocast(query.device.type, enabled=False):  # offsets in half precision are off by parts of pixels
             offsets = self.sampling_offsets(query.to(self.sampling_offsets.weight.dtype))
         offsets = offsets.unflatten(2, (self.num_heads, self.num_levels, self.num_points, 2))
         weights = self.attention_weights(query).unflatten(2, (self.num_heads, self.num_levels * self.num_points))
@@ -165,7 +166,7 @@ class DeformableAttention(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """As Deformable DETR: point p of head m looks p + 1 pixels into direction m of a ring, all with equal weight."""
+        """As Deformable DETR: point p of head m looks p + 1 pixels into direction m of a ring, with equal weights."""
         angles = torch.arange(self.num_heads, dtype=torch.float32) * (2 * math.pi / self.num_heads)
         directions = torch.stack([angles.cos(), angles.sin()], dim=-1)
         directions = directions / directions.abs().amax(dim=-1, keepdim=True)

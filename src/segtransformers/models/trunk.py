@@ -10,18 +10,21 @@ Sources: An Image is Worth 16x16 Words (https://arxiv.org/abs/2010.11929); the b
 
 import functools
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import timm
 import torch
-from timm.layers import DropPath, LayerScale, RmsNorm
+from timm.layers import Attention, DropPath, LayerScale, RmsNorm
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 from torch.nn import functional as F
 from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_trunk import TrunkConfig
 
-__all__ = ["DropPath", "Trunk", "TrunkBlock", "describe_trunk", "init_trunk_weights"]
+__all__ = ["DropPath", "Trunk", "TrunkBlock", "TrunkEmbeddings", "describe_trunk", "init_trunk_weights"]
 
 PATCH_SIZE = 16
 FITTING_KINDS = (
@@ -30,10 +33,8 @@ FITTING_KINDS = (
     "deit3_base_patch16_224."
 )
 
-TrunkBlock = Block  # the class that FSDP and device maps must not split
 
-
-def _create(name: str, **arguments) -> VisionTransformer:
+def _create(name: str, **arguments: Any) -> Any:
     """Build timm's architecture `name`, or say why it cannot be a trunk."""
     if "/" in name or ":" in name or "." in name:
         raise ValueError(
@@ -52,14 +53,18 @@ def _create(name: str, **arguments) -> VisionTransformer:
 def _why_unfit(model: nn.Module) -> str | None:
     if type(model) is not VisionTransformer:
         return f"it is a {type(model).__name__}, no plain ViT"
-    if not all(type(block) is Block for block in model.blocks):
-        return f"its blocks are of the kind {type(model.blocks[0]).__name__}"
+    if not all(isinstance(block, Block) and type(block.attn) is Attention for block in model.blocks):
+        return f"its blocks are {type(model.blocks[0]).__name__} around {_attention_name(model.blocks[0])}"
     if model.pos_embed is None:
         return "it has no learned position embeddings"
     if type(model.patch_embed).__name__ != "PatchEmbed" or model.patch_embed.patch_size != (PATCH_SIZE, PATCH_SIZE):
         size = "x".join(map(str, model.patch_embed.patch_size))
         return f"its embedding is a {type(model.patch_embed).__name__} with patches of {size} pixels"
     return None
+
+
+def _attention_name(block: nn.Module) -> str:
+    return type(getattr(block, "attn", None)).__name__
 
 
 @functools.lru_cache
@@ -89,14 +94,80 @@ def describe_trunk(name: str) -> dict:
     }
 
 
+class TrunkBlock(GradientCheckpointingLayer, Block):
+    """timm's block, which can also attend in windows. This is what FSDP, device maps and checkpointing treat as one."""
+
+    def forward(  # type: ignore[override]
+        self, tokens: torch.Tensor, grid: tuple[int, int], window: int
+    ) -> torch.Tensor:
+        """From tokens `(B, num_prefix_tokens + h * w, C)` to the same.
+
+        Args:
+            grid: the token grid `(h, w)`.
+            window: side of the attention window in tokens; 0 is global attention.
+        """
+        if not window:
+            return Block.forward(self, tokens)
+        tokens = tokens + self.drop_path1(self.ls1(windowed_attention(self.attn, self.norm1(tokens), grid, window)))
+        return tokens + self.drop_path2(self.ls2(self.mlp(self.norm2(tokens))))
+
+
+class TrunkEmbeddings(nn.Module):
+    """Prefix and patch tokens with their positions.
+
+    Args:
+        model: timm's model, whose parts are taken over.
+        grid: `(h, w)` of the patches that the position embeddings were made for.
+        use_prefix_tokens: whether to keep class and register tokens.
+    """
+
+    def __init__(self, model: VisionTransformer, grid: tuple[int, int], use_prefix_tokens: bool):
+        super().__init__()
+        self.grid = grid
+        self.patch_embed = model.patch_embed
+        self.norm_pre = model.norm_pre
+        self.pos_embed = model.pos_embed
+        self.cls_token, self.reg_token = model.cls_token, model.reg_token
+        if not use_prefix_tokens:
+            self.pos_embed = nn.Parameter(model.pos_embed.detach()[:, -math.prod(grid) :].clone())
+            self.cls_token = self.reg_token = None
+
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
+        """See [`Trunk.embed`]."""
+        patches = self.patch_embed.proj(pixel_values)
+        grid = (patches.shape[2], patches.shape[3])
+        patches = self.patch_embed.norm(patches.flatten(2).transpose(1, 2))
+        prefix_positions, positions = self._positions(grid)
+        patches = patches + positions.to(patches.dtype)
+        prefix_tokens = [token for token in (self.cls_token, self.reg_token) if token is not None]
+        if prefix_tokens:
+            prefix = torch.cat(prefix_tokens, dim=1)
+            if prefix_positions.shape[1]:  # architectures with `no_embed_class` give the prefix no positions
+                prefix = prefix + prefix_positions
+            patches = torch.cat([prefix.expand(patches.shape[0], -1, -1).to(patches.dtype), patches], dim=1)
+        return self.norm_pre(patches), grid
+
+    def _positions(self, grid: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Position embeddings of the prefix `(1, 0 or p, C)` and of a token grid `(1, h * w, C)`.
+
+        Bicubic, align_corners False, no antialiasing, as the original resizes them at every forward pass.
+        """
+        count = math.prod(self.grid)
+        prefix, positions = self.pos_embed[:, :-count], self.pos_embed[:, -count:]
+        if grid != self.grid:
+            maps = positions.transpose(1, 2).unflatten(2, self.grid)
+            maps = maps if maps.dtype == torch.float64 else maps.float()
+            maps = F.interpolate(maps, size=grid, mode="bicubic", align_corners=False)
+            positions = maps.flatten(2).transpose(1, 2)
+        return prefix, positions
+
+
 class Trunk(nn.Module):
     """The patch embedding and blocks of a plain ViT. Heads, pooling, the final norm and unused tokens are left out.
 
     Args:
         config: a resolved [`TrunkConfig`].
     """
-
-    gradient_checkpointing = False  # set by PreTrainedModel, with `_gradient_checkpointing_func`
 
     def __init__(self, config: TrunkConfig):
         super().__init__()
@@ -113,27 +184,18 @@ class Trunk(nn.Module):
             qkv_bias=config.qkv_bias,
             init_values=config.layer_scale_init_value,
             drop_path_rate=config.drop_path_rate,
+            block_fn=TrunkBlock,
             weight_init="skip",
         )
         for module in model.modules():
             if isinstance(module, (nn.LayerNorm, RmsNorm)):
-                module.eps = config.layer_norm_eps
-        self.pretrain_grid = tuple(side // PATCH_SIZE for side in config.pretrain_image_size)
-        self.window_sizes = config.window_sizes or [0] * config.num_hidden_layers
-        self.patch_embed = model.patch_embed
-        self.norm_pre = model.norm_pre
+                module.eps = float(config.layer_norm_eps)
+        grid = tuple(side // PATCH_SIZE for side in config.pretrain_image_size)
+        self.embeddings = TrunkEmbeddings(model, grid, config.use_prefix_tokens)
         self.blocks = nn.ModuleList(model.blocks)
-        self.pos_embed = model.pos_embed
-        self.cls_token, self.reg_token = model.cls_token, model.reg_token
-        if not config.use_prefix_tokens:
-            positions = math.prod(self.pretrain_grid)
-            self.pos_embed = nn.Parameter(model.pos_embed.detach()[:, -positions:].clone())
-            self.cls_token = self.reg_token = None
-
-    @property
-    def num_prefix_tokens(self) -> int:
-        """How many class and register tokens stand before the patch tokens."""
-        return sum(token.shape[1] for token in (self.cls_token, self.reg_token) if token is not None)
+        self.window_sizes = config.window_sizes or [0] * config.num_hidden_layers
+        tokens = (self.embeddings.cls_token, self.embeddings.reg_token)
+        self.num_prefix_tokens = sum(token.shape[1] for token in tokens if token is not None)
 
     def embed(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
         """Prefix and patch tokens with their positions added.
@@ -144,74 +206,36 @@ class Trunk(nn.Module):
         Returns:
             tokens `(B, num_prefix_tokens + h * w, C)` and the token grid `(h, w)`.
         """
-        patches = self.patch_embed.proj(pixel_values)
-        grid = (patches.shape[2], patches.shape[3])
-        patches = self.patch_embed.norm(patches.flatten(2).transpose(1, 2))
-        prefix_positions, positions = self._positions(grid)
-        patches = patches + positions.to(patches.dtype)
-        prefix = [token for token in (self.cls_token, self.reg_token) if token is not None]
-        if prefix:
-            prefix = torch.cat(prefix, dim=1)
-            if prefix_positions.shape[1]:  # architectures with `no_embed_class` give the prefix no positions
-                prefix = prefix + prefix_positions
-            patches = torch.cat([prefix.expand(patches.shape[0], -1, -1).to(patches.dtype), patches], dim=1)
-        return self.norm_pre(patches), grid
+        return self.embeddings(pixel_values)
 
-    def _positions(self, grid: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Position embeddings of the prefix `(1, 0 or p, C)` and of a token grid `(1, h * w, C)`.
-
-        Bicubic, align_corners False, no antialiasing, as the original resizes them at every forward pass.
-        """
-        count = math.prod(self.pretrain_grid)
-        prefix, positions = self.pos_embed[:, :-count], self.pos_embed[:, -count:]
-        if grid != self.pretrain_grid:
-            maps = positions.transpose(1, 2).unflatten(2, self.pretrain_grid)
-            maps = maps if maps.dtype == torch.float64 else maps.float()
-            maps = F.interpolate(maps, size=grid, mode="bicubic", align_corners=False)
-            positions = maps.flatten(2).transpose(1, 2)
-        return prefix, positions
-
-    def run_blocks(
-        self, tokens: torch.Tensor, first: int, last: int, grid: tuple[int, int]
-    ) -> tuple[torch.Tensor, ...]:
+    def run_blocks(self, tokens: torch.Tensor, first: int, last: int, grid: tuple[int, int]) -> Iterator[torch.Tensor]:
         """Run blocks `first` to `last`, both included.
 
         Args:
             tokens: `(B, num_prefix_tokens + h * w, C)`.
             grid: the token grid `(h, w)`, used by windowed attention only.
 
-        Returns:
+        Yields:
             the tokens after each of these blocks, in the same layout.
         """
-        states = []
         for index in range(first, last + 1):
-            block = self.blocks[index]
-            if self.window_sizes[index]:
-                run = functools.partial(run_windowed_block, block, grid=grid, window=self.window_sizes[index])
-            else:
-                run = block
-            if self.gradient_checkpointing and self.training:
-                tokens = self._gradient_checkpointing_func(run, tokens)
-            else:
-                tokens = run(tokens)
-            states.append(tokens)
-        return tuple(states)
+            tokens = self.blocks[index](tokens, grid, self.window_sizes[index])
+            yield tokens
 
 
-def run_windowed_block(block: Block, tokens: torch.Tensor, grid: tuple[int, int], window: int) -> torch.Tensor:
-    """One timm block whose attention sees windows of `window x window` tokens.
+def windowed_attention(attention: Attention, tokens: torch.Tensor, grid: tuple[int, int], window: int) -> torch.Tensor:
+    """timm's self-attention among the tokens of each window of `window x window`.
 
     As in the original, queries, keys and values are computed first and their map is then padded with zeros at the
     right and the bottom: padded keys are exactly zero but take part in the softmax.
 
     Args:
-        tokens: patch tokens `(B, h * w, C)`.
+        tokens: normalised patch tokens `(B, h * w, C)`.
         grid: the token grid `(h, w)`.
     """
-    attention = block.attn
     height, width = grid
     rows, columns = math.ceil(height / window), math.ceil(width / window)
-    qkv = attention.qkv(block.norm1(tokens)).unflatten(1, grid)
+    qkv = attention.qkv(tokens).unflatten(1, grid)
     qkv = F.pad(qkv, (0, 0, 0, columns * window - width, 0, rows * window - height))
     qkv = qkv.unflatten(1, (rows, window)).unflatten(3, (columns, window)).transpose(2, 3)
     qkv = qkv.flatten(3, 4).unflatten(-1, (3, attention.num_heads, attention.head_dim))
@@ -220,14 +244,12 @@ def run_windowed_block(block: Block, tokens: torch.Tensor, grid: tuple[int, int]
     attended = F.scaled_dot_product_attention(query, key, value)
     attended = attended.transpose(3, 4).flatten(4).unflatten(3, (window, window)).transpose(2, 3)
     attended = attended.flatten(3, 4).flatten(1, 2)[:, :height, :width].flatten(1, 2)
-    attended = attention.proj_drop(attention.proj(attention.norm(attended)))
-    tokens = tokens + block.drop_path1(block.ls1(attended))
-    return tokens + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens))))
+    return attention.proj_drop(attention.proj(attention.norm(attended)))
 
 
 def init_trunk_weights(module: nn.Module, config: TrunkConfig) -> None:
     """Initialise what the trunk adds to the usual linear, convolution and norm layers. For use in `_init_weights`."""
-    if isinstance(module, Trunk):
+    if isinstance(module, TrunkEmbeddings):
         init.trunc_normal_(module.pos_embed, std=config.initializer_range)
         for token in (module.cls_token, module.reg_token):
             if token is not None:

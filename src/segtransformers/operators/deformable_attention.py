@@ -43,13 +43,13 @@ def ms_deform_attn_reference(
 
     maps = value.to(dtype).permute(0, 2, 3, 1).reshape(batch * heads, channels, -1)
     maps = maps.split([height * width for height, width in spatial_shapes], dim=2)
-    grids = (2 * sampling_locations.to(dtype) - 1).transpose(1, 2).flatten(0, 1)  # (B * heads, queries, levels, points, 2)
+    grids = (2 * sampling_locations.to(dtype) - 1).transpose(1, 2).flatten(0, 1)
     weights = attention_weights.to(dtype).transpose(1, 2).reshape(batch * heads, 1, queries, levels, points)
     output = value.new_zeros((), dtype=dtype)
     for level, (height, width) in enumerate(spatial_shapes):
         samples = F.grid_sample(
             maps[level].unflatten(2, (height, width)),
-            grids[:, :, level],
+            grids[:, :, level],  # (B * heads, queries, points, 2)
             mode="bilinear",
             padding_mode="zeros",
             align_corners=False,

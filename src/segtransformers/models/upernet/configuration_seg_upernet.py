@@ -4,6 +4,7 @@
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from ..configuration_segmentation import SegmentationConfig
 
@@ -70,17 +71,33 @@ class SegUperNetConfig(SegmentationConfig):
     initializer_range: float = 0.01
 
     def __post_init__(self, **kwargs):
+        if isinstance(self.backbone_config, dict):
+            model_type = self.backbone_config.get("model_type")
+            if model_type not in CONFIG_MAPPING:
+                raise ValueError(f"backbone_config has the model_type {model_type!r}, which transformers does not know")
         super().__post_init__(**kwargs)
         self.pool_scales = list(self.pool_scales)
-        if self.auxiliary_num_convs < 1:
-            raise ValueError(f"auxiliary_num_convs must be at least 1, got {self.auxiliary_num_convs}")
+        for name in ("hidden_size", "auxiliary_channels", "auxiliary_num_convs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.pool_scales or min(self.pool_scales) < 1:
+            raise ValueError(f"pool_scales must be sides of at least 1, got {self.pool_scales}")
+        if not 0 <= self.classifier_dropout < 1:
+            raise ValueError(f"classifier_dropout must be a share in [0, 1), got {self.classifier_dropout}")
         maps = getattr(self.backbone_config, "out_features", None)
+        if maps is not None:
+            self.check_maps(len(maps))
+
+    def check_maps(self, count: int) -> None:
+        """Refuse a backbone that gives `count` feature maps where the heads need more."""
         needed = max(2, self.auxiliary_in_index + 1 if self.use_auxiliary_head else 0)
-        if maps is not None and len(maps) < needed:
+        if count < needed:
             raise ValueError(
-                f"UperNet needs at least {needed} feature maps from its backbone, but backbone_config gives {maps}: "
-                "set its out_features, for example ['stage1', 'stage2', 'stage3', 'stage4']"
+                f"UperNet needs at least {needed} feature maps, but the backbone gives {count}: set the out_features "
+                "of backbone_config, for example to ['stage1', 'stage2', 'stage3', 'stage4']"
             )
+        if self.use_auxiliary_head and self.auxiliary_in_index < 0:
+            raise ValueError(f"auxiliary_in_index must be 0 or more, got {self.auxiliary_in_index}")
 
     @property
     def auxiliary_in_channels(self) -> None:

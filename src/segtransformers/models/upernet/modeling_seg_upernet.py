@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.backbone_utils import load_backbone
-from transformers.modeling_outputs import SemanticSegmenterOutput
+from transformers.modeling_outputs import BackboneOutput, SemanticSegmenterOutput
 from transformers.models.upernet.modeling_upernet import UperNetConvModule, UperNetFCNHead, UperNetHead
 from transformers.utils import can_return_tuple
 
@@ -54,7 +54,7 @@ class SegUperNetPreTrainedModel(PreTrainedModel):
     config: SegUperNetConfig
     base_model_prefix = "backbone"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -80,8 +80,11 @@ class SegUperNetForSemanticSegmentation(SegUperNetPreTrainedModel):
     def __init__(self, config: SegUperNetConfig):
         super().__init__(config)
         self.backbone = load_backbone(config)
+        config.check_maps(len(self.backbone.channels))
         self.decode_head = SegUperNetDecodeHead(config, self.backbone.channels)
-        self.auxiliary_head = SegUperNetAuxiliaryHead(config, self.backbone.channels) if config.use_auxiliary_head else None
+        self.auxiliary_head = (
+            SegUperNetAuxiliaryHead(config, self.backbone.channels) if config.use_auxiliary_head else None
+        )
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -96,41 +99,44 @@ class SegUperNetForSemanticSegmentation(SegUperNetPreTrainedModel):
         output_attentions: bool | None = None,
     ) -> SemanticSegmenterOutput:
         """
-        In evaluation mode with `config.inference_mode == "slide"`, images larger than the window are run in windows.
-        The loss is then that of the merged logits, without the auxiliary head, and there are no hidden states.
+        In evaluation mode with `config.inference_mode == "slide"`, images larger than the window are run in windows and
+        have no hidden states; the loss is that of the (merged) logits alone, without the auxiliary head.
 
         Args:
             pixel_values: `(B, 3, H, W)`, normalised.
             labels: `(B, H, W)` class indices, or `config.semantic_loss_ignore_index`.
-            output_hidden_states, output_attentions: passed to the backbone.
+            output_hidden_states, output_attentions: passed to the backbone; None takes the config's own setting.
 
         Returns:
             `SemanticSegmenterOutput` with `logits` `(B, num_labels, H, W)` and, with labels, `loss`.
 
         Raises:
-            ValueError: if the labels do not fit.
+            ValueError: if `pixel_values` is no batch of normalised images or the labels do not fit.
         """
         config = self.config
+        if pixel_values.dim() != 4 or pixel_values.numel() == 0 or not pixel_values.is_floating_point():
+            raise ValueError(
+                f"pixel_values must be normalised floats (batch, 3, height, width), got {pixel_values.dtype} "
+                f"{tuple(pixel_values.shape)}"
+            )
         if labels is not None:
             check_labels(labels, pixel_values, config.num_labels, config.semantic_loss_ignore_index)
-        if not self.training and config.inference_mode == "slide" and self._exceeds_window(pixel_values):
-            logits = slide(
-                lambda windows: self._segment(windows)[0],
+        window = None if self.training else config.sliding_window()
+        if window is not None and (pixel_values.shape[2] > window[0][0] or pixel_values.shape[3] > window[0][1]):
+            logits = slide(lambda part: self._segment(part)[0], pixel_values, *window, config.window_batch_size)
+            outputs = BackboneOutput()
+        else:
+            logits, outputs = self._segment(
                 pixel_values,
-                config.window_size,
-                config.window_stride,
-                config.window_batch_size,
+                output_hidden_states=config.output_hidden_states
+                if output_hidden_states is None
+                else output_hidden_states,
+                output_attentions=config.output_attentions if output_attentions is None else output_attentions,
             )
-            loss = None if labels is None else semantic_cross_entropy(logits, labels, config.semantic_loss_ignore_index)
-            return SemanticSegmenterOutput(loss=loss, logits=logits)
-
-        logits, outputs = self._segment(
-            pixel_values, output_hidden_states=output_hidden_states, output_attentions=output_attentions
-        )
         loss = None
         if labels is not None:
             loss = semantic_cross_entropy(logits, labels, config.semantic_loss_ignore_index)
-            if self.auxiliary_head is not None:
+            if self.auxiliary_head is not None and window is None:
                 auxiliary = self.auxiliary_head(outputs.feature_maps)
                 auxiliary = semantic_cross_entropy(auxiliary, labels, config.semantic_loss_ignore_index)
                 loss = loss + config.auxiliary_loss_weight * auxiliary
@@ -138,16 +144,12 @@ class SegUperNetForSemanticSegmentation(SegUperNetPreTrainedModel):
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
 
-    def _segment(self, pixel_values: torch.Tensor, **kwargs) -> tuple[torch.Tensor, object]:
+    def _segment(self, pixel_values: torch.Tensor, **kwargs) -> tuple[torch.Tensor, BackboneOutput]:
         """Logits at the size of `pixel_values`, and the backbone's output."""
         outputs = self.backbone.forward_with_filtered_kwargs(pixel_values, **kwargs)
         logits = self.decode_head(outputs.feature_maps)
         size = pixel_values.shape[2:]
         return F.interpolate(logits, size=size, mode="bilinear", align_corners=False), outputs
-
-    def _exceeds_window(self, pixel_values: torch.Tensor) -> bool:
-        height, width = pixel_values.shape[2:]
-        return height > self.config.window_size[0] or width > self.config.window_size[1]
 
 
 __all__ = ["SegUperNetForSemanticSegmentation", "SegUperNetPreTrainedModel"]

@@ -1,6 +1,8 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """ViT-Adapter configuration."""
 
+import itertools
+
 from huggingface_hub.dataclasses import strict
 from transformers.backbone_utils import BackboneConfigMixin
 
@@ -36,7 +38,8 @@ class ViTAdapterConfig(BackboneConfigMixin, TrunkConfig):
         add_trunk_features (`bool`, defaults to `True`):
             Whether the trunk's tokens after interaction i are added to map i. Needs four interactions.
         out_features, out_indices:
-            Which of `stem`, `stage1`, ..., `stage4` to return, by name or by index. None: the last.
+            Which of `stem`, `stage1`, ..., `stage4` to return, by name or by index. None: the last, as in transformers;
+            layers that only serve the others then get no gradient.
 
     Example:
 
@@ -51,9 +54,10 @@ class ViTAdapterConfig(BackboneConfigMixin, TrunkConfig):
     """
 
     model_type = "seg_vit_adapter"
+    base_config_key = "backbone_config"
 
     spatial_prior_channels: int = 64
-    interaction_indexes: list[list[int]] | list[tuple[int, ...]] | None = None
+    interaction_indexes: list | tuple | None = None
     deformable_num_heads: int | None = None
     deformable_num_points: int = 4
     deformable_value_ratio: float | int = 1.0
@@ -69,7 +73,9 @@ class ViTAdapterConfig(BackboneConfigMixin, TrunkConfig):
         self._resolve_trunk()
         if self.interaction_indexes is None:
             self.interaction_indexes = _equal_slices(self.num_hidden_layers)
-        self.interaction_indexes = [list(pair) for pair in self.interaction_indexes]
+        self.interaction_indexes = [
+            list(pair) if isinstance(pair, list | tuple) else [pair] for pair in self.interaction_indexes
+        ]
         if self.deformable_num_heads is None:
             self.deformable_num_heads = self.num_attention_heads
         self._check_adapter()
@@ -80,10 +86,12 @@ class ViTAdapterConfig(BackboneConfigMixin, TrunkConfig):
         super().__post_init__(**kwargs)
 
     def _check_adapter(self) -> None:
-        blocks = [
-            block for pair in self.interaction_indexes if len(pair) == 2 for block in range(pair[0], pair[1] + 1)
-        ]
-        if blocks != list(range(self.num_hidden_layers)) or any(len(pair) != 2 for pair in self.interaction_indexes):
+        pairs = self.interaction_indexes
+        if any(
+            len(pair) != 2 or not all(isinstance(end, int) for end in pair) or pair[0] > pair[1] for pair in pairs
+        ) or [block for first, last in pairs for block in range(first, last + 1)] != list(
+            range(self.num_hidden_layers)
+        ):
             raise ValueError(
                 "interaction_indexes must be pairs (first block, last block) that together cover blocks 0 to "
                 f"{self.num_hidden_layers - 1} in order, got {self.interaction_indexes}"
@@ -93,6 +101,9 @@ class ViTAdapterConfig(BackboneConfigMixin, TrunkConfig):
                 f"add_trunk_features needs four interactions, one for each map, but there are "
                 f"{len(self.interaction_indexes)}: set add_trunk_features=False or give four pairs"
             )
+        for name in ("spatial_prior_channels", "deformable_num_heads", "deformable_num_points"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         value_size = int(self.hidden_size * self.deformable_value_ratio)
         if value_size < 1 or value_size % self.deformable_num_heads:
             raise ValueError(
@@ -107,7 +118,7 @@ def _equal_slices(depth: int, count: int = 4) -> list[list[int]]:
     if depth < count:
         raise ValueError(f"a trunk of {depth} blocks cannot be cut into {count} interactions: set interaction_indexes")
     bounds = [depth * index // count for index in range(count + 1)]
-    return [[first, end - 1] for first, end in zip(bounds, bounds[1:], strict=False)]
+    return [[first, end - 1] for first, end in itertools.pairwise(bounds)]
 
 
 __all__ = ["ViTAdapterConfig"]

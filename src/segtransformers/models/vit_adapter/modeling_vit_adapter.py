@@ -9,10 +9,11 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
+from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BackboneOutput
 from transformers.utils import can_return_tuple, logging
+from transformers.utils.output_capturing import resolve_hidden_states_indices, selected_hidden_states
 
 from ..pyramid import (
     STRIDES,
@@ -26,47 +27,49 @@ from ..pyramid import (
     init_pyramid_weights,
     padded_to_stride,
 )
-from ..trunk import Trunk, TrunkBlock, init_trunk_weights
+from ..trunk import Trunk, TrunkBlock, TrunkEmbeddings, init_trunk_weights
 from .configuration_vit_adapter import ViTAdapterConfig
 
 logger = logging.get_logger(__name__)
 
 
-class ViTAdapterInjector(GradientCheckpointingLayer):
-    """Adds to the patch tokens what deformable attention reads from the pyramid, scaled by `gamma`."""
+class ViTAdapterCrossAttention(GradientCheckpointingLayer):
+    """What injector and extractor share: deformable attention between normalised queries and values."""
 
-    def __init__(self, config: ViTAdapterConfig):
+    def __init__(self, config: ViTAdapterConfig, num_levels: int):
         super().__init__()
         self.query_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.feat_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.attn = DeformableAttention(
             config.hidden_size,
             num_heads=config.deformable_num_heads,
-            num_levels=3,
+            num_levels=num_levels,
             num_points=config.deformable_num_points,
             value_ratio=config.deformable_value_ratio,
         )
+
+    def attend(self, query: torch.Tensor, value: torch.Tensor, geometry: SamplingGeometry) -> torch.Tensor:
+        """From `(B, queries, C)` and `(B, tokens, C)` to `(B, queries, C)`."""
+        return self.attn(self.query_norm(query), self.feat_norm(value), geometry)
+
+
+class ViTAdapterInjector(ViTAdapterCrossAttention):
+    """Adds to the patch tokens what deformable attention reads from the pyramid, scaled by `gamma`."""
+
+    def __init__(self, config: ViTAdapterConfig):
+        super().__init__(config, num_levels=3)
         self.gamma = nn.Parameter(torch.full((config.hidden_size,), float(config.injector_init_value)))
 
     def forward(self, tokens: torch.Tensor, pyramid: torch.Tensor, geometry: SamplingGeometry) -> torch.Tensor:
         """From patch tokens `(B, h * w, C)` and pyramid tokens `(B, 16n + 4n + n, C)` to patch tokens."""
-        return tokens + self.gamma * self.attn(self.query_norm(tokens), self.feat_norm(pyramid), geometry)
+        return tokens + self.gamma * self.attend(tokens, pyramid, geometry)
 
 
-class ViTAdapterExtractor(GradientCheckpointingLayer):
+class ViTAdapterExtractor(ViTAdapterCrossAttention):
     """Adds to the pyramid what deformable attention reads from the patch tokens."""
 
     def __init__(self, config: ViTAdapterConfig):
-        super().__init__()
-        self.query_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.feat_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.attn = DeformableAttention(
-            config.hidden_size,
-            num_heads=config.deformable_num_heads,
-            num_levels=1,
-            num_points=config.deformable_num_points,
-            value_ratio=config.deformable_value_ratio,
-        )
+        super().__init__(config, num_levels=1)
         self.ffn = None
         if config.use_conv_ffn:
             self.ffn = ConvFeedForward(config.hidden_size, config.conv_ffn_ratio)
@@ -77,7 +80,7 @@ class ViTAdapterExtractor(GradientCheckpointingLayer):
         self, pyramid: torch.Tensor, tokens: torch.Tensor, geometry: SamplingGeometry, grids: list[Grid]
     ) -> torch.Tensor:
         """From pyramid tokens `(B, 16n + 4n + n, C)` and patch tokens `(B, h * w, C)` to pyramid tokens."""
-        pyramid = pyramid + self.attn(self.query_norm(pyramid), self.feat_norm(tokens), geometry)
+        pyramid = pyramid + self.attend(pyramid, tokens, geometry)
         if self.ffn is not None:
             pyramid = pyramid + self.drop_path(self.ffn(self.ffn_norm(pyramid), grids))
         return pyramid
@@ -106,19 +109,23 @@ class ViTAdapterInteraction(nn.Module):
         injection: SamplingGeometry,
         extraction: SamplingGeometry,
         grids: list[Grid],
-    ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
-        """Gives the tokens after each block of the slice, `(B, prefix + h * w, C)` each, and the new pyramid tokens.
+        hidden_states: list[torch.Tensor] | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Gives the tokens after the slice, `(B, prefix + h * w, C)`, and the new pyramid tokens.
 
         Args:
             grids: of the pyramid's three levels (strides 8, 16, 32); the second is the trunk's own token grid.
+            hidden_states: takes the tokens after each block, where they are wanted.
         """
         prefix, patches = tokens[:, : trunk.num_prefix_tokens], tokens[:, trunk.num_prefix_tokens :]
         patches = self.injector(patches, pyramid, injection)
-        states = trunk.run_blocks(torch.cat([prefix, patches], dim=1), self.first, self.last, grids[1])
-        patches = states[-1][:, trunk.num_prefix_tokens :]
+        for tokens in trunk.run_blocks(torch.cat([prefix, patches], dim=1), self.first, self.last, grids[1]):
+            if hidden_states is not None:
+                hidden_states.append(tokens)
+        patches = tokens[:, trunk.num_prefix_tokens :]
         for extractor in (self.extractor, *self.extra_extractors):
             pyramid = extractor(pyramid, patches, extraction, grids)
-        return states, pyramid
+        return tokens, pyramid
 
 
 class ViTAdapterPreTrainedModel(PreTrainedModel):
@@ -127,9 +134,15 @@ class ViTAdapterPreTrainedModel(PreTrainedModel):
     config: ViTAdapterConfig
     base_model_prefix = "backbone"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]
     supports_gradient_checkpointing = True
-    _no_split_modules = [TrunkBlock.__name__, "ViTAdapterInjector", "ViTAdapterExtractor", "SpatialPrior"]
+    _no_split_modules = [
+        TrunkEmbeddings.__name__,
+        TrunkBlock.__name__,
+        "SpatialPrior",
+        "ViTAdapterInjector",
+        "ViTAdapterExtractor",
+    ]
     _supports_sdpa = True  # timm's blocks call it themselves
 
     @torch.no_grad()
@@ -180,19 +193,20 @@ class ViTAdapterBackbone(BackboneMixin, ViTAdapterPreTrainedModel):
         self.norms = nn.ModuleList(nn.BatchNorm2d(hidden_size) for _ in STRIDES)
         self.post_init()
         if config._attn_implementation == "eager":
-            logger.warning_once("attn_implementation='eager' has no effect: timm's blocks use their own fused attention.")
+            logger.warning_once("attn_implementation='eager' has no effect: timm's blocks use their own attention.")
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.trunk.patch_embed
+        return self.trunk.embeddings.patch_embed.proj
 
     @can_return_tuple
-    @filter_output_hidden_states
-    def forward(self, pixel_values: torch.Tensor, output_hidden_states: bool | None = None) -> BackboneOutput:
+    def forward(
+        self, pixel_values: torch.Tensor, output_hidden_states: bool | int | list[int] | None = None
+    ) -> BackboneOutput:
         """
         Args:
             pixel_values: `(B, 3, H, W)`, normalised, at least 32 pixels on each side.
             output_hidden_states: also return the trunk's tokens, `(B, prefix + h * w, C)`: embedded, and after each
-                block. The grid (h, w) is that of the padded image.
+                block. The grid (h, w) is that of the padded image. With indices, only those; the others are None.
 
         Returns:
             `BackboneOutput` with the `feature_maps` named by `config.out_features`,
@@ -202,7 +216,7 @@ class ViTAdapterBackbone(BackboneMixin, ViTAdapterPreTrainedModel):
             ValueError: if `pixel_values` is no batch of RGB images or an image is too small.
         """
         height, width = pixel_values.shape[-2:]
-        pixel_values = padded_to_stride(pixel_values.to(self.trunk.patch_embed.proj.weight.dtype))
+        pixel_values = padded_to_stride(pixel_values.to(self.get_input_embeddings().weight.dtype))
 
         stem, maps = self.spatial_prior(pixel_values)
         grids = [(map_.shape[2], map_.shape[3]) for map_ in maps[1:]]
@@ -214,22 +228,34 @@ class ViTAdapterBackbone(BackboneMixin, ViTAdapterPreTrainedModel):
         injection = SamplingGeometry.build([grid], grids, pixel_values.device)
         extraction = SamplingGeometry.build(grids, [grid], pixel_values.device)
 
-        hidden_states, trunk_features = (tokens,), []
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        # an index may be 0, so "is not False" and not truth
+        hidden_states = [tokens] if output_hidden_states is not False else None
+        trunk_features = []
         for interaction in self.interactions:
-            states, pyramid = interaction(hidden_states[-1], pyramid, self.trunk, injection, extraction, grids)
-            hidden_states += states
-            patches = states[-1][:, self.trunk.num_prefix_tokens :]
-            trunk_features.append(patches.transpose(1, 2).unflatten(2, grid))
+            tokens, pyramid = interaction(tokens, pyramid, self.trunk, injection, extraction, grids, hidden_states)
+            if self.config.add_trunk_features:
+                patches = tokens[:, self.trunk.num_prefix_tokens :]
+                trunk_features.append(patches.transpose(1, 2).unflatten(2, grid))
 
-        feature_maps = self._assemble(maps[0], pyramid, grids, trunk_features if self.config.add_trunk_features else [])
+        feature_maps = self._assemble(maps[0], pyramid, grids, trunk_features)
         named = dict(zip(self.stage_names, (stem, *feature_maps), strict=True))
         strides = dict(zip(self.stage_names, (STRIDES[0], *STRIDES), strict=True))
         return BackboneOutput(
             feature_maps=tuple(
                 cropped_to_input(named[name], strides[name], height, width) for name in self.out_features
             ),
-            hidden_states=hidden_states,
+            hidden_states=self._selected(hidden_states, output_hidden_states),
         )
+
+    def _selected(self, hidden_states, selection) -> tuple[torch.Tensor | None, ...] | None:
+        """Those that were asked for: all, those at some indices, or none."""
+        indices = selected_hidden_states(selection)
+        if hidden_states is None or indices is None:
+            return hidden_states and tuple(hidden_states)
+        chosen = resolve_hidden_states_indices(self, indices, num_hidden_states=len(hidden_states))
+        return tuple(state if index in chosen else None for index, state in enumerate(hidden_states))
 
     def _assemble(
         self, stride4: torch.Tensor, pyramid: torch.Tensor, grids: list[Grid], trunk_features: list[torch.Tensor]

@@ -1,0 +1,171 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""Reads original checkpoint files without running any code that may hide in them."""
+
+import argparse
+import importlib
+import pickle
+import re
+import shutil
+import tarfile
+import tempfile
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+from .mapping import ConversionError
+
+# Where mmcv (epoch and iteration hooks), mmseg and the originals' own trainers put the weights.
+WEIGHT_KEYS = ("state_dict", "model", "module")
+WEIGHT_SUFFIXES = (".pth", ".pth.tar", ".pt", ".bin")
+
+
+class _Dropped:
+    """Stands in for a training-state object: takes any arguments and any state, and keeps nothing."""
+
+    def __new__(cls, *args, **kwargs):
+        return super().__new__(cls)
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def __setstate__(self, state):
+        pass
+
+
+# Beyond what torch itself allows: the values that trainers save beside the weights. numpy 2 renamed its core module,
+# so its functions are listed under both names. Nothing here has side effects.
+_MULTIARRAY = importlib.import_module("numpy.core.multiarray" if numpy.__version__ < "2" else "numpy._core.multiarray")
+_ALLOWED: list[Any] = [
+    *(
+        (function, f"numpy.{core}.multiarray.{function.__name__}")
+        for core in ("core", "_core")
+        for function in (_MULTIARRAY.scalar, _MULTIARRAY._reconstruct)
+    ),
+    numpy.ndarray,
+    numpy.dtype,
+    *(
+        type(numpy.dtype(code))
+        for code in ("?", "b", "B", "h", "H", "i", "I", "l", "L", "q", "Q", "e", "f", "d", "U", "S")
+    ),
+    argparse.Namespace,
+    # torch fills only plain mappings, whatever they are called in the file
+    *(
+        (OrderedDict, name)
+        for name in ("mmcv.utils.config.ConfigDict", "mmengine.config.config.ConfigDict", "addict.Dict")
+    ),
+    *(
+        (_Dropped, name)
+        for name in (
+            "mmengine.logging.history_buffer.HistoryBuffer",
+            "datetime.datetime",
+            "datetime.timedelta",
+            "pathlib.PosixPath",
+            "pathlib.WindowsPath",
+            "pathlib._local.PosixPath",
+            "pathlib._local.WindowsPath",
+        )
+    ),
+]
+
+
+@dataclass
+class Checkpoint:
+    """A file's weights, and what was saved beside them.
+
+    Attributes:
+        state_dict: tensors by their original names.
+        meta: mmcv's `meta`: among others `CLASSES`, `PALETTE` and the text `config`. Empty where there is none.
+    """
+
+    state_dict: dict[str, torch.Tensor]
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a `.pth`, `.pth.tar` or `.zip` file. No code from the file is run.
+
+    A `.zip` archive must hold exactly one checkpoint file (`.pth.tar` files are no archives, whatever their name says).
+
+    Raises:
+        ConversionError: if the file is missing, damaged, no checkpoint, or wants to run code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConversionError(f"there is no file {path}")
+    if path.suffix.lower() != ".zip":
+        return _read(path, str(path))
+    with tempfile.TemporaryDirectory() as folder:
+        return _read(_unpacked(path, Path(folder)), f"the checkpoint in {path}", mmap=False)
+
+
+def _unpacked(archive: Path, folder: Path) -> Path:
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            members = [name for name in opened.namelist() if _is_checkpoint_name(name)]
+            if len(members) != 1:
+                found = ", ".join(members) or "none"
+                raise ConversionError(f"{archive} must hold exactly one checkpoint file (.pth), found {found}")
+            target = folder / "checkpoint.pth"  # the member's own path is never used
+            with opened.open(members[0]) as source, target.open("wb") as copy:
+                shutil.copyfileobj(source, copy)
+            return target
+    except ConversionError:
+        raise
+    except Exception as error:  # each compression has errors of its own
+        raise ConversionError(f"{archive} is damaged or no zip archive: {_reason(error)}") from error
+
+
+def _is_checkpoint_name(name: str) -> bool:
+    """Whether a member of an archive is a checkpoint, and not the shadow of one that macOS adds."""
+    return name.lower().endswith(WEIGHT_SUFFIXES) and not Path(name).name.startswith("._")
+
+
+def _read(path: Path, name: str, mmap: bool = True) -> Checkpoint:
+    if tarfile.is_tarfile(path):
+        raise ConversionError(f"{name} is a tar archive: unpack it and give the checkpoint inside")
+    try:
+        with torch.serialization.safe_globals(_ALLOWED):
+            mmap = mmap and zipfile.is_zipfile(path)  # torch's format before 1.6 cannot be mapped
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        refused = re.search(
+            r"GLOBAL ([\w.]+\w)|unrecognized (?:function|class) ([^\n]+)|got (<class [^\n]+>)", str(error)
+        )
+        if refused is None:
+            raise ConversionError(f"{name} is damaged or no PyTorch checkpoint ({_reason(error)})") from error
+        raise ConversionError(
+            f"{name} wants {next(filter(None, refused.groups()))} to be called, which is not needed to read weights: "
+            "such files are refused"
+        ) from error
+    except Exception as error:  # a damaged pickle can raise anything
+        raise ConversionError(f"{name} is damaged or no PyTorch checkpoint ({_reason(error)})") from error
+    return _checkpoint(loaded, name)
+
+
+def _checkpoint(loaded: Any, name: str) -> Checkpoint:
+    if not isinstance(loaded, Mapping):
+        raise ConversionError(f"{name} holds a {type(loaded).__name__}, not a dict with weights")
+    meta = loaded.get("meta")
+    weights = next((loaded[key] for key in WEIGHT_KEYS if isinstance(loaded.get(key), Mapping)), loaded)
+    state_dict = {key: value for key, value in weights.items() if isinstance(value, torch.Tensor)}
+    others = [key for key in weights if key not in state_dict]
+    if state_dict and others and weights is not loaded:
+        raise ConversionError(f"{name} holds a {type(weights[others[0]]).__name__} under {others[0]!r}, not a tensor")
+    if not state_dict:
+        raise ConversionError(f"{name} holds no weights under {', '.join(WEIGHT_KEYS)}; found {list(loaded)[:8]}")
+    return Checkpoint(state_dict, dict(meta) if isinstance(meta, Mapping) else {})
+
+
+def _reason(error: Exception) -> str:
+    """One line of an error, without torch's advice to trust the file."""
+    text = str(error).partition("WeightsUnpickler error: ")[2] or str(error)
+    if "TorchScript" in text:
+        return "it is a TorchScript archive"
+    text = re.split(r"In PyTorch 2\.6|Re-running|\n", text.strip())[0].strip()
+    return text or type(error).__name__

@@ -1,0 +1,75 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""Reads the Python text of an mmcv config without executing it."""
+
+import ast
+from collections.abc import Sequence
+from typing import Any
+
+from .mapping import ConversionError
+
+
+def parse_config(text: str, names: Sequence[str]) -> dict[str, Any]:
+    """Variables of a flat mmcv config, as mmcv dumps it beside a training run or into a checkpoint.
+
+    Nothing is executed. Only the variables asked for are evaluated, and those that they mention: they may be made of
+    literals, `dict(...)`, lists, tuples, signs, and other such variables. What else is assigned may be anything
+    (`gpu_ids = range(0, 8)`). Statements that could change a variable later are an error, and so are inherited files.
+
+    Args:
+        text: of the config.
+        names: of the variables wanted; those that it does not assign are left out.
+
+    Raises:
+        ConversionError: naming the line that is not understood.
+    """
+    try:
+        tree = ast.parse(text.removeprefix("\ufeff"))
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise ConversionError(f"the config is not Python text: {error}") from error
+    assigned: dict[str, ast.expr] = {}
+    for statement in tree.body:
+        match statement:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                assigned[name] = value
+            case ast.Expr(value=ast.Constant()) | ast.Import() | ast.ImportFrom():
+                continue
+            case _:
+                raise _not_understood(statement)
+    if "_base_" in assigned:
+        raise ConversionError(
+            "the config inherits from _base_ files: give the flat config that mmcv wrote into the work directory"
+        )
+    try:
+        return {name: _evaluate(assigned[name], assigned) for name in names if name in assigned}
+    except (RecursionError, TypeError) as error:  # a variable that mentions itself, a list as a key
+        raise ConversionError(f"the config is not understood: {error}") from error
+
+
+def _evaluate(node: ast.expr, assigned: dict[str, ast.expr]) -> Any:
+    match node:
+        case ast.Constant():
+            return node.value
+        case ast.Name() if node.id in assigned:
+            return _evaluate(assigned[node.id], assigned)
+        case ast.List():
+            return [_evaluate(item, assigned) for item in node.elts]
+        case ast.Tuple():
+            return tuple(_evaluate(item, assigned) for item in node.elts)
+        case ast.Dict() if None not in node.keys:
+            return {
+                _evaluate(key, assigned): _evaluate(value, assigned)
+                for key, value in zip(node.keys, node.values, strict=True)
+                if key is not None
+            }
+        case ast.Call(func=ast.Name(id="dict"), args=[] | [ast.Dict()]) if all(item.arg for item in node.keywords):
+            start = _evaluate(node.args[0], assigned) if node.args else {}
+            return start | {str(item.arg): _evaluate(item.value, assigned) for item in node.keywords}
+        case ast.UnaryOp(op=ast.USub() | ast.UAdd(), operand=ast.Constant(value=int() | float() as number)):
+            return -number if isinstance(node.op, ast.USub) else number
+    raise _not_understood(node)
+
+
+def _not_understood(node: ast.AST) -> ConversionError:
+    text = " ".join(ast.unparse(node).split())
+    shown = text if len(text) <= 60 else text[:57] + "..."
+    return ConversionError(f"line {getattr(node, 'lineno', '?')} of the config is not understood: {shown}")

@@ -1,0 +1,81 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""How an original wants to be tested: the part that belongs to the model, and the part that prepares images."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..image_processing import SegmentationImageProcessor
+from .mapping import ConversionError, Settings
+
+# Steps that every test pipeline has and that change no pixel.
+PLUMBING = ("LoadImageFromFile", "RandomFlip", "ImageToTensor", "DefaultFormatBundle", "Collect", "LoadAnnotations")
+
+
+def read_test_cfg(test_cfg: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Fields of [`SegmentationConfig`] from mmseg's `test_cfg`."""
+    settings = Settings(test_cfg or {"mode": "whole"}, "test_cfg")
+    mode = settings.expect("mode", "whole", "slide")
+    protocol: dict[str, Any] = {"inference_mode": mode}
+    if mode == "slide":
+        protocol |= {"window_size": settings.take("crop_size"), "window_stride": settings.take("stride")}
+    settings.drop("crop_size", "stride")
+    settings.finish()
+    return protocol
+
+
+def read_test_pipeline(pipeline: Sequence[Mapping[str, Any]], reduce_labels: bool) -> SegmentationImageProcessor:
+    """The image processor for the single-scale protocol of an mmseg test pipeline.
+
+    Args:
+        pipeline: the steps of `data.test.pipeline`; images are resized inside `MultiScaleFlipAug`.
+        reduce_labels: whether the data set's label 0 means "no class".
+
+    Raises:
+        ConversionError: naming a step or a setting that the processor cannot reproduce.
+    """
+    options: dict[str, Any] = {"do_resize": False, "do_normalize": False, "size_divisor": 0}
+    scale: Any = None
+    for step in _flattened(pipeline):
+        kind = step.get("type")
+        settings = Settings(step, f"the test pipeline's {kind}")
+        settings.drop("type")
+        if kind == "MultiScaleFlipAug":
+            scale = settings.take("img_scale", None)
+        elif kind == "Resize":
+            options |= {"do_resize": True, "size": _size(scale, settings.take("keep_ratio", True))}
+            settings.drop("img_scale", "ratio_range")
+            settings.finish()
+        elif kind == "ResizeToMultiple":
+            options["size_divisor"] = settings.take("size_divisor", 32)
+            settings.finish()
+        elif kind == "Normalize":
+            settings.expect("to_rgb", True)
+            options |= {
+                "do_normalize": True,
+                "image_mean": [value / 255 for value in settings.take("mean")],
+                "image_std": [value / 255 for value in settings.take("std")],
+            }
+            settings.finish()
+        elif kind not in PLUMBING:
+            raise ConversionError(f"the test pipeline has a step {kind!r} that is not understood")
+    return SegmentationImageProcessor(**options, do_reduce_labels=reduce_labels)
+
+
+def _flattened(pipeline: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    if not isinstance(pipeline, list | tuple) or not all(isinstance(step, Mapping) for step in pipeline):
+        raise ConversionError("the test pipeline is not a list of steps")
+    steps: list[Mapping[str, Any]] = []
+    for step in pipeline:
+        steps.append({key: value for key, value in step.items() if key != "transforms"})
+        steps.extend(_flattened(step.get("transforms", [])))
+    return steps
+
+
+def _size(scale: Any, keep_ratio: bool) -> dict[str, int]:
+    if isinstance(scale, list | tuple) and len(scale) == 1 and isinstance(scale[0], list | tuple):
+        (scale,) = scale
+    if not isinstance(scale, list | tuple) or len(scale) != 2 or not all(isinstance(side, int) for side in scale):
+        raise ConversionError(f"the test pipeline's img_scale is {scale!r}; one pair of pixels is needed")
+    if keep_ratio:
+        return {"shortest_edge": min(scale), "longest_edge": max(scale)}
+    return {"height": scale[1], "width": scale[0]}

@@ -1,0 +1,336 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""What every model of the package must pass. A test class for a new model inherits one of these and names its parts."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoBackbone, AutoConfig, AutoModelForSemanticSegmentation, PreTrainedConfig, PreTrainedModel
+
+SIZES = [(32, 32), (33, 47), (64, 96), (75, 130)]
+
+
+def randomise(model: nn.Module) -> nn.Module:
+    """Move what starts constant, zeros and ones, so that every branch matters; running statistics too."""
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.is_floating_point() and (tensor.dim() <= 1 or not tensor.any()):
+                tensor.add_(0.1 * torch.rand_like(tensor))
+    return model
+
+
+class ModelTests:
+    """Tests shared by backbones and whole models.
+
+    Subclasses define `model_class`, `config()` (small, with everything switched on), `tensors(outputs)` (the output
+    tensors to compare) and `scalar(model, pixel_values)` (something to differentiate).
+    """
+
+    model_class: type[PreTrainedModel]
+    min_size = 32
+    unreached: list[str] = []  # parameters that a backbone of somebody else's owns and never uses
+    smallest_width = 128  # of an image on which every parameter matters, batch norm over 1x1 maps included
+
+    def config(self) -> PreTrainedConfig:
+        raise NotImplementedError
+
+    def tensors(self, outputs) -> list[torch.Tensor]:
+        raise NotImplementedError
+
+    def scalar(self, model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+    def model(self, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
+        return randomise(self.model_class(self.config()).to(dtype)).eval()
+
+    def images(self, batch: int = 2, size=(64, 96), dtype: torch.dtype = torch.float64) -> torch.Tensor:
+        return torch.randn(batch, 3, *size, dtype=dtype)
+
+    @torch.no_grad()
+    def run(self, model, pixel_values):
+        return self.tensors(model(pixel_values))
+
+    def assert_same(self, first, second, **tolerance):
+        assert len(first) == len(second) > 0
+        for one, other in zip(first, second, strict=True):
+            torch.testing.assert_close(one, other, **(tolerance or {"rtol": 0, "atol": 0}))
+
+    @pytest.mark.parametrize("max_shard_size", ["5GB", "100KB"])
+    def test_saves_and_loads_bit_equal(self, tmp_path, max_shard_size):
+        model, images = self.model(torch.float32), self.images(dtype=torch.float32)
+        model.save_pretrained(tmp_path, max_shard_size=max_shard_size)
+        shards = list(tmp_path.glob("*.safetensors"))
+        assert len(shards) > 1 if max_shard_size == "100KB" else len(shards) == 1
+        loaded, info = self.model_class.from_pretrained(tmp_path, output_loading_info=True)
+        assert not any(info.values()), info
+        for (name, tensor), other in zip(model.state_dict().items(), loaded.state_dict().values(), strict=True):
+            assert torch.equal(tensor, other), name
+        for (name, buffer), other in zip(model.named_buffers(), loaded.buffers(), strict=True):
+            assert torch.equal(buffer, other), name  # those that are not saved, too
+        for tensor in (*loaded.parameters(), *loaded.buffers()):
+            tensor.data = tensor.data.clone()  # loaded ones lie otherwise in memory, and other kernels round otherwise
+        self.assert_same(self.run(model, images), self.run(loaded, images))
+
+    def test_config_round_trip(self, tmp_path):
+        config = self.config()
+        config.save_pretrained(tmp_path)
+        loaded = AutoConfig.from_pretrained(tmp_path)
+        assert type(loaded) is type(config)
+        # "_name_or_path" tells where it came from
+        assert {k: v for k, v in loaded.to_dict().items() if k != "_name_or_path"} == {
+            k: v for k, v in config.to_dict().items() if k != "_name_or_path"
+        }
+
+    @pytest.mark.parametrize("size", SIZES)
+    def test_any_input_size(self, size):
+        for tensor in self.run(self.model(), self.images(size=size)):
+            assert torch.isfinite(tensor).all()
+
+    def test_too_small_an_image_is_refused(self):
+        with pytest.raises(ValueError, match=f"at least {self.min_size} pixels .* got 16x64"):
+            self.run(self.model(), self.images(size=(16, 64)))
+
+    def test_wrong_channels_are_refused(self):
+        with pytest.raises(ValueError, match=r"\(batch, 3, height, width\)"):
+            self.run(self.model(), torch.randn(1, 4, 64, 64, dtype=torch.float64))
+
+    def test_images_of_a_batch_do_not_touch(self):
+        model, images = self.model(), self.images(batch=3)
+        alone = [torch.cat(maps) for maps in zip(*(self.run(model, image[None]) for image in images), strict=True)]
+        self.assert_same(self.run(model, images), alone, rtol=1e-10, atol=1e-12)
+
+    def test_is_deterministic(self):
+        model, images = self.model(), self.images()
+        self.assert_same(self.run(model, images), self.run(model, images))
+
+    def test_new_weights_come_from_init_weights(self):
+        """What `_init_weights` forgets would keep the garbage of uninitialised memory after loading."""
+        states = []
+        for garbage in (7, 8):
+            model = self.model_class(self.config())
+            for tensor in (*model.parameters(), *model.buffers()):
+                tensor.data.fill_(garbage)
+            for module in model.modules():
+                module._is_hf_initialized = False
+            torch.manual_seed(0)
+            model.init_weights()
+            states.append(model.state_dict())
+        for (name, tensor), other in zip(states[0].items(), states[1].values(), strict=True):
+            assert torch.equal(tensor, other), name
+
+    def test_every_parameter_gets_a_gradient(self):
+        for training in (True, False):  # random depth may leave a branch out in training
+            model = self.model().train(training)
+            self.scalar(model, self.images(size=(64, self.smallest_width))).backward()
+            gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+            assert [name for name, gradient in gradients.items() if gradient is None] == self.unreached
+        assert [name for name, gradient in gradients.items() if gradient is not None and not gradient.any()] == []
+
+    def test_gradient_checkpointing_changes_nothing(self):
+        gradients = []
+        for enabled in (False, True):
+            torch.manual_seed(0)
+            model = self.model().train()
+            if enabled:
+                model.activation_checkpointing_enable()
+                assert any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+            images = self.images(size=(64, self.smallest_width))
+            self.scalar(model, images).backward()
+            gradients.append([parameter.grad for parameter in model.parameters()])
+        self.assert_same(*gradients, rtol=1e-9, atol=1e-12)
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_half_precision_is_finite(self, dtype):
+        model, images = self.model(torch.float32), self.images(dtype=torch.float32)
+        exact = self.run(model, images)
+        for tensor, expected in zip(self.run(model.to(dtype), images.to(dtype)), exact, strict=True):
+            assert tensor.dtype == dtype and torch.isfinite(tensor).all()
+            error = (tensor.float() - expected).norm() / expected.norm()
+            assert error < (0.1 if dtype == torch.bfloat16 else 0.02)
+
+    def test_autocast(self):
+        model, images = self.model(torch.float32), self.images(dtype=torch.float32)
+        exact = self.run(model, images)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            actual = self.run(model, images)
+        for tensor, expected in zip(actual, exact, strict=True):
+            assert (tensor.float() - expected).norm() / expected.norm() < 0.1
+
+    def test_exports_with_a_dynamic_batch(self):
+        model, images = self.model(torch.float32), self.images(dtype=torch.float32)
+        batch = torch.export.Dim("batch", min=1, max=8)
+        # strict mode is not needed: the model is traced with fake tensors
+        program = torch.export.export(
+            model, (images,), dynamic_shapes={"pixel_values": {0: batch}, **self.undynamic()}, strict=False
+        )
+        more = self.images(batch=3, dtype=torch.float32)
+        self.assert_same(self.tensors(program.module()(more)), self.run(model, more), rtol=1e-5, atol=1e-5)
+
+    def undynamic(self) -> dict:
+        """`dynamic_shapes` of the other arguments that have a default."""
+        return {}
+
+    @staticmethod
+    def is_norm(name: str, tensor: torch.Tensor) -> bool:
+        return name.endswith("weight") and tensor.dim() == 1
+
+    def test_missing_weights_are_named_and_made(self, tmp_path):
+        model = self.model(torch.float32)
+        state_dict = model.state_dict()
+        dropped = next(name for name, tensor in state_dict.items() if self.is_norm(name, tensor))
+        del state_dict[dropped]
+        model.save_pretrained(tmp_path, state_dict=state_dict)
+        loaded, info = self.model_class.from_pretrained(tmp_path, output_loading_info=True)
+        assert set(info["missing_keys"]) == {dropped}
+        assert torch.equal(loaded.state_dict()[dropped], torch.ones_like(model.state_dict()[dropped]))
+
+    def test_mismatched_weights_are_refused(self, tmp_path):
+        model = self.model(torch.float32)
+        state_dict = model.state_dict()
+        name = next(name for name, tensor in state_dict.items() if self.is_norm(name, tensor))
+        state_dict[name] = torch.zeros(5)
+        model.save_pretrained(tmp_path, state_dict=state_dict)
+        with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+            self.model_class.from_pretrained(tmp_path)
+
+    def test_returns_tuples_on_request(self):
+        model, images = self.model(), self.images()
+        outputs = model(images, return_dict=False)
+        assert isinstance(outputs, tuple)
+
+    def test_another_attention_implementation_changes_nothing(self):
+        config = copy.deepcopy(self.config())
+        model = self.model()
+        config._attn_implementation = "eager"
+        other = self.model_class(config).to(torch.float64).eval()
+        other.load_state_dict(model.state_dict())
+        images = self.images()
+        self.assert_same(self.run(model, images), self.run(other, images), rtol=1e-8, atol=1e-10)
+
+
+class BackboneTests(ModelTests):
+    """For backbones with maps at strides 4, 8, 16 and 32."""
+
+    strides = (4, 8, 16, 32)
+
+    def tensors(self, outputs):
+        return list(outputs.feature_maps)
+
+    def scalar(self, model, pixel_values):
+        return sum(map_.square().mean() for map_ in model(pixel_values).feature_maps)
+
+    @pytest.mark.parametrize("size", SIZES)
+    def test_shapes_of_the_maps(self, size):
+        model = self.model()
+        maps = self.run(model, self.images(size=size))
+        for map_, stride, channels in zip(maps, self.strides, model.channels, strict=True):
+            assert map_.shape == (2, channels, -(-size[0] // stride), -(-size[1] // stride))
+
+    def test_stages_can_be_chosen(self):
+        images = self.images()
+        model = self.model()
+        maps = dict(zip(model.out_features, self.run(model, images), strict=True))
+        for name in model.stage_names:
+            model.out_features = [name]
+            (map_,) = self.run(model, images)
+            assert map_.shape[1] == model.channels[0]
+            if name in maps:
+                assert torch.equal(map_, maps[name])
+
+    def test_auto_backbone(self):
+        assert type(AutoBackbone.from_config(self.config())) is self.model_class
+
+    def test_hidden_states(self):
+        model, images = self.model(), self.images()
+        with torch.no_grad():
+            assert model(images).hidden_states is None
+            states = model(images, output_hidden_states=True).hidden_states
+            picked = model(images, output_hidden_states=[-1]).hidden_states
+        assert len(states) == model.config.num_hidden_layers + 1
+        assert {state.shape[::2] for state in states} == {(2, model.config.hidden_size)}
+        assert torch.equal(picked[-1], states[-1]) and picked[0] is None
+
+
+class SegmenterTests(ModelTests):
+    """For `...ForSemanticSegmentation` models."""
+
+    num_labels = 5
+
+    def tensors(self, outputs):
+        return [outputs.logits]
+
+    def labels(self, pixel_values):
+        labels = torch.randint(self.num_labels, (pixel_values.shape[0], *pixel_values.shape[2:]))
+        labels[:, :5] = 255
+        return labels
+
+    def scalar(self, model, pixel_values):
+        return model(pixel_values, labels=self.labels(pixel_values)).loss
+
+    @pytest.mark.parametrize("size", SIZES)
+    def test_logits_have_the_size_of_the_image(self, size):
+        (logits,) = self.run(self.model(), self.images(size=size))
+        assert logits.shape == (2, self.num_labels, *size)
+
+    def test_auto_model(self, tmp_path):
+        model, images = self.model(torch.float32), self.images(dtype=torch.float32)
+        model.save_pretrained(tmp_path)
+        loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path)
+        assert type(loaded) is self.model_class
+        assert loaded.accepts_loss_kwargs is False and loaded.loss_type == "ForSemanticSegmentation"
+        self.assert_same(self.run(model, images), self.run(loaded, images), rtol=1e-5, atol=1e-5)
+
+    def test_new_head_by_num_labels(self, tmp_path):
+        model = self.model(torch.float32)
+        model.config.palette = [[0, 0, 0]] * self.num_labels
+        model.save_pretrained(tmp_path)
+        loaded, info = AutoModelForSemanticSegmentation.from_pretrained(
+            tmp_path, num_labels=3, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+        changed = {key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"]}
+        assert changed and not info["missing_keys"] and not info["unexpected_keys"]
+        assert loaded.config.palette is None and len(loaded.config.id2label) == 3
+        (logits,) = self.run(loaded, self.images(dtype=torch.float32))
+        assert logits.shape[1] == 3 and torch.isfinite(logits).all()
+        for name, tensor in model.state_dict().items():
+            assert name in changed or torch.equal(tensor, loaded.state_dict()[name])
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda labels: labels[:, :-1], r"labels must be \(batch, height, width\) = \(2, 64, 96\)"),
+            (lambda labels: labels.float(), "integer class indices, got torch.float32"),
+            (lambda labels: torch.where(labels == 1, 9, labels), r"values \[9\].* num_labels=5 .* ignores 255"),
+            (lambda labels: labels - 1, r"values \[-1, 254\]"),
+        ],
+    )
+    def test_wrong_labels_are_refused(self, change, message):
+        model, images = self.model(), self.images()
+        with pytest.raises(ValueError, match=message):
+            model(images, labels=change(self.labels(images)))
+
+    def test_hidden_states_come_from_the_backbone(self):
+        model, images = self.model(), self.images()
+        assert model(images).hidden_states is None
+        assert model(images, output_hidden_states=True).hidden_states is not None
+        model.config.output_hidden_states = True
+        assert model(images).hidden_states is not None
+
+    def test_backbone_can_be_taken_out_and_put_in(self, tmp_path):
+        model, images = self.model(torch.float32), self.images(dtype=torch.float32)
+        model.save_pretrained(tmp_path / "whole")
+        backbone = type(model.backbone).from_pretrained(tmp_path / "whole")
+        with torch.no_grad():
+            expected = model.backbone(images).feature_maps
+            self.assert_same(expected, backbone(images).feature_maps, rtol=1e-5, atol=1e-5)
+        backbone.save_pretrained(tmp_path / "backbone")
+        other, info = self.model_class.from_pretrained(
+            tmp_path / "backbone", config=self.config(), output_loading_info=True
+        )
+        assert info["missing_keys"] and not any(name.startswith("backbone.") for name in info["missing_keys"])
+        without_config = self.model_class.from_pretrained(tmp_path / "backbone", num_labels=3)
+        assert without_config.config.num_labels == 3 and type(without_config.config) is type(model.config)
+        with torch.no_grad():
+            for loaded in (other, without_config):
+                self.assert_same(expected, loaded.backbone(images).feature_maps, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,154 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""The command line as a user types it: good pictures, odd ones, and everything that can be wrong."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from segtransformers import example_image_path, packaged_model_path
+from segtransformers.cli import app
+from segtransformers.visualization import class_areas, distinct_colours, draw_overlay, draw_segmentation
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def picture(mode="RGB", size=(96, 64)) -> Image.Image:
+    values = np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(values).convert(mode)
+
+
+def assert_refused(result, message):
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ") and message in result.stderr, result.stderr
+    assert "Traceback" not in result.stderr and result.stderr.count("\n") <= 2
+
+
+def test_example_scene_with_the_packaged_model(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "segtransformers", "segment", "--output", tmp_path / "out.png"],
+        capture_output=True,
+        text=True,
+        env={"HF_HUB_OFFLINE": "1", "PATH": ""},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "example_scene.png" in done.stdout and " %  " in done.stdout
+    assert done.stderr == ""
+    result, scene = Image.open(tmp_path / "out.png"), Image.open(example_image_path())
+    assert result.height == scene.height and result.width > scene.width  # the legend stands beside it
+    assert [path.name for path in tmp_path.iterdir()] == ["out.png"]
+
+
+def test_packaged_model_is_complete():
+    names = {path.name for path in packaged_model_path().iterdir()}
+    assert {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", "metrics.json"} <= names
+    assert (packaged_model_path() / "model.safetensors").stat().st_size < 8e6
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1", "LA", "I;16"])
+def test_pictures_of_every_kind(tmp_path, mode):
+    image = picture("L") if mode == "I;16" else picture(mode)
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
+    file = tmp_path / ("in.tif" if mode == "CMYK" else "in.png")
+    image.save(file)
+    assert run("segment", file, "--output", tmp_path / "out.png").exit_code == 0
+    assert Image.open(tmp_path / "out.png").height == 64
+
+
+@pytest.mark.parametrize("size", [(1, 50), (50, 1), (1, 1), (700, 40)])
+def test_pictures_of_odd_sizes(tmp_path, size):
+    picture(size=size).save(tmp_path / "in.png")
+    assert run("segment", tmp_path / "in.png", "--output", tmp_path / "out.png").exit_code == 0
+    assert Image.open(tmp_path / "out.png").width > size[0]
+
+
+def test_turned_pictures(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture().save(tmp_path / "in.jpg", exif=exif)
+    assert run("segment", tmp_path / "in.jpg", "--output", tmp_path / "out.png").exit_code == 0
+    assert Image.open(tmp_path / "out.png").height == 96
+
+
+def test_several_pictures_and_folders(tmp_path):
+    inside = tmp_path / "photos"
+    inside.mkdir()
+    for name in ("a.png", "b.jpg"):
+        picture().save(inside / name)
+    (inside / "notes.txt").write_text("no picture")
+    picture().save(tmp_path / "a.png")
+    result = run("segment", inside, tmp_path / "a.png", "--output", tmp_path / "out")
+    assert result.exit_code == 0, result.stderr
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a-1.png", "a-3.png", "b-2.png"]
+
+
+def test_good_pictures_are_done_although_others_are_bad(tmp_path):
+    picture().save(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_bytes(b"not a picture")
+    whole = (tmp_path / "good.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    names = ["bad.png", "cut.png", "absent.png", "good.png"]
+    result = run("segment", *(tmp_path / name for name in names), "--output", tmp_path / "out")
+    assert result.exit_code == 1
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.png"]
+    for line in (
+        f"cannot read {tmp_path / 'bad.png'} as a picture",
+        f"cannot read {tmp_path / 'cut.png'} as a picture",
+        f"there is no file {tmp_path / 'absent.png'}",
+        "3 of 4 pictures failed",
+    ):
+        assert line in result.stderr
+
+
+def test_wrong_arguments(tmp_path):
+    good = tmp_path / "good.png"
+    picture().save(good)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("x")
+    assert_refused(run("segment", tmp_path / "empty", "--output", tmp_path / "o"), "holds no pictures")
+    assert_refused(run("segment", good, "--output", tmp_path / "out.xyz"), "must end like a picture")
+    assert_refused(run("segment", good, "--output", good), "would overwrite one of the pictures")
+    assert_refused(run("segment", good, good, "--output", tmp_path / "out.png"), "must be a folder")
+    assert_refused(run("segment", good, "--output", tmp_path / "file" / "out.png"), "cannot write to")
+    assert_refused(run("segment", good, "--model", "no/such-model", "--output", tmp_path / "o.png"), "cannot load")
+    assert_refused(run("segment", good, "--model", tmp_path / "empty", "--output", tmp_path / "o.png"), "cannot load")
+    assert_refused(run("segment", good, "--device", "warp", "--output", tmp_path / "o.png"), "cannot load")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "good.png"]
+
+
+def test_info():
+    result = run("info")
+    assert result.exit_code == 0
+    for word in ("segtransformers", "torch", "transformers", "timm", "kernels", "cpu", "deformable attention"):
+        assert word in result.stdout
+
+
+def test_drawing():
+    labels = np.zeros((40, 60), int)
+    labels[:10] = 1
+    labels[10:12] = 300  # a class beyond the palette
+    assert class_areas(labels) == {0: 0.7, 1: 0.25, 300: 0.05}
+    image = Image.new("RGB", (60, 40), (100, 100, 100))
+    overlay = np.asarray(draw_overlay(image, labels, [[255, 0, 0], [0, 0, 255]], opacity=0.5))
+    assert overlay[30, 0].tolist() == [178, 50, 50] and overlay[0, 0].tolist() == [50, 50, 178]
+    assert overlay[11, 0].tolist() == [100, 100, 100]
+    assert draw_segmentation(image, labels, {0: "a", 1: "b"}).width > 60
+    with pytest.raises(ValueError, match="labels are"):
+        draw_overlay(image, labels[:5], [[0, 0, 0]])
+
+
+def test_distinct_colours():
+    colours = {tuple(colour) for colour in distinct_colours(150)}
+    assert len(colours) == 150 and all(0 <= value <= 255 for colour in colours for value in colour)
+
+
+def test_legends_of_many_classes_end_with_a_count():
+    labels = np.arange(64 * 96).reshape(64, 96) % 150
+    picture_ = draw_segmentation(Image.new("RGB", (96, 64)), labels, {index: f"class {index}" for index in range(150)})
+    assert picture_.height == 64

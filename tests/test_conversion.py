@@ -1,0 +1,492 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""Conversion scripts as a user runs them: good files, and everything that can be wrong with a file."""
+
+import argparse
+import datetime
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import types
+import zipfile
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from reference_cases import ReferenceCase, relative_error
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+
+from segtransformers.conversion import ConversionError, convert_checkpoint
+from segtransformers.conversion.checkpoint import read_checkpoint
+from segtransformers.conversion.cli import main
+from segtransformers.conversion.config_text import parse_config
+from segtransformers.conversion.protocol import read_test_pipeline
+from segtransformers.conversion.published import FAMILIES, published_rows
+from segtransformers.datasets import DATASETS, get_dataset_info
+
+SCRIPT = Path(__file__).parent.parent / "conversion_scripts" / "convert_vit_adapter.py"
+CASE = ReferenceCase("vit_adapter/tiny-vit-light-upernet")
+
+
+@pytest.fixture
+def checkpoint() -> dict:
+    """What mmcv's checkpoint hook writes, best score and random palette included."""
+    meta = CASE.manifest["meta"]
+    return {
+        "meta": {
+            "CLASSES": tuple(meta["CLASSES"]),
+            "PALETTE": numpy.array(meta["PALETTE"], dtype=numpy.uint8),
+            "epoch": 1,
+            "iter": 160000,
+            "hook_msgs": {"best_score": numpy.float64(0.4812), "best_ckpt": "best_mIoU.pth"},
+            "env_info": "sys.platform: linux",
+        },
+        "state_dict": CASE.state_dict(torch.float32),
+        "optimizer": {"state": {0: {"exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": 1e-4}]},
+    }
+
+
+@pytest.fixture
+def config_file(tmp_path) -> Path:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(CASE.config))
+    return path
+
+
+def convert(capsys, *arguments) -> tuple[int, str, str]:
+    """The script in this process: exit status, what it said, what it complained about."""
+    status = main("vit_adapter", ("ViTAdapter",), [str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def assert_refused(capsys, tmp_path, message, *arguments):
+    output = tmp_path / "converted"
+    before = set(tmp_path.rglob("*"))
+    status, said, complaint = convert(capsys, *arguments, "--output", output)
+    assert status == 1 and not said
+    assert complaint.startswith("error: ") and "Traceback" not in complaint
+    assert message in complaint, complaint
+    assert set(tmp_path.rglob("*")) == before  # nothing new, whole or half
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pth.tar", ".zip"])
+def test_converted_checkpoint_gives_the_originals_numbers(tmp_path, capsys, checkpoint, config_file, suffix):
+    file = tmp_path / f"original{suffix}"
+    torch.save(checkpoint, file if suffix != ".zip" else tmp_path / "best.pth.tar")
+    if suffix == ".zip":
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("read me.txt", "weights inside")
+            archive.write(tmp_path / "best.pth.tar", "../some/folder/best.pth.tar")
+    output = tmp_path / "out" / "converted"
+    status, said, complaint = convert(capsys, "--checkpoint", file, "--config", config_file, "--output", output)
+    assert (status, complaint) == (0, "")
+    assert "5 classes (names from the checkpoint;" in said and str(output) in said
+
+    model = AutoModelForSemanticSegmentation.from_pretrained(output).double()
+    assert model.config.id2label == dict(enumerate(CASE.manifest["meta"]["CLASSES"]))
+    assert model.config.palette == CASE.manifest["meta"]["PALETTE"]
+    assert (model.config.inference_mode, model.config.window_size, model.config.window_stride) == (
+        "slide",
+        [64, 64],
+        [43, 43],
+    )
+    model.config.inference_mode = "whole"
+    with torch.no_grad():
+        logits = model(CASE.pixel_values()).logits
+    expected = CASE.outputs()["segmentation_logits"]
+    assert relative_error(CASE.sampled("segmentation_logits", logits), expected) < 1e-6
+
+
+def test_script_runs_from_the_command_line(tmp_path, checkpoint, config_file):
+    torch.save(checkpoint, tmp_path / "original.pth")
+    arguments = ["--checkpoint", tmp_path / "original.pth", "--config", config_file, "--output", tmp_path / "converted"]
+    done = subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    written = sorted(path.name for path in (tmp_path / "converted").iterdir())
+    assert written == ["config.json", "model.safetensors", "preprocessor_config.json"]
+    again = subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True)
+    assert again.returncode == 1 and "is not a new or empty folder" in again.stderr and "Traceback" not in again.stderr
+
+
+def test_config_text_in_the_checkpoint_is_used(tmp_path, capsys, checkpoint):
+    pipeline = published_rows("vit_adapter")["upernet_augreg_adapter_base_512_160k_ade20k"]["test_pipeline"]
+    checkpoint["meta"]["config"] = (
+        f"norm = dict(mean=[1, 2, 3])\nmodel = {CASE.config!r}\ntest_pipeline = {pipeline!r}\n"
+        "train_pipeline = [dict(type='LoadAnnotations', reduce_zero_label=True)]\n"
+    )
+    torch.save(checkpoint, tmp_path / "original.pth")
+    arguments = ["--checkpoint", tmp_path / "original.pth", "--output", tmp_path / "converted"]
+    status, _, complaint = convert(capsys, *arguments)
+    assert (status, complaint) == (0, "")
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "converted")
+    assert dict(processor.size) == {"shortest_edge": 512, "longest_edge": 2048}
+    assert (processor.size_divisor, processor.image_mean, processor.do_reduce_labels) == (32, (0.5,) * 3, True)
+
+
+def test_old_file_format_and_data_parallel_names(tmp_path):
+    state_dict = {f"module.{name}": tensor for name, tensor in CASE.state_dict(torch.float32).items()}
+    torch.save({"state_dict": state_dict}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    model = convert_checkpoint(read_checkpoint(tmp_path / "old.pth").state_dict, CASE.config)
+    assert model.config.num_labels == 5
+
+
+def test_stripped_batch_norm_counters_are_made():
+    state_dict = {k: v for k, v in CASE.state_dict().items() if not k.endswith("num_batches_tracked")}
+    model = convert_checkpoint(state_dict, CASE.config)
+    assert model.backbone.norms[0].num_batches_tracked == 0
+
+
+def test_names_of_a_data_set_take_precedence_where_asked_for(tmp_path, capsys, checkpoint):
+    config = CASE.config
+    for head in ("decode_head", "auxiliary_head"):
+        config[head]["num_classes"] = 19
+    shapes = [
+        [name, [19, *shape[1:]] if "conv_seg" in name else shape, dtype]
+        for name, shape, dtype in CASE.manifest["state_dict"]
+    ]
+    from reference_cases import fill
+
+    checkpoint["state_dict"] = fill.state_dict(shapes, torch.float32)
+    torch.save(checkpoint, tmp_path / "original.pth")
+    (tmp_path / "config.json").write_text(json.dumps({"model": config}))
+    arguments = ["--checkpoint", tmp_path / "original.pth", "--config", tmp_path / "config.json"]
+    assert_refused(capsys, tmp_path, "names from the checkpoint are 5, but the head has 19 outputs", *arguments)
+    status, said, _ = convert(capsys, *arguments, "--dataset", "cityscapes", "--output", tmp_path / "converted")
+    assert status == 0 and "names of cityscapes" in said
+    loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "converted")
+    assert loaded.config.id2label[0] == "road" and loaded.config.palette[0] == [128, 64, 128]
+
+
+class _RunsCode:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def _truncated(path: Path, checkpoint) -> None:
+    torch.save(checkpoint, path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _old_truncated(path: Path, checkpoint) -> None:
+    torch.save(checkpoint, path, _use_new_zipfile_serialization=False)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _hostile(path: Path, checkpoint) -> None:
+    torch.save({**checkpoint, "extra": _RunsCode(path.parent / "was-run")}, path)
+
+
+def _state(change):
+    def write(path: Path, checkpoint) -> None:
+        change(checkpoint["state_dict"])
+        torch.save(checkpoint, path)
+
+    return write
+
+
+def _tar(path: Path) -> None:
+    with tarfile.open(path, "w") as archive:
+        archive.add(__file__, "inside.pth")
+
+
+def _set(key, value):
+    return lambda state_dict: state_dict.__setitem__(key, value)
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path, checkpoint: None, "there is no file"),
+        (lambda path, checkpoint: path.write_bytes(b""), "is damaged or no PyTorch checkpoint"),
+        (lambda path, checkpoint: path.write_bytes(b"<html>404</html>" * 100), "is damaged or no PyTorch checkpoint"),
+        (_truncated, "is damaged or no PyTorch checkpoint"),
+        (_old_truncated, "is damaged or no PyTorch checkpoint"),
+        (_hostile, ".system to be called"),
+        (lambda path, checkpoint: torch.save([1, 2], path), "holds a list, not a dict"),
+        (lambda path, checkpoint: torch.save({"meta": {}}, path), "holds no weights"),
+        (_state(lambda s: s.pop("backbone.level_embed")), "lacks (by their new names): backbone.level_embed"),
+        (_state(_set("backbone.cls_token", torch.zeros(1))), "has no place for: backbone.cls_token"),
+        (_state(_set("backbone.norm1.weight", torch.zeros(7))), "backbone.norm1.weight is 7, expected 48"),
+        (_state(_set("backbone.pos_embed", torch.zeros(5))), "backbone.pos_embed is (5,), expected (1, 1 + positions"),
+        (_state(_set("backbone.norm1.weight", torch.zeros(48).int())), "norm1.weight is torch.int32"),
+        (_state(_set("backbone.norm1.weight", torch.zeros(48).to_sparse())), "expected a dense tensor"),
+        (_state(_set("backbone.norm1.num_batches_tracked", torch.tensor(1.5))), "expected an integer counter"),
+        (_state(_set("backbone.norm1.weight", "text")), "holds a str under 'backbone.norm1.weight', not a tensor"),
+        (_state(_set(7, torch.zeros(1))), "maps 7 to a Tensor, not a name to a tensor"),
+        (lambda path, checkpoint: _tar(path), "is a tar archive: unpack it"),
+        (lambda path, checkpoint: torch.jit.save(torch.jit.script(torch.nn.ReLU()), path), "is a TorchScript archive"),
+        (_state(lambda s: [s.pop(key) for key in list(s)[:60]]), " and 5"),
+    ],
+)
+def test_bad_checkpoints_are_refused(tmp_path, capsys, checkpoint, config_file, write, message):
+    file = tmp_path / "original.pth"
+    write(file, checkpoint)
+    assert_refused(capsys, tmp_path, message, "--checkpoint", file, "--config", config_file)
+    assert not (tmp_path / "was-run").exists()
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [([], "found none"), (["a.pth", "b.pth"], "found a.pth, b.pth"), (["broken.pth"], "is damaged or no PyTorch")],
+)
+def test_bad_archives_are_refused(tmp_path, capsys, config_file, members, message):
+    with zipfile.ZipFile(tmp_path / "original.zip", "w") as archive:
+        archive.writestr("readme.txt", "hello")
+        for name in members:
+            archive.writestr(name, b"not a checkpoint")
+    assert_refused(capsys, tmp_path, message, "--checkpoint", tmp_path / "original.zip", "--config", config_file)
+
+
+def test_archives_with_damaged_members_are_refused(tmp_path, capsys, checkpoint, config_file):
+    torch.save(checkpoint, tmp_path / "original.pth")
+    for method in (zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA):
+        with zipfile.ZipFile(tmp_path / "original.zip", "w", method) as archive:
+            archive.write(tmp_path / "original.pth", "original.pth")
+        damaged = bytearray((tmp_path / "original.zip").read_bytes())
+        damaged[2000:2100] = b"x" * 100
+        (tmp_path / "original.zip").write_bytes(damaged)
+        arguments = ["--checkpoint", tmp_path / "original.zip", "--config", config_file]
+        assert_refused(capsys, tmp_path, "is damaged", *arguments)
+
+
+def test_archives_from_a_mac(tmp_path, checkpoint):
+    torch.save(checkpoint, tmp_path / "best.pth")
+    with zipfile.ZipFile(tmp_path / "original.zip", "w") as archive:
+        archive.write(tmp_path / "best.pth", "best.pth")
+        archive.writestr("__MACOSX/._best.pth", b"shadow")
+    assert read_checkpoint(tmp_path / "original.zip").meta["iter"] == 160000
+
+
+def test_no_archive_at_all_is_refused(tmp_path, capsys, config_file):
+    (tmp_path / "original.zip").write_bytes(b"x" * 1000)
+    assert_refused(
+        capsys, tmp_path, "no zip archive", "--checkpoint", tmp_path / "original.zip", "--config", config_file
+    )
+
+
+def _config(**changes):
+    """The case's config with values replaced; a dot leads into a part, None as value removes the key."""
+    config = CASE.config
+    for path, value in changes.items():
+        *parents, key = path.split("__")
+        part = config
+        for parent in parents:
+            part = part[parent]
+        if value is None:
+            del part[key]
+        else:
+            part[key] = value
+    return config
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (_config(type="CascadeEncoderDecoder"), "type is 'CascadeEncoderDecoder'; known are EncoderDecoder"),
+        (_config(backbone__type="ResNetV1c"), "backbone is 'ResNetV1c'; this script converts ViTAdapter"),
+        (_config(decode_head__type="ASPPHead"), "decode_head.type is 'ASPPHead'; known are UPerHead"),
+        (_config(auxiliary_head__type="PSPHead"), "auxiliary_head.type is 'PSPHead'; known are FCNHead"),
+        (_config(backbone__surprise=1), "backbone has settings that are not understood: surprise"),
+        (_config(surprise=1), "the model config has settings that are not understood: surprise"),
+        (_config(neck={"type": "FPN"}), "has a neck"),
+        (_config(backbone__patch_size=14), "backbone.patch_size is 14; only 16 can be converted"),
+        (_config(decode_head__align_corners=True), "decode_head.align_corners is True; only False"),
+        (
+            _config(decode_head__norm_cfg={"type": "GN", "num_groups": 32}),
+            "decode_head.norm_cfg.type is 'GN'; only 'BN' or 'SyncBN'",
+        ),
+        (_config(decode_head__num_classes=None), "decode_head does not say 'num_classes'"),
+        (_config(decode_head__num_classes=7), "auxiliary_head.num_classes differs"),
+        (_config(backbone__interaction_indexes=[[0, 1]]), "describes a model that cannot be: interaction_indexes"),
+        (_config(backbone__embed_dim="wide"), "describes a model that cannot be"),
+        (_config(backbone__embed_dim=96), "wrong shapes: backbone.pos_embed is 1x196x48, expected 1x196x96"),
+        (_config(test_cfg__mode="tiles"), "test_cfg.mode is 'tiles'"),
+        (_config(test_cfg__stride=[128, 128]), "must not exceed window_size"),
+        (_config(test_cfg__flip=True), "test_cfg has settings that are not understood: flip"),
+        (_config(decode_head__norm_cfg={"type": "BN", "eps": 1e-3}), "norm_cfg.eps is 0.001; only 1e-05"),
+        (_config(decode_head__in_channels=48), "decode_head.in_channels is 48; one number for each"),
+        (_config(decode_head__type=["UPerHead"]), "decode_head.type is ['UPerHead']"),
+        (_config(backbone__depth="4"), "backbone.depth is '4'"),
+        (_config(backbone__deform_num_heads=0), "deformable_num_heads must be at least 1"),
+        ({"model": 3}, "has no model dict with a type"),
+        ([1], "has no model dict with a type"),
+    ],
+)
+def test_bad_configs_are_refused(tmp_path, capsys, checkpoint, config, message):
+    torch.save(checkpoint, tmp_path / "original.pth")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    arguments = ["--checkpoint", tmp_path / "original.pth", "--config", tmp_path / "config.json"]
+    assert_refused(capsys, tmp_path, message, *arguments)
+
+
+def test_bad_names_are_refused(tmp_path, capsys, checkpoint, config_file):
+    file = tmp_path / "original.pth"
+    for meta, message in (
+        ({"CLASSES": ["a", "b"]}, "are 2, but the head has 5 outputs"),
+        ({"CLASSES": 5}, "CLASSES are not a list"),
+        ({"CLASSES": list("abcde"), "PALETTE": [[0, 0]] * 5}, "PALETTE must hold 5 colours"),
+        ({"CLASSES": list("abcde"), "PALETTE": "red"}, "PALETTE is no list of colours"),
+    ):
+        torch.save({**checkpoint, "meta": meta}, file)
+        assert_refused(capsys, tmp_path, message, "--checkpoint", file, "--config", config_file)
+
+
+def test_config_must_come_from_somewhere(tmp_path, capsys, checkpoint):
+    torch.save(checkpoint, tmp_path / "original.pth")
+    arguments = ["--checkpoint", tmp_path / "original.pth"]
+    assert_refused(capsys, tmp_path, "does not hold its config: say --config", *arguments)
+    assert_refused(capsys, tmp_path, "neither a file nor a published config", *arguments, "--config", "upernet_x")
+
+
+def test_existing_output_is_left_alone(tmp_path, capsys, checkpoint, config_file):
+    torch.save(checkpoint, tmp_path / "original.pth")
+    (tmp_path / "converted").mkdir()
+    (tmp_path / "converted" / "precious").write_text("data")
+    arguments = ["--checkpoint", tmp_path / "original.pth", "--config", config_file]
+    assert_refused(capsys, tmp_path, "is not a new or empty folder", *arguments)
+    for odd, message in (
+        (".", "is not a new or empty folder"),
+        ("x" * 300, "no path to write to"),
+        ("a\0b", "no path"),
+    ):
+        status, _, complaint = convert(capsys, *arguments, "--output", odd)
+        assert status == 1 and message in complaint and complaint.count("\n") == 1
+    (tmp_path / "file").write_text("data")
+    status, _, complaint = convert(capsys, *arguments, "--output", tmp_path / "file" / "below")
+    assert status == 1 and "cannot write" in complaint
+
+
+def test_objects_of_training_state_are_read_past(tmp_path):
+    saved = {"args": argparse.Namespace(lr=0.1), "scores": numpy.arange(3.0), "flag": numpy.bool_(True)}
+    torch.save({"state_dict": {"a": torch.ones(2)}, "meta": saved}, tmp_path / "file.pth")
+    meta = read_checkpoint(tmp_path / "file.pth").meta
+    assert meta["args"].lr == 0.1 and meta["scores"].tolist() == [0, 1, 2] and bool(meta["flag"])
+
+
+# What mmcv 1.4 writes: the line with gpu_ids stands in most dumped configs.
+DUMPED = """norm_cfg = dict(type='SyncBN', requires_grad=True)
+model = dict(
+    type='EncoderDecoder',
+    head=dict(norm_cfg=norm_cfg, stride=(-1, 2.5), more={'a': [None, True]}))
+optimizer = dict(
+    type='AdamW', lr=6e-05, paramwise_cfg=dict(custom_keys=dict({'backbone.x': dict(lr_mult=0.1)})))
+work_dir = './work_dirs/upernet'
+gpu_ids = range(0, 8)
+auto_resume = False
+"""
+
+
+def test_config_text_is_read_without_running_it():
+    assert parse_config("\ufeff" + DUMPED, ["model", "optimizer", "absent"]) == {
+        "model": {
+            "type": "EncoderDecoder",
+            "head": {
+                "norm_cfg": {"type": "SyncBN", "requires_grad": True},
+                "stride": (-1, 2.5),
+                "more": {"a": [None, True]},
+            },
+        },
+        "optimizer": {
+            "type": "AdamW",
+            "lr": 6e-05,
+            "paramwise_cfg": {"custom_keys": {"backbone.x": {"lr_mult": 0.1}}},
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import os\nmodel = os.getcwd()", r"line 2 .*os\.getcwd\(\)"),
+        ("a = 1\nmodel = open('x')", r"line 2 .*open\('x'\)"),
+        ("model = dict(**other)", "not understood"),
+        ("model = unknown", "not understood: unknown"),
+        ("model = dict()\nmodel['type'] = 'x'", r"line 2 .*model\['type'\] = 'x'"),
+        ("model = dict()\nmodel.update(a=1)", r"line 2 .*model\.update"),
+        ("model = [1]\nmodel += [2]", "line 2"),
+        ("if True:\n    model = dict()", "line 1"),
+        ("_base_ = ['x.py']", "inherits from _base_"),
+        ("model = (", "not Python text"),
+        ("model = model", "not understood"),
+        ("model = {[1]: 2}", "not understood"),
+        ("model = " + "-" * 100000 + "1", "not Python text|not understood"),
+    ],
+)
+def test_config_text_that_is_not_understood(text, message):
+    with pytest.raises(ConversionError, match=message):
+        parse_config(text, ["model"])
+
+
+def test_dumped_config_file(tmp_path, capsys, checkpoint):
+    torch.save(checkpoint, tmp_path / "original.pth")
+    text = f"gpu_ids = range(0, 8)\nmodel = {CASE.config!r}\ndevice = 'cuda'\n"
+    (tmp_path / "config.py").write_text(text, encoding="utf-8-sig")
+    arguments = ["--checkpoint", tmp_path / "original.pth", "--config", tmp_path / "config.py"]
+    assert convert(capsys, *arguments, "--output", tmp_path / "converted")[0] == 0
+
+
+def test_mixed_dtypes_become_the_widest_and_shared_memory_is_copied(tmp_path):
+    state_dict = CASE.state_dict(torch.float32)
+    state_dict["backbone.level_embed"] = state_dict["backbone.level_embed"].half()
+    state_dict["backbone.norm2.bias"] = state_dict["backbone.norm1.bias"]
+    model = convert_checkpoint(state_dict, CASE.config)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    model.save_pretrained(tmp_path)
+
+
+def test_training_state_of_many_kinds_is_read_past(tmp_path):
+    class ConfigDict(dict):
+        pass
+
+    ConfigDict.__module__, ConfigDict.__qualname__ = "mmcv.utils.config", "ConfigDict"
+    module = types.ModuleType("mmcv.utils.config")
+    module.ConfigDict = ConfigDict
+    names = {
+        "mmcv": types.ModuleType("mmcv"),
+        "mmcv.utils": types.ModuleType("mmcv.utils"),
+        "mmcv.utils.config": module,
+    }
+    sys.modules.update(names)
+    try:
+        meta = {
+            "cfg": ConfigDict(a=1),
+            "when": datetime.datetime(2022, 1, 1),
+            "dir": Path("x"),
+            "names": numpy.array(["a"]),
+        }
+        torch.save({"meta": meta, "state_dict": {"a": torch.ones(1)}}, tmp_path / "file.pth")
+    finally:
+        for name in names:
+            del sys.modules[name]
+    read = read_checkpoint(tmp_path / "file.pth")
+    assert read.meta["cfg"] == {"a": 1} and read.meta["names"].tolist() == ["a"] and "a" in read.state_dict
+
+
+def test_published_rows_describe_models_that_exist():
+    for family in FAMILIES:
+        for name, row in published_rows(family).items():
+            assert row["dataset"] in DATASETS
+            classes = get_dataset_info(row["dataset"]).classes
+            assert row["model"]["decode_head"]["num_classes"] == len(classes), name
+            processor = read_test_pipeline(row["test_pipeline"], reduce_labels=True)
+            assert processor.size_divisor == 32 and processor.do_normalize
+            with pytest.raises(ConversionError, match="tensors that the checkpoint lacks"):  # understood all the way
+                convert_checkpoint({}, row["model"])
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_known_data_sets(name):
+    info = get_dataset_info(name)
+    assert len(info.classes) == len(set(info.classes)) == len(info.palette)
+    assert all(len(colour) == 3 and 0 <= min(colour) <= max(colour) <= 255 for colour in info.palette)
+
+
+def test_unknown_data_set():
+    with pytest.raises(ValueError, match="known are ade20k"):
+        get_dataset_info("imagenet")

@@ -1,0 +1,142 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""transformers' own pipeline on our models, and sliding windows."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_seg_upernet import small_head
+from transformers import pipeline
+
+from segtransformers import SegmentationImageProcessor, SegUperNetForSemanticSegmentation
+from segtransformers.inference import slide, window_origins
+
+NAMES = ["sky", "wall", "floor", "tree", "car"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    config = small_head(inference_mode="slide", window_size=64, window_stride=43)
+    config.id2label = dict(enumerate(NAMES))
+    SegUperNetForSemanticSegmentation(config).save_pretrained(path)
+    SegmentationImageProcessor(size={"shortest_edge": 96, "longest_edge": 256}).save_pretrained(path)
+    return str(path)
+
+
+def picture(mode="RGB", size=(150, 100)) -> Image.Image:
+    values = np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(values).convert(mode)
+
+
+def check(segments, size):
+    total = np.zeros((size[1], size[0]), int)
+    for segment in segments:
+        assert segment["label"] in NAMES and segment["score"] is None
+        assert segment["mask"].size == size
+        total += np.asarray(segment["mask"]) == 255
+    assert (total == 1).all()  # every pixel has exactly one class
+
+
+def test_pipeline(folder, caplog):
+    logging.getLogger("transformers").propagate = True
+    with caplog.at_level(logging.INFO):
+        segmenter = pipeline("image-segmentation", model=folder)
+        check(segmenter(picture()), (150, 100))
+    assert "not supported" not in caplog.text
+    assert type(segmenter.model) is SegUperNetForSemanticSegmentation
+    assert type(segmenter.image_processor) is SegmentationImageProcessor
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1", "LA"])
+def test_pipeline_on_odd_modes(folder, mode):
+    check(pipeline("image-segmentation", model=folder)(picture(mode)), (150, 100))
+
+
+@pytest.mark.parametrize("size", [(1, 40), (40, 1), (1, 1), (33, 700)])
+def test_pipeline_on_odd_sizes(folder, size):
+    check(pipeline("image-segmentation", model=folder)(picture(size=size)), size)
+
+
+def test_pipeline_in_batches(folder):
+    segmenter = pipeline("image-segmentation", model=folder)
+    pictures = [picture(), picture().rotate(180), picture().rotate(180), picture(), picture()]
+    one_by_one, batched = segmenter(pictures), segmenter(pictures, batch_size=4)
+    assert len(batched) == 5
+    for alone, together in zip(one_by_one, batched, strict=True):
+        check(together, (150, 100))
+        assert [segment["label"] for segment in alone] == [segment["label"] for segment in together]
+        for first, second in zip(alone, together, strict=True):
+            assert (np.asarray(first["mask"]) != np.asarray(second["mask"])).mean() < 1e-3
+
+
+def test_pipeline_turns_pictures_as_their_exif_data_says(folder, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a camera held upright
+    picture().save(tmp_path / "upright.jpg", exif=exif)
+    check(pipeline("image-segmentation", model=folder)(str(tmp_path / "upright.jpg")), (100, 150))
+
+
+@pytest.mark.parametrize(
+    ("size", "window", "stride", "expected"),
+    [
+        (160, 64, 43, [0, 43, 86, 96]),
+        (64, 64, 43, [0]),
+        (65, 64, 43, [0, 1]),
+        (40, 64, 43, [0]),
+        (128, 64, 64, [0, 64]),
+        (129, 64, 64, [0, 64, 65]),
+    ],
+)
+def test_window_origins(size, window, stride, expected):
+    assert window_origins(size, window, stride) == expected
+
+
+def test_every_pixel_is_the_mean_over_its_windows():
+    images = torch.randn(2, 3, 70, 50)
+    seen = []
+
+    def forward(windows):
+        seen.append(tuple(windows.shape))
+        return windows.mean(dim=(2, 3), keepdim=True).expand(-1, -1, *windows.shape[2:])
+
+    expected, counts = torch.zeros(2, 3, 70, 50), torch.zeros(70, 50)
+    for y in (0, 20, 38):
+        for x in (0, 20, 26):
+            counts[y : y + 32, x : x + 24] += 1
+            expected[:, :, y : y + 32, x : x + 24] += images[:, :, y : y + 32, x : x + 24].mean((2, 3), keepdim=True)
+    for batch in (1, 4, 100):
+        seen.clear()
+        torch.testing.assert_close(slide(forward, images, (32, 24), (20, 20), batch), expected / counts)
+        assert {shape[1:] for shape in seen} == {(3, 32, 24)} and max(shape[0] for shape in seen) == 2 * min(batch, 9)
+
+
+def test_windows_that_leave_gaps_are_refused():
+    with pytest.raises(ValueError, match="between 1 and window_size"):
+        slide(lambda windows: windows, torch.randn(1, 3, 64, 64), (32, 32), (33, 32))
+    with pytest.raises(ValueError, match="between 1 and window_size"):
+        slide(lambda windows: windows, torch.randn(1, 3, 64, 64), (32, 32), (0, 32))
+
+
+@pytest.mark.parametrize("size", [(96, 160), (40, 160), (160, 40), (65, 64)])
+def test_model_slides_in_evaluation_only(size):
+    config = small_head(inference_mode="slide", window_size=64, window_stride=43, window_batch_size=3)
+    model = SegUperNetForSemanticSegmentation(config).double().eval()
+    shapes = []
+    model.backbone.register_forward_pre_hook(lambda _, args: shapes.append(tuple(args[0].shape)))
+    images = torch.randn(2, 3, *size, dtype=torch.float64)
+    labels = torch.randint(5, (2, *size))
+    with torch.no_grad():
+        outputs = model(images, labels=labels, output_hidden_states=True)
+        assert {shape[2:] for shape in shapes} == {(min(64, size[0]), min(64, size[1]))}
+        expected = torch.nn.functional.cross_entropy(outputs.logits, labels)
+        torch.testing.assert_close(outputs.loss.double(), expected.double(), rtol=1e-6, atol=1e-6)
+        assert outputs.logits.shape == (2, 5, *size) and outputs.hidden_states is None
+        shapes.clear()
+        model.train()(images, labels=labels)
+        assert [shape[2:] for shape in shapes] == [size]
+        shapes.clear()
+        small = images[:, :, :40, :40]
+        assert model.eval()(small).logits.shape == (2, 5, *small.shape[2:]) and shapes == [(2, 3, *small.shape[2:])]

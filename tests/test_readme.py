@@ -1,0 +1,68 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""Every snippet of the README runs. Installing is what a test cannot do; .ci/run does it."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from reference_cases import ReferenceCase
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with what a user has downloaded: here, the published shapes with made-up weights."""
+    path = tmp_path_factory.mktemp("readme")
+    case = ReferenceCase("vit_adapter/full-upernet_deit_adapter_tiny_512_160k_ade20k")
+    torch.save({"meta": {}, "state_dict": case.state_dict(torch.float32)}, path / _word("--checkpoint"))
+    return path
+
+
+def _word(option: str) -> str:
+    """What the README's conversion command says behind an option."""
+    (command,) = [code for kind, code in BLOCKS if "convert_vit_adapter.py" in code]
+    words = shlex.split(command)
+    return words[words.index(option) + 1]
+
+
+def test_commands(folder):
+    commands = [code.strip() for kind, code in BLOCKS if kind == "bash"]
+    assert len(commands) == 3
+    for command in commands:
+        words = shlex.split(command)
+        if words[:2] == ["pip", "install"]:
+            words = words[words.index("&&") + 1 :]
+        if words[:3] == ["python", "-m", "pytest"]:
+            assert len(words) == 3  # this run
+            continue
+        if words[0] == "python":
+            words = [sys.executable, str(ROOT / words[1]), *words[2:]]
+        else:
+            words = [sys.executable, "-m", *words]
+        done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0, (command, done.stderr)
+    assert (folder / "segmentation.png").exists()
+    assert "150 classes (names of ade20k)" in done.stdout and (folder / _word("--output") / "config.json").exists()
+
+
+def test_python_snippets(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    snippets = [code for kind, code in BLOCKS if kind == "python"]
+    assert len(snippets) == 4
+    names: dict[str, object] = {}
+    for code in snippets:
+        exec(code, names)
+    assert names["loss"].item() > 0
+    assert capsys.readouterr().out
+
+
+def test_files_that_are_linked_exist():
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
