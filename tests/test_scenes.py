@@ -3,14 +3,12 @@
 
 import hashlib
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-import segtransformers
 from segtransformers import SegUperNetForSemanticSegmentation
 from segtransformers.datasets.scenes import (
     CLASS_NAMES,
@@ -21,8 +19,8 @@ from segtransformers.datasets.scenes import (
     SceneDataset,
     draw_scene,
 )
+from segtransformers.packaged import example_image_path, packaged_model_path
 
-PACKAGED = Path(segtransformers.__file__).parent / "packaged"
 EXAMPLE_SEED = 141
 
 
@@ -78,15 +76,19 @@ def test_items_can_be_crops_of_scenes_of_several_sizes():
 
 
 def test_example_is_a_scene_that_the_model_was_not_trained_on():
-    with Image.open(PACKAGED / "example_scene.png") as image:
+    with Image.open(example_image_path()) as image:
         assert np.array_equal(np.asarray(image.convert("RGB")), draw_scene(EXAMPLE_SEED, (256, 384))[0])
 
 
 @torch.inference_mode()
 def test_packaged_model_beats_every_classifier_of_colours():
-    folder = PACKAGED / "scenes-vit-adapter"
+    folder = packaged_model_path()
     metrics = json.loads((folder / "metrics.json").read_text())
-    model = SegUperNetForSemanticSegmentation.from_pretrained(folder, dtype=torch.float32).eval()
+    model, report = SegUperNetForSemanticSegmentation.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True
+    )
+    assert not any(report.values()), report  # a renamed parameter would be drawn anew and cost little accuracy
+    model.eval()
     assert [model.config.id2label[index] for index in range(len(CLASS_NAMES))] == list(CLASS_NAMES)
     assert model.config.palette == PALETTE
     classes = len(CLASS_NAMES)
