@@ -356,7 +356,7 @@ def draw_tree(canvas: Canvas, x: float, base: float) -> None:
             dy = (yy - middle - dice.uniform(-0.45, 0.4) * size) / radius
             dx = (xx - x - dice.uniform(-0.65, 0.65) * size) / radius
             mask |= dx * dx + dy * dy < 1
-    leaves = dice.clouds(*mask.shape, dice.uniform(2.2, 3.0) * unit, dice.uniform(2.2, 3.0) * unit)
+    leaves = dice.clouds(mask.shape[0], mask.shape[1], dice.uniform(2.2, 3.0) * unit, dice.uniform(2.2, 3.0) * unit)
     sun = (-0.012 if canvas.light_from_left else 0.012) * (xx - x) - 0.012 * (yy - middle)
     shade = 0.5 + 0.75 * np.clip((leaves - 0.5) * 1.6 + 0.5, 0, 1) + sun * 17 / size
     canvas.fill(where, mask, canvas.paint(TREE), TREE, shade)
@@ -418,7 +418,7 @@ def draw_balloon(canvas: Canvas, x: float, y: float) -> None:
 
 def developed(canvas: Canvas) -> np.ndarray:
     """The drawn colours under a light of some colour, with a fall-off, shadows of clouds and sensor noise."""
-    dice, image = canvas.dice, canvas.image
+    dice = canvas.dice
     height, width = canvas.height, canvas.width
     strength = dice.uniform(0.7, 1.08)
     tint = np.array([strength * dice.uniform(0.86, 1.12) for _ in range(3)], np.float32)
@@ -426,7 +426,7 @@ def developed(canvas: Canvas) -> np.ndarray:
     light = 1 + across * (canvas.x / width - 0.5) + down * (canvas.y / height - 0.5)
     if dice.chance(0.6):
         light = light * (1.05 - 0.35 * dice.clouds(height, width, height * 0.45, width * 0.45))
-    image = image * tint * light[..., None]
+    image = canvas.image * tint * light[..., None]
     noise = dice.uniform(3, 16)
     image += ((dice.grain(height, width) + dice.grain(height, width) - 1) * noise)[..., None]
     image += (dice.grain(height, width * 3).reshape(height, width, 3) - 0.5) * dice.uniform(4, 14)
