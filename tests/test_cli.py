@@ -7,10 +7,12 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from transformers import pipeline
 from typer.testing import CliRunner
 
 from segtransformers import example_image_path, packaged_model_path
 from segtransformers.cli import app
+from segtransformers.datasets.scenes import CLASS_NAMES, draw_scene
 from segtransformers.visualization import class_areas, distinct_colours, draw_overlay, draw_segmentation
 
 
@@ -50,6 +52,18 @@ def test_packaged_model_is_complete():
     assert (packaged_model_path() / "model.safetensors").stat().st_size < 8e6
 
 
+def test_packaged_model_recognises_the_example():
+    """Through processor and pipeline, as a user sees it: more than nine pixels in ten are right."""
+    segmenter = pipeline("image-segmentation", model=str(packaged_model_path()))
+    names, predicted = [], {}
+    for segment in segmenter(str(example_image_path())):
+        predicted[segment["label"]] = np.asarray(segment["mask"]) == 255
+        names.append(segment["label"])
+    _, labels = draw_scene(141, (256, 384))
+    right = sum((predicted[name] & (labels == index)).sum() for index, name in enumerate(CLASS_NAMES) if name in names)
+    assert right / labels.size > 0.95
+
+
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1", "LA", "I;16"])
 def test_pictures_of_every_kind(tmp_path, mode):
     image = picture("L") if mode == "I;16" else picture(mode)
@@ -61,11 +75,16 @@ def test_pictures_of_every_kind(tmp_path, mode):
     assert Image.open(tmp_path / "out.png").height == 64
 
 
-@pytest.mark.parametrize("size", [(1, 50), (50, 1), (1, 1), (700, 40)])
+@pytest.mark.parametrize("size", [(1, 50), (50, 1), (1, 1), (700, 40), (33, 45)])
 def test_pictures_of_odd_sizes(tmp_path, size):
+    """The packaged model takes pictures as they are, from 32 pixels on."""
     picture(size=size).save(tmp_path / "in.png")
-    assert run("segment", tmp_path / "in.png", "--output", tmp_path / "out.png").exit_code == 0
-    assert Image.open(tmp_path / "out.png").width > size[0]
+    result = run("segment", tmp_path / "in.png", "--output", tmp_path / "out.png")
+    if min(size) < 32:
+        assert result.exit_code == 1 and "at least 32 pixels high and wide" in result.stderr
+        assert not (tmp_path / "out.png").exists()
+    else:
+        assert result.exit_code == 0 and Image.open(tmp_path / "out.png").width > size[0]
 
 
 def test_turned_pictures(tmp_path):

@@ -63,7 +63,7 @@ def segment(
     for path, target in tqdm(list(zip(paths, targets, strict=True)), unit="picture", disable=len(paths) == 1):
         try:
             picture = _read(path)
-            labels = _predict(network, processor, picture)
+            labels = _predict(network, processor, picture, path)
             _save(draw_segmentation(picture, labels, network.config.id2label, network.config.palette), target)
         except UserError as error:
             tqdm.write(f"error: {error}", file=typer.get_text_stream("stderr"))
@@ -162,9 +162,14 @@ def _read(path: Path) -> Image.Image:
 
 
 @torch.inference_mode()
-def _predict(network: PreTrainedModel, processor, picture: Image.Image) -> np.ndarray:
-    inputs = processor(images=picture, return_tensors="pt").to(network.device)
-    outputs = network(**inputs)
+def _predict(network: PreTrainedModel, processor, picture: Image.Image, path: Path) -> np.ndarray:
+    try:
+        inputs = processor(images=picture, return_tensors="pt").to(network.device)
+        outputs = network(**inputs)
+    except ValueError as error:  # too small a picture, for one
+        raise UserError(f"cannot segment {path}: {error}") from None
+    except torch.OutOfMemoryError:
+        raise UserError(f"cannot segment {path}: the device has too little memory; try --device cpu") from None
     (labels,) = processor.post_process_semantic_segmentation(outputs, target_sizes=[(picture.height, picture.width)])
     return labels.cpu().numpy()
 
