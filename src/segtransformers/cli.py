@@ -60,7 +60,8 @@ def segment(
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
     failed = 0
-    for path, target in tqdm(list(zip(paths, targets, strict=True)), unit="picture", disable=len(paths) == 1):
+    hidden = True if len(paths) == 1 else None  # None: shown on a terminal only
+    for path, target in tqdm(list(zip(paths, targets, strict=True)), unit="picture", disable=hidden):
         try:
             picture = _read(path)
             labels = _predict(network, processor, picture, path)
@@ -69,12 +70,13 @@ def segment(
             tqdm.write(f"error: {error}", file=typer.get_text_stream("stderr"))
             failed += 1
             continue
-        tqdm.write(f"{path} -> {target}")
         areas = class_areas(labels)
-        for index in list(areas)[:LISTED_CLASSES]:
-            tqdm.write(f"  {100 * areas[index]:5.1f} %  {network.config.id2label[index]}")
+        lines = [
+            f"  {100 * areas[index]:5.1f} %  {network.config.id2label[index]}" for index in list(areas)[:LISTED_CLASSES]
+        ]
         if len(areas) > LISTED_CLASSES:
-            tqdm.write(f"  and {len(areas) - LISTED_CLASSES} more classes")
+            lines.append(f"  and {len(areas) - LISTED_CLASSES} more classes")
+        tqdm.write("\n".join([f"{path} -> {target}", *lines]))
     if failed:
         typer.echo(f"error: {failed} of {len(paths)} pictures failed", err=True)
         raise typer.Exit(1)
