@@ -7,7 +7,13 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
-from transformers import pipeline
+from transformers import (
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    SegformerImageProcessor,
+    ViTConfig,
+    pipeline,
+)
 from typer.testing import CliRunner
 
 from segtransformers import example_image_path, packaged_model_path
@@ -131,14 +137,28 @@ def test_wrong_arguments(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("x")
     assert_refused(run("segment", tmp_path / "empty", "--output", tmp_path / "o"), "holds no pictures")
-    assert_refused(run("segment", good, "--output", tmp_path / "out.xyz"), "must end like a picture")
+    for suffix in (".xyz", ".psd", ""):  # Pillow reads .psd, but does not write it
+        assert_refused(run("segment", good, "--output", tmp_path / f"out{suffix}"), "must end like a picture")
     assert_refused(run("segment", good, "--output", good), "would overwrite one of the pictures")
     assert_refused(run("segment", good, good, "--output", tmp_path / "out.png"), "must be a folder")
     assert_refused(run("segment", good, "--output", tmp_path / "file" / "out.png"), "cannot write to")
     assert_refused(run("segment", good, "--model", "no/such-model", "--output", tmp_path / "o.png"), "cannot load")
     assert_refused(run("segment", good, "--model", tmp_path / "empty", "--output", tmp_path / "o.png"), "cannot load")
     assert_refused(run("segment", good, "--device", "warp", "--output", tmp_path / "o.png"), "cannot load")
+    assert_refused(run("segment", good, "--device", "meta", "--output", tmp_path / "o.png"), "cannot segment")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "good.png"]
+
+
+def test_models_of_transformers_work_too(tmp_path):
+    config = SegformerConfig(num_labels=3, hidden_sizes=[8] * 4, depths=[1] * 4, num_attention_heads=[1] * 4)
+    SegformerForSemanticSegmentation(config).save_pretrained(tmp_path / "model")
+    SegformerImageProcessor().save_pretrained(tmp_path / "model")
+    picture().save(tmp_path / "in.png")
+    result = run("segment", tmp_path / "in.png", "--model", tmp_path / "model", "--output", tmp_path / "out.png")
+    assert result.exit_code == 0, result.stderr
+    ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1).save_pretrained(tmp_path / "other")
+    result = run("segment", tmp_path / "in.png", "--model", tmp_path / "other", "--output", tmp_path / "o.png")
+    assert_refused(result, "it is no semantic segmentation model")
 
 
 def test_info():

@@ -102,6 +102,8 @@ def test_label_maps(processor_class):
         (np.zeros((60, 91), np.uint8), r"\(1, 60, 90\), got \(1, 60, 91\)"),
         (Image.new("RGB", (90, 60)), r"one class index for each pixel .*got \(3, 60, 90\)"),
         ([np.zeros((60, 90), np.uint8)] * 2, "1 images but 2 segmentation_maps"),
+        (np.full((60, 90), -1), "whole numbers from 0 on"),
+        (np.full((60, 90), 0.6), "whole numbers from 0 on"),
     ],
 )
 def test_label_maps_that_do_not_fit_are_refused(maps, message):
@@ -146,6 +148,42 @@ def test_pictures_of_every_kind(kind, processor_class):
         assert abs(bright - 204).max() <= 1 and abs(dark - 51).max() <= 1
 
 
+@pytest.mark.parametrize("processor_class", BACKENDS)
+def test_transparency_is_dropped(processor_class):
+    values = np.full((40, 50, 4), 200, np.uint8)
+    values[..., 3] = np.linspace(0, 255, 50)
+    processor = processor_class(do_resize=False, do_rescale=False, do_normalize=False)
+    for image in (values, Image.fromarray(values), values.transpose(2, 0, 1), [[values]]):
+        pixel_values = processor(image, return_tensors="pt")["pixel_values"]
+        assert pixel_values.shape == (1, 3, 40, 50) and pixel_values.unique().tolist() == [200]
+
+
+def test_integer_pictures_keep_their_brightness():
+    processor = SegmentationImageProcessor(do_resize=False, do_rescale=False, do_normalize=False)
+    grey = Image.new("L", (40, 40), 200)
+    deep = Image.fromarray(np.full((40, 40), 200 * 257, np.uint16))
+    for image in (grey, grey.convert("I"), deep, [[deep]], np.asarray(grey), np.asarray(deep)):
+        assert processor(image, return_tensors="pt")["pixel_values"].unique().tolist() == [200]
+    last = processor(np.asarray(grey), input_data_format="channels_last", return_tensors="pt")["pixel_values"]
+    assert last.shape == (1, 3, 40, 40)
+
+
+@pytest.mark.parametrize(
+    ("image", "options", "message"),
+    [
+        (Image.new("F", (40, 40)), {}, "no known range"),
+        (np.zeros((0, 3, 3), np.uint8), {}, "no pixels"),
+        (Image.new("RGB", (40, 40)), {"data_format": "channels_last"}, "data_format='channels_last' is not supported"),
+        (Image.new("RGB", (40, 40)), {"do_center_crop": True, "crop_size": 32}, "do_center_crop=True is not supported"),
+        (Image.new("RGB", (40, 40)), {"resample": 3}, "resample=3 is not supported"),
+        (Image.new("RGB", (40, 40)), {"size_divisor": -3}, "must not be negative"),
+    ],
+)
+def test_what_is_not_understood_is_refused(image, options, message):
+    with pytest.raises(ValueError, match=message):
+        SegmentationImageProcessor()(image, return_tensors="pt", **options)
+
+
 @pytest.mark.parametrize("size", [(1, 500), (500, 1), (1, 1), (3000, 2)])
 def test_thin_pictures_get_a_size_that_models_take(size):
     inputs = SegmentationImageProcessor(size_divisor=0)(Image.new("RGB", size), return_tensors="pt")
@@ -162,7 +200,9 @@ def test_batches():
     fixed = processor([wide, tall], size={"height": 64, "width": 48}, return_tensors="pt")
     assert fixed["pixel_values"].shape == (2, 3, 64, 48)
     with pytest.raises(ValueError, match="size must hold"):
-        processor(wide, size={"shortest_edge": 64})
+        processor(wide, size={"longest_edge": 64})
+    assert processor(wide, size=64, return_tensors="pt")["pixel_values"].shape == (1, 3, 64, 96)
+    assert processor(wide, size_divisor=None, size=50, return_tensors="pt")["pixel_values"].shape == (1, 3, 50, 75)
     with pytest.raises(ValueError, match="images is empty"):
         processor([], return_tensors="pt")
 
@@ -202,6 +242,9 @@ def test_post_processing_sizes():
         assert [tuple(map_.shape) for map_ in maps] == [(30, 40), (7, 9)]
     with pytest.raises(ValueError, match="got 1 target_sizes for 2 images"):
         processor.post_process_semantic_segmentation(outputs, target_sizes=[(30, 40)])
+    for wrong in ([(0, 4), (3, 4)], (5, 6), [(1, 2, 3)] * 2):
+        with pytest.raises(ValueError, match=r"must hold \(height, width\)"):
+            processor.post_process_semantic_segmentation(outputs, target_sizes=wrong)
     (first, _) = processor.post_process_semantic_segmentation(outputs, [(30, 40)] * 2, return_segmentation_scores=True)
     assert first.segmentation_scores.shape == (5, 30, 40)
     assert torch.equal(first.segmentation, first.segmentation_scores.argmax(0))

@@ -21,7 +21,8 @@ from .image_processing import usual_image
 from .packaged import example_image_path, packaged_model_path
 from .visualization import class_areas, draw_segmentation
 
-SUFFIXES = {extension for extension, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+READABLE = {extension for extension, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+WRITABLE = {extension for extension, kind in Image.registered_extensions().items() if kind in Image.SAVE}
 LISTED_CLASSES = 12
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -65,7 +66,8 @@ def segment(
         try:
             picture = _read(path)
             labels = _predict(network, processor, picture, path)
-            _save(draw_segmentation(picture, labels, network.config.id2label, network.config.palette), target)
+            palette = getattr(network.config, "palette", None)  # other people's models have none
+            _save(draw_segmentation(picture, labels, network.config.id2label, palette), target)
         except UserError as error:
             tqdm.write(f"error: {error}", file=typer.get_text_stream("stderr"))
             failed += 1
@@ -77,8 +79,9 @@ def segment(
         if len(areas) > LISTED_CLASSES:
             lines.append(f"  and {len(areas) - LISTED_CLASSES} more classes")
         tqdm.write("\n".join([f"{path} -> {target}", *lines]))
-    if failed:
+    if failed and len(paths) > 1:
         typer.echo(f"error: {failed} of {len(paths)} pictures failed", err=True)
+    if failed:
         raise typer.Exit(1)
 
 
@@ -87,7 +90,8 @@ def info() -> None:
     """Print versions, devices, and what serves each operator."""
     typer.echo(f"python          {platform.python_version()}  {platform.platform()}")
     for name in ("segtransformers", "torch", "torchvision", "transformers", "timm", "kernels"):
-        typer.echo(f"{name:<15} {importlib.metadata.version(name)}")
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # torchvision may be missing
+            typer.echo(f"{name:<15} {importlib.metadata.version(name)}")
     devices = [f"cpu ({torch.get_num_threads()} threads)"]
     devices += [f"cuda:{index} ({torch.cuda.get_device_name(index)})" for index in range(torch.cuda.device_count())]
     if torch.backends.mps.is_available():
@@ -103,7 +107,7 @@ def _expanded(images: list[Path]) -> list[Path]:
         if not path.is_dir():
             paths.append(path)
             continue
-        found = sorted(item for item in path.iterdir() if item.suffix.lower() in SUFFIXES)
+        found = sorted(item for item in path.iterdir() if item.suffix.lower() in READABLE and item.is_file())
         if not found:
             raise UserError(f"the folder {path} holds no pictures")
         paths.extend(found)
@@ -113,11 +117,11 @@ def _expanded(images: list[Path]) -> list[Path]:
 def _targets(paths: list[Path], output: Path, single: bool) -> list[Path]:
     """Where each picture goes: checked before any work is done."""
     if single and not output.is_dir():
-        if output.suffix.lower() not in SUFFIXES:
+        if output.suffix.lower() not in WRITABLE:
             raise UserError(f"--output {output} must end like a picture, for example in .png")
         targets = [output]
     else:
-        if (output.exists() and not output.is_dir()) or (not output.exists() and output.suffix.lower() in SUFFIXES):
+        if (output.exists() and not output.is_dir()) or (not output.exists() and output.suffix.lower() in WRITABLE):
             raise UserError(f"--output {output} must be a folder, because there are several pictures")
         targets = [output / f"{path.stem}.png" for path in paths]
         if len(set(targets)) < len(targets):
@@ -144,6 +148,8 @@ def _load(name: str, device: str | None):
         processor = AutoImageProcessor.from_pretrained(name)
     except Exception as error:  # missing files, no network, another kind of model, no such device: all are one line
         reason = " ".join(str(error).split())
+        if "Unrecognized configuration class" in reason:
+            reason = "it is no semantic segmentation model"
         raise UserError(f"cannot load the model {name}: {reason[:300]}") from None
     return network, processor
 
@@ -154,8 +160,8 @@ def _read(path: Path) -> Image.Image:
         with warnings.catch_warnings(), Image.open(path) as opened:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             picture = ImageOps.exif_transpose(opened)
-            array = usual_image(picture)
-            return (Image.fromarray(array[0]) if isinstance(array, np.ndarray) else picture).convert("RGB")
+            usual = usual_image(picture)
+            return Image.fromarray(usual[0]).convert("RGB") if isinstance(usual, np.ndarray) else usual
     except FileNotFoundError:
         raise UserError(f"there is no file {path}") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -168,12 +174,13 @@ def _predict(network: PreTrainedModel, processor, picture: Image.Image, path: Pa
     try:
         inputs = processor(images=picture, return_tensors="pt").to(network.device)
         outputs = network(**inputs)
-    except ValueError as error:  # too small a picture, for one
-        raise UserError(f"cannot segment {path}: {error}") from None
-    except torch.OutOfMemoryError:
-        raise UserError(f"cannot segment {path}: the device has too little memory; try --device cpu") from None
-    (labels,) = processor.post_process_semantic_segmentation(outputs, target_sizes=[(picture.height, picture.width)])
-    return labels.cpu().numpy()
+        (labels,) = processor.post_process_semantic_segmentation(
+            outputs, target_sizes=[(picture.height, picture.width)]
+        )
+        return labels.cpu().numpy()
+    except (ValueError, RuntimeError) as error:  # too small a picture, too little memory
+        reason = " ".join(str(error).split())
+        raise UserError(f"cannot segment {path}: {reason[:300]}") from None
 
 
 def _save(picture: Image.Image, target: Path) -> None:
@@ -182,7 +189,7 @@ def _save(picture: Image.Image, target: Path) -> None:
     try:
         picture.save(partial)
         partial.replace(target)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise UserError(f"cannot write {target}: {error}") from None
     finally:
         with contextlib.suppress(OSError):

@@ -7,6 +7,7 @@ processors differ: they floor where mmcv rounds (another size for two images in 
 resize label maps with another kind of nearest neighbour.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,13 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs, Unpack
 
 SMALLEST_SIDE = 32  # of an image that every model takes
+# options of transformers' processors that make no sense here, and the one value that they may have
+FIXED = {
+    "resample": PILImageResampling.BILINEAR,
+    "data_format": ChannelDimension.FIRST,
+    "do_center_crop": False,
+    "do_pad": False,
+}
 BAND_BYTES = 1 << 23  # of resized logits at once in the post-processing: what stays in a cache is fastest
 
 
@@ -39,10 +47,10 @@ class SegmentationImageProcessorKwargs(ImagesKwargs, total=False):
     """
 
     do_reduce_labels: bool
-    size_divisor: int
+    size_divisor: int | None
 
 
-def keep_ratio_size(height: int, width: int, short_limit: int, long_limit: int) -> tuple[int, int]:
+def keep_ratio_size(height: int, width: int, short_limit: float, long_limit: float) -> tuple[int, int]:
     """The largest (height, width) of the same aspect ratio within limits on the short and the long side, rounded as
     mmcv does it."""
     factor = min(long_limit / max(height, width), short_limit / min(height, width))
@@ -89,17 +97,40 @@ def _fixed_point_taps(old: int, new: int, device: torch.device, whole_edges: boo
     return index.clamp(0, old - 1), (index + 1).clamp(0, old - 1), *weights
 
 
-def usual_image(image: Any) -> Any:
-    """Images in forms that transformers does not take, in one that it takes: 16 bits become 8, and arrays `(h, w)`
-    become `(1, h, w)`. Whatever else comes is returned as it is."""
-    if isinstance(image, PIL.Image.Image) and image.mode.startswith("I"):
-        image = np.asarray(image)
-        image = image.clip(0, 65535).astype(np.uint16)
+def usual_image(image: Any, channels_last: bool = False) -> Any:
+    """An image in a form that transformers takes and with the colours that the originals see.
+
+    16 bits become 8, transparency is dropped as OpenCV drops it, and arrays `(h, w)` get a channel. Lists are gone
+    through; whatever else comes is returned as it is.
+
+    Args:
+        channels_last: where arrays `(h, w)` get their channel.
+
+    Raises:
+        ValueError: for PIL images of floating-point numbers, whose range nobody knows, and for empty ones.
+    """
+    if isinstance(image, list | tuple):
+        return [usual_image(item, channels_last) for item in image]
+    if isinstance(image, PIL.Image.Image):
+        if image.mode == "F":
+            raise ValueError("a picture of floating-point numbers (mode F) has no known range: convert it to 8 bits")
+        if not image.mode.startswith("I"):
+            return image.convert("RGB")
+        values = np.asarray(image).clip(0, 65535)
+        image = values.astype(np.uint16 if "16" in image.mode or values.max(initial=0) > 255 else np.uint8)
     elif isinstance(image, torch.Tensor) and image.dtype == torch.uint16:
         image = image.numpy()
+    if not isinstance(image, np.ndarray | torch.Tensor):
+        return image
+    if 0 in image.shape:
+        raise ValueError(f"an image has no pixels: its shape is {tuple(image.shape)}")
     if isinstance(image, np.ndarray) and image.dtype == np.uint16:
         image = ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    return image[None] if isinstance(image, np.ndarray | torch.Tensor) and image.ndim == 2 else image
+    if image.ndim == 2:
+        return image[..., None] if channels_last else image[None]
+    if image.ndim == 3 and 4 in (image.shape[0], image.shape[-1]) and 3 not in (image.shape[0], image.shape[-1]):
+        return image[..., :3] if image.shape[-1] == 4 else image[:3]
+    return image
 
 
 def resize_labels(labels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -150,6 +181,12 @@ class _SegmentationProcessing:
         """
         if isinstance(images, list | tuple) and not images:
             raise ValueError("images is empty: pass at least one image")
+        for name, only in FIXED.items():
+            value = kwargs.get(name, only)
+            if value is not None and value != only:
+                raise ValueError(f"{name}={value!r} is not supported: the originals have nothing of the kind")
+        if (kwargs.get("size_divisor", self.size_divisor) or 0) < 0:
+            raise ValueError(f"size_divisor must not be negative, got {kwargs['size_divisor']}")
         return super().preprocess(images, segmentation_maps, **kwargs)  # type: ignore[misc]
 
     def _preprocess_image_like_inputs(
@@ -164,7 +201,8 @@ class _SegmentationProcessing:
     ) -> BatchFeature:
         options = {"input_data_format": input_data_format, "device": device}
         prepare = self._prepare_image_like_inputs  # type: ignore[attr-defined]
-        images = [usual_image(image) for image in images] if isinstance(images, list | tuple) else usual_image(images)
+        if do_convert_rgb:
+            images = usual_image(images, channels_last=input_data_format == ChannelDimension.LAST)
         prepared = [torch.as_tensor(image) for image in prepare(images, do_convert_rgb=do_convert_rgb, **options)]
         data: dict[str, list[Any]] = {"pixel_values": [self._preprocess_one(image, **kwargs) for image in prepared]}
         if segmentation_maps is not None:
@@ -186,7 +224,7 @@ class _SegmentationProcessing:
         image: torch.Tensor,
         do_resize: bool,
         size: SizeDict,
-        size_divisor: int,
+        size_divisor: int | None,
         do_rescale: bool,
         rescale_factor: float,
         do_normalize: bool,
@@ -211,7 +249,7 @@ class _SegmentationProcessing:
         images: list[torch.Tensor],
         do_resize: bool,
         size: SizeDict,
-        size_divisor: int,
+        size_divisor: int | None,
         do_reduce_labels: bool,
         **kwargs: Any,
     ) -> list[torch.Tensor]:
@@ -224,6 +262,8 @@ class _SegmentationProcessing:
                     f"a segmentation map must hold one class index for each pixel of its image, (1, {image.shape[1]}, "
                     f"{image.shape[2]}), got {tuple(map_.shape)}"
                 )
+            if map_.is_floating_point() or (map_ < 0).any():
+                raise ValueError("a segmentation map must hold class indices: whole numbers from 0 on")
             map_ = map_.long()
             if do_resize:
                 for target in self._target_sizes(image.shape[1], image.shape[2], size, size_divisor):
@@ -234,15 +274,17 @@ class _SegmentationProcessing:
         return labels
 
     @staticmethod
-    def _target_sizes(height: int, width: int, size: SizeDict, size_divisor: int) -> list[tuple[int, int]]:
+    def _target_sizes(height: int, width: int, size: SizeDict, size_divisor: int | None) -> list[tuple[int, int]]:
         """The (height, width) after each resize: the original resizes twice, and rounds to whole grey levels twice."""
         if size.height and size.width:
             return [(size.height, size.width)]
-        if not size.shortest_edge or not size.longest_edge:
+        if not size.shortest_edge:
             raise ValueError(
-                f"size must hold 'shortest_edge' and 'longest_edge', or 'height' and 'width', got {dict(size)}"
+                "size must hold 'shortest_edge' and perhaps 'longest_edge', or 'height' and 'width', got "
+                f"{ {key: value for key, value in dict(size).items() if value} }"
             )
-        new_height, new_width = keep_ratio_size(height, width, size.shortest_edge, size.longest_edge)
+        long_limit = size.longest_edge or math.inf
+        new_height, new_width = keep_ratio_size(height, width, size.shortest_edge, long_limit)
         first = (max(new_height, 1), max(new_width, 1))
         divisor = size_divisor or 1
         second = (
@@ -296,8 +338,10 @@ def _sizes(target_sizes: Any, count: int, default: tuple[int, int]) -> list[tupl
         target_sizes = target_sizes.tolist()
     sizes = []
     for size in target_sizes:
-        if len(size) == 1:  # transformers' pipeline nests them once more when it runs in batches
-            (size,) = size
+        if isinstance(size, list | tuple) and len(size) == 1:
+            (size,) = size  # transformers' pipeline nests them once more when it runs in batches
+        if not isinstance(size, list | tuple) or len(size) != 2 or min(size) < 1:
+            raise ValueError(f"target_sizes must hold (height, width) in pixels for each image, got {size!r}")
         sizes.append((int(size[0]), int(size[1])))
     if len(sizes) != count:
         raise ValueError(f"got {len(sizes)} target_sizes for {count} images: one (height, width) is needed for each")

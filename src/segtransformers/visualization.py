@@ -80,9 +80,9 @@ def draw_segmentation(
         image: any mode.
         labels: class indices `(height, width)` at the picture's size.
         names: of the classes.
-        palette: `[red, green, blue]` of each class; None takes distinct colours.
+        palette: `[red, green, blue]` of each class; None or none takes distinct colours.
     """
-    palette = distinct_colours(len(names)) if palette is None else palette
+    palette = palette or distinct_colours(max(names, default=-1) + 1)
     overlay = draw_overlay(image, labels, palette)
     legend = draw_legend(names, class_areas(labels), palette, max(overlay.height, 64))
     picture = Image.new("RGB", (overlay.width + legend.width, legend.height), PAPER)

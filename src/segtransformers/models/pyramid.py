@@ -34,7 +34,7 @@ def padded_to_stride(pixel_values: torch.Tensor) -> torch.Tensor:
     if min(height, width) < stride:
         raise ValueError(
             f"pixel_values must be at least {stride} pixels high and wide, got {height}x{width}: enlarge the image, "
-            "as the image processor does"
+            "as the image processor does with do_resize=True"
         )
     if height % stride or width % stride:
         return F.pad(pixel_values, (0, -width % stride, 0, -height % stride))
