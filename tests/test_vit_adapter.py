@@ -10,7 +10,6 @@ from reference_cases import ReferenceCase, relative_error
 
 from segtransformers import ViTAdapterBackbone, ViTAdapterConfig
 from segtransformers.conversion import convert_checkpoint
-from segtransformers.models.trunk import Trunk
 
 CASES = ["", "-light", "-nofeature", "-noscale", "-pretrain384", "-windowed"]
 MAPS = ["stage1", "stage2", "stage3", "stage4"]
@@ -157,7 +156,7 @@ def test_tuples_and_integers_are_as_good_as_lists_and_floats():
 def test_trunk_equals_timm_at_its_own_size(trunk):
     """Our slices of blocks on our embedding, against timm's own intermediate features."""
     config = ViTAdapterConfig(trunk=trunk, num_hidden_layers=4, hidden_size=64, num_attention_heads=2)
-    ours = randomise(Trunk(config).double()).eval()
+    ours = randomise(ViTAdapterBackbone(config).double()).trunk.eval()
     theirs = (
         timm.create_model(trunk, depth=4, embed_dim=64, num_heads=2, num_classes=0, global_pool="avg").double().eval()
     )
