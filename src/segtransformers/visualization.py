@@ -47,7 +47,7 @@ def draw_overlay(image: Image.Image, labels: np.ndarray, palette: Palette, opaci
         raise ValueError(f"labels are {labels.shape}, the picture is {picture.shape[:2]} (height, width)")
     known = (labels >= 0) & (labels < len(palette))
     colours = np.asarray(palette, dtype=np.uint8)[np.where(known, labels, 0)]
-    mixed = (1 - opacity) * picture + opacity * colours
+    mixed = np.float32(1 - opacity) * picture + np.float32(opacity) * colours
     return Image.fromarray(np.where(known[..., None], mixed.round(), picture).astype(np.uint8))
 
 
