@@ -203,6 +203,9 @@ def test_batches():
         processor(wide, size={"longest_edge": 64})
     assert processor(wide, size=64, return_tensors="pt")["pixel_values"].shape == (1, 3, 64, 96)
     assert processor(wide, size_divisor=None, size=50, return_tensors="pt")["pixel_values"].shape == (1, 3, 50, 75)
+    assert processor(wide, size_divisor=20, size=8, return_tensors="pt")["pixel_values"].shape == (1, 3, 40, 40)
+    with pytest.raises(ValueError, match="must not be negative, got -1"):
+        SegmentationImageProcessor(size_divisor=-1)(wide)
     with pytest.raises(ValueError, match="images is empty"):
         processor([], return_tensors="pt")
 
@@ -268,6 +271,11 @@ def test_the_pipeline_finds_semantic_post_processing_only():
 def test_test_pipelines_that_are_not_understood(pipeline, message):
     with pytest.raises(ConversionError, match=message):
         read_test_pipeline(pipeline, reduce_labels=False)
+
+
+def test_without_a_normalisation_the_network_sees_grey_levels():
+    pixel_values = read_test_pipeline([{"type": "Collect"}], False)(Image.new("L", (40, 40), 200))["pixel_values"][0]
+    assert pixel_values.dtype == torch.float32 and pixel_values.unique().tolist() == [200]
 
 
 def test_protocols():

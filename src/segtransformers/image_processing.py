@@ -43,7 +43,7 @@ class SegmentationImageProcessorKwargs(ImagesKwargs, total=False):
     do_reduce_labels (`bool`, *optional*):
         Whether label 0 means "no class": it becomes 255 and all others go down by one (255 stays).
     size_divisor (`int`, *optional*):
-        After the resize, stretch both sides to the next multiple of this. 0 leaves them.
+        After the resize, stretch both sides to the next multiple of this. 0 and None leave them.
     """
 
     do_reduce_labels: bool
@@ -185,8 +185,9 @@ class _SegmentationProcessing:
             value = kwargs.get(name, only)
             if value is not None and value != only:
                 raise ValueError(f"{name}={value!r} is not supported: the originals have nothing of the kind")
-        if (kwargs.get("size_divisor", self.size_divisor) or 0) < 0:
-            raise ValueError(f"size_divisor must not be negative, got {kwargs['size_divisor']}")
+        divisor = kwargs.get("size_divisor", self.size_divisor)
+        if divisor is not None and divisor < 0:
+            raise ValueError(f"size_divisor must not be negative, got {divisor}")
         return super().preprocess(images, segmentation_maps, **kwargs)  # type: ignore[misc]
 
     def _preprocess_image_like_inputs(
@@ -241,7 +242,7 @@ class _SegmentationProcessing:
                 mean, std = mean / rescale_factor, std / rescale_factor
             mean, std = (value.to(image.device, torch.float32).view(-1, 1, 1) for value in (mean, std))
             return (image.float() - mean) / std
-        return image.float() * rescale_factor if do_rescale else image
+        return image.float() * rescale_factor if do_rescale else image.float()
 
     def _preprocess_labels(
         self,
@@ -288,8 +289,8 @@ class _SegmentationProcessing:
         first = (max(new_height, 1), max(new_width, 1))
         divisor = size_divisor or 1
         second = (
-            max(-(-first[0] // divisor) * divisor, SMALLEST_SIDE),
-            max(-(-first[1] // divisor) * divisor, SMALLEST_SIDE),
+            -(-max(first[0], SMALLEST_SIDE) // divisor) * divisor,
+            -(-max(first[1], SMALLEST_SIDE) // divisor) * divisor,
         )
         return [first] if first == second else [first, second]
 
@@ -313,7 +314,7 @@ class _SegmentationProcessing:
             as `segmentation` beside `segmentation_scores` `(num_labels, height, width)`.
 
         Raises:
-            ValueError: if the number of sizes is not the number of images.
+            ValueError: if the number of sizes is not the number of images, or one is no (height, width).
         """
         logits = outputs.logits
         sizes = _sizes(target_sizes, len(logits), (logits.shape[2], logits.shape[3]))

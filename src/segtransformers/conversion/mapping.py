@@ -71,10 +71,9 @@ class Rule:
     change: Callable[[str, torch.Tensor], torch.Tensor] | None = None
 
 
-def prefixed(prefix: str, rules: Iterable[Rule], new_prefix: str | None = None) -> list[Rule]:
-    """The same rules for tensors below `prefix`, which become `new_prefix` (by default the same)."""
-    new_prefix = prefix if new_prefix is None else new_prefix
-    return [Rule(re.escape(prefix) + rule.pattern, new_prefix + rule.name, rule.change) for rule in rules]
+def prefixed(prefix: str, rules: Iterable[Rule]) -> list[Rule]:
+    """The same rules for tensors below `prefix`, which stays."""
+    return [Rule(re.escape(prefix) + rule.pattern, prefix + rule.name, rule.change) for rule in rules]
 
 
 def load_converted(model: nn.Module, state_dict: Mapping[str, torch.Tensor], rules: Iterable[Rule]) -> None:

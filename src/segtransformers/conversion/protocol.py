@@ -33,7 +33,7 @@ def read_test_pipeline(pipeline: Sequence[Mapping[str, Any]], reduce_labels: boo
     Raises:
         ConversionError: naming a step or a setting that the processor cannot reproduce.
     """
-    options: dict[str, Any] = {"do_resize": False, "do_normalize": False, "size_divisor": 0}
+    options: dict[str, Any] = {"do_resize": False, "do_rescale": False, "do_normalize": False, "size_divisor": 0}
     scale: Any = None
     for step in _flattened(pipeline):
         kind = step.get("type")
@@ -51,6 +51,7 @@ def read_test_pipeline(pipeline: Sequence[Mapping[str, Any]], reduce_labels: boo
         elif kind == "Normalize":
             settings.expect("to_rgb", True)
             options |= {
+                "do_rescale": True,
                 "do_normalize": True,
                 "image_mean": [value / 255 for value in settings.take("mean")],
                 "image_std": [value / 255 for value in settings.take("std")],
