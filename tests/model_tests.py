@@ -12,9 +12,12 @@ SIZES = [(32, 32), (33, 47), (64, 96), (75, 130)]
 
 
 def randomise(model: nn.Module) -> nn.Module:
-    """Move what starts constant, zeros and ones, so that every branch matters; running statistics too."""
+    """Move what starts constant, zeros and ones, so that every branch matters; running statistics too.
+
+    Buffers that are not saved are constants of the architecture: they stay.
+    """
     with torch.no_grad():
-        for tensor in (*model.parameters(), *model.buffers()):
+        for tensor in model.state_dict().values():
             if tensor.is_floating_point() and (tensor.dim() <= 1 or not tensor.any()):
                 tensor.add_(0.1 * torch.rand_like(tensor))
     return model

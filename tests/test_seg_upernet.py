@@ -108,7 +108,7 @@ def test_loss_and_gradients_equal_the_original():
 
 
 def _new_name(original: str) -> str:
-    rules = [*prefixed("backbone.", vit_adapter.RULES), *upernet.RULES]
+    rules = [*prefixed("backbone.", vit_adapter.VIT_RULES), *upernet.RULES]
     return find_rule(original, rules)[1]
 
 

@@ -13,8 +13,8 @@ from . import upernet, vit_adapter
 from .mapping import ConversionError, Settings, load_converted, prefixed
 from .protocol import read_test_cfg
 
-# mmseg's type name -> the module that knows it
-BACKBONES = {"ViTAdapter": vit_adapter}
+# mmseg's type name -> what knows it
+BACKBONES = {**vit_adapter.BACKBONES}
 HEADS = {"UPerHead": (upernet, SegUperNetForSemanticSegmentation)}
 AUXILIARY_HEADS = ("FCNHead",)
 SEGMENTORS = ("EncoderDecoder",)
@@ -53,10 +53,10 @@ def convert_checkpoint(state_dict: Mapping[str, torch.Tensor], config: Mapping[s
     segmentor.drop("pretrained", "train_cfg", "init_cfg")
     segmentor.finish()
 
-    backbone_module = BACKBONES[backbone_kind]
+    known = BACKBONES[backbone_kind]
     head_module, model_class = HEADS[head_kind]
     try:
-        model_config = head_module.read_config(head, auxiliary, backbone_module.read_config(backbone), **protocol)
+        model_config = head_module.read_config(head, auxiliary, known.read_config(backbone), **protocol)
     except ConversionError:
         raise
     except (ValueError, TypeError, StrictDataclassError) as error:  # what our own configs refuse
@@ -64,8 +64,8 @@ def convert_checkpoint(state_dict: Mapping[str, torch.Tensor], config: Mapping[s
         raise ConversionError(f"the model config describes a model that cannot be: {reason}") from error
     with torch.device("meta"):
         model = model_class(model_config)
-    rules = [*prefixed("backbone.", backbone_module.RULES), *head_module.RULES]
-    load_converted(model, _without_wrapper(state_dict), rules)
+    rules = [*prefixed("backbone.", known.rules), *head_module.RULES]
+    load_converted(model, known.prepare(_without_wrapper(state_dict)), rules)
     return model.eval()
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
 _REQUIRED = object()
 SHOWN = 6  # names in an error message
@@ -61,22 +61,23 @@ class Rule:
     """Renames the tensors whose whole name matches `pattern`.
 
     Attributes:
-        pattern, name: a regular expression and the template of the new name, as for `re.Match.expand`.
+        pattern, name: a regular expression and the template of the new name, as for `re.Match.expand`. A name of None
+            says that the model does not need these tensors.
         change: what happens to the tensor on the way, from its name and value. It raises `ConversionError` where the
             tensor has another rank, and leaves its argument alone.
     """
 
     pattern: str
-    name: str
+    name: str | None
     change: Callable[[str, torch.Tensor], torch.Tensor] | None = None
 
 
 def prefixed(prefix: str, rules: Iterable[Rule]) -> list[Rule]:
     """The same rules for tensors below `prefix`, which stays."""
-    return [Rule(re.escape(prefix) + rule.pattern, prefix + rule.name, rule.change) for rule in rules]
+    return [Rule(re.escape(prefix) + rule.pattern, rule.name and prefix + rule.name, rule.change) for rule in rules]
 
 
-def load_converted(model: nn.Module, state_dict: Mapping[str, torch.Tensor], rules: Iterable[Rule]) -> None:
+def load_converted(model: PreTrainedModel, state_dict: Mapping[str, torch.Tensor], rules: Iterable[Rule]) -> None:
     """Give a model that was built on the meta device the tensors of an original checkpoint, under their new names.
 
     Every tensor must find its place and every place its tensor. Counters of batch norms, which some tools strip, may
@@ -88,6 +89,7 @@ def load_converted(model: nn.Module, state_dict: Mapping[str, torch.Tensor], rul
             where they have one.
     """
     rules = list(rules)
+    state_dict = {name: tensor for name, tensor in state_dict.items() if not _is_unused(name, rules)}
     expected = model.state_dict()
     dtype, storages = _widest(state_dict), set()
     renamed: dict[str, torch.Tensor] = {}
@@ -126,6 +128,8 @@ def load_converted(model: nn.Module, state_dict: Mapping[str, torch.Tensor], rul
     if problems:
         raise ConversionError("the checkpoint does not fit its config: " + ". ".join(problems))
     model.load_state_dict(renamed, strict=True, assign=True)
+    _make_unsaved_buffers(model)
+    model.to(dtype)  # type: ignore[arg-type]  # transformers wraps it
 
 
 def find_rule(name: str, rules: Iterable[Rule]) -> tuple[Rule | None, str | None]:
@@ -133,8 +137,26 @@ def find_rule(name: str, rules: Iterable[Rule]) -> tuple[Rule | None, str | None
     for rule in rules:
         match = re.fullmatch(rule.pattern, name)
         if match:
-            return rule, match.expand(rule.name)
+            return rule, rule.name and match.expand(rule.name)
     return None, None
+
+
+@torch.no_grad()
+def _make_unsaved_buffers(model: PreTrainedModel) -> None:
+    """What no state dict holds is still on the meta device: the model's own initialisation makes it."""
+    for tensor in model.state_dict(keep_vars=True).values():
+        tensor._is_hf_initialized = True
+    for module in model.modules():
+        unsaved = {name: buffer for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta}
+        for name, buffer in unsaved.items():
+            setattr(module, name, torch.empty_like(buffer, device="cpu"))
+            setattr(module, "_is_hf_initialized", False)  # noqa: B010
+    model.init_weights()
+
+
+def _is_unused(name: Any, rules: list[Rule]) -> bool:
+    rule = find_rule(name, rules)[0] if isinstance(name, str) else None
+    return rule is not None and rule.name is None
 
 
 def _widest(state_dict: Mapping[str, torch.Tensor]) -> torch.dtype:

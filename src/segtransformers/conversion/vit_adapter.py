@@ -1,27 +1,48 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""ViT-Adapter backbones of czczup/ViT-Adapter (`segmentation/mmseg_custom/models/backbones/vit_adapter.py`)."""
+"""The three ViT-Adapter backbones of czczup/ViT-Adapter.
+
+Source: `segmentation/mmseg_custom/models/backbones/{vit_adapter,beit_adapter,uniperceiver_adapter}.py`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from ..models.vit_adapter import ViTAdapterConfig
 from .mapping import ConversionError, Rule, Settings
 
-# Any plain ViT of timm would do, because the config overrides every number; these only read better.
-TRUNK_NAMES = {192: "vit_tiny_patch16_224", 384: "vit_small_patch16_224", 1024: "vit_large_patch16_224"}
+# Any architecture of the same kind would do, because the config overrides every number; these only read better.
+VIT_NAMES = {192: "vit_tiny_patch16_224", 384: "vit_small_patch16_224", 1024: "vit_large_patch16_224"}
+BEIT_NAMES = {1024: "beit_large_patch16_224"}
+# the architecture of CLIP has what Uni-Perceiver has: a norm in front of the blocks
+UNIPERCEIVER_NAMES = {1024: "vit_large_patch14_clip_224"}
 
 
-def _without_first_position(name: str, positions: torch.Tensor) -> torch.Tensor:
+@dataclass(frozen=True)
+class Backbone:
+    """How one of mmseg's backbones becomes ours.
+
+    Attributes:
+        rules: new names for its tensors, both without the `backbone.` in front.
+        read_config: from its settings to our config.
+        prepare: what to do to its state dict before the rules, `backbone.` included.
+    """
+
+    rules: Sequence[Rule]
+    read_config: Callable[[Settings], Any]
+    prepare: Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]] = lambda state_dict: state_dict
+
+
+def without_first_position(name: str, positions: torch.Tensor) -> torch.Tensor:
     """The first entry belongs to a class token that the original does not have."""
     if positions.dim() != 3:
         raise ConversionError(f"{name} is {tuple(positions.shape)}, expected (1, 1 + positions, channels)")
     return positions[:, 1:].clone()
 
 
-RULES = [
-    Rule(r"pos_embed", r"trunk.embeddings.pos_embed", _without_first_position),
-    Rule(r"patch_embed\.(.+)", r"trunk.embeddings.patch_embed.\1"),
-    Rule(r"blocks\.(\d+)\.gamma([12])", r"trunk.blocks.\1.ls\2.gamma"),
-    Rule(r"blocks\.(.+)", r"trunk.blocks.\1"),
+_ADAPTER_RULES = [
     Rule(r"level_embed", r"level_embed"),
     Rule(r"spm\.(.+)", r"spatial_prior.\1"),
     Rule(r"interactions\.(.+)\.ffn\.dwconv\.dwconv\.(.+)", r"interactions.\1.ffn.dwconv.\2"),
@@ -29,42 +50,157 @@ RULES = [
     Rule(r"up\.(.+)", r"upsample.\1"),
     *(Rule(rf"norm{index + 1}\.(.+)", rf"norms.{index}.\1") for index in range(4)),
 ]
+VIT_RULES = [
+    Rule(r"pos_embed", r"trunk.embeddings.pos_embed", without_first_position),
+    Rule(r"patch_embed\.(.+)", r"trunk.embeddings.patch_embed.\1"),
+    Rule(r"blocks\.(\d+)\.gamma([12])", r"trunk.blocks.\1.ls\2.gamma"),
+    Rule(r"blocks\.(.+)", r"trunk.blocks.\1"),
+    *_ADAPTER_RULES,
+]
+BEIT_RULES = [
+    Rule(r"cls_token", r"trunk.embeddings.cls_token"),
+    Rule(r"patch_embed\.(.+)", r"trunk.embeddings.patch_embed.\1"),
+    Rule(r"blocks\.\d+\.attn\.relative_position_index", None),  # follows from the grid
+    Rule(r"rel_pos_bias\..+", None),  # use_shared_rel_pos_bias makes a table that the original never reads
+    Rule(r"blocks\.(\d+)\.attn\.relative_position_bias_table", r"trunk.blocks.\1.relative_position_bias_table"),
+    Rule(r"blocks\.(.+)", r"trunk.blocks.\1"),
+    *_ADAPTER_RULES,
+]
+UNIPERCEIVER_RULES = [
+    Rule(r"visual_embed\.patch_embed\.proj\.(.+)", r"trunk.embeddings.patch_embed.proj.\1"),
+    Rule(r"visual_embed\.patch_embed\.pos_embed", r"trunk.embeddings.pos_embed"),  # made by `prepare`
+    Rule(r"visual_embed\.embeddings_norm\.(.+)", r"trunk.embeddings.norm_pre.\1"),
+    Rule(r"layers\.(\d+)\.self_attn\.in_proj\.(.+)", r"trunk.blocks.\1.attn.qkv.\2"),
+    Rule(r"layers\.(\d+)\.self_attn\.out_proj\.(.+)", r"trunk.blocks.\1.attn.proj.\2"),
+    Rule(r"layers\.(\d+)\.linear([12])\.(.+)", r"trunk.blocks.\1.mlp.fc\2.\3"),
+    Rule(r"layers\.(\d+)\.gamma_([12])", r"trunk.blocks.\1.ls\2.gamma"),
+    Rule(r"layers\.(.+)", r"trunk.blocks.\1"),
+    *_ADAPTER_RULES,
+]
 
 
-def read_config(settings: Settings) -> ViTAdapterConfig:
+def with_whole_positions(state_dict: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    """Uni-Perceiver adds the first of its positions in time to those in space: an image is one frame."""
+    prefix = next(
+        (name[: -len("spatial_pos_embed.weight")] for name in state_dict if name.endswith("spatial_pos_embed.weight")),
+        None,
+    )
+    if prefix is None:
+        raise ConversionError("the checkpoint has no spatial_pos_embed.weight")
+    state_dict = dict(state_dict)
+    space, time = (state_dict.pop(f"{prefix}{kind}_pos_embed.weight", None) for kind in ("spatial", "temporal"))
+    if time is None or time.dim() != 2 or space.dim() != 2 or time.shape[1] != space.shape[1]:
+        raise ConversionError(
+            f"{prefix}temporal_pos_embed.weight must be there, with the channels of spatial_pos_embed"
+        )
+    state_dict[f"{prefix}pos_embed"] = (space + time[:1])[None]
+    return state_dict
+
+
+def read_vit(settings: Settings) -> ViTAdapterConfig:
     """The config of a backbone that mmseg's config calls `ViTAdapter`; defaults are the original's."""
-    depth, width = settings.take("depth", 12), settings.take("embed_dim", 768)
-    if not isinstance(depth, int):
-        raise ConversionError(f"backbone.depth is {depth!r}; a whole number is needed")
+    depth = _depth(settings)
     settings.expect("patch_size", 16)
-    settings.expect("in_chans", 3)
-    for name in ("drop_rate", "attn_drop_rate"):
-        settings.expect(name, 0.0, None)
     settings.take("img_size", 224)  # the original reshapes its position embeddings by pretrain_size
-    config = ViTAdapterConfig(
-        trunk=TRUNK_NAMES.get(width, "vit_base_patch16_224"),
+    return _adapter_config(
+        settings,
+        VIT_NAMES,
+        "vit_base_patch16_224",
+        depth,
         pretrain_image_size=settings.take("pretrain_size", 224),
-        hidden_size=width,
-        num_hidden_layers=depth,
-        num_attention_heads=settings.take("num_heads", 12),
-        mlp_ratio=settings.take("mlp_ratio", 4.0),
         qkv_bias=settings.take("qkv_bias", True),
         layer_scale_init_value=1.0 if settings.take("layer_scale", True) else 0.0,
         layer_norm_eps=1e-6,
         use_prefix_tokens=False,
         window_sizes=_window_sizes(settings.take("window_attn", False), settings.take("window_size", 14), depth),
+        injector_init_value=settings.take("init_values", 0.0),
+        use_extra_extractors=settings.take("use_extra_extractor", True),
+    )
+
+
+def read_beit(settings: Settings) -> ViTAdapterConfig:
+    """The config of a backbone that mmseg's config calls `BEiTAdapter`; defaults are the original's."""
+    depth = _depth(settings)
+    settings.expect("patch_size", 16)
+    settings.expect("use_abs_pos_emb", False, default=False)
+    settings.take("use_shared_rel_pos_bias", False)
+    settings.take("pretrain_size", 224)  # the tables have the size of img_size
+    size = settings.take("img_size", 512)
+    initial = settings.take("init_values", None)
+    if not initial:
+        raise ConversionError(f"backbone.init_values is {initial!r}; the original cannot run without layer scale")
+    return _adapter_config(
+        settings,
+        BEIT_NAMES,
+        "beit_base_patch16_224",
+        depth,
+        pretrain_image_size=size,
+        qkv_bias=settings.take("qkv_bias", False),
+        use_relative_position_bias=settings.take("use_rel_pos_bias", False),
+        layer_scale_init_value=initial,
+        layer_norm_eps=1e-6,
+        use_prefix_tokens=True,
+        injector_init_value=initial,
+        use_extra_extractors=True,
+    )
+
+
+def read_uniperceiver(settings: Settings) -> ViTAdapterConfig:
+    """The config of a backbone that mmseg's config calls `UniPerceiverAdapter`; defaults are the original's."""
+    depth = _depth(settings)
+    settings.expect("patch_size", 16)
+    settings.take("pretrain_size", 224)  # the positions have the size of img_size
+    return _adapter_config(
+        settings,
+        UNIPERCEIVER_NAMES,
+        "vit_base_patch16_clip_224",
+        depth,
+        patch_size=16,
+        pretrain_image_size=settings.take("img_size", 224),
+        qkv_bias=settings.take("qkv_bias", True),
+        patch_bias=True,
+        layer_scale_init_value=1.0,
+        layer_norm_eps=1e-5,
+        use_prefix_tokens=False,
+        window_sizes=_window_sizes(settings.take("window_attn", False), settings.take("window_size", 14), depth),
+        pad_before_projection=True,
+        injector_init_value=settings.take("init_values", 0.0),
+        use_extra_extractors=True,
+    )
+
+
+def _depth(settings: Settings) -> int:
+    depth = settings.take("depth", 12)
+    if not isinstance(depth, int):
+        raise ConversionError(f"backbone.depth is {depth!r}; a whole number is needed")
+    return depth
+
+
+def _adapter_config(
+    settings: Settings, names: Mapping[int, str], name: str, depth: int, **fields: Any
+) -> ViTAdapterConfig:
+    """What the three kinds share. `names` gives a trunk for a width, `name` one for any other."""
+    width = settings.take("embed_dim", 768)
+    settings.expect("in_chans", 3)
+    for rate in ("drop_rate", "attn_drop_rate"):
+        settings.expect(rate, 0.0, None)
+    config = ViTAdapterConfig(
+        trunk=names.get(width, name),
+        hidden_size=width,
+        num_hidden_layers=depth,
+        num_attention_heads=settings.take("num_heads", 12),
+        mlp_ratio=settings.take("mlp_ratio", 4.0),
         drop_path_rate=settings.take("drop_path_rate", 0.0),
         spatial_prior_channels=settings.take("conv_inplane", 64),
         interaction_indexes=settings.take("interaction_indexes"),
         deformable_num_heads=settings.take("deform_num_heads", 6),
         deformable_num_points=settings.take("n_points", 4),
         deformable_value_ratio=settings.take("deform_ratio", 1.0),
-        injector_init_value=settings.take("init_values", 0.0),
         use_conv_ffn=settings.take("with_cffn", True),
         conv_ffn_ratio=settings.take("cffn_ratio", 0.25),
-        use_extra_extractors=settings.take("use_extra_extractor", True),
         add_trunk_features=settings.take("add_vit_feature", True),
         out_features=["stage1", "stage2", "stage3", "stage4"],
+        **fields,
     )
     settings.drop("type", "pretrained", "init_cfg", "with_cp", "num_classes")
     settings.finish()
@@ -80,3 +216,10 @@ def _window_sizes(use_window, window_size, depth: int) -> list[int] | None:
     if not any(uses):
         return None
     return [size if use else 0 for use, size in zip(uses, sizes, strict=True)]
+
+
+BACKBONES = {
+    "ViTAdapter": Backbone(VIT_RULES, read_vit),
+    "BEiTAdapter": Backbone(BEIT_RULES, read_beit),
+    "UniPerceiverAdapter": Backbone(UNIPERCEIVER_RULES, read_uniperceiver, with_whole_positions),
+}

@@ -6,12 +6,15 @@ from transformers import PreTrainedConfig
 
 # The fields that are None until timm's definition of the named architecture fills them in.
 RESOLVED_FIELDS = (
+    "patch_size",
     "pretrain_image_size",
     "hidden_size",
     "num_hidden_layers",
     "num_attention_heads",
     "mlp_ratio",
     "qkv_bias",
+    "patch_bias",
+    "use_relative_position_bias",
     "layer_scale_init_value",
     "layer_norm_eps",
 )
@@ -25,15 +28,23 @@ class TrunkConfig(PreTrainedConfig):
 
     Args:
         trunk (`str`, defaults to `"vit_tiny_patch16_224"`):
-            Name of a timm architecture, without a weight tag. It must be a plain ViT with patches of 16 pixels.
+            Name of a timm architecture, without a weight tag. It must be a plain ViT of timm's class
+            `VisionTransformer`, `Beit` or `Eva` with patches of 14 or 16 pixels.
+        patch_size (`int`, *optional*):
+            Side of the trunk's patches in pixels, 14 or 16. Every trunk has one token for 16 x 16 pixels of the image:
+            where patches are smaller, the trunk's own input is resized.
         pretrain_image_size (`int` or pair of `int`, *optional*):
-            Image size (pixels; height, width) whose patch grid the position embeddings have.
+            Image size (pixels; height, width) whose patch grid the position embeddings or tables have.
         hidden_size, num_hidden_layers, num_attention_heads (`int`, *optional*):
             Width, number of blocks and heads of the trunk.
         mlp_ratio (`float`, *optional*):
             Hidden width of a block's MLP over `hidden_size`.
         qkv_bias (`bool`, *optional*):
             Whether the query, key and value projections have a bias.
+        patch_bias (`bool`, *optional*):
+            Whether the projection of the patches has a bias.
+        use_relative_position_bias (`bool`, *optional*):
+            Whether every block of a BEiT has its own table of relative position biases.
         layer_scale_init_value (`float`, *optional*):
             Initial value of the layer scale; 0.0 means that the blocks have none.
         layer_norm_eps (`float`, *optional*):
@@ -42,7 +53,11 @@ class TrunkConfig(PreTrainedConfig):
             Whether the class and register tokens that the architecture has run through the blocks. The original
             ViT-Adapter runs patch tokens alone.
         window_sizes (`list[int]`, *optional*):
-            Side of the attention window (tokens) of each block; 0 is global attention. None: all global.
+            Side of the attention window (tokens) of each block; 0 is global attention. None: all global. For trunks of
+            timm's class `VisionTransformer`.
+        pad_before_projection (`bool`, defaults to `False`):
+            Whether windows at the border are filled up with zeros before queries, keys and values are computed, as in
+            Uni-Perceiver, or after.
         drop_path_rate (`float`, defaults to 0.0):
             Stochastic depth of the last block; it rises linearly from 0 at the first.
         initializer_range (`float`, defaults to 0.02):
@@ -55,16 +70,20 @@ class TrunkConfig(PreTrainedConfig):
     """
 
     trunk: str = "vit_tiny_patch16_224"
+    patch_size: int | None = None
     pretrain_image_size: int | list[int] | tuple[int, ...] | None = None
     hidden_size: int | None = None
     num_hidden_layers: int | None = None
     num_attention_heads: int | None = None
     mlp_ratio: float | int | None = None
     qkv_bias: bool | None = None
+    patch_bias: bool | None = None
+    use_relative_position_bias: bool | None = None
     layer_scale_init_value: float | int | None = None
     layer_norm_eps: float | int | None = None
     use_prefix_tokens: bool = True
     window_sizes: list[int] | tuple[int, ...] | None = None
+    pad_before_projection: bool = False
     drop_path_rate: float | int = 0.0
     initializer_range: float = 0.02
     timm_version: str | None = None
@@ -86,6 +105,12 @@ class TrunkConfig(PreTrainedConfig):
         self.pretrain_image_size = list(self.pretrain_image_size)
         self._check_trunk()
 
+    @property
+    def pretrain_grid(self) -> tuple[int, int]:
+        """Rows and columns of patches of an image of `pretrain_image_size`."""
+        height, width = list(self.pretrain_image_size)
+        return height // self.patch_size, width // self.patch_size
+
     def _check_trunk(self) -> None:
         for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
             if getattr(self, name) < 1:
@@ -101,10 +126,12 @@ class TrunkConfig(PreTrainedConfig):
                 f"hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads "
                 f"({self.num_attention_heads})"
             )
-        if len(self.pretrain_image_size) != 2 or min(self.pretrain_image_size) < 16:
+        if self.patch_size not in (14, 16):
+            raise ValueError(f"patch_size must be 14 or 16 pixels, got {self.patch_size}")
+        if len(self.pretrain_image_size) != 2 or min(self.pretrain_image_size) < self.patch_size:
             raise ValueError(
-                f"pretrain_image_size must be one side or (height, width) in pixels, each at least one patch (16), "
-                f"got {self.pretrain_image_size}"
+                f"pretrain_image_size must be one side or (height, width) in pixels, each at least one patch "
+                f"({self.patch_size}), got {self.pretrain_image_size}"
             )
         if self.window_sizes is None:
             return

@@ -27,7 +27,7 @@ from ..pyramid import (
     init_pyramid_weights,
     padded_to_stride,
 )
-from ..trunk import Trunk, TrunkBlock, TrunkEmbeddings, init_trunk_weights
+from ..trunk import UNSPLIT_MODULES, FromTrunkMixin, TokenLayout, Trunk, init_trunk_weights
 from .configuration_vit_adapter import ViTAdapterConfig
 
 logger = logging.get_logger(__name__)
@@ -106,6 +106,7 @@ class ViTAdapterInteraction(nn.Module):
         tokens: torch.Tensor,
         pyramid: torch.Tensor,
         trunk: Trunk,
+        layout: TokenLayout,
         injection: SamplingGeometry,
         extraction: SamplingGeometry,
         grids: list[Grid],
@@ -114,12 +115,13 @@ class ViTAdapterInteraction(nn.Module):
         """Gives the tokens after the slice, `(B, prefix + h * w, C)`, and the new pyramid tokens.
 
         Args:
+            layout: of the tokens, as the trunk gave it.
             grids: of the pyramid's three levels (strides 8, 16, 32); the second is the trunk's own token grid.
             hidden_states: takes the tokens after each block, where they are wanted.
         """
         prefix, patches = tokens[:, : trunk.num_prefix_tokens], tokens[:, trunk.num_prefix_tokens :]
         patches = self.injector(patches, pyramid, injection)
-        for tokens in trunk.run_blocks(torch.cat([prefix, patches], dim=1), self.first, self.last, grids[1]):
+        for tokens in trunk.run_blocks(torch.cat([prefix, patches], dim=1), self.first, self.last, layout):
             if hidden_states is not None:
                 hidden_states.append(tokens)
         patches = tokens[:, trunk.num_prefix_tokens :]
@@ -136,13 +138,7 @@ class ViTAdapterPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ["image"]
     supports_gradient_checkpointing = True
-    _no_split_modules = [
-        TrunkEmbeddings.__name__,
-        TrunkBlock.__name__,
-        "SpatialPrior",
-        "ViTAdapterInjector",
-        "ViTAdapterExtractor",
-    ]
+    _no_split_modules = [*UNSPLIT_MODULES, "SpatialPrior", "ViTAdapterInjector", "ViTAdapterExtractor"]
     _supports_sdpa = True  # timm's blocks call it themselves
 
     @torch.no_grad()
@@ -158,7 +154,7 @@ class ViTAdapterPreTrainedModel(PreTrainedModel):
             init.normal_(module.level_embed)
 
 
-class ViTAdapterBackbone(BackboneMixin, ViTAdapterPreTrainedModel):
+class ViTAdapterBackbone(FromTrunkMixin, BackboneMixin, ViTAdapterPreTrainedModel):
     """ViT-Adapter around a plain ViT.
 
     Feature maps: `stem` (stride 4, `config.spatial_prior_channels` wide) and `stage1` to `stage4` (strides 4, 8, 16
@@ -224,7 +220,8 @@ class ViTAdapterBackbone(BackboneMixin, ViTAdapterPreTrainedModel):
             [map_.flatten(2).transpose(1, 2) + embed for map_, embed in zip(maps[1:], self.level_embed, strict=True)],
             dim=1,
         )
-        tokens, grid = self.trunk.embed(pixel_values)
+        tokens, layout = self.trunk.embed(pixel_values)
+        grid = layout.grid
         injection = SamplingGeometry.build([grid], grids, pixel_values.device)
         extraction = SamplingGeometry.build(grids, [grid], pixel_values.device)
 
@@ -234,7 +231,9 @@ class ViTAdapterBackbone(BackboneMixin, ViTAdapterPreTrainedModel):
         hidden_states = [tokens] if output_hidden_states is not False else None
         trunk_features = []
         for interaction in self.interactions:
-            tokens, pyramid = interaction(tokens, pyramid, self.trunk, injection, extraction, grids, hidden_states)
+            tokens, pyramid = interaction(
+                tokens, pyramid, self.trunk, layout, injection, extraction, grids, hidden_states
+            )
             if self.config.add_trunk_features:
                 patches = tokens[:, self.trunk.num_prefix_tokens :]
                 trunk_features.append(patches.transpose(1, 2).unflatten(2, grid))

@@ -1,0 +1,216 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""Which architectures of timm can be a trunk, what timm says about them, and how they are built.
+
+One small reader per class of timm. Nothing here is part of a forward pass.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+from timm.layers import Attention as PlainAttention
+from timm.layers import AttentionRope, GluMlp, LayerScale, RmsNorm, SwiGLU
+from timm.models.beit import Attention as BeitAttention
+from timm.models.beit import Beit
+from timm.models.beit import Block as BeitBlock
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.eva import Eva, EvaAttention, EvaBlock
+from timm.models.vision_transformer import Block as PlainBlock
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from ..configuration_trunk import TrunkConfig
+
+PATCH_SIZES = (14, 16)
+FITTING_KINDS = (
+    "A trunk is a plain ViT with pre-norm blocks and patches of 14 or 16 pixels, of timm's class VisionTransformer "
+    "(such as vit_tiny_patch16_224, deit3_base_patch16_224, vit_small_patch14_reg4_dinov2, "
+    "vit_base_patch16_siglip_512), Beit (beit_base_patch16_224, beitv2_large_patch16_224) or Eva "
+    "(vit_small_patch16_dinov3, eva02_tiny_patch14_224)."
+)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How to read and build one of timm's classes.
+
+    Attributes:
+        block: the class that all its blocks must have.
+        attentions: the classes of attention they may have, with whether an attention has query and value biases.
+        layer_scale: the initial value of a block's layer scale, 0.0 where it has none.
+        arguments: what its constructor takes beside the common arguments.
+        packed_mlp: whether a `GluMlp` inside has twice the width that `mlp_ratio` says.
+    """
+
+    block: type[nn.Module]
+    attentions: dict[type[nn.Module], Callable[[Any], bool]]
+    layer_scale: Callable[[Any], float | None]
+    arguments: dict[str, Any]
+    packed_mlp: bool = False
+
+
+def _fused_bias(attention: Any) -> bool:
+    return attention.qkv.bias is not None
+
+
+def _separate_bias(attention: Any) -> bool:
+    return attention.q_bias is not None
+
+
+def _optionally_fused_bias(attention: Any) -> bool:
+    return (attention.qkv if attention.q_proj is None else attention.q_proj).bias is not None
+
+
+def _eva_bias(attention: Any) -> bool:
+    return _separate_bias(attention) if attention.q_proj is None else attention.q_proj.bias is not None
+
+
+def _plain_layer_scale(block: Any) -> float:
+    return block.ls1.init_values if isinstance(block.ls1, LayerScale) else 0.0
+
+
+def _own_layer_scale(block: Any) -> float | None:
+    return block.init_values
+
+
+# any pooling will do, because heads are not taken over; but "token" would demand a class token
+_PLAIN = Architecture(
+    block=PlainBlock,
+    attentions={PlainAttention: _fused_bias},
+    layer_scale=_plain_layer_scale,
+    arguments={"global_pool": "avg", "weight_init": "skip"},
+)
+_ARCHITECTURES: dict[type[nn.Module], Architecture] = {
+    VisionTransformer: _PLAIN,
+    VisionTransformerDistilled: Architecture(
+        block=PlainBlock,
+        attentions=_PLAIN.attentions,
+        layer_scale=_plain_layer_scale,
+        arguments={"weight_init": "skip"},
+    ),
+    Beit: Architecture(
+        block=BeitBlock,
+        attentions={BeitAttention: _separate_bias},
+        layer_scale=_own_layer_scale,
+        # timm's own tables fix the size, and each layer would keep an index of (h * w + 1)^2
+        arguments={"global_pool": "avg", "use_rel_pos_bias": False},
+    ),
+    Eva: Architecture(
+        block=EvaBlock,
+        attentions={EvaAttention: _eva_bias, AttentionRope: _optionally_fused_bias},
+        layer_scale=_own_layer_scale,
+        # a dynamic size keeps timm from caching rotary embeddings of one size
+        arguments={"global_pool": "avg", "dynamic_img_size": True},
+        packed_mlp=True,
+    ),
+}
+
+
+def build_architecture(config: TrunkConfig) -> Any:
+    """timm's model for a resolved config, with timm's initial weights.
+
+    Raises:
+        ValueError: if the architecture cannot be a trunk or cannot have these sizes.
+    """
+    describe_trunk(config.trunk)  # an unfit architecture fails here, before it fails on its arguments
+    layer_scale = config.layer_scale_init_value
+    try:
+        model = timm.create_model(
+            config.trunk,
+            pretrained=False,
+            num_classes=0,
+            img_size=tuple(config.pretrain_image_size),
+            embed_dim=config.hidden_size,
+            depth=config.num_hidden_layers,
+            num_heads=config.num_attention_heads,
+            mlp_ratio=config.mlp_ratio,
+            qkv_bias=config.qkv_bias,
+            init_values=layer_scale or None,
+            drop_path_rate=config.drop_path_rate,
+            **_ARCHITECTURES[_class_of(config.trunk)].arguments,
+        )
+    except (AssertionError, TypeError) as error:
+        reason = str(error) or "its layers refuse them"
+        raise ValueError(
+            f"timm's {config.trunk!r} cannot be built with hidden_size={config.hidden_size}, num_hidden_layers="
+            f"{config.num_hidden_layers}, num_attention_heads={config.num_attention_heads}, mlp_ratio="
+            f"{config.mlp_ratio:g}: {reason}"
+        ) from error
+    for module in model.modules():
+        if isinstance(module, (nn.LayerNorm, RmsNorm)):
+            module.eps = float(config.layer_norm_eps)
+    return model
+
+
+@functools.lru_cache
+def describe_trunk(name: str) -> dict[str, Any]:
+    """What timm says about the architecture `name`, under the names of [`TrunkConfig`]'s fields. Costs no memory.
+
+    Raises:
+        ValueError: if timm has no such architecture or it cannot be a trunk.
+    """
+    if "/" in name or ":" in name or "." in name:
+        raise ValueError(
+            f"trunk {name!r} must be the bare name of a timm architecture, without a hub prefix or weight tag "
+            f"(did you mean {name.rpartition('/')[2].rpartition(':')[2].partition('.')[0]!r}?)"
+        )
+    if not timm.is_model(name):
+        raise ValueError(f"timm {timm.__version__} has no architecture {name!r}. {FITTING_KINDS}")
+    with torch.device("meta"):
+        model = timm.create_model(name, pretrained=False, num_classes=0)
+    problem = _why_unfit(model)
+    if problem:
+        raise ValueError(f"timm's {name!r} cannot be a trunk: {problem}. {FITTING_KINDS}")
+    architecture = _ARCHITECTURES[type(model)]
+    block = model.blocks[0]
+    width = _mlp_width(block.mlp, architecture.packed_mlp)
+    mlp_ratio = width / model.embed_dim
+    if int(model.embed_dim * mlp_ratio) != width:  # timm truncates the product again
+        mlp_ratio = (width + 0.5) / model.embed_dim
+    return {
+        "patch_size": model.patch_embed.patch_size[0],
+        "pretrain_image_size": list(model.patch_embed.img_size),
+        "hidden_size": model.embed_dim,
+        "num_hidden_layers": len(model.blocks),
+        "num_attention_heads": block.attn.num_heads,
+        "mlp_ratio": mlp_ratio,
+        "qkv_bias": architecture.attentions[type(block.attn)](block.attn),
+        "patch_bias": model.patch_embed.proj.bias is not None,
+        "use_relative_position_bias": isinstance(model, Beit) and model.blocks[0].attn.window_size is not None,
+        "layer_scale_init_value": architecture.layer_scale(block) or 0.0,
+        "layer_norm_eps": block.norm1.eps,
+        "timm_version": timm.__version__,
+    }
+
+
+@functools.lru_cache
+def _class_of(name: str) -> type[nn.Module]:
+    with torch.device("meta"):
+        return type(timm.create_model(name, pretrained=False, num_classes=0))
+
+
+def _why_unfit(model: Any) -> str | None:
+    architecture = _ARCHITECTURES.get(type(model))
+    if architecture is None:
+        return f"it is a {type(model).__name__}, no plain ViT"
+    for block in model.blocks:
+        if type(block) is not architecture.block:
+            return f"its blocks are of the kind {type(block).__name__}"
+        if type(block.attn) not in architecture.attentions:
+            return f"its blocks are {type(block).__name__} around {type(block.attn).__name__}"
+    if getattr(model, "rel_pos_bias", None) is not None:
+        return "its blocks share one table of relative positions"
+    patches = model.patch_embed
+    if type(patches).__name__ != "PatchEmbed" or patches.patch_size not in [(size, size) for size in PATCH_SIZES]:
+        size = "x".join(map(str, patches.patch_size))
+        return f"its embedding is a {type(patches).__name__} with patches of {size} pixels"
+    return None
+
+
+def _mlp_width(mlp: Any, packed: bool) -> int:
+    if isinstance(mlp, SwiGLU):
+        return mlp.fc1_g.out_features
+    return mlp.fc1.out_features // (2 if packed and isinstance(mlp, GluMlp) else 1)

@@ -1,0 +1,139 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""Relative position biases for any token grid, and position tables resized to another grid.
+
+Sources: BEiT (https://arxiv.org/abs/2106.08254); `segmentation/mmcv_custom/checkpoint.py` of czczup/ViT-Adapter.
+"""
+
+import functools
+import math
+
+import torch
+from torch.nn import functional as F
+
+Grid = tuple[int, int]
+
+
+def num_relative_positions(grid: Grid) -> int:
+    """How many offsets (rows, columns) there are between two tokens of a grid `(h, w)`."""
+    return (2 * grid[0] - 1) * (2 * grid[1] - 1)
+
+
+def relative_position_bias(table: torch.Tensor, table_grid: Grid, grid: Grid, num_prefix_tokens: int) -> torch.Tensor:
+    """What is added to the attention logits of every head.
+
+    The table is used as it is on the grid that it was made for and, where the grid is smaller, in part: an offset of so
+    many patches keeps its bias. On a larger grid, the distances that the table knows are spread in a geometric
+    progression, fine near the middle, as the original spreads them when it enlarges a pre-trained table, and biases
+    between them are interpolated linearly.
+
+    Args:
+        table: `((2 * h' - 1) * (2 * w' - 1) + 3, heads)` for `table_grid` `(h', w')`: query minus key, rows first; then
+            class token to patch, patch to class token, class token to itself. Without prefix tokens there are no three
+            last rows.
+        grid: `(h, w)` of the patch tokens.
+        num_prefix_tokens: 0 or 1, the class token in front of the patches.
+
+    Returns:
+        `(1, heads, tokens, tokens)`, queries first, where tokens = num_prefix_tokens + h * w. No index of that size is
+        made on the way.
+    """
+    height, width = grid
+    heads, tokens = table.shape[1], num_prefix_tokens + height * width
+    maps = table[: num_relative_positions(table_grid)].t().unflatten(1, (2 * table_grid[0] - 1, 2 * table_grid[1] - 1))
+    if grid != table_grid:
+        rows, columns = (
+            _interpolation(known, wanted).to(device=maps.device, dtype=torch.promote_types(maps.dtype, torch.float32))
+            for known, wanted in zip(table_grid, grid, strict=True)
+        )
+        maps = (rows @ maps.to(rows.dtype) @ columns.t()).to(table.dtype)
+    # window (a, b) of the reversed maps holds the keys of the query at (h - 1 - a, w - 1 - b), in order
+    biases = maps.flip(1, 2).unfold(1, height, 1).unfold(2, width, 1).flip(1, 2)
+    biases = biases.reshape(1, heads, height * width, height * width)
+    if not num_prefix_tokens:
+        return biases
+    to_patch, from_patch, to_itself = table[-3:].unsqueeze(-1).unsqueeze(-1)
+    # rows of a multiple of 8 lie aligned in memory, which fused attention on a GPU wants of a bias
+    full = biases.new_empty((1, heads, tokens, math.ceil(tokens / 8) * 8))[..., :tokens]
+    full[:, :, 1:, 1:] = biases
+    full[:, :, :1, 1:] = to_patch
+    full[:, :, 1:, :1] = from_patch
+    full[:, :, :1, :1] = to_itself
+    return full
+
+
+@functools.lru_cache(maxsize=64)
+def _interpolation(known: int, wanted: int) -> torch.Tensor:
+    """Weights `(2 * wanted - 1, 2 * known - 1)` that turn biases at known offsets into those at wanted ones."""
+    offsets = torch.arange(-(wanted - 1), wanted, dtype=torch.float64)
+    if wanted > known:  # distances 1, 1 + q, 1 + q + q^2, ... reach the outermost offset
+        ratio = _growth(known - 1, wanted - 1, low=1.0, high=float(wanted)) if known > 1 else 1.0
+        reach = _distances(known - 1, ratio)
+        reach = reach * ((wanted - 1) / reach[-1]) if known > 1 else reach
+        index = torch.searchsorted(reach, offsets.abs().contiguous()).clamp(1, max(known - 1, 1))
+        index = index.clamp(max=known - 1)
+        before = (index - 1).clamp(min=0)
+        gap = (reach[index] - reach[before]).clamp(min=1e-12)
+        offsets = offsets.sign() * (before + (offsets.abs() - reach[before]) / gap).clamp(max=known - 1)
+    places = torch.arange(-(known - 1), known, dtype=torch.float64)
+    return (1 - (offsets[:, None] - places).abs()).clamp(min=0)
+
+
+def _distances(terms: int, ratio: float) -> torch.Tensor:
+    """0, 1, 1 + q, ..., each step `ratio` times as long as the one before: `(terms + 1,)` float64."""
+    steps = ratio ** torch.arange(terms, dtype=torch.float64)
+    return torch.cat([torch.zeros(1, dtype=torch.float64), steps.cumsum(0)])
+
+
+def _growth(terms: int, total: float, low: float, high: float) -> float:
+    """The ratio between `low` and `high` whose geometric series of `terms` terms adds up to `total`, by bisection."""
+    ratio = (low + high) / 2
+    while high - low > 1e-6:
+        ratio = (low + high) / 2
+        if sum(ratio**power for power in range(terms)) > total:
+            high = ratio
+        else:
+            low = ratio
+    return ratio
+
+
+def resize_relative_position_table(table: torch.Tensor, old_grid: Grid, new_grid: Grid) -> torch.Tensor:
+    """A pre-trained table for another grid, as the original makes it before fine-tuning.
+
+    Offsets that the table knows are spread in a geometric progression, and a cubic spline through them gives the
+    others. The rows of the class token stay. Where the grids agree, so does the table.
+
+    Args:
+        table: see [`relative_position_bias`].
+
+    Returns:
+        `(num_relative_positions(new_grid) + 0 or 3, heads)` in the dtype of `table`.
+    """
+    if tuple(old_grid) == tuple(new_grid):
+        return table
+    from scipy.interpolate import RectBivariateSpline  # slow to import, and only needed here
+
+    known, wanted = [2 * side - 1 for side in old_grid], [2 * side - 1 for side in new_grid]
+    if min(known) < 5:
+        raise ValueError(f"a table for {old_grid[0]}x{old_grid[1]} patches is too small to be resized by cubic splines")
+    sources, targets = [], []
+    for side, target in zip(old_grid, wanted, strict=True):
+        reach = _distances(side - 1, _growth(side - 1, target // 2, low=1.01, high=1.5))
+        sources.append(torch.cat([-reach.flip(0)[:-1], reach]).numpy())
+        targets.append(torch.arange(-(target // 2), target // 2 + 1, dtype=torch.float64).numpy())
+    count = num_relative_positions((old_grid[0], old_grid[1]))
+    maps = table[:count].detach().t().double().reshape(-1, *known)
+    resized = [torch.from_numpy(RectBivariateSpline(*sources, map_.cpu().numpy())(*targets)) for map_ in maps]
+    patches = torch.stack(resized).flatten(1).t().to(table)
+    return torch.cat([patches, table[count:].detach()])
+
+
+def resize_positions(positions: torch.Tensor, old_grid: Grid, new_grid: Grid) -> torch.Tensor:
+    """Learned positions `(1, h * w, C)` for another grid.
+
+    Bicubic, align_corners False, no antialiasing, as the original resizes them at every forward pass.
+    """
+    if old_grid == new_grid:
+        return positions
+    maps = positions.transpose(1, 2).unflatten(2, old_grid)
+    maps = maps if maps.dtype == torch.float64 else maps.float()
+    return F.interpolate(maps, size=new_grid, mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)

@@ -1,0 +1,124 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""timm's pre-trained weights in a trunk of ours."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+import torch
+
+from ..configuration_trunk import TrunkConfig
+from .architectures import describe_trunk
+from .modeling_trunk import Trunk
+from .positions import Grid, num_relative_positions, resize_positions, resize_relative_position_table
+
+_EMBEDDINGS = ("patch_embed.", "norm_pre.", "pos_embed", "cls_token", "dist_token", "reg_token")
+_TABLE = "attn.relative_position_bias_table"
+_UNUSED = ("norm.", "fc_norm.", "head.", "head_dist.", "attn_pool.")  # what stands behind the last block
+
+
+class FromTrunkMixin:
+    """Gives a model that is built around a [`Trunk`] (`self.trunk`) the constructor `from_trunk`."""
+
+    @classmethod
+    def from_trunk(cls, trunk: str, pretrained: bool = True, cache_dir: str | None = None, **fields: Any):
+        """A new model around a trunk of timm, in evaluation mode. What is not the trunk starts at random.
+
+        Args:
+            trunk: name of a timm architecture, with or without a weight tag, such as `vit_small_patch16_dinov3` or
+                `vit_base_patch16_224.augreg_in21k`. Without a tag, timm chooses the weights.
+            pretrained: whether to load timm's weights, downloading them where they are not cached. Where
+                `pretrain_image_size` is given, positions are resized to it as the original resizes them.
+            cache_dir: folder of the downloads; None is timm's own choice.
+            fields: fields of the model's config.
+
+        Raises:
+            ValueError: if timm has no such trunk or no such weights, or if `fields` change its shape.
+        """
+        config = cls.config_class(trunk=trunk.partition(".")[0], **fields)
+        model = cls(config)
+        if pretrained:
+            source = load_timm_model(trunk, cache_dir)
+            load_trunk_weights(model.trunk, config, source.state_dict(), _grid_of(source), f"timm's weights {trunk!r}")
+        return model.eval()
+
+
+def load_timm_model(name: str, cache_dir: str | None = None) -> Any:
+    """timm's own model with its pre-trained weights.
+
+    Raises:
+        ValueError: if there are none of that name.
+    """
+    architecture = name.partition(".")[0]
+    describe_trunk(architecture)
+    tagged = timm.list_pretrained(f"{architecture}.*")
+    known = [architecture, *tagged] if tagged else []
+    if name not in known:
+        raise ValueError(
+            f"timm {timm.__version__} has no pre-trained weights {name!r}; "
+            + (f"known are {', '.join(tagged)}" if tagged else "say pretrained=False to start at random")
+        )
+    return timm.create_model(name, pretrained=True, num_classes=0, cache_dir=cache_dir)
+
+
+def load_trunk_weights(
+    trunk: Trunk, config: TrunkConfig, state_dict: Mapping[str, torch.Tensor], grid: Grid, where: str
+) -> None:
+    """Give a trunk weights under timm's names. Positions are resized, tokens that the trunk lacks are left out.
+
+    Args:
+        config: the one that `trunk` was built from.
+        state_dict: timm's names; what stands behind the last block is not needed.
+        grid: `(h, w)` of the patches that the positions in `state_dict` were made for.
+        where: how an error calls the weights.
+
+    Raises:
+        ValueError: naming what is missing, left over or of another shape.
+    """
+    expected = trunk.state_dict()
+    renamed, problems = {}, []
+    for name, tensor in state_dict.items():
+        new_name = _trunk_name(name)
+        if new_name in expected:
+            tensor = _fitted(new_name, tensor, config, grid, expected[new_name])
+            if tensor.shape != expected[new_name].shape:
+                problems.append(f"{name} is {tuple(tensor.shape)}, expected {tuple(expected[new_name].shape)}")
+            renamed[new_name] = tensor
+        elif not name.startswith(_UNUSED) and not (name.endswith("_token") and not config.use_prefix_tokens):
+            problems.append(f"the trunk has no place for {name}")
+    problems += [f"{name} is missing" for name in expected if name not in renamed]
+    if problems:
+        more = f" and {len(problems) - 6} more" if len(problems) > 6 else ""
+        raise ValueError(
+            f"{where} do not fit the trunk {config.trunk!r}: {'; '.join(problems[:6])}{more}. "
+            "Fields that change the trunk's shape cannot be combined with pre-trained weights"
+        )
+    trunk.load_state_dict(renamed)
+
+
+def _trunk_name(name: str) -> str:
+    if name.startswith("rope."):
+        return f"rotary.{name}"
+    if name.endswith(_TABLE):
+        return name.replace(_TABLE, "relative_position_bias_table")
+    return f"embeddings.{name}" if name.startswith(_EMBEDDINGS) else name
+
+
+def _fitted(name: str, tensor: torch.Tensor, config: TrunkConfig, grid: Grid, expected: torch.Tensor) -> torch.Tensor:
+    """Positions for the trunk's own grid and prefix."""
+    new_grid = config.pretrain_grid
+    if name == "embeddings.pos_embed":
+        count = grid[0] * grid[1]
+        prefix = tensor[:, :-count] if config.use_prefix_tokens else tensor[:, :0]
+        return torch.cat([prefix, resize_positions(tensor[:, -count:], grid, new_grid)], dim=1)
+    if name.endswith("relative_position_bias_table"):
+        tensor = resize_relative_position_table(tensor, grid, new_grid)
+        return tensor if config.use_prefix_tokens else tensor[: num_relative_positions(new_grid)]
+    return tensor
+
+
+def _grid_of(model: Any) -> Grid:
+    return tuple(model.patch_embed.grid_size)
+
+
+__all__ = ["FromTrunkMixin", "load_timm_model", "load_trunk_weights"]
