@@ -5,6 +5,7 @@ Importing this package registers its models with transformers' auto classes.
 """
 
 from .image_processing import SegmentationImageProcessor, SegmentationImageProcessorPil
+from .models.mask2former import SegMask2FormerConfig, SegMask2FormerForSemanticSegmentation
 from .models.upernet import SegUperNetConfig, SegUperNetForSemanticSegmentation
 from .models.vit_adapter import ViTAdapterBackbone, ViTAdapterConfig
 from .packaged import example_image_path, packaged_model_path
@@ -15,6 +16,8 @@ __version__ = "0.1.0"
 register()
 
 __all__ = [
+    "SegMask2FormerConfig",
+    "SegMask2FormerForSemanticSegmentation",
     "SegUperNetConfig",
     "SegUperNetForSemanticSegmentation",
     "SegmentationImageProcessor",

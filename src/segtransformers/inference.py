@@ -5,6 +5,7 @@ Source: `slide_inference` in `mmseg/models/segmentors/encoder_decoder.py` of MMS
 """
 
 from collections.abc import Callable, Sequence
+from types import EllipsisType
 
 import torch
 
@@ -19,6 +20,22 @@ def window_origins(size: int, window: int, stride: int) -> list[int]:
     return [max(min(index * stride, size - window), 0) for index in range(count)]
 
 
+def window_slices(
+    size: Sequence[int], window_size: Sequence[int], window_stride: Sequence[int]
+) -> list[tuple[EllipsisType, slice, slice]]:
+    """Indices that cut the windows out of `(..., *size)`, row by row; a shorter side is taken whole.
+
+    Args:
+        size, window_size, window_stride: (height, width) in pixels.
+    """
+    height, width = (min(window, side) for window, side in zip(window_size, size, strict=True))
+    return [
+        (..., slice(y, y + height), slice(x, x + width))
+        for y in window_origins(size[0], window_size[0], window_stride[0])
+        for x in window_origins(size[1], window_size[1], window_stride[1])
+    ]
+
+
 def slide(
     forward: Callable[[torch.Tensor], torch.Tensor],
     pixel_values: torch.Tensor,
@@ -30,7 +47,7 @@ def slide(
 
     Args:
         forward: from windows `(n * B, 3, h, w)` to logits `(n * B, num_labels, h, w)`, with n up to
-            `window_batch_size`.
+            `window_batch_size`, in the order of [`window_slices`].
         pixel_values: `(B, 3, H, W)`.
         window_size, window_stride: (height, width) in pixels; a shorter side of the image is taken whole.
         window_batch_size: how many windows of each image share a call.
@@ -47,12 +64,7 @@ def slide(
                 f"window_stride must be between 1 and window_size, got {tuple(window_stride)} for {tuple(window_size)}"
             )
     batch, _, height, width = pixel_values.shape
-    window_height, window_width = min(window_size[0], height), min(window_size[1], width)
-    windows = [
-        (..., slice(y, y + window_height), slice(x, x + window_width))
-        for y in window_origins(height, window_size[0], window_stride[0])
-        for x in window_origins(width, window_size[1], window_stride[1])
-    ]
+    windows = window_slices((height, width), window_size, window_stride)
     total, counts = None, pixel_values.new_zeros((height, width), dtype=torch.float32)
     for start in range(0, len(windows), window_batch_size):
         chunk = windows[start : start + window_batch_size]

@@ -8,16 +8,21 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
 
+from ..models.mask2former import SegMask2FormerForSemanticSegmentation
 from ..models.upernet import SegUperNetForSemanticSegmentation
-from . import upernet, vit_adapter
+from . import mask2former, upernet, vit_adapter
 from .mapping import ConversionError, Settings, load_converted, prefixed
 from .protocol import read_test_cfg
 
 # mmseg's type name -> what knows it
 BACKBONES = {**vit_adapter.BACKBONES}
-HEADS = {"UPerHead": (upernet, SegUperNetForSemanticSegmentation)}
+HEADS = {
+    "UPerHead": (upernet, SegUperNetForSemanticSegmentation),
+    "Mask2FormerHead": (mask2former, SegMask2FormerForSemanticSegmentation),
+}
 AUXILIARY_HEADS = ("FCNHead",)
-SEGMENTORS = ("EncoderDecoder",)
+MASK2FORMER_SEGMENTORS = ("EncoderDecoderMask2Former", "EncoderDecoderMask2FormerAug")
+SEGMENTORS = ("EncoderDecoder", *MASK2FORMER_SEGMENTORS)
 
 
 def convert_checkpoint(state_dict: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> PreTrainedModel:
@@ -41,7 +46,10 @@ def convert_checkpoint(state_dict: Mapping[str, torch.Tensor], config: Mapping[s
         raise ConversionError("the model config has a neck; none of the known models has one")
 
     backbone, backbone_kind = _part(segmentor.take("backbone"), "backbone", BACKBONES)
-    head, head_kind = _part(segmentor.take("decode_head"), "decode_head", HEADS)
+    decode_head, train_cfg = segmentor.take("decode_head"), segmentor.take("train_cfg", None)
+    if kind in MASK2FORMER_SEGMENTORS and isinstance(decode_head, Mapping) and train_cfg is not None:
+        decode_head = {**decode_head, "train_cfg": train_cfg}  # these hand it on; their losses read it
+    head, head_kind = _part(decode_head, "decode_head", HEADS)
     auxiliary = segmentor.take("auxiliary_head", None)
     if isinstance(auxiliary, list | tuple):
         if len(auxiliary) > 1:
@@ -50,7 +58,7 @@ def convert_checkpoint(state_dict: Mapping[str, torch.Tensor], config: Mapping[s
     if auxiliary is not None:
         auxiliary, _ = _part(auxiliary, "auxiliary_head", AUXILIARY_HEADS)
     protocol = read_test_cfg(segmentor.take("test_cfg", None))
-    segmentor.drop("pretrained", "train_cfg", "init_cfg")
+    segmentor.drop("pretrained", "init_cfg")
     segmentor.finish()
 
     known = BACKBONES[backbone_kind]

@@ -2,8 +2,8 @@
 """The two tools every family's conversion is made of: reading an original's settings, and renaming its tensors."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -45,6 +45,10 @@ class Settings:
             raise ConversionError(f"{self._where}.{name} is {value!r}; only {options} can be converted")
         return value
 
+    def part(self, name: str) -> "Settings":
+        """The settings that are the value of `name`."""
+        return Settings(self.take(name), f"{self._where}.{name}")
+
     def drop(self, *names: str) -> None:
         """Forget settings that mean nothing for the converted model."""
         for name in names:
@@ -65,24 +69,42 @@ class Rule:
             says that the model does not need these tensors.
         change: what happens to the tensor on the way, from its name and value. It raises `ConversionError` where the
             tensor has another rank, and leaves its argument alone.
+        parts: what stands for `{part}` in the new names of the equal parts that the tensor is then cut into, along its
+            first dimension. Empty: it stays whole.
     """
 
     pattern: str
     name: str | None
     change: Callable[[str, torch.Tensor], torch.Tensor] | None = None
+    parts: Sequence[str] = ()
+
+    def apply(self, name: str, new_name: str, tensor: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
+        """The model's tensors, under their names, that the tensor `name` becomes; `new_name` is from the template."""
+        if self.change is not None:
+            tensor = self.change(name, tensor)
+        if not self.parts:
+            return [(new_name, tensor)]
+        if tensor.dim() == 0 or tensor.shape[0] % len(self.parts):
+            raise ConversionError(f"{name} is {_shape(tensor)}, which cannot be cut into {len(self.parts)} equal parts")
+        pieces = tensor.chunk(len(self.parts))
+        return [(new_name.format(part=part), piece.clone()) for part, piece in zip(self.parts, pieces, strict=True)]
 
 
-def prefixed(prefix: str, rules: Iterable[Rule]) -> list[Rule]:
-    """The same rules for tensors below `prefix`, which stays."""
-    return [Rule(re.escape(prefix) + rule.pattern, rule.name and prefix + rule.name, rule.change) for rule in rules]
+def prefixed(prefix: str, rules: Iterable[Rule], new_prefix: str | None = None) -> list[Rule]:
+    """The same rules for tensors below `prefix`, which stays or becomes `new_prefix`."""
+    new_prefix = prefix if new_prefix is None else new_prefix
+    return [
+        replace(rule, pattern=re.escape(prefix) + rule.pattern, name=rule.name and new_prefix + rule.name)
+        for rule in rules
+    ]
 
 
 def load_converted(model: PreTrainedModel, state_dict: Mapping[str, torch.Tensor], rules: Iterable[Rule]) -> None:
     """Give a model that was built on the meta device the tensors of an original checkpoint, under their new names.
 
-    Every tensor must find its place and every place its tensor. Counters of batch norms, which some tools strip, may
-    be missing: only training without momentum would read them. Where a checkpoint mixes floating dtypes, all become the
-    widest.
+    Every tensor must find its place, or a rule that says it has none, and every place its tensor. Counters of batch
+    norms, which some tools strip, may be missing: only training without momentum would read them. Where a checkpoint
+    mixes floating dtypes, all become the widest.
 
     Raises:
         ConversionError: naming the tensors that are left over, missing or of another shape, by their original names
@@ -98,20 +120,22 @@ def load_converted(model: PreTrainedModel, state_dict: Mapping[str, torch.Tensor
     misshapen: dict[str, str] = {}
     for name, tensor in state_dict.items():
         rule, new_name = find_rule(name, rules)
-        if rule is not None and rule.change is not None:
-            tensor = rule.change(name, tensor)
-        if new_name not in expected:
+        pieces = [] if rule is None or new_name is None else rule.apply(name, new_name, tensor)
+        if any(new_name not in expected for new_name, _ in pieces) or not pieces:
             leftover.append(name)
-        elif new_name in renamed:
-            raise ConversionError(f"{original_names[new_name]!r} and {name!r} are the same tensor of the model")
-        elif tensor.shape != expected[new_name].shape:
-            misshapen[new_name] = f"{name} is {_shape(tensor)}, expected {_shape(expected[new_name])}"
-        else:
-            tensor = tensor.to(dtype) if tensor.is_floating_point() else tensor
-            if tensor.untyped_storage().data_ptr() in storages:  # safetensors does not save two names for one memory
-                tensor = tensor.clone()
-            storages.add(tensor.untyped_storage().data_ptr())
-            renamed[new_name] = tensor
+            continue
+        for new_name, piece in pieces:
+            if new_name in renamed:
+                raise ConversionError(f"{original_names[new_name]!r} and {name!r} are the same tensor of the model")
+            if piece.shape != expected[new_name].shape:
+                misshapen[new_name] = f"{name} is {_shape(piece)}, expected {_shape(expected[new_name])}"
+                continue
+            piece = piece.to(dtype) if piece.is_floating_point() else piece
+            # safetensors does not save two names for one memory
+            if piece.untyped_storage().data_ptr() in storages:
+                piece = piece.clone()
+            storages.add(piece.untyped_storage().data_ptr())
+            renamed[new_name] = piece
             original_names[new_name] = name
     missing = [name for name in expected if name not in renamed and name not in misshapen]
     for name in [name for name in missing if name.endswith("num_batches_tracked")]:

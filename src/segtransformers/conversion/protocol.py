@@ -10,6 +10,9 @@ from .mapping import ConversionError, Settings
 # Steps that every test pipeline has and that change no pixel.
 PLUMBING = ("LoadImageFromFile", "RandomFlip", "ImageToTensor", "DefaultFormatBundle", "Collect", "LoadAnnotations")
 
+# Options that Mask2Former's configs inherit from panoptic segmentation and that nothing reads.
+PANOPTIC = ("panoptic_on", "semantic_on", "instance_on", "max_per_image", "iou_thr", "filter_low_score")
+
 
 def read_test_cfg(test_cfg: Mapping[str, Any] | None) -> dict[str, Any]:
     """Fields of [`SegmentationConfig`] from mmseg's `test_cfg`."""
@@ -18,7 +21,7 @@ def read_test_cfg(test_cfg: Mapping[str, Any] | None) -> dict[str, Any]:
     protocol: dict[str, Any] = {"inference_mode": mode}
     if mode == "slide":
         protocol |= {"window_size": settings.take("crop_size"), "window_stride": settings.take("stride")}
-    settings.drop("crop_size", "stride")
+    settings.drop("crop_size", "stride", *PANOPTIC)
     settings.finish()
     return protocol
 

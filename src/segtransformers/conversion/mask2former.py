@@ -1,0 +1,246 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""Mask2Former as the ViT-Adapter, ViT-CoMer and InternImage repositories write it (`Mask2FormerHead`)."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import PreTrainedConfig
+from transformers.utils import logging
+
+from ..models.mask2former import SegMask2FormerConfig
+from .mapping import ConversionError, Rule, Settings, prefixed
+
+logger = logging.get_logger(__name__)
+
+_PIXEL_DECODER = [
+    *(
+        Rule(rf"{theirs}\.{part}\.(.+)", rf"{ours}.{index}.\{group}")
+        for theirs, ours, group in (
+            (r"input_convs\.(\d)", r"input_projections.\1", 2),
+            (r"lateral_convs\.0", r"adapter_1", 1),
+            (r"output_convs\.0", r"layer_1", 1),
+        )
+        for index, part in enumerate(("conv", "gn"))
+    ),
+    Rule(r"level_encoding\.weight", r"level_embed"),
+    Rule(r"encoder\.layers\.(\d+)\.attentions\.0\.(.+)", r"encoder.layers.\1.self_attn.\2"),
+    Rule(r"encoder\.layers\.(\d+)\.norms\.0\.(.+)", r"encoder.layers.\1.self_attn_layer_norm.\2"),
+    Rule(r"encoder\.layers\.(\d+)\.norms\.1\.(.+)", r"encoder.layers.\1.final_layer_norm.\2"),
+    Rule(r"encoder\.layers\.(\d+)\.ffns\.0\.layers\.0\.0\.(.+)", r"encoder.layers.\1.fc1.\2"),
+    Rule(r"encoder\.layers\.(\d+)\.ffns\.0\.layers\.1\.(.+)", r"encoder.layers.\1.fc2.\2"),
+    Rule(r"mask_feature\.(.+)", r"mask_projection.\1"),
+]
+_LAYER = r"transformer_decoder\.layers\.(\d+)\."
+_DECODER = [
+    Rule(_LAYER + r"attentions\.0\.attn\.(.+)", r"decoder.layers.\1.cross_attn.\2"),
+    Rule(_LAYER + r"attentions\.1\.attn\.in_proj_(.+)", r"decoder.layers.\1.self_attn.{part}_proj.\2", parts="qkv"),
+    Rule(_LAYER + r"attentions\.1\.attn\.(.+)", r"decoder.layers.\1.self_attn.\2"),
+    Rule(_LAYER + r"norms\.0\.(.+)", r"decoder.layers.\1.cross_attn_layer_norm.\2"),
+    Rule(_LAYER + r"norms\.1\.(.+)", r"decoder.layers.\1.self_attn_layer_norm.\2"),
+    Rule(_LAYER + r"norms\.2\.(.+)", r"decoder.layers.\1.final_layer_norm.\2"),
+    Rule(_LAYER + r"ffns\.0\.layers\.0\.0\.(.+)", r"decoder.layers.\1.fc1.\2"),
+    Rule(_LAYER + r"ffns\.0\.layers\.1\.(.+)", r"decoder.layers.\1.fc2.\2"),
+    Rule(r"transformer_decoder\.post_norm\.(.+)", r"decoder.layernorm.\1"),
+    *(
+        Rule(rf"mask_embed\.{2 * index}\.(.+)", rf"decoder.mask_predictor.mask_embedder.{index}.0.\1")
+        for index in range(3)
+    ),
+    Rule(r"query_embed\.(.+)", r"queries_embedder.\1"),
+    Rule(r"query_feat\.(.+)", r"queries_features.\1"),
+    Rule(r"level_embed\.(.+)", r"level_embed.\1"),
+]
+
+
+RULES = [
+    *prefixed("decode_head.pixel_decoder.", _PIXEL_DECODER, "pixel_decoder."),
+    Rule(r"decode_head\.cls_embed\.(.+)", r"class_predictor.\1"),
+    Rule(r"decode_head\.conv_seg\..+", None),  # the first version of the head had one, and never used it
+    *prefixed("decode_head.", _DECODER, "transformer_module."),
+]
+
+
+def read_config(
+    decode_head: Settings, auxiliary_head: Settings | None, backbone_config: PreTrainedConfig, **protocol: Any
+) -> SegMask2FormerConfig:
+    """The config of an `EncoderDecoderMask2Former` with a `Mask2FormerHead`.
+
+    Args:
+        protocol: fields of [`SegmentationConfig`].
+    """
+    if auxiliary_head is not None:
+        raise ConversionError("the model config has an auxiliary_head, which Mask2Former has no use for")
+    width = decode_head.take("feat_channels")
+    channels = decode_head.take("in_channels")
+    if not isinstance(channels, list | tuple) or len(channels) != 4:
+        raise ConversionError(f"decode_head.in_channels is {channels!r}; four numbers are needed, one for each map")
+    decode_head.expect("in_index", [0, 1, 2, 3], (0, 1, 2, 3))
+    # num_classes is InternImage's own: things and stuff are left-overs then
+    things, stuff = decode_head.take("num_things_classes", 80), decode_head.take("num_stuff_classes", 53)
+    num_labels = decode_head.take("num_classes", None)
+    num_labels = things + stuff if num_labels is None else num_labels
+    fields = {
+        "num_labels": num_labels,
+        "hidden_dim": width,
+        "mask_feature_size": decode_head.take("out_channels"),
+        "num_queries": decode_head.take("num_queries", 100),
+        # backbones of the originals that are made of convolutions take any size; the others refuse what needs padding
+        "pad_to_stride": backbone_config.model_type != "seg_internimage",
+        **_read_pixel_decoder(decode_head.part("pixel_decoder"), width),
+        **_read_decoder(decode_head.part("transformer_decoder"), width),
+        **_read_losses(decode_head, num_labels),
+        **_read_train_cfg(decode_head.take("train_cfg", None)),
+    }
+    decode_head.expect("num_transformer_feat_level", 3)
+    decode_head.expect("enforce_decoder_input_project", False)
+    _expect_encoding(decode_head.part("positional_encoding"), width)
+    decode_head.drop("test_cfg", "init_cfg", "ignore_index", "align_corners", "strides")
+    decode_head.finish()
+    return SegMask2FormerConfig(backbone_config=backbone_config, **fields, **protocol)
+
+
+def _read_pixel_decoder(settings: Settings, width: Any) -> dict[str, Any]:
+    settings.expect("type", "MSDeformAttnPixelDecoder")
+    settings.expect("num_outs", 3)
+    settings.expect("act_cfg", {"type": "ReLU"}, {"type": "ReLU", "inplace": True})
+    settings.drop("init_cfg", "in_channels", "strides", "feat_channels", "out_channels")
+    norm = settings.part("norm_cfg")
+    norm.expect("type", "GN")
+    groups = norm.take("num_groups", 32)
+    norm.expect("eps", 1e-5)
+    norm.drop("requires_grad")
+    norm.finish()
+    _expect_encoding(settings.part("positional_encoding"), width)
+    encoder = settings.part("encoder")
+    settings.finish()
+
+    encoder.expect("type", "DetrTransformerEncoder")
+    fields = {"norm_groups": groups, "encoder_layers": encoder.take("num_layers")}
+    layers = encoder.part("transformerlayers")
+    encoder.drop("init_cfg")
+    encoder.finish()
+
+    layers.expect("type", "BaseTransformerLayer")
+    _expect_order(layers, ["self_attn", "norm", "ffn", "norm"])
+    attention = layers.part("attn_cfgs")
+    fields["encoder_feedforward_dim"] = _take_feed_forward(layers, width)
+    layers.finish()
+
+    attention.expect("type", "MultiScaleDeformableAttention")
+    attention.expect("embed_dims", width)
+    attention.expect("num_levels", 3, default=4)
+    attention.expect("num_points", 4)
+    attention.expect("dropout", 0.0, default=0.1)
+    attention.drop("im2col_step", "batch_first", "norm_cfg", "init_cfg")
+    fields["encoder_attention_heads"] = attention.take("num_heads", 8)
+    attention.finish()
+    return fields
+
+
+def _read_decoder(settings: Settings, width: Any) -> dict[str, Any]:
+    settings.expect("type", "DetrTransformerDecoder")
+    settings.expect("return_intermediate", True, default=False)
+    depth = settings.take("num_layers")
+    if not isinstance(depth, int):
+        raise ConversionError(f"decode_head.transformer_decoder.num_layers is {depth!r}; a whole number is needed")
+    layers = settings.part("transformerlayers")
+    settings.drop("init_cfg")
+    settings.finish()
+
+    layers.expect("type", "DetrTransformerDecoderLayer")
+    _expect_order(layers, ["cross_attn", "norm", "self_attn", "norm", "ffn", "norm"])
+    attention = layers.part("attn_cfgs")
+    feed_forward = _take_feed_forward(layers, width)
+    layers.expect("feedforward_channels", feed_forward)
+    layers.finish()
+
+    attention.expect("type", "MultiheadAttention")
+    attention.expect("embed_dims", width)
+    for name in ("attn_drop", "proj_drop", "dropout_layer"):
+        attention.expect(name, 0.0, None)
+    attention.drop("batch_first", "init_cfg")
+    heads = attention.take("num_heads")
+    attention.finish()
+    # transformers counts predictions: one more than layers
+    return {"decoder_layers": depth + 1, "dim_feedforward": feed_forward, "num_attention_heads": heads}
+
+
+def _take_feed_forward(layers: Settings, width: Any) -> Any:
+    """Hidden width of a layer's feed-forward network."""
+    settings = layers.part("ffn_cfgs")
+    settings.expect("type", "FFN")
+    settings.expect("embed_dims", width)
+    settings.expect("num_fcs", 2)
+    settings.expect("act_cfg", {"type": "ReLU", "inplace": True}, {"type": "ReLU"})
+    settings.expect("add_identity", True)
+    for name in ("ffn_drop", "dropout_layer"):
+        settings.expect(name, 0.0, None)
+    settings.drop("with_cp", "init_cfg")
+    hidden = settings.take("feedforward_channels")
+    settings.finish()
+    return hidden
+
+
+def _expect_order(layers: Settings, order: list[str]) -> None:
+    layers.expect("operation_order", order, tuple(order))
+    layers.expect("norm_cfg", {"type": "LN"})
+    layers.drop("init_cfg", "batch_first")
+
+
+def _expect_encoding(settings: Settings, width: Any) -> None:
+    settings.expect("type", "SinePositionalEncoding")
+    settings.expect("num_feats", width // 2 if isinstance(width, int) else width)
+    settings.expect("normalize", True, default=False)
+    settings.expect("temperature", 10000)
+    settings.expect("offset", 0.0)
+    settings.expect("eps", 1e-6)
+    settings.expect("scale", 2 * math.pi)
+    settings.drop("init_cfg")
+    settings.finish()
+
+
+def _read_losses(head: Settings, num_labels: Any) -> dict[str, Any]:
+    """Weights of the losses. Other kinds matter for more training only: say so and go on."""
+    fields: dict[str, Any] = {}
+    for name, field, plain in (
+        ("loss_cls", "class_weight", {"type": "CrossEntropyLoss", "use_sigmoid": False, "reduction": "mean"}),
+        ("loss_mask", "mask_weight", {"type": "CrossEntropyLoss", "use_sigmoid": True, "reduction": "mean"}),
+        (
+            "loss_dice",
+            "dice_weight",
+            {
+                "type": "DiceLoss",
+                "use_sigmoid": True,
+                "activate": True,
+                "reduction": "mean",
+                "naive_dice": True,
+                "eps": 1.0,
+            },
+        ),
+    ):
+        loss = head.take(name, None)
+        if loss is None:
+            continue
+        loss = dict(loss) if isinstance(loss, Mapping) else {"type": loss}
+        fields[field] = loss.pop("loss_weight", 1.0)
+        if name == "loss_cls":
+            weights = loss.pop("class_weight", None) or [1.0]
+            fields["no_object_weight"] = weights[-1]
+            if any(weight != 1.0 for weight in weights[:-1]):
+                _warn(name, f"weighs classes differently ({weights})")
+        if loss != plain:
+            _warn(name, f"is {loss}")
+    return fields
+
+
+def _read_train_cfg(train_cfg: Any) -> dict[str, Any]:
+    """How masks are compared in training."""
+    settings = dict(train_cfg) if isinstance(train_cfg, Mapping) else {}
+    names = {"train_num_points": "num_points"} | {
+        name: name for name in ("oversample_ratio", "importance_sample_ratio")
+    }
+    return {field: settings[name] for field, name in names.items() if name in settings}
+
+
+def _warn(name: str, reason: str) -> None:
+    logger.warning(f"decode_head.{name} {reason}: the converted model predicts the same, but trains with another loss")

@@ -1,0 +1,168 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""Mask2Former configuration."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from ..configuration_segmentation import SegmentationConfig
+
+MAPS = 4  # the feature maps that the head reads: strides 4, 8, 16 and 32
+
+
+@strict
+class SegMask2FormerConfig(SegmentationConfig):
+    r"""
+    Configuration of [`SegMask2FormerForSemanticSegmentation`]. Field names are those of transformers'
+    `Mask2FormerConfig` where the two share them; the fields of [`SegmentationConfig`] say how large images are handled.
+
+    Args:
+        backbone_config (`PreTrainedConfig` or `dict`, *optional*):
+            Any backbone that `AutoBackbone` knows, with feature maps at strides 4, 8, 16 and 32 as the last four of its
+            `out_features`. None: ViT-Adapter-T.
+        hidden_dim (`int`, defaults to 256):
+            Channels of the pixel decoder and of the queries, a multiple of 4.
+        mask_feature_size (`int`, *optional*):
+            Channels of the mask features and mask embeddings. None: `hidden_dim`.
+        encoder_layers (`int`, defaults to 6):
+            Deformable attention layers of the pixel decoder.
+        encoder_feedforward_dim (`int`, defaults to 1024), encoder_attention_heads (`int`, *optional*):
+            Their feed-forward width and heads. None: as many heads as `num_attention_heads`.
+        norm_groups (`int`, defaults to 32):
+            Groups of the pixel decoder's group norms.
+        decoder_layers (`int`, defaults to 10):
+            How many times the queries predict: before the first layer of the transformer decoder and after each, so
+            there is one layer less.
+        dim_feedforward (`int`, defaults to 2048), num_attention_heads (`int`, defaults to 8):
+            Feed-forward width and heads of these layers.
+        num_queries (`int`, defaults to 100):
+            How many masks an image can have.
+        pad_to_stride (`bool`, defaults to `True`):
+            Whether images are padded with zeros at the right and the bottom to multiples of 32, so that the maps of all
+            strides cover the same area. If not, maps are stretched over each other, as the original does with
+            backbones that take any size.
+        class_weight (`float`, defaults to 2.0), mask_weight (`float`, defaults to 5.0),
+        dice_weight (`float`, defaults to 5.0):
+            Weights of the cross entropy of the classes, and of the binary cross entropy and the dice loss of the masks,
+            in the loss and in the cost of matching queries to masks.
+        no_object_weight (`float`, defaults to 0.1):
+            Weight of unmatched queries in the cross entropy of the classes.
+        train_num_points (`int`, defaults to 12544):
+            At how many points masks are compared.
+        oversample_ratio (`float`, defaults to 3.0), importance_sample_ratio (`float`, defaults to 0.75):
+            From how many times as many candidates the most uncertain points are taken, and the share of such points;
+            the others are random.
+
+    Raises:
+        ValueError: if the backbone gives too few feature maps or a number is out of range.
+
+    Example:
+
+    ```python
+    >>> from transformers import SwinConfig
+    >>> from segtransformers import SegMask2FormerConfig, SegMask2FormerForSemanticSegmentation
+
+    >>> backbone_config = SwinConfig(out_features=["stage1", "stage2", "stage3", "stage4"])
+    >>> config = SegMask2FormerConfig(backbone_config=backbone_config, num_labels=7)
+    >>> model = SegMask2FormerForSemanticSegmentation(config)
+    ```
+    """
+
+    model_type = "seg_mask2former"
+    # what Trainer's evaluation does not gather: one label map per image needs the logits alone
+    keys_to_ignore_at_inference = [
+        "class_queries_logits",
+        "masks_queries_logits",
+        "pixel_decoder_hidden_states",
+        "transformer_decoder_hidden_states",
+    ]
+    attribute_map = {"hidden_size": "hidden_dim"}
+    sub_configs_defaults = {
+        "backbone_config": SubConfigSpec(
+            config_class=AutoConfig,
+            model_type="seg_vit_adapter",
+            init_kwargs={"out_features": ["stage1", "stage2", "stage3", "stage4"]},
+        ),
+    }
+
+    backbone_config: dict | PreTrainedConfig | None = None
+    hidden_dim: int = 256
+    mask_feature_size: int | None = None
+    encoder_layers: int = 6
+    encoder_feedforward_dim: int = 1024
+    encoder_attention_heads: int | None = None
+    norm_groups: int = 32
+    decoder_layers: int = 10
+    dim_feedforward: int = 2048
+    num_attention_heads: int = 8
+    num_queries: int = 100
+    pad_to_stride: bool = True
+    class_weight: float | int = 2.0
+    mask_weight: float | int = 5.0
+    dice_weight: float | int = 5.0
+    no_object_weight: float | int = 0.1
+    train_num_points: int = 12544
+    oversample_ratio: float | int = 3.0
+    importance_sample_ratio: float | int = 0.75
+
+    def __post_init__(self, **kwargs):
+        if isinstance(self.backbone_config, dict):
+            model_type = self.backbone_config.get("model_type")
+            if model_type not in CONFIG_MAPPING:
+                raise ValueError(f"backbone_config has the model_type {model_type!r}, which transformers does not know")
+        super().__post_init__(**kwargs)
+        if self.mask_feature_size is None:
+            self.mask_feature_size = self.hidden_dim
+        if self.encoder_attention_heads is None:
+            self.encoder_attention_heads = self.num_attention_heads
+        self._check_head()
+        maps = getattr(self.backbone_config, "out_features", None)
+        if maps is not None:
+            self.check_maps(len(maps))
+
+    def _check_head(self) -> None:
+        for name in (
+            "hidden_dim",
+            "mask_feature_size",
+            "encoder_layers",
+            "encoder_feedforward_dim",
+            "encoder_attention_heads",
+            "norm_groups",
+            "dim_feedforward",
+            "num_attention_heads",
+            "num_queries",
+            "train_num_points",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.decoder_layers < 2:
+            raise ValueError(f"decoder_layers must be at least 2 (one more than there are), got {self.decoder_layers}")
+        # a quarter of the channels each for sine and cosine of the row and the column
+        for name, divisor in (
+            ("the sine encodings", 4),
+            ("num_attention_heads", self.num_attention_heads),
+            ("encoder_attention_heads", self.encoder_attention_heads),
+            ("norm_groups", self.norm_groups),
+        ):
+            if self.hidden_dim % divisor:
+                raise ValueError(f"hidden_dim ({self.hidden_dim}) must be a multiple of {divisor} because of {name}")
+        for name in ("class_weight", "mask_weight", "dice_weight", "no_object_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.oversample_ratio < 1 or not 0 <= self.importance_sample_ratio <= 1:
+            raise ValueError(
+                "oversample_ratio must be at least 1 and importance_sample_ratio a share in [0, 1], got "
+                f"{self.oversample_ratio} and {self.importance_sample_ratio}"
+            )
+
+    def check_maps(self, count: int) -> None:
+        """Refuse a backbone that gives `count` feature maps where the head needs more."""
+        if count < MAPS:
+            raise ValueError(
+                f"Mask2Former needs at least {MAPS} feature maps, but the backbone gives {count}: set the out_features "
+                "of backbone_config, for example to ['stage1', 'stage2', 'stage3', 'stage4']"
+            )
+
+
+__all__ = ["SegMask2FormerConfig"]

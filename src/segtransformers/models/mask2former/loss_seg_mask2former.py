@@ -1,0 +1,265 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""The loss of Mask2Former (https://arxiv.org/abs/2112.01527): queries are matched to masks and compared at points.
+
+Follows `mmseg_custom/models/decode_heads/mask2former_head.py` of czczup/ViT-Adapter. Mask logits are products of mask
+embeddings and mask features, so those of unmatched queries are never made with a gradient: a training step keeps the
+masks of the labels that are there, not of all queries in all layers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import distributed
+from torch.nn import functional as F
+from transformers.utils.generic import maybe_autocast
+
+from .configuration_seg_mask2former import SegMask2FormerConfig
+
+
+@dataclass
+class Mask2FormerLosses:
+    """Weighted losses of every prediction, `(decoder_layers,)` each, float32 or wider."""
+
+    classification: torch.Tensor
+    mask: torch.Tensor
+    dice: torch.Tensor
+
+    def total(self) -> torch.Tensor:
+        """Their sum, a scalar."""
+        return (self.classification + self.mask + self.dice).sum()
+
+
+def semantic_targets(
+    labels: torch.Tensor, num_labels: int, ignore_index: int
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """One mask for each label that an image has; pixels without a label are background of every mask.
+
+    Args:
+        labels: `(B, H, W)` integers in `[0, num_labels)`, or `ignore_index`.
+
+    Returns:
+        for each image masks `(n, H, W)`, bool, and their classes `(n,)`, ascending.
+
+    Raises:
+        ValueError: if there is another label.
+    """
+    mask_labels, class_labels = [], []
+    for image in labels:
+        classes = image.unique()
+        classes = classes[classes != ignore_index].long()
+        _check_classes(classes, num_labels)
+        mask_labels.append(image == classes[:, None, None])
+        class_labels.append(classes)
+    return mask_labels, class_labels
+
+
+def check_targets(
+    mask_labels: Sequence[torch.Tensor], class_labels: Sequence[torch.Tensor], pixel_values: torch.Tensor, num_labels
+) -> None:
+    """Refuse masks and classes that do not fit the images, each other or the model.
+
+    Raises:
+        ValueError: naming what was found and what was expected.
+    """
+    batch, _, height, width = pixel_values.shape
+    if len(mask_labels) != batch or len(class_labels) != batch:
+        raise ValueError(
+            f"mask_labels and class_labels need one tensor for each of the {batch} images, got {len(mask_labels)} and "
+            f"{len(class_labels)}"
+        )
+    for masks, classes in zip(mask_labels, class_labels, strict=True):
+        if masks.dim() != 3 or tuple(masks.shape[1:]) != (height, width):
+            raise ValueError(
+                f"mask_labels must be (masks, height, width) = (n, {height}, {width}) like pixel_values, got "
+                f"{tuple(masks.shape)}"
+            )
+        if tuple(classes.shape) != (masks.shape[0],):
+            raise ValueError(
+                f"class_labels must hold one class for each of the {masks.shape[0]} masks, got {tuple(classes.shape)}"
+            )
+        if classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool:
+            raise ValueError(f"class_labels must hold integer class indices, got {classes.dtype}")
+        _check_classes(classes, num_labels)
+
+
+def _check_classes(classes: torch.Tensor, num_labels: int) -> None:
+    wrong = classes[(classes < 0) | (classes >= num_labels)]
+    if wrong.numel():
+        raise ValueError(f"the labels hold the values {wrong[:8].tolist()}, but the model has num_labels={num_labels}")
+
+
+def mask2former_losses(
+    config: SegMask2FormerConfig,
+    class_logits: torch.Tensor,
+    mask_embeddings: torch.Tensor,
+    mask_features: torch.Tensor,
+    mask_labels: Sequence[torch.Tensor],
+    class_labels: Sequence[torch.Tensor],
+    over_processes: bool,
+) -> Mask2FormerLosses:
+    """The losses of all predictions, in float32 (float64 where the arguments are) also under autocast.
+
+    Args:
+        class_logits: `(layers, B, queries, num_labels + 1)`, the last one "no object".
+        mask_embeddings: `(layers, B, queries, C)`.
+        mask_features: `(B, C, h, w)`; their products with the embeddings are the mask logits.
+        mask_labels: for each image `(n, H, W)` masks, which cover the same area as the features.
+        class_labels: for each image `(n,)` classes.
+        over_processes: whether the normalisers are averaged over the processes of `torch.distributed`, so that the
+            processes' mean loss is that of their joined batch. Then every process must call this.
+    """
+    dtype = torch.float64 if class_logits.dtype == torch.float64 else torch.float32
+    device = class_logits.device
+    with maybe_autocast(device.type, enabled=False):
+        class_logits, mask_embeddings = class_logits.to(dtype), mask_embeddings.to(dtype)
+        mask_features = mask_features.to(dtype)
+        class_labels = [classes.to(device).long() for classes in class_labels]
+        mask_labels = [masks.to(device) for masks in mask_labels]
+        with torch.no_grad():
+            costs = [
+                torch.stack(
+                    [
+                        _matching_cost(
+                            config,
+                            class_logits[layer, image],
+                            torch.einsum("qc,chw->qhw", mask_embeddings[layer, image], mask_features[image]),
+                            mask_labels[image].to(dtype),
+                            class_labels[image],
+                        )
+                        for layer in range(class_logits.shape[0])
+                    ]
+                )
+                for image in range(class_logits.shape[1])
+            ]
+        assignments = [_assign(cost) for cost in costs]  # all costs first: only now is the device waited for
+
+        layers, batch, queries, _ = class_logits.shape
+        classes = torch.full((layers, batch, queries), config.num_labels, device=device)
+        for image, (rows, columns) in enumerate(assignments):
+            classes[:, image].scatter_(1, rows, class_labels[image][columns])
+        weights = class_logits.new_ones(config.num_labels + 1)
+        weights[-1] = config.no_object_weight
+        classification = F.cross_entropy(
+            class_logits.flatten(0, 2), classes.flatten(), weight=weights, reduction="none"
+        )
+        masks, dices = zip(
+            *(
+                _mask_losses(
+                    config,
+                    mask_embeddings[:, image].gather(1, rows[..., None].expand(-1, -1, mask_embeddings.shape[-1])),
+                    mask_features[image],
+                    mask_labels[image].to(dtype),
+                    columns,
+                )
+                for image, (rows, columns) in enumerate(assignments)
+            ),
+            strict=True,
+        )
+        matched = sum(rows.shape[1] for rows, _ in assignments)  # the same in every layer
+        objects = class_logits.new_tensor([matched, batch * queries - matched])
+        if over_processes and distributed.is_available() and distributed.is_initialized():
+            distributed.all_reduce(objects)
+            objects = objects / distributed.get_world_size()
+        count = objects[0].clamp(min=1)
+        divisor = objects[0] + config.no_object_weight * objects[1]
+        # no query without a mask counts where its weight is 0
+        divisor = divisor.clamp(min=torch.finfo(dtype).tiny)
+        return Mask2FormerLosses(
+            classification=config.class_weight * classification.view(layers, -1).sum(1) / divisor,
+            mask=config.mask_weight * sum(masks) / count,
+            dice=config.dice_weight * sum(dices) / count,
+        )
+
+
+def random_points(count: int, num_points: int, like: torch.Tensor) -> torch.Tensor:
+    """`(count, num_points, 2)` uniform (x, y) in the unit square, with the device and dtype of `like`."""
+    return torch.rand(count, num_points, 2, device=like.device, dtype=like.dtype)
+
+
+def sample_points(maps: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+    """Bilinear samples `(n, points)` of `(n, h, w)` maps at `(n, points, 2)`; 0 and 1 are the outer edges of a map."""
+    return F.grid_sample(maps[:, None], 2 * points[:, None] - 1, align_corners=False)[:, 0, 0]
+
+
+def _matching_cost(
+    config: SegMask2FormerConfig,
+    class_logits: torch.Tensor,
+    mask_logits: torch.Tensor,
+    masks: torch.Tensor,
+    classes: torch.Tensor,
+) -> torch.Tensor:
+    """`(queries, n)` from one image's `(queries, num_labels + 1)`, `(queries, h, w)`, `(n, H, W)` and `(n,)`."""
+    points = random_points(1, config.train_num_points, mask_logits)
+    logits = sample_points(mask_logits, points.expand(len(mask_logits), -1, -1))
+    targets = sample_points(masks, points.expand(len(masks), -1, -1)).T
+    cross_entropy = F.softplus(-logits) @ targets + F.softplus(logits) @ (1 - targets)
+    probabilities = logits.sigmoid()
+    dice = 1 - (2 * probabilities @ targets + 1) / (probabilities.sum(1, keepdim=True) + targets.sum(0) + 1)
+    cost = (
+        config.mask_weight * cross_entropy / config.train_num_points
+        + config.dice_weight * dice
+        - config.class_weight * class_logits.softmax(-1)[:, classes]
+    )
+    # a training step that overflowed is skipped by who scales the loss: it must not end here
+    return torch.nan_to_num(cost, nan=1e6, posinf=1e6, neginf=-1e6)
+
+
+def _assign(costs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows (ascending) and columns of the cheapest one-to-one matching, `(layers, min(queries, n))` each."""
+    try:
+        from scipy.optimize import linear_sum_assignment
+    except ImportError as error:
+        raise ImportError(
+            "The loss of Mask2Former matches queries to masks with scipy: pip install 'segtransformers[train]'"
+        ) from error
+    pairs = [linear_sum_assignment(cost) for cost in costs.cpu().numpy()]
+    rows, columns = (torch.stack([torch.from_numpy(pair[side]) for pair in pairs]).to(costs.device) for side in (0, 1))
+    return rows, columns
+
+
+def _mask_losses(
+    config: SegMask2FormerConfig,
+    embeddings: torch.Tensor,
+    features: torch.Tensor,
+    masks: torch.Tensor,
+    columns: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sums over the matched masks of one image: binary cross entropy per point, and dice loss.
+
+    Args:
+        embeddings: `(layers, n, C)` of the matched queries.
+        features: `(C, h, w)`.
+        masks: `(N, H, W)`, of which `columns` `(layers, n)` says which belong to the queries.
+
+    Returns:
+        two tensors `(layers,)`.
+    """
+    layers, count, _ = embeddings.shape
+    mask_logits = torch.einsum("nc,chw->nhw", embeddings.flatten(0, 1), features)
+    with torch.no_grad():
+        points = _uncertain_points(config, mask_logits)
+        targets = torch.cat(
+            [
+                sample_points(masks[chosen], places)
+                for chosen, places in zip(columns, points.unflatten(0, (layers, count)), strict=True)
+            ]
+        )
+    logits = sample_points(mask_logits, points)
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(1)
+    probabilities = logits.sigmoid()
+    dice = 1 - (2 * (probabilities * targets).sum(1) + 1) / (probabilities.sum(1) + targets.sum(1) + 1)
+    return cross_entropy.view(layers, count).sum(1), dice.view(layers, count).sum(1)
+
+
+def _uncertain_points(config: SegMask2FormerConfig, mask_logits: torch.Tensor) -> torch.Tensor:
+    """`(n, train_num_points, 2)`: the most uncertain ones of many random candidates, and random ones."""
+    count = len(mask_logits)
+    candidates = random_points(count, int(config.oversample_ratio * config.train_num_points), mask_logits)
+    important = int(config.importance_sample_ratio * config.train_num_points)
+    chosen = sample_points(mask_logits, candidates).abs().topk(important, dim=1, largest=False).indices
+    points = candidates.gather(1, chosen[..., None].expand(-1, -1, 2))
+    return torch.cat([points, random_points(count, config.train_num_points - important, mask_logits)], dim=1)
+
+
+__all__ = ["Mask2FormerLosses", "check_targets", "mask2former_losses", "semantic_targets"]

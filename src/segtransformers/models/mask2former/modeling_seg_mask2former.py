@@ -1,0 +1,313 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""Mask2Former: Masked-attention Mask Transformer for Universal Image Segmentation (https://arxiv.org/abs/2112.01527).
+
+Behaviour follows `mmseg_custom/models/decode_heads/mask2former_head.py` and its pixel decoder in czczup/ViT-Adapter.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.backbone_utils import load_backbone
+from transformers.modeling_outputs import BackboneOutput, SemanticSegmenterOutput
+from transformers.utils import can_return_tuple
+
+from ...inference import slide, window_slices
+from ..losses import check_labels
+from ..pyramid import STRIDES, DeformableAttention, Grid, cropped_to_input, padded_to_stride
+from .configuration_seg_mask2former import MAPS, SegMask2FormerConfig
+from .loss_seg_mask2former import check_targets, mask2former_losses, semantic_targets
+from .modules_seg_mask2former import (
+    SegMask2FormerCrossAttention,
+    SegMask2FormerDecoderLayer,
+    SegMask2FormerMaskPredictor,
+    SegMask2FormerPixelDecoder,
+    SegMask2FormerPixelDecoderLayer,
+    SegMask2FormerTransformerModule,
+    resized,
+    sine_encoding,
+)
+
+Targets = tuple[list[torch.Tensor], list[torch.Tensor]]
+
+
+@dataclass
+class SegMask2FormerOutput(SemanticSegmenterOutput):
+    """
+    Attributes:
+        loss: a scalar, with labels.
+        logits: `(B, num_labels, H, W)`: for each class the sum over the queries of class probability times mask
+            probability. None in training with labels.
+        hidden_states, attentions: those of the backbone.
+        class_queries_logits: `(B, queries, num_labels + 1)`, the last one "no object".
+        masks_queries_logits: `(B, queries, ceil(H / 4), ceil(W / 4))`.
+        pixel_decoder_hidden_states: its maps `(B, hidden_dim, h, w)` at strides 32, 16 and 8.
+        transformer_decoder_hidden_states: the queries `(B, queries, hidden_dim)` before the first layer and after each.
+    """
+
+    class_queries_logits: torch.FloatTensor | None = None
+    masks_queries_logits: torch.FloatTensor | None = None
+    pixel_decoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    transformer_decoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class Prediction:
+    """What the network says about images, before masks are made of it.
+
+    Attributes:
+        class_logits: `(layers, B, queries, num_labels + 1)`, the last layer alone or all.
+        mask_embeddings: `(layers, B, queries, mask_feature_size)` for the same layers.
+        mask_features: `(B, mask_feature_size, h, w)` at stride 4.
+        queries: `(B, queries, hidden_dim)` before the first layer and after each.
+        maps: of the pixel decoder, at strides 32, 16 and 8.
+        backbone: its output.
+    """
+
+    class_logits: torch.Tensor
+    mask_embeddings: torch.Tensor
+    mask_features: torch.Tensor
+    queries: list[torch.Tensor]
+    maps: list[torch.Tensor]
+    backbone: BackboneOutput
+
+    def mask_logits(self) -> torch.Tensor:
+        """Those of the last layer, `(B, queries, h, w)`."""
+        return torch.einsum("bqc,bchw->bqhw", self.mask_embeddings[-1], self.mask_features)
+
+    def of_images(self, images: slice) -> "Prediction":
+        """The part of some images, as far as a loss needs it."""
+        return replace(
+            self,
+            class_logits=self.class_logits[:, images],
+            mask_embeddings=self.mask_embeddings[:, images],
+            mask_features=self.mask_features[images],
+        )
+
+
+class SegMask2FormerPreTrainedModel(PreTrainedModel):
+    """Weight initialisation, and what transformers asks of a family of models."""
+
+    config: SegMask2FormerConfig
+    base_model_prefix = "backbone"
+    main_input_name = "pixel_values"
+    input_modalities = ["image"]
+    supports_gradient_checkpointing = True
+    _no_split_modules = [SegMask2FormerPixelDecoderLayer.__name__, SegMask2FormerDecoderLayer.__name__]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    # the loss is a mean over the masks of one batch: Trainer divides it by the accumulation steps
+    accepts_loss_kwargs = False
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, DeformableAttention):
+            module.init_weights()
+        elif isinstance(module, (nn.Linear, nn.Conv2d)):
+            init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, SegMask2FormerCrossAttention):
+            init.xavier_uniform_(module.in_proj_weight)
+            init.zeros_(module.in_proj_bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight)
+        elif isinstance(module, SegMask2FormerPixelDecoder):
+            init.normal_(module.level_embed)
+            for convolution in (module.adapter_1[0], module.layer_1[0], module.mask_projection):
+                init.kaiming_uniform_(convolution.weight, a=1)
+        elif isinstance(module, SegMask2FormerMaskPredictor):
+            for layer in module.modules():
+                if isinstance(layer, nn.Linear):
+                    _init_as_torch_does(layer)
+        elif isinstance(module, SegMask2FormerForSemanticSegmentation):
+            _init_as_torch_does(module.class_predictor)
+
+
+def _init_as_torch_does(linear: nn.Linear) -> None:
+    init.kaiming_uniform_(linear.weight, a=math.sqrt(5))
+    bound = 1 / math.sqrt(linear.in_features)
+    init.uniform_(linear.bias, -bound, bound)
+
+
+class SegMask2FormerForSemanticSegmentation(SegMask2FormerPreTrainedModel):
+    """Mask2Former over any backbone.
+
+    Args:
+        config: a [`SegMask2FormerConfig`].
+    """
+
+    def __init__(self, config: SegMask2FormerConfig):
+        super().__init__(config)
+        self.backbone = load_backbone(config)
+        config.check_maps(len(self.backbone.channels))
+        self.pixel_decoder = SegMask2FormerPixelDecoder(config, self.backbone.channels[-MAPS:])
+        self.transformer_module = SegMask2FormerTransformerModule(config)
+        self.class_predictor = nn.Linear(config.hidden_dim, config.num_labels + 1)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.backbone.get_input_embeddings()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        mask_labels: list[torch.Tensor] | None = None,
+        class_labels: list[torch.Tensor] | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> SegMask2FormerOutput:
+        """
+        In evaluation mode with `config.inference_mode == "slide"`, images larger than the window are run in windows:
+        the loss is then the mean of the windows' losses, and there are only `logits` beside it.
+
+        Args:
+            pixel_values: `(B, 3, H, W)`, normalised.
+            labels: `(B, H, W)` class indices, or `config.semantic_loss_ignore_index`.
+            mask_labels, class_labels: instead of `labels`, for each image `(n, H, W)` masks and their `(n,)` classes.
+            output_hidden_states, output_attentions: passed to the backbone; hidden states of the head come with its
+                own. None takes the config's own setting.
+
+        Returns:
+            [`SegMask2FormerOutput`]. Training with labels does not make `logits`.
+
+        Raises:
+            ValueError: if `pixel_values` is no batch of normalised images or the labels do not fit.
+        """
+        config = self.config
+        if pixel_values.dim() != 4 or pixel_values.numel() == 0 or not pixel_values.is_floating_point():
+            raise ValueError(
+                f"pixel_values must be normalised floats (batch, 3, height, width), got {pixel_values.dtype} "
+                f"{tuple(pixel_values.shape)}"
+            )
+        targets = self._targets(pixel_values, labels, mask_labels, class_labels)
+        window = None if self.training else config.sliding_window()
+        if window is not None and (pixel_values.shape[2] > window[0][0] or pixel_values.shape[3] > window[0][1]):
+            return self._slide(pixel_values, targets, *window)
+        if output_hidden_states is None:
+            output_hidden_states = config.output_hidden_states
+        if output_attentions is None:
+            output_attentions = config.output_attentions
+        prediction = self._predict(
+            pixel_values,
+            all_layers=targets is not None,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+        )
+        height, width = pixel_values.shape[2:]
+        masks = prediction.mask_logits()
+        return SegMask2FormerOutput(
+            loss=self._loss(prediction, targets, over_processes=self.training) if targets is not None else None,
+            logits=self._logits(prediction, masks, (height, width)) if targets is None or not self.training else None,
+            hidden_states=prediction.backbone.hidden_states,
+            attentions=prediction.backbone.attentions,
+            class_queries_logits=prediction.class_logits[-1],
+            masks_queries_logits=cropped_to_input(masks, STRIDES[0], height, width),
+            pixel_decoder_hidden_states=tuple(prediction.maps) if output_hidden_states else None,
+            transformer_decoder_hidden_states=tuple(prediction.queries) if output_hidden_states else None,
+        )
+
+    def _targets(self, pixel_values, labels, mask_labels, class_labels) -> Targets | None:
+        """Masks and classes of each image, checked; None without labels."""
+        config = self.config
+        if labels is not None and (mask_labels is not None or class_labels is not None):
+            raise ValueError("labels and mask_labels with class_labels say the same: give one or the other")
+        if labels is not None:
+            check_labels(labels, pixel_values, config.num_labels, config.semantic_loss_ignore_index)
+            return semantic_targets(labels, config.num_labels, config.semantic_loss_ignore_index)
+        if mask_labels is None and class_labels is None:
+            return None
+        if mask_labels is None or class_labels is None:
+            raise ValueError("mask_labels and class_labels belong together: one of them is missing")
+        check_targets(mask_labels, class_labels, pixel_values, config.num_labels)
+        return list(mask_labels), list(class_labels)
+
+    def _predict(self, pixel_values: torch.Tensor, all_layers: bool, **kwargs) -> Prediction:
+        """What masks and logits are made of; keywords go to the backbone."""
+        if self.config.pad_to_stride:
+            pixel_values = padded_to_stride(pixel_values)
+        outputs = self.backbone.forward_with_filtered_kwargs(pixel_values, **kwargs)
+        maps = outputs.feature_maps[-MAPS:]
+        encodings = [
+            sine_encoding((map_.shape[2], map_.shape[3]), self.config.hidden_dim, map_.device) for map_ in maps[:0:-1]
+        ]
+        mask_features, levels = self.pixel_decoder(maps, encodings)
+        queries, normalised, embeddings = self.transformer_module(levels, mask_features, encodings)
+        first = 0 if all_layers else -1
+        return Prediction(
+            class_logits=self.class_predictor(torch.stack(normalised[first:])),
+            mask_embeddings=torch.stack(embeddings[first:]),
+            mask_features=mask_features,
+            queries=queries,
+            maps=levels,
+            backbone=outputs,
+        )
+
+    def _logits(self, prediction: Prediction, masks: torch.Tensor, size: Grid) -> torch.Tensor:
+        """`(B, num_labels, *size)`: class times mask probability, summed over the queries, and only then resized."""
+        probabilities = prediction.class_logits[-1].softmax(-1)[..., :-1].to(masks.dtype)
+        semantic = torch.einsum("bqk,bqhw->bkhw", probabilities, masks.sigmoid())
+        return resized(semantic, self._padded(size))[:, :, : size[0], : size[1]]
+
+    def _loss(self, prediction: Prediction, targets: Targets, over_processes: bool) -> torch.Tensor:
+        mask_labels, class_labels = targets
+        size = mask_labels[0].shape[1:]
+        below, right = (padded - side for padded, side in zip(self._padded(size), size, strict=True))
+        return mask2former_losses(
+            self.config,
+            prediction.class_logits,
+            prediction.mask_embeddings,
+            prediction.mask_features,
+            [F.pad(masks, (0, right, 0, below)) for masks in mask_labels],  # the padding belongs to no mask
+            class_labels,
+            over_processes=over_processes,
+        ).total()
+
+    def _padded(self, size: Grid) -> Grid:
+        """The size of the image that the backbone sees."""
+        if not self.config.pad_to_stride:
+            return size
+        height, width = (math.ceil(side / STRIDES[-1]) * STRIDES[-1] for side in size)
+        return height, width
+
+    def _slide(
+        self, pixel_values: torch.Tensor, targets: Targets | None, size: list[int], stride: list[int]
+    ) -> SegMask2FormerOutput:
+        """Logits from windows and, where there are targets, the mean of the windows' losses."""
+        batch = len(pixel_values)
+        windows = iter(window_slices(pixel_values.shape[2:], size, stride))
+        losses = []
+
+        def segment(parts: torch.Tensor) -> torch.Tensor:
+            prediction = self._predict(parts, all_layers=targets is not None)
+            if targets is not None:
+                for start in range(0, len(parts), batch):  # the windows of a call are those that come next
+                    part = prediction.of_images(slice(start, start + batch))
+                    losses.append(self._loss(part, _in_window(targets, next(windows)), over_processes=False))
+            return self._logits(prediction, prediction.mask_logits(), parts.shape[2:])
+
+        logits = slide(segment, pixel_values, size, stride, self.config.window_batch_size)
+        return SegMask2FormerOutput(loss=torch.stack(losses).mean() if losses else None, logits=logits)
+
+
+def _in_window(targets: Targets, window: tuple) -> Targets:
+    """The masks that a window shows, and their classes."""
+    mask_labels, class_labels = [], []
+    for masks, classes in zip(*targets, strict=True):
+        masks = masks[window]
+        seen = masks.flatten(1).any(1)
+        mask_labels.append(masks[seen])
+        class_labels.append(classes[seen])
+    return mask_labels, class_labels
+
+
+__all__ = ["SegMask2FormerForSemanticSegmentation", "SegMask2FormerOutput", "SegMask2FormerPreTrainedModel"]

@@ -1,0 +1,337 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""The two halves of Mask2Former: pixel decoder and transformer decoder.
+
+Parameters have the names and shapes of transformers' `Mask2FormerPixelDecoder` and `Mask2FormerTransformerModule`, so
+that weights go from one to the other. Their code is not used: it fixes 32 groups and one head count, has no place for a
+compiled operator or for gradient checkpointing in the pixel decoder, makes sine encodings in half precision, and keeps
+the masks of all layers and an attention mask and attention weights for every head.
+"""
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.models.mask2former.modeling_mask2former import Mask2FormerMLPPredictionHead
+
+from ..pyramid import DeformableAttention, Grid, SamplingGeometry
+from .configuration_seg_mask2former import SegMask2FormerConfig
+
+LEVELS = 3  # the coarser maps, strides 32, 16 and 8, are what queries attend to
+POINTS = 4  # per head and level
+
+
+def sine_encoding(grid: Grid, channels: int, device: torch.device) -> torch.Tensor:
+    """Sines and cosines of row and column in `(1, h * w, channels)`, float32 in every mode as in the original.
+
+    The first half of the channels belongs to the row. Positions go from 1 / side to 1, times 2 pi.
+    """
+    frequencies = torch.arange(channels // 4, dtype=torch.float32, device=device)
+    periods = 10000 ** (4 * frequencies / channels)
+    halves = []
+    for side in grid:
+        positions = torch.arange(1, side + 1, dtype=torch.float32, device=device) / (side + 1e-6) * (2 * math.pi)
+        angles = positions[:, None] / periods
+        halves.append(torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1))  # (side, channels / 2)
+    rows, columns = halves
+    height, width = grid
+    return torch.cat([rows[:, None].expand(-1, width, -1), columns[None].expand(height, -1, -1)], dim=2).flatten(0, 1)[
+        None
+    ]
+
+
+def resized(maps: torch.Tensor, size: Grid) -> torch.Tensor:
+    """Bilinearly to `size`."""
+    if tuple(maps.shape[2:]) == tuple(size):
+        return maps
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+
+
+class SegMask2FormerPixelDecoderLayer(GradientCheckpointingLayer):
+    """Deformable self-attention among the pixels of three levels, then a feed-forward network."""
+
+    def __init__(self, config: SegMask2FormerConfig):
+        super().__init__()
+        self.self_attn = DeformableAttention(
+            config.hidden_dim,
+            num_heads=config.encoder_attention_heads,
+            num_levels=LEVELS,
+            num_points=POINTS,
+            value_ratio=1.0,
+        )
+        self.self_attn_layer_norm = nn.LayerNorm(config.hidden_dim)
+        self.fc1 = nn.Linear(config.hidden_dim, config.encoder_feedforward_dim)
+        self.fc2 = nn.Linear(config.encoder_feedforward_dim, config.hidden_dim)
+        self.final_layer_norm = nn.LayerNorm(config.hidden_dim)
+
+    def forward(self, tokens: torch.Tensor, positions: torch.Tensor, geometry: SamplingGeometry) -> torch.Tensor:
+        """From and to `(B, sum(h * w), C)`; `positions` `(1, sum(h * w), C)` are added to the queries only."""
+        tokens = self.self_attn_layer_norm(tokens + self.self_attn(tokens + positions, tokens, geometry))
+        hidden = F.relu(self.fc1(tokens), inplace=True)
+        return self.final_layer_norm(tokens + self.fc2(hidden))
+
+
+class SegMask2FormerPixelDecoderEncoder(nn.Module):
+    """The layers alone: they are one level down, as in transformers."""
+
+    def __init__(self, config: SegMask2FormerConfig):
+        super().__init__()
+        self.layers = nn.ModuleList(SegMask2FormerPixelDecoderLayer(config) for _ in range(config.encoder_layers))
+
+
+class SegMask2FormerPixelDecoder(nn.Module):
+    """From the backbone's maps to mask features at stride 4 and to maps for the queries at strides 32, 16 and 8.
+
+    Args:
+        in_channels: of the backbone's maps at strides 4, 8, 16 and 32.
+    """
+
+    def __init__(self, config: SegMask2FormerConfig, in_channels: list[int]):
+        super().__init__()
+        width, groups = config.hidden_dim, config.norm_groups
+        self.input_projections = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(channels, width, kernel_size=1), nn.GroupNorm(groups, width))
+            for channels in in_channels[:0:-1]
+        )
+        self.level_embed = nn.Parameter(torch.zeros(LEVELS, width))
+        self.encoder = SegMask2FormerPixelDecoderEncoder(config)
+        self.adapter_1 = nn.Sequential(
+            nn.Conv2d(in_channels[0], width, kernel_size=1, bias=False), nn.GroupNorm(groups, width)
+        )
+        self.layer_1 = nn.Sequential(
+            nn.Conv2d(width, width, kernel_size=3, padding=1, bias=False),
+            nn.GroupNorm(groups, width),
+            nn.ReLU(inplace=True),
+        )
+        self.mask_projection = nn.Conv2d(width, config.mask_feature_size, kernel_size=1)
+
+    def forward(
+        self, maps: list[torch.Tensor], encodings: list[torch.Tensor]
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """
+        Args:
+            maps: `(B, ., h, w)` at strides 4, 8, 16 and 32.
+            encodings: [`sine_encoding`] at strides 32, 16 and 8.
+
+        Returns:
+            mask features `(B, mask_feature_size, h, w)`, and maps `(B, hidden_dim, h, w)` at strides 32, 16 and 8.
+        """
+        finest, *coarse = maps
+        grids = [(map_.shape[2], map_.shape[3]) for map_ in coarse[::-1]]
+        geometry = SamplingGeometry.build(grids, grids, finest.device)
+        tokens = torch.cat(
+            [
+                project(map_).flatten(2).transpose(1, 2)
+                for project, map_ in zip(self.input_projections, coarse[::-1], strict=True)
+            ],
+            dim=1,
+        )
+        positions = torch.cat(
+            [encoding + level for encoding, level in zip(encodings, self.level_embed, strict=True)], dim=1
+        ).to(tokens.dtype)
+        for layer in self.encoder.layers:
+            tokens = layer(tokens, positions, geometry)
+        levels = tokens.transpose(1, 2).split([height * width for height, width in grids], dim=2)
+        levels = [level.unflatten(2, grid) for level, grid in zip(levels, grids, strict=True)]
+        pyramid = self.adapter_1(finest)
+        pyramid += resized(levels[-1], pyramid.shape[2:])
+        return self.mask_projection(self.layer_1(pyramid)), levels
+
+
+class SegMask2FormerCrossAttention(nn.Module):
+    """From queries to pixels, each query to those that its mask covers. Parameters as `nn.MultiheadAttention` has."""
+
+    def __init__(self, config: SegMask2FormerConfig):
+        super().__init__()
+        width = config.hidden_dim
+        self.num_heads = config.num_attention_heads
+        self.in_proj_weight = nn.Parameter(torch.zeros(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(
+        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, allowed: torch.Tensor
+    ) -> torch.Tensor:
+        """From `(B, queries, C)`, twice `(B, pixels, C)` and `(B, queries, pixels)`, bool, to `(B, queries, C)`."""
+        projected = [
+            F.linear(tokens, weight, bias)
+            for tokens, weight, bias in zip(
+                (queries, keys, values), self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3), strict=True
+            )
+        ]
+        return self.out_proj(_attend(*projected, self.num_heads, allowed[:, None]))
+
+
+class SegMask2FormerSelfAttention(nn.Module):
+    """Among the queries."""
+
+    def __init__(self, config: SegMask2FormerConfig):
+        super().__init__()
+        width = config.hidden_dim
+        self.num_heads = config.num_attention_heads
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, tokens: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """From `(B, queries, C)` with and without positions to the same."""
+        return self.out_proj(_attend(self.q_proj(tokens), self.k_proj(tokens), self.v_proj(values), self.num_heads))
+
+
+def _attend(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    num_heads: int,
+    allowed: torch.Tensor | None = None,
+) -> torch.Tensor:
+    queries, keys, values = (tokens.unflatten(2, (num_heads, -1)).transpose(1, 2) for tokens in (queries, keys, values))
+    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=allowed).transpose(1, 2).flatten(2)
+
+
+class SegMask2FormerDecoderLayer(GradientCheckpointingLayer):
+    """Masked cross-attention to one level, self-attention among the queries, feed-forward network; norms behind."""
+
+    def __init__(self, config: SegMask2FormerConfig):
+        super().__init__()
+        width = config.hidden_dim
+        self.cross_attn = SegMask2FormerCrossAttention(config)
+        self.cross_attn_layer_norm = nn.LayerNorm(width)
+        self.self_attn = SegMask2FormerSelfAttention(config)
+        self.self_attn_layer_norm = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, config.dim_feedforward)
+        self.fc2 = nn.Linear(config.dim_feedforward, width)
+        self.final_layer_norm = nn.LayerNorm(width)
+
+    def forward(
+        self,
+        queries: torch.Tensor,
+        query_positions: torch.Tensor,
+        pixels: torch.Tensor,
+        pixel_positions: torch.Tensor,
+        allowed: torch.Tensor,
+    ) -> torch.Tensor:
+        """From and to `(B, queries, C)`. Positions `(1, ., C)` are added to queries and keys, never to values.
+
+        Args:
+            pixels: `(B, h * w, C)`, the level.
+            allowed: `(B, queries, h * w)`, which pixels a query may attend to.
+        """
+        attended = self.cross_attn(queries + query_positions, pixels + pixel_positions, pixels, allowed)
+        queries = self.cross_attn_layer_norm(queries + attended)
+        queries = self.self_attn_layer_norm(queries + self.self_attn(queries + query_positions, queries))
+        return self.final_layer_norm(queries + self.fc2(F.relu(self.fc1(queries), inplace=True)))
+
+
+class SegMask2FormerMaskPredictor(nn.Module):
+    """From queries to mask embeddings, whose products with the mask features are mask logits."""
+
+    def __init__(self, config: SegMask2FormerConfig):
+        super().__init__()
+        self.mask_embedder = Mask2FormerMLPPredictionHead(
+            config.hidden_dim, config.hidden_dim, config.mask_feature_size
+        )
+
+    def forward(self, queries: torch.Tensor) -> torch.Tensor:
+        """From `(B, queries, C)` to `(B, queries, mask_feature_size)`."""
+        return self.mask_embedder(queries)
+
+
+class SegMask2FormerDecoder(nn.Module):
+    """The layers, and what predicts from the queries before the first and after each."""
+
+    def __init__(self, config: SegMask2FormerConfig):
+        super().__init__()
+        self.layers = nn.ModuleList(SegMask2FormerDecoderLayer(config) for _ in range(config.decoder_layers - 1))
+        self.layernorm = nn.LayerNorm(config.hidden_dim)
+        self.mask_predictor = SegMask2FormerMaskPredictor(config)
+
+    def forward(
+        self,
+        queries: torch.Tensor,
+        query_positions: torch.Tensor,
+        levels: list[torch.Tensor],
+        level_positions: list[torch.Tensor],
+        level_features: list[torch.Tensor],
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
+        """
+        Args:
+            queries: `(B, queries, C)`.
+            levels, level_positions: `(B, h * w, C)` and `(1, h * w, C)` at strides 32, 16 and 8.
+            level_features: the mask features at the sizes of the levels, `(B, mask_feature_size, h * w)`.
+
+        Returns:
+            `decoder_layers` each of the queries, the queries normalised for predicting, and their mask embeddings.
+        """
+        states, normalised, embeddings = [queries], [self.layernorm(queries)], []
+        embeddings.append(self.mask_predictor(normalised[0]))
+        for index, layer in enumerate(self.layers):
+            level = index % LEVELS
+            allowed = _attention_mask(embeddings[-1], level_features[level])
+            queries = layer(queries, query_positions, levels[level], level_positions[level], allowed)
+            states.append(queries)
+            normalised.append(self.layernorm(queries))
+            embeddings.append(self.mask_predictor(normalised[-1]))
+        return states, normalised, embeddings
+
+
+@torch.no_grad()
+def _attention_mask(embeddings: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    """Which pixels the masks cover: `(B, queries, h * w)`, bool. A query whose mask is empty may see all.
+
+    The original resizes mask logits to the level. Resizing the features first is the same, because both are linear, and
+    needs no mask at stride 4.
+    """
+    covered = torch.bmm(embeddings, features).sigmoid() >= 0.5
+    return covered | ~covered.any(dim=-1, keepdim=True)
+
+
+class SegMask2FormerTransformerModule(nn.Module):
+    """The queries and their decoder."""
+
+    def __init__(self, config: SegMask2FormerConfig):
+        super().__init__()
+        self.queries_embedder = nn.Embedding(config.num_queries, config.hidden_dim)
+        self.queries_features = nn.Embedding(config.num_queries, config.hidden_dim)
+        self.decoder = SegMask2FormerDecoder(config)
+        self.level_embed = nn.Embedding(LEVELS, config.hidden_dim)
+
+    def forward(
+        self, maps: list[torch.Tensor], mask_features: torch.Tensor, encodings: list[torch.Tensor]
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
+        """
+        Args:
+            maps, encodings: `(B, C, h, w)` and [`sine_encoding`] at strides 32, 16 and 8.
+            mask_features: `(B, mask_feature_size, h, w)` at stride 4.
+
+        Returns:
+            see [`SegMask2FormerDecoder`].
+        """
+        dtype = mask_features.dtype
+        levels = [
+            map_.flatten(2).transpose(1, 2) + level for map_, level in zip(maps, self.level_embed.weight, strict=True)
+        ]
+        with torch.no_grad():
+            level_features = [resized(mask_features, map_.shape[2:]).flatten(2) for map_ in maps]
+        return self.decoder(
+            self.queries_features.weight.expand(len(mask_features), -1, -1),
+            self.queries_embedder.weight[None],
+            levels,
+            [encoding.to(dtype) for encoding in encodings],
+            level_features,
+        )
+
+
+__all__ = [
+    "LEVELS",
+    "SegMask2FormerCrossAttention",
+    "SegMask2FormerDecoderLayer",
+    "SegMask2FormerMaskPredictor",
+    "SegMask2FormerPixelDecoder",
+    "SegMask2FormerPixelDecoderLayer",
+    "SegMask2FormerTransformerModule",
+    "resized",
+    "sine_encoding",
+]
