@@ -33,6 +33,7 @@ class ModelTests:
     model_class: type[PreTrainedModel]
     min_size = 32
     unreached: list[str] = []  # parameters that a backbone of somebody else's owns and never uses
+    attention_tolerance = {"rtol": 1e-8, "atol": 1e-10}  # between implementations of the same attention
     smallest_width = 128  # of an image on which every parameter matters, batch norm over 1x1 maps included
 
     def config(self) -> PreTrainedConfig:
@@ -209,7 +210,7 @@ class ModelTests:
         other = self.model_class(config).to(torch.float64).eval()
         other.load_state_dict(model.state_dict())
         images = self.images()
-        self.assert_same(self.run(model, images), self.run(other, images), rtol=1e-8, atol=1e-10)
+        self.assert_same(self.run(model, images), self.run(other, images), **self.attention_tolerance)
 
 
 class BackboneTests(ModelTests):

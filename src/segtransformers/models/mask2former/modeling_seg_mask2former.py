@@ -6,6 +6,7 @@ Behaviour follows `mmseg_custom/models/decode_heads/mask2former_head.py` and its
 
 import math
 from dataclasses import dataclass, replace
+from typing import TypedDict
 
 import torch
 from torch import nn
@@ -15,6 +16,7 @@ from transformers import initialization as init
 from transformers.backbone_utils import load_backbone
 from transformers.modeling_outputs import BackboneOutput, SemanticSegmenterOutput
 from transformers.utils import can_return_tuple
+from typing_extensions import Unpack
 
 from ...inference import slide, window_slices
 from ..losses import check_labels
@@ -33,6 +35,22 @@ from .modules_seg_mask2former import (
 )
 
 Targets = tuple[list[torch.Tensor], list[torch.Tensor]]
+
+
+class MaskTargets(TypedDict, total=False):
+    """Labels as masks, for [`SegMask2FormerForSemanticSegmentation`].
+
+    They are no parameters of `forward` of their own, because Trainer takes every parameter with "label" in its name for
+    one that must be there: it would not find a loss in evaluation. It does with
+    `TrainingArguments(label_names=["mask_labels", "class_labels"], remove_unused_columns=False)`.
+
+    Attributes:
+        mask_labels: for each image masks `(n, H, W)`.
+        class_labels: for each image the masks' classes `(n,)`.
+    """
+
+    mask_labels: list[torch.Tensor]
+    class_labels: list[torch.Tensor]
 
 
 @dataclass
@@ -161,10 +179,9 @@ class SegMask2FormerForSemanticSegmentation(SegMask2FormerPreTrainedModel):
         self,
         pixel_values: torch.Tensor,
         labels: torch.Tensor | None = None,
-        mask_labels: list[torch.Tensor] | None = None,
-        class_labels: list[torch.Tensor] | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        **targets: Unpack[MaskTargets],
     ) -> SegMask2FormerOutput:
         """
         In evaluation mode with `config.inference_mode == "slide"`, images larger than the window are run in windows:
@@ -173,14 +190,15 @@ class SegMask2FormerForSemanticSegmentation(SegMask2FormerPreTrainedModel):
         Args:
             pixel_values: `(B, 3, H, W)`, normalised.
             labels: `(B, H, W)` class indices, or `config.semantic_loss_ignore_index`.
-            mask_labels, class_labels: instead of `labels`, for each image `(n, H, W)` masks and their `(n,)` classes.
             output_hidden_states, output_attentions: passed to the backbone; hidden states of the head come with its
                 own. None takes the config's own setting.
+            targets: [`MaskTargets`], instead of `labels`.
 
         Returns:
             [`SegMask2FormerOutput`]. Training with labels does not make `logits`.
 
         Raises:
+            TypeError: if there is another keyword.
             ValueError: if `pixel_values` is no batch of normalised images or the labels do not fit.
         """
         config = self.config
@@ -189,25 +207,30 @@ class SegMask2FormerForSemanticSegmentation(SegMask2FormerPreTrainedModel):
                 f"pixel_values must be normalised floats (batch, 3, height, width), got {pixel_values.dtype} "
                 f"{tuple(pixel_values.shape)}"
             )
-        targets = self._targets(pixel_values, labels, mask_labels, class_labels)
+        masks_and_classes = self._targets(pixel_values, labels, **targets)
         window = None if self.training else config.sliding_window()
         if window is not None and (pixel_values.shape[2] > window[0][0] or pixel_values.shape[3] > window[0][1]):
-            return self._slide(pixel_values, targets, *window)
+            return self._slide(pixel_values, masks_and_classes, *window)
         if output_hidden_states is None:
             output_hidden_states = config.output_hidden_states
         if output_attentions is None:
             output_attentions = config.output_attentions
         prediction = self._predict(
             pixel_values,
-            all_layers=targets is not None,
+            all_layers=masks_and_classes is not None,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
         )
         height, width = pixel_values.shape[2:]
         masks = prediction.mask_logits()
+        loss = logits = None
+        if masks_and_classes is not None:
+            loss = self._loss(prediction, masks_and_classes, over_processes=self.training)
+        if masks_and_classes is None or not self.training:
+            logits = self._logits(prediction, masks, (height, width))
         return SegMask2FormerOutput(
-            loss=self._loss(prediction, targets, over_processes=self.training) if targets is not None else None,
-            logits=self._logits(prediction, masks, (height, width)) if targets is None or not self.training else None,
+            loss=loss,
+            logits=logits,
             hidden_states=prediction.backbone.hidden_states,
             attentions=prediction.backbone.attentions,
             class_queries_logits=prediction.class_logits[-1],
@@ -216,7 +239,7 @@ class SegMask2FormerForSemanticSegmentation(SegMask2FormerPreTrainedModel):
             transformer_decoder_hidden_states=tuple(prediction.queries) if output_hidden_states else None,
         )
 
-    def _targets(self, pixel_values, labels, mask_labels, class_labels) -> Targets | None:
+    def _targets(self, pixel_values, labels, mask_labels=None, class_labels=None) -> Targets | None:
         """Masks and classes of each image, checked; None without labels."""
         config = self.config
         if labels is not None and (mask_labels is not None or class_labels is not None):
@@ -283,14 +306,14 @@ class SegMask2FormerForSemanticSegmentation(SegMask2FormerPreTrainedModel):
         self, pixel_values: torch.Tensor, targets: Targets | None, size: list[int], stride: list[int]
     ) -> SegMask2FormerOutput:
         """Logits from windows and, where there are targets, the mean of the windows' losses."""
-        batch = len(pixel_values)
+        batch = pixel_values.shape[0]
         windows = iter(window_slices(pixel_values.shape[2:], size, stride))
         losses = []
 
         def segment(parts: torch.Tensor) -> torch.Tensor:
             prediction = self._predict(parts, all_layers=targets is not None)
             if targets is not None:
-                for start in range(0, len(parts), batch):  # the windows of a call are those that come next
+                for start in range(0, parts.shape[0], batch):  # the windows of a call are those that come next
                     part = prediction.of_images(slice(start, start + batch))
                     losses.append(self._loss(part, _in_window(targets, next(windows)), over_processes=False))
             return self._logits(prediction, prediction.mask_logits(), parts.shape[2:])

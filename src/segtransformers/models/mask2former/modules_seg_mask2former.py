@@ -316,7 +316,7 @@ class SegMask2FormerTransformerModule(nn.Module):
         with torch.no_grad():
             level_features = [resized(mask_features, map_.shape[2:]).flatten(2) for map_ in maps]
         return self.decoder(
-            self.queries_features.weight.expand(len(mask_features), -1, -1),
+            self.queries_features.weight.expand(mask_features.shape[0], -1, -1),
             self.queries_embedder.weight[None],
             levels,
             [encoding.to(dtype) for encoding in encodings],
