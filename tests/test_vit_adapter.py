@@ -11,7 +11,19 @@ from reference_cases import ReferenceCase, relative_error
 from segtransformers import ViTAdapterBackbone, ViTAdapterConfig
 from segtransformers.conversion import convert_checkpoint
 
-CASES = ["", "-light", "-nofeature", "-noscale", "-pretrain384", "-windowed"]
+CASES = [
+    "vit",
+    "vit-light",
+    "vit-nofeature",
+    "vit-noscale",
+    "vit-pretrain384",
+    "vit-windowed",
+    "beit",
+    "beit-rect",
+    "beit-noqkvbias",
+    "uniperceiver",
+    "uniperceiver-windowed",
+]
 MAPS = ["stage1", "stage2", "stage3", "stage4"]
 
 
@@ -63,9 +75,51 @@ class TestRegisters(BackboneTests):
         )
 
 
+class TestBeit(BackboneTests):
+    """A class token and tables of relative positions, on grids smaller and larger than theirs."""
+
+    model_class = ViTAdapterBackbone
+
+    def config(self):
+        return small_config(trunk="beitv2_base_patch16_224")
+
+
+class TestRotary(BackboneTests):
+    """Rotated queries and keys, registers, and no learned positions."""
+
+    model_class = ViTAdapterBackbone
+
+    def config(self):
+        return small_config(trunk="vit_small_patch16_dinov3")
+
+
+class TestPatch14(BackboneTests):
+    """Patches of 14 pixels: the trunk's own input is resized."""
+
+    model_class = ViTAdapterBackbone
+
+    def config(self):
+        return small_config(trunk="vit_small_patch14_reg4_dinov2", pretrain_image_size=70)
+
+
+class TestUniPerceiver(BackboneTests):
+    """A norm in front of the blocks, and windows that are filled up before the projection."""
+
+    model_class = ViTAdapterBackbone
+
+    def config(self):
+        return small_config(
+            trunk="vit_base_patch16_clip_224",
+            patch_bias=True,
+            window_sizes=[3, 0, 2, 5],
+            pad_before_projection=True,
+            use_prefix_tokens=False,
+        )
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_maps_equal_the_original(name):
-    case = ReferenceCase(f"vit_adapter/tiny-vit{name}-upernet")
+    case = ReferenceCase(f"vit_adapter/tiny-{name}-upernet")
     backbone = convert_checkpoint(case.state_dict(), case.config).backbone
     with torch.no_grad():
         maps = backbone(case.pixel_values()).feature_maps
@@ -120,6 +174,18 @@ def test_loading_does_not_ask_timm_for_weights(tmp_path, monkeypatch):
         ({"num_hidden_layers": 2}, "trunk of 2 blocks cannot be cut into 4"),
         ({"window_sizes": [2, 2], "use_prefix_tokens": False}, "window_sizes needs one side"),
         ({"window_sizes": [2, 2, 2, 2]}, "set use_prefix_tokens=False"),
+        (
+            {"trunk": "beit_base_patch16_224", "window_sizes": [2, 2, 2, 2], "use_prefix_tokens": False},
+            "only trunks of timm's class VisionTransformer attend in windows",
+        ),
+        ({"trunk": "samvit_base_patch16"}, "it is a VisionTransformerSAM"),
+        ({"trunk": "eva02_enormous_patch14_clip_224"}, "of the kind EvaBlockPostNorm"),
+        ({"trunk": "vit_base_r50_s16_224"}, "its embedding is a HybridEmbed"),
+        ({"patch_size": 32}, "patch_size must be 14 or 16"),
+        (
+            {"trunk": "vit_giant_patch14_dinov2", "mlp_ratio": 1.1},
+            "'vit_giant_patch14_dinov2' cannot be built with hid",
+        ),
         ({"pretrain_image_size": 8}, "at least one patch"),
         ({"interaction_indexes": [[1, 0], [0, 3]]}, "cover blocks 0 to 3"),
         ({"interaction_indexes": [0, 1, 2, 3]}, "cover blocks 0 to 3"),
