@@ -364,3 +364,12 @@ def test_description_is_what_the_name_says():
     assert (description["patch_size"], description["pretrain_image_size"]) == (14, [518, 518])
     assert (description["hidden_size"], description["num_hidden_layers"]) == (1024, 24)
     assert describe_trunk("beit_large_patch16_224")["use_relative_position_bias"] is True
+
+
+@pytest.mark.parametrize("patch_size", [14, 16])
+def test_patch_size_can_be_chosen(patch_size):
+    backbone = small_backbone("vit_tiny_patch16_224", patch_size=patch_size, pretrain_image_size=7 * patch_size)
+    embeddings = backbone.trunk.embeddings
+    assert embeddings.patch_embed.proj.kernel_size == (patch_size, patch_size)
+    assert embeddings.pos_embed.shape[1] == 1 + 49
+    assert backbone.eval()(torch.randn(1, 3, 64, 96)).feature_maps[2].shape[2:] == (4, 6)

@@ -3,5 +3,6 @@
 
 from .convert import convert_checkpoint
 from .mapping import ConversionError
+from .trunks import load_pretrained_trunk
 
-__all__ = ["ConversionError", "convert_checkpoint"]
+__all__ = ["ConversionError", "convert_checkpoint", "load_pretrained_trunk"]

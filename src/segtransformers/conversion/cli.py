@@ -151,11 +151,13 @@ def _label(model: PreTrainedModel, checkpoint: Checkpoint, chosen: str | None, p
     """Name and colour the model's classes; returns where the names came from.
 
     Names come from the data set that the user names, else from the checkpoint, else from the published row's data set.
+    A published checkpoint may name classes that it has no outputs for: then the row's data set is right.
     """
     config = model.config
     names, palette = checkpoint.meta.get("CLASSES"), checkpoint.meta.get("PALETTE")
     origin = "names from the checkpoint"
-    dataset = chosen or (published if names is None else None)
+    named = isinstance(names, list | tuple) and (published is None or len(names) == config.num_labels)
+    dataset = chosen or (published if names is None or not named else None)
     if dataset is not None:
         info = get_dataset_info(dataset)
         names, palette, origin = info.classes, info.palette, f"names of {dataset}"

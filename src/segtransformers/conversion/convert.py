@@ -1,7 +1,7 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """From an original's state dict and description to one of our models, in memory."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from ..models.mask2former import SegMask2FormerForSemanticSegmentation
 from ..models.upernet import SegUperNetForSemanticSegmentation
 from . import mask2former, upernet, vit_adapter
-from .mapping import ConversionError, Settings, load_converted, prefixed
+from .mapping import ConversionError, Rule, Settings, load_converted, prefixed
 from .protocol import read_test_cfg
 
 # mmseg's type name -> what knows it
@@ -37,6 +37,24 @@ def convert_checkpoint(state_dict: Mapping[str, torch.Tensor], config: Mapping[s
 
     Raises:
         ConversionError: naming what is not understood, missing, left over or of another shape.
+    """
+    model, rules, prepare = empty_model(config)
+    load_converted(model, prepare(_without_wrapper(state_dict)), rules)
+    return model.eval()
+
+
+def empty_model(config: Mapping[str, Any]) -> tuple[PreTrainedModel, list[Rule], Callable]:
+    """What an original's description says, without weights.
+
+    Args:
+        config: as for [`convert_checkpoint`].
+
+    Returns:
+        the model on the meta device, the rules that rename the original's tensors, and what must be done to its state
+        dict before.
+
+    Raises:
+        ConversionError: naming what is not understood.
     """
     segmentor = Settings(config, "the model config")
     kind = segmentor.take("type", None)
@@ -72,9 +90,7 @@ def convert_checkpoint(state_dict: Mapping[str, torch.Tensor], config: Mapping[s
         raise ConversionError(f"the model config describes a model that cannot be: {reason}") from error
     with torch.device("meta"):
         model = model_class(model_config)
-    rules = [*prefixed("backbone.", known.rules), *head_module.RULES]
-    load_converted(model, known.prepare(_without_wrapper(state_dict)), rules)
-    return model.eval()
+    return model, [*prefixed("backbone.", known.rules), *head_module.RULES], known.prepare
 
 
 def _part(values: Any, where: str, known) -> tuple[Settings, str]:

@@ -1,5 +1,8 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""The published rows: for each config name its data set, mmseg's resolved model dict and test pipeline, as data."""
+"""The published rows as data: for each config name what its authors say about it, and what conversion needs.
+
+Sources: `segmentation/README.md` of each repository, and the configs that it links.
+"""
 
 import functools
 import json
@@ -7,10 +10,14 @@ from importlib import resources
 from typing import Any
 
 FAMILIES = ("vit_adapter",)
+# dataset: what the checkpoint was trained for. miou, miou_ms: published percent, single scale and multi-scale + flip.
+# parameters: as published. num_parameters: of the original's code, counted. crop_size: side in pixels. download: where
+# the authors keep the file. note: conflicts between sources, and what is missing.
+PUBLISHED_FIELDS = ("dataset", "miou", "miou_ms", "parameters", "num_parameters", "crop_size", "download", "note")
 
 
 @functools.lru_cache
 def published_rows(family: str) -> dict[str, dict[str, Any]]:
-    """Config name -> `{"dataset": ..., "model": ..., "test_pipeline": ...}` of one of `FAMILIES`."""
+    """Config name -> `PUBLISHED_FIELDS`, mmseg's resolved `model` dict and `test_pipeline`, for one of `FAMILIES`."""
     text = resources.files(__package__).joinpath(f"published_rows/{family}.json").read_text(encoding="utf-8")
     return json.loads(text)

@@ -123,6 +123,7 @@ def build_architecture(config: TrunkConfig) -> Any:
             pretrained=False,
             num_classes=0,
             img_size=tuple(config.pretrain_image_size),
+            patch_size=config.patch_size,
             embed_dim=config.hidden_size,
             depth=config.num_hidden_layers,
             num_heads=config.num_attention_heads,

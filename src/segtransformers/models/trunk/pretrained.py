@@ -1,7 +1,7 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """timm's pre-trained weights in a trunk of ours."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import timm
@@ -62,7 +62,12 @@ def load_timm_model(name: str, cache_dir: str | None = None) -> Any:
 
 
 def load_trunk_weights(
-    trunk: Trunk, config: TrunkConfig, state_dict: Mapping[str, torch.Tensor], grid: Grid, where: str
+    trunk: Trunk,
+    config: TrunkConfig,
+    state_dict: Mapping[str, torch.Tensor],
+    grid: Grid,
+    where: str,
+    optional: Collection[str] = (),
 ) -> None:
     """Give a trunk weights under timm's names. Positions are resized, tokens that the trunk lacks are left out.
 
@@ -71,29 +76,31 @@ def load_trunk_weights(
         state_dict: timm's names; what stands behind the last block is not needed.
         grid: `(h, w)` of the patches that the positions in `state_dict` were made for.
         where: how an error calls the weights.
+        optional: tensors of the trunk that may be missing and then stay.
 
     Raises:
-        ValueError: naming what is missing, left over or of another shape.
+        ValueError: naming what is missing, left over or of another shape. The trunk is then as it was.
     """
     expected = trunk.state_dict()
-    renamed, problems = {}, []
+    renamed: dict[str, torch.Tensor] = {}
+    problems = []
     for name, tensor in state_dict.items():
         new_name = _trunk_name(name)
         if new_name in expected:
-            tensor = _fitted(new_name, tensor, config, grid, expected[new_name])
+            tensor = _fitted(new_name, tensor, config, grid)
             if tensor.shape != expected[new_name].shape:
                 problems.append(f"{name} is {tuple(tensor.shape)}, expected {tuple(expected[new_name].shape)}")
             renamed[new_name] = tensor
         elif not name.startswith(_UNUSED) and not (name.endswith("_token") and not config.use_prefix_tokens):
             problems.append(f"the trunk has no place for {name}")
-    problems += [f"{name} is missing" for name in expected if name not in renamed]
+    problems += [f"{name} is missing" for name in expected if name not in renamed and name not in optional]
     if problems:
         more = f" and {len(problems) - 6} more" if len(problems) > 6 else ""
         raise ValueError(
             f"{where} do not fit the trunk {config.trunk!r}: {'; '.join(problems[:6])}{more}. "
             "Fields that change the trunk's shape cannot be combined with pre-trained weights"
         )
-    trunk.load_state_dict(renamed)
+    trunk.load_state_dict(renamed, strict=False)
 
 
 def _trunk_name(name: str) -> str:
@@ -104,14 +111,14 @@ def _trunk_name(name: str) -> str:
     return f"embeddings.{name}" if name.startswith(_EMBEDDINGS) else name
 
 
-def _fitted(name: str, tensor: torch.Tensor, config: TrunkConfig, grid: Grid, expected: torch.Tensor) -> torch.Tensor:
+def _fitted(name: str, tensor: torch.Tensor, config: TrunkConfig, grid: Grid) -> torch.Tensor:
     """Positions for the trunk's own grid and prefix."""
     new_grid = config.pretrain_grid
-    if name == "embeddings.pos_embed":
+    if name == "embeddings.pos_embed" and tensor.dim() == 3:
         count = grid[0] * grid[1]
         prefix = tensor[:, :-count] if config.use_prefix_tokens else tensor[:, :0]
         return torch.cat([prefix, resize_positions(tensor[:, -count:], grid, new_grid)], dim=1)
-    if name.endswith("relative_position_bias_table"):
+    if name.endswith("relative_position_bias_table") and tensor.shape[0] == num_relative_positions(grid) + 3:
         tensor = resize_relative_position_table(tensor, grid, new_grid)
         return tensor if config.use_prefix_tokens else tensor[: num_relative_positions(new_grid)]
     return tensor
