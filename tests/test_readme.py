@@ -11,6 +11,8 @@ import pytest
 import torch
 from reference_cases import ReferenceCase
 
+from segtransformers.conversion.published import FAMILIES, published_table
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
@@ -61,6 +63,18 @@ def test_python_snippets(folder, monkeypatch, capsys):
         exec(code, names)
     assert names["loss"].item() > 0
     assert capsys.readouterr().out
+
+
+def test_snippet_that_downloads_names_what_exists():
+    """It needs the network, so its imports alone are run."""
+    (code,) = re.findall(r"```python no-run\n(.*?)```", README, re.DOTALL)
+    compile(code, "README.md", "exec")
+    exec("\n".join(line for line in code.splitlines() if line.startswith("from ")), {})
+
+
+def test_published_tables_are_the_data():
+    for family in FAMILIES:
+        assert published_table(family) in README
 
 
 def test_files_that_are_linked_exist():

@@ -49,7 +49,7 @@ def main(family: str, backbones: Sequence[str], arguments: Sequence[str] | None 
 
 
 def _parser(family: str) -> argparse.ArgumentParser:
-    rows = "\n  ".join(published_rows(family))
+    rows = "\n  ".join(f"{name:<60} {_described(row)}" for name, row in published_rows(family).items())
     parser = argparse.ArgumentParser(
         description="Convert an original MMSegmentation 0.x checkpoint into a folder that from_pretrained loads.",
         epilog=f"published configs:\n  {rows}",
@@ -67,6 +67,11 @@ def _parser(family: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to write; it must be new or empty")
     return parser
+
+
+def _described(row: dict[str, Any]) -> str:
+    figures = [f"mIoU {row['miou']}"] if row["miou"] is not None else []
+    return ", ".join([row["dataset"], str(row["crop_size"]), *figures])
 
 
 def _checked_output(name: str) -> Path:

@@ -21,3 +21,22 @@ def published_rows(family: str) -> dict[str, dict[str, Any]]:
     """Config name -> `PUBLISHED_FIELDS`, mmseg's resolved `model` dict and `test_pipeline`, for one of `FAMILIES`."""
     text = resources.files(__package__).joinpath(f"published_rows/{family}.json").read_text(encoding="utf-8")
     return json.loads(text)
+
+
+def published_table(family: str) -> str:
+    """The rows of a family as a Markdown table, with footnotes for notes."""
+    lines = [
+        "| config | data set | crop | mIoU | mIoU (multi-scale, flip) | parameters | file |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    notes: list[str] = []
+    for name, row in published_rows(family).items():
+        mark = ""
+        if row["note"]:
+            if row["note"] not in notes:
+                notes.append(row["note"])
+            mark = f" [{notes.index(row['note']) + 1}]"
+        file = row["download"] and f"[{row['download'].rpartition('/')[2]}]({row['download']})"
+        values = (row["dataset"], row["crop_size"], row["miou"], row["miou_ms"], row["parameters"], file)
+        lines.append(f"| `{name}`{mark} | {' | '.join('-' if value is None else str(value) for value in values)} |")
+    return "\n".join([*lines, "", *(f"[{index}] {note}." for index, note in enumerate(notes, start=1))]).rstrip()
