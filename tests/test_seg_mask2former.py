@@ -20,8 +20,8 @@ from segtransformers import (
     SegMask2FormerForSemanticSegmentation,
     SegmentationImageProcessor,
 )
-from segtransformers.conversion import ConversionError, mask2former
-from segtransformers.conversion.mapping import Settings, find_rule, load_converted
+from segtransformers.conversion import ConversionError, convert_checkpoint, mask2former, vit_adapter
+from segtransformers.conversion.mapping import Settings, find_rule, load_converted, prefixed
 from segtransformers.inference import window_slices
 from segtransformers.models.mask2former import loss_seg_mask2former as losses
 from segtransformers.models.mask2former.modules_seg_mask2former import sine_encoding
@@ -205,7 +205,7 @@ def test_losses_and_gradients_equal_the_original(monkeypatch):
     weights = ReferenceCase("vit_adapter/tiny-beit-mask2former")
     case = ReferenceCase("vit_adapter/tiny-beit-mask2former-loss")
     recorded = case.outputs()
-    model = converted_head(weights, tuple(weights.outputs()[f"feature_{index}"].double() for index in range(4)))
+    model = convert_checkpoint(weights.state_dict(), weights.config)
     config = model.config
     assert config.train_num_points == 12544 and config.decoder_layers == 5 and config.no_object_weight == 0.1
     config.train_num_points = case.manifest["train_cfg"]["num_points"]
@@ -241,22 +241,30 @@ def test_losses_and_gradients_equal_the_original(monkeypatch):
 
     outputs.loss.backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
-
-    def gradient(original):
-        rule, name = find_rule(original, mask2former.RULES)
-        return torch.cat([gradients.pop(name.format(part=part)) for part in rule.parts or [""]])
-
-    norms = {
-        original: norm
-        for original, norm in case.manifest["gradients"]["l2_norms"].items()
-        if original.startswith("decode_head.")
-    }
-    for original, norm in norms.items():
-        actual = gradient(original)
-        assert actual.norm().item() == pytest.approx(norm, rel=1e-6, abs=1e-12), original
+    rules = [*prefixed("backbone.", vit_adapter.BEIT_RULES), *mask2former.RULES]
+    for original, norm in case.manifest["gradients"]["l2_norms"].items():
+        rule, name = find_rule(original, rules)
+        gradient = torch.cat([gradients.pop(name.format(part=part)) for part in rule.parts or [""]])
+        assert gradient.norm().item() == pytest.approx(norm, rel=2e-6, abs=1e-12), original
         if f"grad.{original}" in recorded:
-            assert relative_error(actual, recorded[f"grad.{original}"]) < 1e-6, original
+            assert relative_error(gradient, recorded[f"grad.{original}"]) < 2e-6, original
     assert not gradients  # each was compared
+
+
+@pytest.mark.parametrize("name", ["", "-base"])
+def test_whole_models_equal_the_original(name):
+    case = ReferenceCase(f"vit_adapter/tiny-beit{name}-mask2former")
+    model = convert_checkpoint(case.state_dict(), case.config)
+    model.config.inference_mode = "whole"
+    recorded = case.outputs()
+    with torch.no_grad():
+        outputs = model(case.pixel_values())
+    for key, tensor in {
+        "class_logits": outputs.class_queries_logits,
+        "mask_logits": outputs.masks_queries_logits,
+        "segmentation_logits": outputs.logits,
+    }.items():
+        assert relative_error(case.sampled(key, tensor), recorded[key]) < 1e-6, key
 
 
 def test_modules_equal_those_of_transformers():
