@@ -134,9 +134,10 @@ class SegMask2FormerPixelDecoder(nn.Module):
             tokens = layer(tokens, positions, geometry)
         levels = tokens.transpose(1, 2).split([height * width for height, width in grids], dim=2)
         levels = [level.unflatten(2, grid) for level, grid in zip(levels, grids, strict=True)]
-        pyramid = self.adapter_1(finest)
-        pyramid += resized(levels[-1], pyramid.shape[2:])
-        return self.mask_projection(self.layer_1(pyramid)), levels
+        features = self.adapter_1(finest)
+        features += resized(levels[-1], features.shape[2:])
+        features = self.layer_1(features)  # one name: of these, the largest maps of the head, only one is kept
+        return self.mask_projection(features), levels
 
 
 class SegMask2FormerCrossAttention(nn.Module):
