@@ -118,7 +118,9 @@ def main() -> None:
         results[implementation] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
         print(f"{implementation:13s} peak over weights and maps {results[implementation]['peak']:.2f} GiB", flush=True)
     ratio = {key: results["ours"][key] / results["transformers"][key] for key in results["ours"]}
-    print(f"ours / transformers: memory {ratio['peak']:.2f}, time {ratio['seconds']:.2f}, output {ratio['checksum']:.6f}")
+    print(
+        f"ours / transformers: memory {ratio['peak']:.2f}, time {ratio['seconds']:.2f}, output {ratio['checksum']:.6f}"
+    )
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from timm.models.beit import gen_relative_position_index
 from torch.nn import functional as F
 
-from segtransformers import ViTAdapterBackbone, ViTAdapterConfig
+from segtransformers import SegmentationImageProcessor, ViTAdapterBackbone, ViTAdapterConfig, trunk_normalization
 from segtransformers.models.trunk.architectures import describe_trunk
 from segtransformers.models.trunk.positions import relative_position_bias, resize_relative_position_table
 from segtransformers.models.trunk.pretrained import load_trunk_weights
@@ -357,6 +357,14 @@ def test_from_trunk_loads_what_timm_downloads(tmp_path):
     trunk = torch.load(tmp_path / "trunk.pt")
     assert torch.equal(trunk["blocks.3.attn.qkv.weight"], model.blocks[3].attn.qkv.weight)
     assert torch.equal(trunk["embeddings.pos_embed"], model.pos_embed)
+
+
+def test_normalization_is_that_of_the_weights():
+    assert trunk_normalization("vit_tiny_patch16_224.augreg_in21k")["image_mean"] == [0.5, 0.5, 0.5]
+    assert trunk_normalization("vit_small_patch14_dinov2")["image_std"] == [0.229, 0.224, 0.225]
+    assert SegmentationImageProcessor(**trunk_normalization("beit_base_patch16_224")).image_mean == (0.5, 0.5, 0.5)
+    with pytest.raises(ValueError, match="no pre-trained weights"):
+        trunk_normalization("vit_tiny_patch16_224.nothing")
 
 
 def test_description_is_what_the_name_says():

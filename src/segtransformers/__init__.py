@@ -6,6 +6,7 @@ Importing this package registers its models with transformers' auto classes.
 
 from .image_processing import SegmentationImageProcessor, SegmentationImageProcessorPil
 from .models.mask2former import SegMask2FormerConfig, SegMask2FormerForSemanticSegmentation
+from .models.trunk import trunk_normalization
 from .models.upernet import SegUperNetConfig, SegUperNetForSemanticSegmentation
 from .models.vit_adapter import ViTAdapterBackbone, ViTAdapterConfig
 from .packaged import example_image_path, packaged_model_path
@@ -26,4 +27,5 @@ __all__ = [
     "ViTAdapterConfig",
     "example_image_path",
     "packaged_model_path",
+    "trunk_normalization",
 ]

@@ -7,7 +7,7 @@ from .architectures import describe_trunk
 from .blocks import TRUNK_BLOCKS
 from .modeling_trunk import TokenLayout, Trunk, TrunkEmbeddings, init_trunk_weights
 from .positions import Grid
-from .pretrained import FromTrunkMixin
+from .pretrained import FromTrunkMixin, trunk_normalization
 
 # What device maps and FSDP must not split: a weight is used outside the module that owns it
 UNSPLIT_MODULES = [TrunkEmbeddings.__name__, *(block.__name__ for block in TRUNK_BLOCKS.values())]
@@ -22,4 +22,5 @@ __all__ = [
     "TrunkEmbeddings",
     "describe_trunk",
     "init_trunk_weights",
+    "trunk_normalization",
 ]

@@ -49,6 +49,11 @@ def load_timm_model(name: str, cache_dir: str | None = None) -> Any:
     Raises:
         ValueError: if there are none of that name.
     """
+    _check_weights(name)
+    return timm.create_model(name, pretrained=True, num_classes=0, cache_dir=cache_dir)
+
+
+def _check_weights(name: str) -> None:
     architecture = name.partition(".")[0]
     describe_trunk(architecture)
     tagged = timm.list_pretrained(f"{architecture}.*")
@@ -58,7 +63,23 @@ def load_timm_model(name: str, cache_dir: str | None = None) -> Any:
             f"timm {timm.__version__} has no pre-trained weights {name!r}; "
             + (f"known are {', '.join(tagged)}" if tagged else "say pretrained=False to start at random")
         )
-    return timm.create_model(name, pretrained=True, num_classes=0, cache_dir=cache_dir)
+
+
+def trunk_normalization(name: str) -> dict[str, list[float]]:
+    """How images must be normalised for timm's pre-trained weights, as keywords of an image processor.
+
+    Args:
+        name: as for `from_trunk`.
+
+    Returns:
+        `image_mean` and `image_std` of red, green and blue in 0..1.
+
+    Raises:
+        ValueError: if there are no weights of that name.
+    """
+    _check_weights(name)
+    weights = timm.get_pretrained_cfg(name)
+    return {"image_mean": list(weights.mean), "image_std": list(weights.std)}
 
 
 def load_trunk_weights(
@@ -128,4 +149,4 @@ def _grid_of(model: Any) -> Grid:
     return tuple(model.patch_embed.grid_size)
 
 
-__all__ = ["FromTrunkMixin", "load_timm_model", "load_trunk_weights"]
+__all__ = ["FromTrunkMixin", "load_timm_model", "load_trunk_weights", "trunk_normalization"]
