@@ -115,8 +115,9 @@ def main() -> None:
     results = {}
     for implementation in ("ours", "transformers"):
         command = [sys.executable, __file__, *sys.argv[1:], "--implementation", implementation]
-        results[implementation] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
-        print(f"{implementation:13s} peak over weights and maps {results[implementation]['peak']:.2f} GiB", flush=True)
+        result = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+        print(f"{implementation:13s} peak over weights and maps {result['peak']:.2f} GiB", flush=True)
+        results[implementation] = result
     ratio = {key: results["ours"][key] / results["transformers"][key] for key in results["ours"]}
     print(
         f"ours / transformers: memory {ratio['peak']:.2f}, time {ratio['seconds']:.2f}, output {ratio['checksum']:.6f}"

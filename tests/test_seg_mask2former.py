@@ -481,9 +481,11 @@ def test_other_losses_are_said(monkeypatch):
     settings["loss_mask"]["type"] = "FocalLoss"
     settings["loss_cls"]["class_weight"][3] = 7.0
     settings["loss_cls"]["loss_weight"] = 1.5
+    settings["train_cfg"] = {"num_points": 100, "assigner": {"cls_cost": {"weight": 2.0}, "dice_cost": {"weight": 5.0}}}
     config = mask2former.read_config(Settings(settings, "decode_head"), None, convnext())
     assert config.class_weight == 1.5 and config.no_object_weight == 0.1
-    assert len(said) == 2 and "loss_cls" in said[0] and "FocalLoss" in said[1]
+    assert len(said) == 3 and "loss_cls" in said[0] and "FocalLoss" in said[1] and "cls_cost" in said[2]
+    assert config.train_num_points == 100
 
 
 def test_unknown_keywords_are_refused():

@@ -79,6 +79,7 @@ def read_config(
     things, stuff = decode_head.take("num_things_classes", 80), decode_head.take("num_stuff_classes", 53)
     num_labels = decode_head.take("num_classes", None)
     num_labels = things + stuff if num_labels is None else num_labels
+    losses = _read_losses(decode_head)
     fields = {
         "num_labels": num_labels,
         "hidden_dim": width,
@@ -88,8 +89,8 @@ def read_config(
         "pad_to_stride": backbone_config.model_type != "seg_internimage",
         **_read_pixel_decoder(decode_head.part("pixel_decoder"), width),
         **_read_decoder(decode_head.part("transformer_decoder"), width),
-        **_read_losses(decode_head, num_labels),
-        **_read_train_cfg(decode_head.take("train_cfg", None)),
+        **losses,
+        **_read_train_cfg(decode_head.take("train_cfg", None), losses),
     }
     decode_head.expect("num_transformer_feat_level", 3)
     decode_head.expect("enforce_decoder_input_project", False)
@@ -199,7 +200,7 @@ def _expect_encoding(settings: Settings, width: Any) -> None:
     settings.finish()
 
 
-def _read_losses(head: Settings, num_labels: Any) -> dict[str, Any]:
+def _read_losses(head: Settings) -> dict[str, Any]:
     """Weights of the losses. Other kinds matter for more training only: say so and go on."""
     fields: dict[str, Any] = {}
     for name, field, plain in (
@@ -233,9 +234,15 @@ def _read_losses(head: Settings, num_labels: Any) -> dict[str, Any]:
     return fields
 
 
-def _read_train_cfg(train_cfg: Any) -> dict[str, Any]:
-    """How masks are compared in training."""
+def _read_train_cfg(train_cfg: Any, losses: Mapping[str, Any]) -> dict[str, Any]:
+    """How masks are compared in training. Queries are matched with the weights of the losses: say where they differ."""
     settings = dict(train_cfg) if isinstance(train_cfg, Mapping) else {}
+    assigner = settings.get("assigner")
+    assigner = assigner if isinstance(assigner, Mapping) else {}
+    for cost, field in (("cls_cost", "class_weight"), ("mask_cost", "mask_weight"), ("dice_cost", "dice_weight")):
+        weight = assigner[cost].get("weight", 1.0) if isinstance(assigner.get(cost), Mapping) else None
+        if weight is not None and weight != losses.get(field, weight):
+            _warn(f"train_cfg.assigner.{cost}", f"has the weight {weight}")
     names = {"train_num_points": "num_points"} | {
         name: name for name in ("oversample_ratio", "importance_sample_ratio")
     }
