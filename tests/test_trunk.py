@@ -61,7 +61,7 @@ def theirs(backbone: ViTAdapterBackbone):
     ).to(trunk.embeddings.patch_embed.proj.weight.dtype)
     names = {}
     for name, tensor in trunk.state_dict().items():
-        name = name.removeprefix("embeddings.").removeprefix("rotary.")
+        name = name.removeprefix("embeddings.").replace("rotary.", "rope.")
         names[name.replace(".relative_position_bias_table", ".attn.relative_position_bias_table")] = tensor
     missing, unexpected = model.load_state_dict(names, strict=False)
     assert not unexpected and all(name.startswith(("norm.", "fc_norm.", "head", "attn_pool.")) for name in missing)
@@ -257,22 +257,48 @@ def test_pretrained_tables_are_resized_as_the_original_does():
 
 
 def test_attention_bias_costs_no_index():
-    """No integer tensor of (tokens)^2 elements is made on the way."""
-    made = []
+    """No integer tensor of (tokens)^2 elements is made on the way to the biases."""
+    sizes = {True: 0, False: 0}  # of the largest tensor of floating-point numbers, and of any others
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
             result = function(*arguments, **(keywords or {}))
             for tensor in result if isinstance(result, (tuple, list)) else [result]:
-                if isinstance(tensor, torch.Tensor) and not tensor.is_floating_point():
-                    made.append(tensor.numel())
+                if isinstance(tensor, torch.Tensor):
+                    kind = tensor.is_floating_point()
+                    sizes[kind] = max(sizes[kind], tensor.numel())
             return result
 
     trunk = small_backbone("beit_base_patch16_224", pretrain_image_size=256).eval().trunk
     with torch.no_grad(), Watch():
         tokens, layout = trunk.embed(torch.randn(1, 3, 256, 320))
         assert len([*trunk.run_blocks(tokens, 0, 3, layout)]) == 4
-    assert made and max(made) < 256 * 256
+    assert sizes[True] >= 2 * (16 * 20) ** 2 > 100 * sizes[False]
+
+
+def test_interpolation_does_not_remember_who_asked_first():
+    """It is cached: on the meta device, in inference mode, and then for training."""
+    backbone = small_backbone("beit_base_patch16_224", pretrain_image_size=64).double()
+    with torch.device("meta"):
+        ViTAdapterBackbone(backbone.config)(torch.empty(1, 3, 160, 96))
+    with torch.inference_mode():
+        expected = backbone.eval()(torch.ones(1, 3, 160, 96, dtype=torch.float64)).feature_maps
+    maps = backbone(torch.ones(1, 3, 160, 96, dtype=torch.float64)).feature_maps
+    sum(map_.mean() for map_ in maps).backward()
+    for map_, other in zip(maps, expected, strict=True):
+        torch.testing.assert_close(map_.detach(), other.clone())
+
+
+@pytest.mark.parametrize("trunk", ["beit_base_patch16_224", "vit_small_patch16_dinov3"])
+def test_compiles_whole_for_two_sizes(trunk):
+    backbone = small_backbone(needed(trunk), pretrain_image_size=64).eval()
+    torch.compiler.reset()
+    compiled = torch.compile(backbone, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        for size in ((64, 64), (64, 96)):
+            images = torch.randn(1, 3, *size)
+            for one, other in zip(compiled(images).feature_maps, backbone(images).feature_maps, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 # Weights from timm

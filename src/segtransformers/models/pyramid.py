@@ -122,6 +122,14 @@ class SamplingGeometry:
             level_starts=torch.tensor(starts, dtype=torch.long, device=device),
         )
 
+    def to(self, device: torch.device, non_blocking: bool = False) -> "SamplingGeometry":
+        """On a device, for hooks that move the arguments of a module."""
+        points, shapes, starts = (
+            tensor.to(device, non_blocking=non_blocking)
+            for tensor in (self.reference_points, self.shapes_tensor, self.level_starts)
+        )
+        return SamplingGeometry(points, self.shapes, shapes, starts)
+
 
 class DeformableAttention(nn.Module):
     """Multi-scale deformable attention with its projections.

@@ -88,6 +88,9 @@ def as_trunk_block(block: Any, config: TrunkConfig, index: int, num_prefix_token
         ValueError: if the block should attend in windows and cannot.
     """
     block.__class__ = TRUNK_BLOCKS[type(block)]
+    if getattr(block.attn, "qkv_bias_separate", None) is False:
+        # timm would read the projection's weight, while what brings weights on demand hooks the projection's forward
+        block.attn.qkv_bias_separate = True
     window = (config.window_sizes or [0] * config.num_hidden_layers)[index]
     if isinstance(block, PlainTrunkBlock):
         block.window, block.pad_before_projection = window, config.pad_before_projection

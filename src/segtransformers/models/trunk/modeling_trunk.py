@@ -15,7 +15,12 @@ from typing import Any
 
 import torch
 from timm.layers import LayerScale, RmsNorm
-from timm.layers.pos_embed_sincos import RotaryEmbeddingMixed, init_random_2d_freqs
+from timm.layers.pos_embed_sincos import (
+    RotaryEmbeddingMixed,
+    get_mixed_freqs,
+    get_mixed_grid,
+    init_random_2d_freqs,
+)
 from timm.models.beit import Attention as BeitAttention
 from timm.models.eva import EvaAttention
 from torch import nn
@@ -104,8 +109,22 @@ class TrunkRotary(nn.Module):
         self.rope = rope
 
     def forward(self, grid: Grid) -> torch.Tensor:
-        """Sines and cosines `(h * w, .)`, or `(blocks, heads, h * w, .)` where they are learned."""
+        """Sines and cosines `(h * w, .)`."""
         return self.rope.get_embed(shape=list(grid))
+
+
+class TrunkLearnedRotary(nn.Module):
+    """Rotations whose frequencies are learned for every block and head."""
+
+    def __init__(self, rope: RotaryEmbeddingMixed):
+        super().__init__()
+        self.temperature, self.grid_indexing = rope.temperature, rope.grid_indexing
+        self.freqs = rope.freqs  # used in this forward, so that this module owns them
+
+    def forward(self, grid: Grid) -> torch.Tensor:
+        """Sines and cosines `(blocks, heads, h * w, .)`."""
+        places = get_mixed_grid(list(grid), grid_indexing=self.grid_indexing, device=self.freqs.device)
+        return get_mixed_freqs(self.freqs, *places)
 
 
 class Trunk(nn.Module):
@@ -126,7 +145,10 @@ class Trunk(nn.Module):
         self.embeddings = TrunkEmbeddings(model, config)
         self.num_prefix_tokens = self.embeddings.num_prefix_tokens
         rope = getattr(model, "rope", None)
-        self.rotary = None if rope is None else TrunkRotary(rope)
+        if isinstance(rope, RotaryEmbeddingMixed):
+            self.rotary = TrunkLearnedRotary(rope)
+        else:
+            self.rotary = None if rope is None else TrunkRotary(rope)
         self.blocks = nn.ModuleList(
             as_trunk_block(block, config, index, self.num_prefix_tokens) for index, block in enumerate(model.blocks)
         )
@@ -178,10 +200,9 @@ def init_trunk_weights(module: nn.Module, config: TrunkConfig) -> None:
                 init.constant_(gamma, config.layer_scale_init_value)
         if getattr(module, "relative_position_bias_table", None) is not None:
             init.zeros_(module.relative_position_bias_table)
-    elif isinstance(module, RotaryEmbeddingMixed):
-        frequencies = init_random_2d_freqs(
-            module.dim // module.num_heads, module.depth, module.num_heads, temperature=module.temperature, rotate=True
-        )
-        init.copy_(module.freqs, frequencies.reshape(module.freqs.shape))
+    elif isinstance(module, TrunkLearnedRotary):
+        _, depth, heads, half = module.freqs.shape
+        frequencies = init_random_2d_freqs(2 * half, depth, heads, temperature=module.temperature, rotate=True)
+        init.copy_(module.freqs, frequencies)
     if hasattr(module, "init_non_persistent_buffers"):  # timm's own hook: what is not saved must be made again
         module.init_non_persistent_buffers()

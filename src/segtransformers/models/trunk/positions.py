@@ -7,6 +7,7 @@ Sources: BEiT (https://arxiv.org/abs/2106.08254); `segmentation/mmcv_custom/chec
 import functools
 import math
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -41,8 +42,9 @@ def relative_position_bias(table: torch.Tensor, table_grid: Grid, grid: Grid, nu
     heads, tokens = table.shape[1], num_prefix_tokens + height * width
     maps = table[: num_relative_positions(table_grid)].t().unflatten(1, (2 * table_grid[0] - 1, 2 * table_grid[1] - 1))
     if grid != table_grid:
+        dtype = torch.promote_types(maps.dtype, torch.float32)
         rows, columns = (
-            _interpolation(known, wanted).to(device=maps.device, dtype=torch.promote_types(maps.dtype, torch.float32))
+            torch.tensor(_interpolation(int(known), int(wanted)), dtype=dtype, device=maps.device)
             for known, wanted in zip(table_grid, grid, strict=True)
         )
         maps = (rows @ maps.to(rows.dtype) @ columns.t()).to(table.dtype)
@@ -61,27 +63,30 @@ def relative_position_bias(table: torch.Tensor, table_grid: Grid, grid: Grid, nu
     return full
 
 
+@torch.compiler.assume_constant_result
+def _interpolation(known: int, wanted: int) -> list[list[float]]:
+    return _cached_interpolation(known, wanted)  # the compiler looks through a cache, and would trace the bisection
+
+
 @functools.lru_cache(maxsize=64)
-def _interpolation(known: int, wanted: int) -> torch.Tensor:
-    """Weights `(2 * wanted - 1, 2 * known - 1)` that turn biases at known offsets into those at wanted ones."""
-    offsets = torch.arange(-(wanted - 1), wanted, dtype=torch.float64)
+def _cached_interpolation(known: int, wanted: int) -> list[list[float]]:
+    """Weights `(2 * wanted - 1, 2 * known - 1)` that turn biases at known offsets into those at wanted ones.
+
+    Plain numbers, because a tensor in the cache would keep the device and the mode of its first caller.
+    """
+    offsets = np.arange(-(wanted - 1), wanted, dtype=np.float64)
     if wanted > known:  # distances 1, 1 + q, 1 + q + q^2, ... reach the outermost offset
-        ratio = _growth(known - 1, wanted - 1, low=1.0, high=float(wanted)) if known > 1 else 1.0
-        reach = _distances(known - 1, ratio)
-        reach = reach * ((wanted - 1) / reach[-1]) if known > 1 else reach
-        index = torch.searchsorted(reach, offsets.abs().contiguous()).clamp(1, max(known - 1, 1))
-        index = index.clamp(max=known - 1)
-        before = (index - 1).clamp(min=0)
-        gap = (reach[index] - reach[before]).clamp(min=1e-12)
-        offsets = offsets.sign() * (before + (offsets.abs() - reach[before]) / gap).clamp(max=known - 1)
-    places = torch.arange(-(known - 1), known, dtype=torch.float64)
-    return (1 - (offsets[:, None] - places).abs()).clamp(min=0)
+        reach = _distances(known - 1, _growth(known - 1, wanted - 1, low=1.0, high=float(wanted)))
+        if known > 1:
+            reach *= (wanted - 1) / reach[-1]
+        offsets = np.sign(offsets) * np.interp(np.abs(offsets), reach, np.arange(known))
+    places = np.arange(-(known - 1), known, dtype=np.float64)
+    return np.maximum(1 - np.abs(offsets[:, None] - places), 0).tolist()
 
 
-def _distances(terms: int, ratio: float) -> torch.Tensor:
+def _distances(terms: int, ratio: float) -> np.ndarray:
     """0, 1, 1 + q, ..., each step `ratio` times as long as the one before: `(terms + 1,)` float64."""
-    steps = ratio ** torch.arange(terms, dtype=torch.float64)
-    return torch.cat([torch.zeros(1, dtype=torch.float64), steps.cumsum(0)])
+    return np.concatenate([[0.0], np.cumsum(ratio ** np.arange(terms, dtype=np.float64))])
 
 
 def _growth(terms: int, total: float, low: float, high: float) -> float:
@@ -118,8 +123,8 @@ def resize_relative_position_table(table: torch.Tensor, old_grid: Grid, new_grid
     sources, targets = [], []
     for side, target in zip(old_grid, wanted, strict=True):
         reach = _distances(side - 1, _growth(side - 1, target // 2, low=1.01, high=1.5))
-        sources.append(torch.cat([-reach.flip(0)[:-1], reach]).numpy())
-        targets.append(torch.arange(-(target // 2), target // 2 + 1, dtype=torch.float64).numpy())
+        sources.append(np.concatenate([-reach[:0:-1], reach]))
+        targets.append(np.arange(-(target // 2), target // 2 + 1, dtype=np.float64))
     count = num_relative_positions((old_grid[0], old_grid[1]))
     maps = table[:count].detach().t().double().reshape(-1, *known)
     resized = [torch.from_numpy(RectBivariateSpline(*sources, map_.cpu().numpy())(*targets)) for map_ in maps]

@@ -126,7 +126,7 @@ def load_trunk_weights(
 
 def _trunk_name(name: str) -> str:
     if name.startswith("rope."):
-        return f"rotary.{name}"
+        return name.replace("rope.", "rotary.", 1)  # only learned rotations have weights
     if name.endswith(_TABLE):
         return name.replace(_TABLE, "relative_position_bias_table")
     return f"embeddings.{name}" if name.startswith(_EMBEDDINGS) else name

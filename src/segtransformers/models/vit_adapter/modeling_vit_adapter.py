@@ -4,6 +4,9 @@
 Behaviour follows `segmentation/mmseg_custom/models/backbones/vit_adapter.py` of czczup/ViT-Adapter.
 """
 
+import functools
+from collections.abc import Callable, Iterator
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -27,10 +30,11 @@ from ..pyramid import (
     init_pyramid_weights,
     padded_to_stride,
 )
-from ..trunk import UNSPLIT_MODULES, FromTrunkMixin, TokenLayout, Trunk, init_trunk_weights
+from ..trunk import UNSPLIT_MODULES, FromTrunkMixin, Trunk, init_trunk_weights
 from .configuration_vit_adapter import ViTAdapterConfig
 
 logger = logging.get_logger(__name__)
+RunBlocks = Callable[[torch.Tensor, int, int], Iterator[torch.Tensor]]
 
 
 class ViTAdapterCrossAttention(GradientCheckpointingLayer):
@@ -105,8 +109,8 @@ class ViTAdapterInteraction(nn.Module):
         self,
         tokens: torch.Tensor,
         pyramid: torch.Tensor,
-        trunk: Trunk,
-        layout: TokenLayout,
+        run_blocks: RunBlocks,
+        num_prefix_tokens: int,
         injection: SamplingGeometry,
         extraction: SamplingGeometry,
         grids: list[Grid],
@@ -115,16 +119,17 @@ class ViTAdapterInteraction(nn.Module):
         """Gives the tokens after the slice, `(B, prefix + h * w, C)`, and the new pyramid tokens.
 
         Args:
-            layout: of the tokens, as the trunk gave it.
+            run_blocks: the trunk's, with the layout of the tokens.
+            num_prefix_tokens: how many stand in front of the patches.
             grids: of the pyramid's three levels (strides 8, 16, 32); the second is the trunk's own token grid.
             hidden_states: takes the tokens after each block, where they are wanted.
         """
-        prefix, patches = tokens[:, : trunk.num_prefix_tokens], tokens[:, trunk.num_prefix_tokens :]
+        prefix, patches = tokens[:, :num_prefix_tokens], tokens[:, num_prefix_tokens:]
         patches = self.injector(patches, pyramid, injection)
-        for tokens in trunk.run_blocks(torch.cat([prefix, patches], dim=1), self.first, self.last, layout):
+        for tokens in run_blocks(torch.cat([prefix, patches], dim=1), self.first, self.last):
             if hidden_states is not None:
                 hidden_states.append(tokens)
-        patches = tokens[:, trunk.num_prefix_tokens :]
+        patches = tokens[:, num_prefix_tokens:]
         for extractor in (self.extractor, *self.extra_extractors):
             pyramid = extractor(pyramid, patches, extraction, grids)
         return tokens, pyramid
@@ -221,7 +226,9 @@ class ViTAdapterBackbone(FromTrunkMixin, BackboneMixin, ViTAdapterPreTrainedMode
             dim=1,
         )
         tokens, layout = self.trunk.embed(pixel_values)
-        grid = layout.grid
+        grid, num_prefix_tokens = layout.grid, self.trunk.num_prefix_tokens
+        # not the trunk itself: hooks that move a module's arguments to its device would move all of the trunk
+        run_blocks = functools.partial(self.trunk.run_blocks, layout=layout)
         injection = SamplingGeometry.build([grid], grids, pixel_values.device)
         extraction = SamplingGeometry.build(grids, [grid], pixel_values.device)
 
@@ -232,10 +239,10 @@ class ViTAdapterBackbone(FromTrunkMixin, BackboneMixin, ViTAdapterPreTrainedMode
         trunk_features = []
         for interaction in self.interactions:
             tokens, pyramid = interaction(
-                tokens, pyramid, self.trunk, layout, injection, extraction, grids, hidden_states
+                tokens, pyramid, run_blocks, num_prefix_tokens, injection, extraction, grids, hidden_states
             )
             if self.config.add_trunk_features:
-                patches = tokens[:, self.trunk.num_prefix_tokens :]
+                patches = tokens[:, num_prefix_tokens:]
                 trunk_features.append(patches.transpose(1, 2).unflatten(2, grid))
 
         feature_maps = self._assemble(maps[0], pyramid, grids, trunk_features)
