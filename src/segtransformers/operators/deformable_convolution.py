@@ -1,0 +1,154 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""Deformable convolution v3, the core of InternImage.
+
+Source: InternImage (https://arxiv.org/abs/2211.05778), equation 3, without its projections; the behaviour follows
+`classification/ops_dcnv3/functions/dcnv3_func.py` of OpenGVLab/InternImage.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from kernels import use_kernel_forward_from_hub
+from torch import nn
+from torch.nn import functional as F
+
+
+def dcnv3_reference(
+    value: torch.Tensor,
+    offset: torch.Tensor,
+    mask: torch.Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    offset_scale: float,
+    remove_center: bool,
+) -> torch.Tensor:
+    """Weighted sum of bilinear samples around every output pixel, in plain PyTorch.
+
+    The points of a kernel are numbered column by column, from top to bottom in each. Point (row, column) of output
+    pixel (i, j) reads at `y = i * stride - padding + middle + ((row * dilation - middle) + offset_y) * offset_scale`
+    with `middle = dilation * (kernel - 1) // 2`, and `x` likewise, in pixels of `value` with pixel centres at integers:
+    `offset_scale` spreads the kernel as well as the offsets. Outside of `value` everything is zero.
+
+    All arithmetic runs in float32, or float64 where any argument is float64: coordinates in half precision would be off
+    by whole pixels.
+
+    Args:
+        value: `(B, H, W, groups * channels)`, not padded.
+        offset: `(B, h, w, groups * points * 2)`, pairs (x, y) in pixels; `points` is the kernel's area, less one with
+            `remove_center`, and `h = (H + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1`.
+        mask: `(B, h, w, groups * points)`, the weights, already normalised.
+        kernel_size, stride, padding, dilation: (height, width).
+        groups: group g reads and writes the g-th part of the channels.
+        offset_scale: distance between neighbouring points of the kernel, over `dilation`.
+        remove_center: leave the middle point out.
+
+    Returns:
+        `(B, h, w, groups * channels)` in the dtype of `value`.
+
+    Raises:
+        ValueError: if an argument is out of range or the shapes do not fit each other.
+    """
+    points = _check_kernel(kernel_size, stride, padding, dilation, groups, remove_center)
+    height, width = _check_shapes(value, offset, mask, kernel_size, stride, padding, dilation, groups, points)
+    batch, value_height, value_width, _ = value.shape
+    dtype = torch.float64 if torch.float64 in (value.dtype, offset.dtype, mask.dtype) else torch.float32
+
+    def places(axis: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Centres of the output pixels, and the kernel's points relative to them, along one axis."""
+        middle = dilation[axis] * (kernel_size[axis] - 1) // 2
+        centres = torch.arange(count, dtype=dtype, device=value.device) * stride[axis] + (middle - padding[axis])
+        points = torch.arange(kernel_size[axis], dtype=dtype, device=value.device) * dilation[axis] - middle
+        return centres, points
+
+    centres_y, points_y = places(0, height)
+    centres_x, points_x = places(1, width)
+    kernel = torch.stack(torch.meshgrid(points_x, points_y, indexing="ij"), dim=-1).flatten(0, 1)  # (points, 2)
+    if remove_center:
+        kernel = torch.cat([kernel[: points // 2], kernel[points // 2 + 1 :]])
+    centres = torch.stack(torch.meshgrid(centres_x, centres_y, indexing="xy"), dim=-1)  # (h, w, 2)
+
+    offset = offset.to(dtype).unflatten(3, (groups, points, 2))
+    locations = centres[:, :, None, None] + (kernel + offset) * offset_scale
+    sides = torch.tensor([value_width, value_height], dtype=dtype, device=value.device)
+    grids = (2 * locations + 1) / sides - 1  # -1 and 1 are the outer edges
+    samples = F.grid_sample(
+        value.to(dtype).unflatten(3, (groups, -1)).permute(0, 3, 4, 1, 2).flatten(0, 1),
+        grids.permute(0, 3, 1, 2, 4, 5).reshape(batch * groups, height * width, points, 2),
+        mode="bilinear",
+        padding_mode="zeros",
+        align_corners=False,
+    )  # (B * groups, channels, h * w, points)
+    weights = mask.to(dtype).unflatten(3, (groups, points)).permute(0, 3, 1, 2, 4)
+    output = (samples * weights.reshape(batch * groups, 1, height * width, points)).sum(-1)
+    output = output.unflatten(0, (batch, groups)).flatten(1, 2)
+    return output.transpose(1, 2).unflatten(1, (height, width)).to(value.dtype)
+
+
+def _check_kernel(kernel_size, stride, padding, dilation, groups, remove_center) -> int:
+    """The number of points."""
+    for name, pair, least in (
+        ("kernel_size", kernel_size, 1),
+        ("stride", stride, 1),
+        ("padding", padding, 0),
+        ("dilation", dilation, 1),
+    ):
+        if not isinstance(pair, Sequence) or len(pair) != 2 or min(pair) < least:
+            raise ValueError(f"{name} must be (height, width) of at least {least}, got {pair}")
+    if groups < 1:
+        raise ValueError(f"groups must be at least 1, got {groups}")
+    points = kernel_size[0] * kernel_size[1]
+    if remove_center and (points % 2 == 0 or points == 1):
+        raise ValueError(f"remove_center needs a kernel of odd sides larger than 1x1, got {tuple(kernel_size)}")
+    return points - int(remove_center)
+
+
+def _check_shapes(value, offset, mask, kernel_size, stride, padding, dilation, groups, points) -> tuple[int, int]:
+    """Height and width of the output."""
+    if value.dim() != 4 or value.shape[3] % groups:
+        raise ValueError(
+            f"value must be (batch, height, width, channels) with channels in {groups} equal groups, got "
+            f"{tuple(value.shape)}"
+        )
+    height, width = (
+        (value.shape[1 + axis] + 2 * padding[axis] - dilation[axis] * (kernel_size[axis] - 1) - 1) // stride[axis] + 1
+        for axis in (0, 1)
+    )
+    if min(height, width) < 1 or min(value.shape[1:3]) < 1:
+        raise ValueError(
+            f"value {tuple(value.shape)} is smaller than the kernel {tuple(kernel_size)} with padding {tuple(padding)} "
+            f"and dilation {tuple(dilation)}"
+        )
+    for name, tensor, each in (("offset", offset, 2), ("mask", mask, 1)):
+        expected = (value.shape[0], height, width, groups * points * each)
+        if tuple(tensor.shape) != expected:
+            raise ValueError(
+                f"{name} must be (batch, height, width, groups * points{' * 2' if each == 2 else ''}) = {expected}, "
+                f"got {tuple(tensor.shape)}"
+            )
+    return height, width
+
+
+@use_kernel_forward_from_hub("DeformableConvolutionV3")
+class DeformableConvolutionV3(nn.Module):
+    """The layer a compiled kernel can replace. It has no state."""
+
+    def forward(
+        self,
+        value: torch.Tensor,
+        offset: torch.Tensor,
+        mask: torch.Tensor,
+        kernel_size: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
+        offset_scale: float,
+        remove_center: bool,
+    ) -> torch.Tensor:
+        """See [`dcnv3_reference`]."""
+        return dcnv3_reference(
+            value, offset, mask, kernel_size, stride, padding, dilation, groups, offset_scale, remove_center
+        )
