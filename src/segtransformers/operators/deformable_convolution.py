@@ -74,15 +74,15 @@ def dcnv3_reference(
     locations = centres[:, :, None, None] + (kernel + offset) * offset_scale
     sides = torch.tensor([value_width, value_height], dtype=dtype, device=value.device)
     grids = (2 * locations + 1) / sides - 1  # -1 and 1 are the outer edges
-    samples = F.grid_sample(
-        value.to(dtype).unflatten(3, (groups, -1)).permute(0, 3, 4, 1, 2).flatten(0, 1),
-        grids.permute(0, 3, 1, 2, 4, 5).reshape(batch * groups, height * width, points, 2),
-        mode="bilinear",
-        padding_mode="zeros",
-        align_corners=False,
-    )  # (B * groups, channels, h * w, points)
-    weights = mask.to(dtype).unflatten(3, (groups, points)).permute(0, 3, 1, 2, 4)
-    output = (samples * weights.reshape(batch * groups, 1, height * width, points)).sum(-1)
+    grids = grids.permute(0, 3, 4, 1, 2, 5).reshape(batch * groups, points, height * width, 2)
+    weights = mask.to(dtype).unflatten(3, (groups, points)).permute(0, 3, 4, 1, 2)
+    weights = weights.reshape(batch * groups, 1, points, height * width)
+    maps = value.to(dtype).unflatten(3, (groups, -1)).permute(0, 3, 4, 1, 2).flatten(0, 1)
+    output = value.new_zeros((), dtype=dtype)
+    column = kernel_size[0]  # all points at once would take more memory, and one by one more calls
+    for grid, weight in zip(grids.split(column, dim=1), weights.split(column, dim=2), strict=True):
+        samples = F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        output = output + (samples * weight).sum(2)  # (B * groups, channels, h * w)
     output = output.unflatten(0, (batch, groups)).flatten(1, 2)
     return output.transpose(1, 2).unflatten(1, (height, width)).to(value.dtype)
 
