@@ -5,6 +5,7 @@ Importing this package registers its models with transformers' auto classes.
 """
 
 from .image_processing import SegmentationImageProcessor, SegmentationImageProcessorPil
+from .models.internimage import InternImageBackbone, InternImageConfig
 from .models.mask2former import SegMask2FormerConfig, SegMask2FormerForSemanticSegmentation
 from .models.trunk import trunk_normalization
 from .models.upernet import SegUperNetConfig, SegUperNetForSemanticSegmentation
@@ -17,6 +18,8 @@ __version__ = "0.1.0"
 register()
 
 __all__ = [
+    "InternImageBackbone",
+    "InternImageConfig",
     "SegMask2FormerConfig",
     "SegMask2FormerForSemanticSegmentation",
     "SegUperNetConfig",

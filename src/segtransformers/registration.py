@@ -12,11 +12,15 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 
 from .image_processing import SegmentationImageProcessor, SegmentationImageProcessorPil
+from .models.internimage import InternImageBackbone, InternImageConfig
 from .models.mask2former import SegMask2FormerConfig, SegMask2FormerForSemanticSegmentation
 from .models.upernet import SegUperNetConfig, SegUperNetForSemanticSegmentation
 from .models.vit_adapter import ViTAdapterBackbone, ViTAdapterConfig
 
-BACKBONES: dict[type[PreTrainedConfig], type[PreTrainedModel]] = {ViTAdapterConfig: ViTAdapterBackbone}
+BACKBONES: dict[type[PreTrainedConfig], type[PreTrainedModel]] = {
+    InternImageConfig: InternImageBackbone,
+    ViTAdapterConfig: ViTAdapterBackbone,
+}
 SEGMENTERS: dict[type[PreTrainedConfig], type[PreTrainedModel]] = {
     SegMask2FormerConfig: SegMask2FormerForSemanticSegmentation,
     SegUperNetConfig: SegUperNetForSemanticSegmentation,

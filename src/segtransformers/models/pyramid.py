@@ -15,9 +15,9 @@ from transformers import initialization as init
 from transformers.utils.generic import maybe_autocast
 
 from ..operators import MultiScaleDeformableAttention
+from .backbones import STRIDES, check_images
 from .trunk import DropPath
 
-STRIDES = (4, 8, 16, 32)
 Grid = tuple[int, int]
 
 
@@ -25,17 +25,11 @@ def padded_to_stride(pixel_values: torch.Tensor) -> torch.Tensor:
     """Pad `(B, 3, H, W)` with zeros at the right and the bottom to multiples of the largest stride.
 
     Raises:
-        ValueError: if the tensor is no image batch or a side is shorter than the largest stride.
+        ValueError: as [`check_images`].
     """
-    if pixel_values.dim() != 4 or pixel_values.shape[1] != 3:
-        raise ValueError(f"pixel_values must be (batch, 3, height, width), got {tuple(pixel_values.shape)}")
+    check_images(pixel_values)
     height, width = pixel_values.shape[2:]
     stride = STRIDES[-1]
-    if min(height, width) < stride:
-        raise ValueError(
-            f"pixel_values must be at least {stride} pixels high and wide, got {height}x{width}: enlarge the image, "
-            "as the image processor does with do_resize=True"
-        )
     if height % stride or width % stride:
         return F.pad(pixel_values, (0, -width % stride, 0, -height % stride))
     return pixel_values

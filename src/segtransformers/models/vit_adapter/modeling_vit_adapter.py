@@ -16,10 +16,9 @@ from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BackboneOutput
 from transformers.utils import can_return_tuple, logging
-from transformers.utils.output_capturing import resolve_hidden_states_indices, selected_hidden_states
 
+from ..backbones import STRIDES, chosen_hidden_states
 from ..pyramid import (
-    STRIDES,
     ConvFeedForward,
     DeformableAttention,
     DropPath,
@@ -252,16 +251,8 @@ class ViTAdapterBackbone(FromTrunkMixin, BackboneMixin, ViTAdapterPreTrainedMode
             feature_maps=tuple(
                 cropped_to_input(named[name], strides[name], height, width) for name in self.out_features
             ),
-            hidden_states=self._selected(hidden_states, output_hidden_states),
+            hidden_states=chosen_hidden_states(self, hidden_states, output_hidden_states),
         )
-
-    def _selected(self, hidden_states, selection) -> tuple[torch.Tensor | None, ...] | None:
-        """Those that were asked for: all, those at some indices, or none."""
-        indices = selected_hidden_states(selection)
-        if hidden_states is None or indices is None:
-            return hidden_states and tuple(hidden_states)
-        chosen = resolve_hidden_states_indices(self, indices, num_hidden_states=len(hidden_states))
-        return tuple(state if index in chosen else None for index, state in enumerate(hidden_states))
 
     def _assemble(
         self, stride4: torch.Tensor, pyramid: torch.Tensor, grids: list[Grid], trunk_features: list[torch.Tensor]

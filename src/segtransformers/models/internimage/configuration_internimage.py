@@ -1,0 +1,131 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""InternImage configuration."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+from transformers.backbone_utils import BackboneConfigMixin
+
+KERNEL_SIZE = 3  # of every deformable convolution
+NUM_STAGES = 4
+
+
+@strict
+class InternImageConfig(BackboneConfigMixin, PreTrainedConfig):
+    r"""
+    Configuration of [`InternImageBackbone`]. The defaults are those of InternImage-T for segmentation.
+
+    Args:
+        embed_dim (`int`, defaults to 64):
+            Channels of the stem and of the first stage. Every later stage has twice as many as the one before.
+        depths (four `int`, defaults to `(4, 4, 18, 4)`):
+            Blocks of each stage.
+        num_groups (four `int`, defaults to `(4, 8, 16, 32)`):
+            Groups of each stage's deformable convolutions. Each group has its own sampling points and weights.
+        mlp_ratio (`float`, defaults to 4.0):
+            Width of a block's feed-forward network over its channels.
+        post_norm (`bool`, defaults to `False`):
+            Whether a block normalises the results of its two branches, and not their inputs.
+        res_post_norm (`bool`, defaults to `False`):
+            Whether it normalises inputs and results. Means nothing with `post_norm` or a layer scale.
+        layer_scale_init_value (`float`, *optional*, defaults to 1.0):
+            Initial value of the scale on both branches. None: there is no scale.
+        offset_scale (`float`, defaults to 1.0):
+            Distance in pixels between neighbouring sampling points where all offsets are zero; it also multiplies the
+            offsets.
+        depthwise_kernel_size (`int`, defaults to 3):
+            Side of the depthwise convolution that offsets and weights are made from; odd.
+        center_feature_scale (`bool`, defaults to `False`):
+            Whether a gate of each group mixes what was sampled with the value at the output pixel itself.
+        remove_center (`bool`, defaults to `False`):
+            Whether the deformable convolutions leave out the middle of their nine points.
+        stage3_norm_block_ids (`list[int]`, *optional*):
+            Blocks of the third stage after which the features themselves are normalised.
+        drop_path_rate (`float`, defaults to 0.0):
+            Highest rate of stochastic depth; it grows linearly from 0 over all blocks.
+        layer_norm_eps (`float`, defaults to 1e-6):
+            Epsilon of all layer norms.
+        initializer_range (`float`, defaults to 0.02):
+            Standard deviation of newly initialised linear layers.
+        out_features, out_indices:
+            Which of `stem`, `stage1`, ..., `stage4` to return, by name or by index. None: the last, as in transformers;
+            layers behind those that are returned get no gradient.
+
+    Raises:
+        ValueError: if a number is out of range or does not fit the others.
+
+    Example:
+
+    ```python
+    >>> from segtransformers import InternImageBackbone, InternImageConfig
+
+    >>> backbone = InternImageBackbone(InternImageConfig(out_indices=[1, 2, 3, 4]))
+    >>> backbone.channels
+    [64, 128, 256, 512]
+    ```
+    """
+
+    # not "internimage": that is the type of OpenGVLab's own checkpoints, which come with their own code
+    model_type = "seg_internimage"
+    base_config_key = "backbone_config"
+
+    embed_dim: int = 64
+    depths: list[int] | tuple[int, ...] = (4, 4, 18, 4)
+    num_groups: list[int] | tuple[int, ...] = (4, 8, 16, 32)
+    mlp_ratio: float | int = 4.0
+    post_norm: bool = False
+    res_post_norm: bool = False
+    layer_scale_init_value: float | int | None = 1.0
+    offset_scale: float | int = 1.0
+    depthwise_kernel_size: int = 3
+    center_feature_scale: bool = False
+    remove_center: bool = False
+    stage3_norm_block_ids: list[int] | tuple[int, ...] | None = None
+    drop_path_rate: float | int = 0.0
+    layer_norm_eps: float | int = 1e-6
+    initializer_range: float | int = 0.02
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+
+    def __post_init__(self, **kwargs):
+        self.depths, self.num_groups = list(self.depths), list(self.num_groups)
+        if self.stage3_norm_block_ids is not None:
+            self.stage3_norm_block_ids = list(self.stage3_norm_block_ids)
+        self._check()
+        self.stage_names = ["stem", *(f"stage{index + 1}" for index in range(NUM_STAGES))]
+        self.set_output_features_output_indices(
+            out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
+        )
+        super().__post_init__(**kwargs)
+
+    @property
+    def hidden_sizes(self) -> list[int]:
+        """Channels of each stage."""
+        return [self.embed_dim * 2**index for index in range(NUM_STAGES)]
+
+    def _check(self) -> None:
+        if self.embed_dim < 2 or self.embed_dim % 2:
+            raise ValueError(f"embed_dim must be an even number of channels, got {self.embed_dim}")
+        for name in ("depths", "num_groups"):
+            values = getattr(self, name)
+            if len(values) != NUM_STAGES or min(values) < 1:
+                raise ValueError(f"{name} must be {NUM_STAGES} numbers of at least 1, got {values}")
+        for channels, groups in zip(self.hidden_sizes, self.num_groups, strict=True):
+            if channels % groups:
+                raise ValueError(f"num_groups {self.num_groups} must divide the stages' channels {self.hidden_sizes}")
+        if int(self.embed_dim * self.mlp_ratio) < 1:
+            raise ValueError(f"mlp_ratio ({self.mlp_ratio}) leaves no channel of {self.embed_dim}")
+        if self.offset_scale <= 0:
+            raise ValueError(f"offset_scale must be more than 0, got {self.offset_scale}")
+        if self.depthwise_kernel_size < 1 or self.depthwise_kernel_size % 2 == 0:
+            raise ValueError(f"depthwise_kernel_size must be odd, got {self.depthwise_kernel_size}")
+        if not 0 <= self.drop_path_rate < 1:
+            raise ValueError(f"drop_path_rate must be a rate in [0, 1), got {self.drop_path_rate}")
+        ids = self.stage3_norm_block_ids or []
+        if len(set(ids)) != len(ids) or any(not 0 <= index < self.depths[2] for index in ids):
+            raise ValueError(
+                f"stage3_norm_block_ids must be different blocks of the {self.depths[2]} of the third stage, counted "
+                f"from 0, got {ids}"
+            )
+
+
+__all__ = ["InternImageConfig"]

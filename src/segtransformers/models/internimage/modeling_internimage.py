@@ -1,0 +1,308 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""InternImage: Exploring Large-Scale Vision Foundation Models with Deformable Convolutions.
+
+Source: https://arxiv.org/abs/2211.05778. Behaviour follows `segmentation/mmseg_custom/models/backbones/intern_image.py`
+and, where it has more options, `classification/models/intern_image.py` of OpenGVLab/InternImage.
+"""
+
+import math
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.backbone_utils import BackboneMixin
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BackboneOutput
+from transformers.utils import can_return_tuple
+from transformers.utils.generic import maybe_autocast
+
+from ...operators import DeformableConvolutionV3
+from ..backbones import check_images, chosen_hidden_states
+from ..trunk import DropPath
+from .configuration_internimage import KERNEL_SIZE, InternImageConfig
+
+
+def _channels_last(map_: torch.Tensor) -> torch.Tensor:
+    return map_.permute(0, 2, 3, 1)
+
+
+def _channels_first(features: torch.Tensor) -> torch.Tensor:
+    return features.permute(0, 3, 1, 2)
+
+
+class InternImageEmbeddings(nn.Module):
+    """The stem: two convolutions of stride 2, each with a norm."""
+
+    def __init__(self, config: InternImageConfig):
+        super().__init__()
+        channels = config.embed_dim
+        self.conv1 = nn.Conv2d(3, channels // 2, kernel_size=3, stride=2, padding=1)
+        self.norm1 = nn.LayerNorm(channels // 2, eps=config.layer_norm_eps)
+        self.act = nn.GELU()
+        self.conv2 = nn.Conv2d(channels // 2, channels, kernel_size=3, stride=2, padding=1)
+        self.norm2 = nn.LayerNorm(channels, eps=config.layer_norm_eps)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """From `(B, 3, H, W)` to `(B, ceil(H / 4), ceil(W / 4), C)`."""
+        features = self.act(self.norm1(_channels_last(self.conv1(pixel_values))))
+        return self.norm2(_channels_last(self.conv2(_channels_first(features))))
+
+
+class InternImageDownsample(nn.Module):
+    """From one stage to the next: half the size, twice the channels."""
+
+    def __init__(self, config: InternImageConfig, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 2 * channels, kernel_size=3, stride=2, padding=1, bias=False)
+        self.norm = nn.LayerNorm(2 * channels, eps=config.layer_norm_eps)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """From `(B, h, w, C)` to `(B, ceil(h / 2), ceil(w / 2), 2 * C)`."""
+        return self.norm(_channels_last(self.conv(_channels_first(features))))
+
+
+class InternImageDeformableConvolution(nn.Module):
+    """Deformable convolution v3 with its projections.
+
+    Args:
+        channels: of input and output.
+        groups: parts of the channels, each with its own sampling points and weights.
+    """
+
+    def __init__(self, config: InternImageConfig, channels: int, groups: int):
+        super().__init__()
+        self.groups = groups
+        self.offset_scale = float(config.offset_scale)
+        self.remove_center = config.remove_center
+        self.num_points = KERNEL_SIZE**2 - int(config.remove_center)
+        side = config.depthwise_kernel_size
+        self.depthwise = nn.Conv2d(channels, channels, kernel_size=side, padding=side // 2, groups=channels)
+        self.depthwise_norm = nn.LayerNorm(channels, eps=config.layer_norm_eps)
+        self.act = nn.GELU()
+        self.offset = nn.Linear(channels, groups * self.num_points * 2)
+        self.mask = nn.Linear(channels, groups * self.num_points)
+        self.center_gate = nn.Linear(channels, groups) if config.center_feature_scale else None
+        self.input_proj = nn.Linear(channels, channels)
+        self.output_proj = nn.Linear(channels, channels)
+        self.convolution = DeformableConvolutionV3()
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """From and to `(B, h, w, C)`."""
+        value = self.input_proj(features)
+        guide = _channels_last(self.depthwise(_channels_first(features)))
+        guide = self.act(self.depthwise_norm(guide))
+        with maybe_autocast(guide.device.type, enabled=False):  # offsets in half precision are off by parts of pixels
+            offset = self.offset(guide.to(self.offset.weight.dtype))
+        mask = self.mask(guide).unflatten(3, (self.groups, self.num_points)).softmax(-1)
+        sampled = self.convolution(
+            value,
+            offset,
+            mask.flatten(3).to(value.dtype),
+            (KERNEL_SIZE, KERNEL_SIZE),
+            (1, 1),
+            (KERNEL_SIZE // 2, KERNEL_SIZE // 2),
+            (1, 1),
+            self.groups,
+            self.offset_scale,
+            self.remove_center,
+        )
+        if self.center_gate is not None:
+            gate = self.center_gate(guide).sigmoid().to(value.dtype)
+            gate = gate.repeat_interleave(value.shape[3] // self.groups, dim=3)
+            sampled = sampled * (1 - gate) + value * gate
+        return self.output_proj(sampled)
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Every point at its place in the kernel, all with equal weights, and gates half open."""
+        for linear in (self.offset, self.mask, self.center_gate):
+            if linear is not None:
+                init.zeros_(linear.weight)
+                init.zeros_(linear.bias)
+        for projection in (self.input_proj, self.output_proj):
+            init.xavier_uniform_(projection.weight)
+            init.zeros_(projection.bias)
+
+
+class InternImageMLP(nn.Module):
+    """Feed-forward network."""
+
+    def __init__(self, config: InternImageConfig, channels: int):
+        super().__init__()
+        self.fc1 = nn.Linear(channels, int(channels * config.mlp_ratio))
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(int(channels * config.mlp_ratio), channels)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """From and to `(..., C)`."""
+        return self.fc2(self.act(self.fc1(features)))
+
+
+class InternImageBranch(nn.Module):
+    """What a block adds to its input: a layer between norms, scaled, and sometimes dropped in training.
+
+    Args:
+        layer: from and to `(B, h, w, C)`.
+        drop_path_rate: how often the branch is dropped.
+    """
+
+    def __init__(self, config: InternImageConfig, channels: int, layer: nn.Module, drop_path_rate: float):
+        super().__init__()
+        self.pre_norm = self.post_norm = self.gamma = None
+        scale = config.layer_scale_init_value
+        if not config.post_norm:
+            self.pre_norm = nn.LayerNorm(channels, eps=config.layer_norm_eps)
+        if config.post_norm or (config.res_post_norm and scale is None):
+            self.post_norm = nn.LayerNorm(channels, eps=config.layer_norm_eps)
+        if scale is not None:
+            self.gamma = nn.Parameter(torch.full((channels,), float(scale)))
+        self.layer = layer
+        self.drop_path = DropPath(drop_path_rate)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """From and to `(B, h, w, C)`."""
+        branch = self.layer(features if self.pre_norm is None else self.pre_norm(features))
+        if self.post_norm is not None:
+            branch = self.post_norm(branch)
+        if self.gamma is not None:
+            branch = self.gamma * branch
+        return self.drop_path(branch)
+
+
+class InternImageBlock(GradientCheckpointingLayer):
+    """A deformable convolution and a feed-forward network, each added to its input."""
+
+    def __init__(self, config: InternImageConfig, channels: int, groups: int, drop_path_rate: float):
+        super().__init__()
+        convolution = InternImageDeformableConvolution(config, channels, groups)
+        self.spatial = InternImageBranch(config, channels, convolution, drop_path_rate)
+        self.channel = InternImageBranch(config, channels, InternImageMLP(config, channels), drop_path_rate)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """From and to `(B, h, w, C)`."""
+        features = features + self.spatial(features)
+        return features + self.channel(features)
+
+
+class InternImageStage(nn.Module):
+    """Blocks on maps of one size.
+
+    Args:
+        index: of the stage, from 0.
+        drop_path_rates: of its blocks.
+    """
+
+    def __init__(self, config: InternImageConfig, index: int, drop_path_rates: list[float]):
+        super().__init__()
+        channels, groups = config.hidden_sizes[index], config.num_groups[index]
+        self.blocks = nn.ModuleList(InternImageBlock(config, channels, groups, rate) for rate in drop_path_rates)
+        self.norm_block_ids = list(config.stage3_norm_block_ids or []) if index == 2 else []
+        self.block_norms = nn.ModuleList(nn.LayerNorm(channels, eps=config.layer_norm_eps) for _ in self.norm_block_ids)
+        has_norm = not config.post_norm or config.center_feature_scale
+        self.norm = nn.LayerNorm(channels, eps=config.layer_norm_eps) if has_norm else None
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """From and to `(B, h, w, C)`."""
+        norms = dict(zip(self.norm_block_ids, self.block_norms, strict=True))
+        for index, block in enumerate(self.blocks):
+            features = block(features)
+            if index in norms:
+                features = norms[index](features)
+        return features if self.norm is None else self.norm(features)
+
+
+class InternImagePreTrainedModel(PreTrainedModel):
+    """Weight initialisation, and what transformers asks of a family of models."""
+
+    config: InternImageConfig
+    base_model_prefix = "backbone"
+    main_input_name = "pixel_values"
+    input_modalities = ["image"]
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["InternImageEmbeddings", "InternImageBlock", "InternImageDownsample"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, nn.Linear):
+            init.trunc_normal_(module.weight, std=self.config.initializer_range)
+        elif isinstance(module, nn.Conv2d):  # torch's own way, as in the original
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            if module.bias is not None:
+                bound = 1 / math.sqrt(module.weight[0].numel())
+                init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, InternImageDeformableConvolution):
+            module.init_weights()
+        elif isinstance(module, InternImageBranch) and module.gamma is not None:
+            init.constant_(module.gamma, float(self.config.layer_scale_init_value))
+
+
+class InternImageBackbone(BackboneMixin, InternImagePreTrainedModel):
+    """InternImage.
+
+    Feature maps: `stem` (stride 4) and `stage1` to `stage4` (strides 4, 8, 16 and 32). Images of at least 32 pixels on
+    each side may have any size: as in the original nothing is padded but the convolutions themselves, and each halves a
+    side rounding up, so maps have `ceil(side / stride)`.
+
+    Args:
+        config: an [`InternImageConfig`].
+    """
+
+    has_attentions = False
+
+    def __init__(self, config: InternImageConfig):
+        super().__init__(config)
+        self.num_features = [config.embed_dim, *config.hidden_sizes]
+        self.embeddings = InternImageEmbeddings(config)
+        last = max(sum(config.depths) - 1, 1)
+        rates = iter([config.drop_path_rate * index / last for index in range(sum(config.depths))])
+        self.stages = nn.ModuleList(
+            InternImageStage(config, index, [next(rates) for _ in range(depth)])
+            for index, depth in enumerate(config.depths)
+        )
+        self.downsamples = nn.ModuleList(
+            InternImageDownsample(config, channels) for channels in config.hidden_sizes[:-1]
+        )
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings.conv1
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: torch.Tensor, output_hidden_states: bool | int | list[int] | None = None
+    ) -> BackboneOutput:
+        """
+        Args:
+            pixel_values: `(B, 3, H, W)`, normalised, at least 32 pixels on each side.
+            output_hidden_states: also return the maps after the stem and after each stage. With indices, only those;
+                the others are None.
+
+        Returns:
+            `BackboneOutput` with the `feature_maps` named by `config.out_features`,
+            `(B, C, ceil(H / stride), ceil(W / stride))`.
+
+        Raises:
+            ValueError: if `pixel_values` is no batch of RGB images or an image is too small.
+        """
+        check_images(pixel_values)
+        features = self.embeddings(pixel_values.to(self.get_input_embeddings().weight.dtype))
+        maps = [_channels_first(features)]
+        for index, stage in enumerate(self.stages):
+            if index:
+                features = self.downsamples[index - 1](features)
+            features = stage(features)
+            maps.append(_channels_first(features))
+        named = dict(zip(self.stage_names, maps, strict=True))
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        # an index may be 0, so "is not False" and not truth
+        hidden_states = [map_.contiguous() for map_ in maps] if output_hidden_states is not False else None
+        return BackboneOutput(
+            feature_maps=tuple(named[name].contiguous() for name in self.out_features),
+            hidden_states=chosen_hidden_states(self, hidden_states, output_hidden_states),
+        )
+
+
+__all__ = ["InternImageBackbone", "InternImagePreTrainedModel"]
