@@ -1,21 +1,27 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """From an original's state dict and description to one of our models, in memory."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
+from ..models.internimage import InternImageBackbone
 from ..models.mask2former import SegMask2FormerForSemanticSegmentation
 from ..models.upernet import SegUperNetForSemanticSegmentation
-from . import mask2former, upernet, vit_adapter
+from . import internimage, mask2former, upernet, vit_adapter
 from .mapping import ConversionError, Rule, Settings, load_converted, prefixed
 from .protocol import read_test_cfg
 
+logger = logging.get_logger(__name__)
+
 # mmseg's type name -> what knows it
-BACKBONES = {**vit_adapter.BACKBONES}
+BACKBONES = {**internimage.BACKBONES, **vit_adapter.BACKBONES}
 HEADS = {
     "UPerHead": (upernet, SegUperNetForSemanticSegmentation),
     "Mask2FormerHead": (mask2former, SegMask2FormerForSemanticSegmentation),
@@ -23,6 +29,8 @@ HEADS = {
 AUXILIARY_HEADS = ("FCNHead",)
 MASK2FORMER_SEGMENTORS = ("EncoderDecoderMask2Former", "EncoderDecoderMask2FormerAug")
 SEGMENTORS = ("EncoderDecoder", *MASK2FORMER_SEGMENTORS)
+# image classifiers that become backbones: by mmseg's type name, or by the Hub's model type
+CLASSIFIERS = {"InternImage": (internimage, InternImageBackbone), "internimage": (internimage, InternImageBackbone)}
 
 
 def convert_checkpoint(state_dict: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> PreTrainedModel:
@@ -30,16 +38,19 @@ def convert_checkpoint(state_dict: Mapping[str, torch.Tensor], config: Mapping[s
 
     Args:
         state_dict: the original's tensors under its own names.
-        config: what the original ships beside its weights: mmseg's resolved model dict (`type="EncoderDecoder"`).
+        config: what the original ships beside its weights: mmseg's resolved model dict (`type="EncoderDecoder"`). For
+            an image classifier it is the config.json of its Hub repository (`model_type="internimage"`), or mmseg's
+            dict of the backbone alone (`type="InternImage"`).
 
     Returns:
-        the model. It shares memory with `state_dict`.
+        the model; from a classifier its backbone. It shares memory with `state_dict`.
 
     Raises:
         ConversionError: naming what is not understood, missing, left over or of another shape.
     """
-    model, rules, prepare = empty_model(config)
-    load_converted(model, prepare(_without_wrapper(state_dict)), rules)
+    state_dict = _without_wrapper(state_dict)
+    model, rules, prepare = empty_model(_with_counted_classes(config, state_dict))
+    load_converted(model, prepare(state_dict), rules)
     return model.eval()
 
 
@@ -57,7 +68,9 @@ def empty_model(config: Mapping[str, Any]) -> tuple[PreTrainedModel, list[Rule],
         ConversionError: naming what is not understood.
     """
     segmentor = Settings(config, "the model config")
-    kind = segmentor.take("type", None)
+    kind = segmentor.take("model_type", None) or segmentor.take("type", None)
+    if isinstance(kind, str) and kind in CLASSIFIERS:
+        return _empty_backbone(segmentor, kind)
     if kind not in SEGMENTORS:
         raise ConversionError(f"the model config's type is {kind!r}; known are {', '.join(SEGMENTORS)}")
     if segmentor.take("neck", None) is not None:
@@ -81,16 +94,52 @@ def empty_model(config: Mapping[str, Any]) -> tuple[PreTrainedModel, list[Rule],
 
     known = BACKBONES[backbone_kind]
     head_module, model_class = HEADS[head_kind]
-    try:
+    with _possible():
         model_config = head_module.read_config(head, auxiliary, known.read_config(backbone), **protocol)
-    except ConversionError:
-        raise
-    except (ValueError, TypeError, StrictDataclassError) as error:  # what our own configs refuse
-        reason = " ".join(str(error).split())
-        raise ConversionError(f"the model config describes a model that cannot be: {reason}") from error
     with torch.device("meta"):
         model = model_class(model_config)
     return model, [*prefixed("backbone.", known.rules), *head_module.RULES], known.prepare
+
+
+def _empty_backbone(settings: Settings, kind: str) -> tuple[PreTrainedModel, list[Rule], Callable]:
+    """[`empty_model`] for an image classifier."""
+    module, model_class = CLASSIFIERS[kind]
+    with _possible():
+        config = module.read_config(settings)
+    with torch.device("meta"):
+        model = model_class(config)
+    return model, module.CLASSIFIER_RULES, functools.partial(module.with_layer_scale, config)
+
+
+@contextlib.contextmanager
+def _possible() -> Iterator[None]:
+    """Says that it is the original's config where our own configs refuse what stands in it."""
+    try:
+        yield
+    except ConversionError:
+        raise
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())
+        raise ConversionError(f"the model config describes a model that cannot be: {reason}") from error
+
+
+def _with_counted_classes(config: Any, state_dict: Mapping[str, torch.Tensor]) -> Any:
+    """The config with the number of classes that the classifier really has.
+
+    InternImage's configs for Cityscapes and Mapillary say 150, whatever was trained.
+    """
+    weight = state_dict.get("decode_head.conv_seg.weight")
+    is_classifier = isinstance(weight, torch.Tensor) and weight.dim() == 4
+    if not is_classifier or "decode_head.cls_embed.weight" in state_dict or not isinstance(config, Mapping):
+        return config  # Mask2Former's classifier is another, and a conv_seg beside it means nothing
+    heads = {name: config[name] for name in ("decode_head", "auxiliary_head") if isinstance(config.get(name), Mapping)}
+    told = {head.get("num_classes") for head in heads.values() if isinstance(head.get("num_classes"), int)}
+    if len(told) != 1 or told == {len(weight)} or any("num_classes" not in head for head in heads.values()):
+        return config
+    logger.warning(
+        f"the config's num_classes is {told.pop()}, but the checkpoint's classifier has {len(weight)} outputs"
+    )
+    return {**config, **{name: {**head, "num_classes": len(weight)} for name, head in heads.items()}}
 
 
 def _part(values: Any, where: str, known) -> tuple[Settings, str]:

@@ -71,12 +71,14 @@ class Rule:
             tensor has another rank, and leaves its argument alone.
         parts: what stands for `{part}` in the new names of the equal parts that the tensor is then cut into, along its
             first dimension. Empty: it stays whole.
+        optional: whether the model does not need these tensors where it has no place for them.
     """
 
     pattern: str
     name: str | None
     change: Callable[[str, torch.Tensor], torch.Tensor] | None = None
     parts: Sequence[str] = ()
+    optional: bool = False
 
     def apply(self, name: str, new_name: str, tensor: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
         """The model's tensors, under their names, that the tensor `name` becomes; `new_name` is from the template."""
@@ -97,6 +99,21 @@ def prefixed(prefix: str, rules: Iterable[Rule], new_prefix: str | None = None) 
         replace(rule, pattern=re.escape(prefix) + rule.pattern, name=rule.name and new_prefix + rule.name)
         for rule in rules
     ]
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """How one of mmseg's backbones becomes ours.
+
+    Attributes:
+        rules: new names for its tensors, both without the `backbone.` in front.
+        read_config: from its settings to our config.
+        prepare: what to do to its state dict before the rules, `backbone.` included.
+    """
+
+    rules: Sequence[Rule]
+    read_config: Callable[[Settings], Any]
+    prepare: Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]] = lambda state_dict: state_dict
 
 
 def load_converted(model: PreTrainedModel, state_dict: Mapping[str, torch.Tensor], rules: Iterable[Rule]) -> None:
@@ -122,7 +139,8 @@ def load_converted(model: PreTrainedModel, state_dict: Mapping[str, torch.Tensor
         rule, new_name = find_rule(name, rules)
         pieces = [] if rule is None or new_name is None else rule.apply(name, new_name, tensor)
         if any(new_name not in expected for new_name, _ in pieces) or not pieces:
-            leftover.append(name)
+            if rule is None or not rule.optional:
+                leftover.append(name)
             continue
         for new_name, piece in pieces:
             if new_name in renamed:

@@ -4,35 +4,19 @@
 Source: `segmentation/mmseg_custom/models/backbones/{vit_adapter,beit_adapter,uniperceiver_adapter}.py`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from ..models.vit_adapter import ViTAdapterConfig
-from .mapping import ConversionError, Rule, Settings
+from .mapping import Backbone, ConversionError, Rule, Settings
 
 # Any architecture of the same kind would do, because the config overrides every number; these only read better.
 VIT_NAMES = {192: "vit_tiny_patch16_224", 384: "vit_small_patch16_224", 1024: "vit_large_patch16_224"}
 BEIT_NAMES = {1024: "beit_large_patch16_224"}
 # the architecture of CLIP has what Uni-Perceiver has: a norm in front of the blocks
 UNIPERCEIVER_NAMES = {1024: "vit_large_patch14_clip_224"}
-
-
-@dataclass(frozen=True)
-class Backbone:
-    """How one of mmseg's backbones becomes ours.
-
-    Attributes:
-        rules: new names for its tensors, both without the `backbone.` in front.
-        read_config: from its settings to our config.
-        prepare: what to do to its state dict before the rules, `backbone.` included.
-    """
-
-    rules: Sequence[Rule]
-    read_config: Callable[[Settings], Any]
-    prepare: Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]] = lambda state_dict: state_dict
 
 
 def without_first_position(name: str, positions: torch.Tensor) -> torch.Tensor:

@@ -149,22 +149,20 @@ class InternImageBranch(nn.Module):
 
     def __init__(self, config: InternImageConfig, channels: int, layer: nn.Module, drop_path_rate: float):
         super().__init__()
-        self.pre_norm = self.post_norm = self.gamma = None
         scale = config.layer_scale_init_value
-        if not config.post_norm:
-            self.pre_norm = nn.LayerNorm(channels, eps=config.layer_norm_eps)
-        if config.post_norm or (config.res_post_norm and scale is None):
-            self.post_norm = nn.LayerNorm(channels, eps=config.layer_norm_eps)
-        if scale is not None:
-            self.gamma = nn.Parameter(torch.full((channels,), float(scale)))
+        self.post_norm = config.post_norm
+        self.norm = nn.LayerNorm(channels, eps=config.layer_norm_eps)
+        has_result_norm = config.res_post_norm and not config.post_norm and scale is None
+        self.result_norm = nn.LayerNorm(channels, eps=config.layer_norm_eps) if has_result_norm else None
+        self.gamma = nn.Parameter(torch.full((channels,), float(scale))) if scale is not None else None
         self.layer = layer
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """From and to `(B, h, w, C)`."""
-        branch = self.layer(features if self.pre_norm is None else self.pre_norm(features))
-        if self.post_norm is not None:
-            branch = self.post_norm(branch)
+        branch = self.norm(self.layer(features)) if self.post_norm else self.layer(self.norm(features))
+        if self.result_norm is not None:
+            branch = self.result_norm(branch)
         if self.gamma is not None:
             branch = self.gamma * branch
         return self.drop_path(branch)

@@ -1,0 +1,116 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""InternImage backbones of OpenGVLab/InternImage: in segmentors (`segmentation/mmseg_custom/models/backbones`), and in
+the image classifiers that they start from, as `.pth` files or in the Hub's layout (`classification/huggingface`)."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+
+from ..models.internimage import InternImageConfig
+from .mapping import Backbone, ConversionError, Rule, Settings
+
+_DCN_PARTS = (
+    (r"dw_conv\.0", "depthwise"),
+    (r"dw_conv\.1\.1", "depthwise_norm"),
+    ("offset", "offset"),
+    ("mask", "mask"),
+    ("input_proj", "input_proj"),
+    ("output_proj", "output_proj"),
+)
+_BLOCK = r"levels\.(\d)\.blocks\.(\d+)\."
+RULES = [
+    Rule(r"patch_embed\.conv([12])\.(.+)", r"embeddings.conv\1.\2"),
+    Rule(r"patch_embed\.norm([12])\.1\.(.+)", r"embeddings.norm\1.\2"),
+    *(
+        Rule(rf"{_BLOCK}dcn\.{theirs}\.(.+)", rf"stages.\1.blocks.\2.spatial.layer.{ours}.\3")
+        for theirs, ours in _DCN_PARTS
+    ),
+    Rule(_BLOCK + r"dcn\.center_feature_scale_proj_(weight|bias)", r"stages.\1.blocks.\2.spatial.layer.center_gate.\3"),
+    Rule(_BLOCK + r"mlp\.(.+)", r"stages.\1.blocks.\2.channel.layer.\3"),
+    *(
+        rule
+        for number, branch in ((1, "spatial"), (2, "channel"))
+        for rule in (
+            Rule(rf"{_BLOCK}norm{number}\.0\.(.+)", rf"stages.\1.blocks.\2.{branch}.norm.\3"),
+            # built but not used by the original with post-norm or a layer scale
+            Rule(
+                rf"{_BLOCK}res_post_norm{number}\.0\.(.+)",
+                rf"stages.\1.blocks.\2.{branch}.result_norm.\3",
+                optional=True,
+            ),
+            Rule(rf"{_BLOCK}(?:gamma|layer_scale){number}", rf"stages.\1.blocks.\2.{branch}.gamma"),
+        )
+    ),
+    Rule(r"levels\.(\d)\.norm\.0\.(.+)", r"stages.\1.norm.\2"),
+    Rule(r"levels\.(\d)\.post_norms\.(\d+)\.0\.(.+)", r"stages.\1.block_norms.\2.\3"),
+    Rule(r"levels\.(\d)\.downsample\.conv\.(.+)", r"downsamples.\1.conv.\2"),
+    Rule(r"levels\.(\d)\.downsample\.norm\.1\.(.+)", r"downsamples.\1.norm.\2"),
+]
+_CLASSIFIER = r"(?:model\.)?"  # what the Hub's layout puts in front
+CLASSIFIER_RULES = [
+    Rule(_CLASSIFIER + r"(?:conv_head|head|dcnv3_head_x[34]|clip_projector|fc_norm)\..+", None),
+    *(replace(rule, pattern=_CLASSIFIER + rule.pattern) for rule in RULES),
+]
+
+
+def read_config(settings: Settings) -> InternImageConfig:
+    """The config of a backbone that mmseg's config calls `InternImage`, or of the Hub's `internimage`; defaults are the
+    original's."""
+    block_ids = settings.take("level2_post_norm_block_ids", None)
+    if not settings.take("level2_post_norm", False):
+        block_ids = None
+    stages = settings.take("out_indices", (0, 1, 2, 3))
+    if not isinstance(stages, list | tuple) or not set(stages) <= {0, 1, 2, 3}:
+        raise ConversionError(f"backbone.out_indices is {stages!r}; stages from 0 to 3 are needed")
+    config = InternImageConfig(
+        embed_dim=settings.take("channels", 64),
+        depths=settings.take("depths", [3, 4, 18, 5]),
+        num_groups=settings.take("groups", [3, 6, 12, 24]),
+        mlp_ratio=settings.take("mlp_ratio", 4.0),
+        post_norm=settings.take("post_norm", False),
+        res_post_norm=settings.take("res_post_norm", False),
+        layer_scale_init_value=settings.take("layer_scale", None),
+        offset_scale=settings.take("offset_scale", 1.0),
+        depthwise_kernel_size=settings.take("dw_kernel_size", None) or 3,
+        center_feature_scale=settings.take("center_feature_scale", False),
+        remove_center=settings.take("remove_center", False),
+        stage3_norm_block_ids=block_ids,
+        drop_path_rate=settings.take("drop_path_rate", 0.2),
+        out_features=[f"stage{index + 1}" for index in stages],
+    )
+    # the same weights run through either; DCNv4 rounds differently and is no published model's
+    settings.expect("core_op", "DCNv3", "DCNv3_pytorch")
+    settings.expect("use_dcn_v4_op", False)
+    settings.expect("act_layer", "GELU")
+    settings.expect("norm_layer", "LN")
+    settings.expect("drop_rate", 0.0)
+    settings.expect("drop_path_type", "linear")
+    settings.drop("type", "init_cfg", "pretrained", "with_cp")
+    settings.drop("num_classes", "cls_scale", "use_clip_projector")  # of the classifier
+    settings.drop("model_type", "architectures", "auto_map", "torch_dtype", "transformers_version", "_name_or_path")
+    settings.finish()
+    return config
+
+
+def with_layer_scale(
+    config: InternImageConfig, state_dict: Mapping[str, torch.Tensor]
+) -> Mapping[str, torch.Tensor]:
+    """The tensors of a classifier, with a layer scale where the backbone has one.
+
+    InternImage-T was pre-trained without: then the scale starts at its initial value, as when the original loads such a
+    file.
+    """
+    scale = config.layer_scale_init_value
+    names = [name for name in state_dict if isinstance(name, str)]
+    block = _CLASSIFIER + _BLOCK
+    if scale is None or any(re.fullmatch(block + "(?:gamma|layer_scale)[12]", name) for name in names):
+        return state_dict
+    norms = {name: match for name in names if (match := re.fullmatch(rf"({block})norm([12])\.0\.weight", name))}
+    return {**state_dict} | {
+        f"{match[1]}gamma{match[4]}": torch.full_like(state_dict[name], float(scale)) for name, match in norms.items()
+    }
+
+
+BACKBONES = {"InternImage": Backbone(RULES, read_config)}
