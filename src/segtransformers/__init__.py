@@ -8,6 +8,7 @@ from .image_processing import SegmentationImageProcessor, SegmentationImageProce
 from .models.internimage import InternImageBackbone, InternImageConfig
 from .models.mask2former import SegMask2FormerConfig, SegMask2FormerForSemanticSegmentation
 from .models.trunk import trunk_normalization
+from .models.segformer import SegSegformerConfig, SegSegformerForSemanticSegmentation
 from .models.upernet import SegUperNetConfig, SegUperNetForSemanticSegmentation
 from .models.vit_adapter import ViTAdapterBackbone, ViTAdapterConfig
 from .packaged import example_image_path, packaged_model_path
@@ -22,6 +23,8 @@ __all__ = [
     "InternImageConfig",
     "SegMask2FormerConfig",
     "SegMask2FormerForSemanticSegmentation",
+    "SegSegformerConfig",
+    "SegSegformerForSemanticSegmentation",
     "SegUperNetConfig",
     "SegUperNetForSemanticSegmentation",
     "SegmentationImageProcessor",

@@ -14,6 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATI
 from .image_processing import SegmentationImageProcessor, SegmentationImageProcessorPil
 from .models.internimage import InternImageBackbone, InternImageConfig
 from .models.mask2former import SegMask2FormerConfig, SegMask2FormerForSemanticSegmentation
+from .models.segformer import SegSegformerConfig, SegSegformerForSemanticSegmentation
 from .models.upernet import SegUperNetConfig, SegUperNetForSemanticSegmentation
 from .models.vit_adapter import ViTAdapterBackbone, ViTAdapterConfig
 
@@ -23,6 +24,7 @@ BACKBONES: dict[type[PreTrainedConfig], type[PreTrainedModel]] = {
 }
 SEGMENTERS: dict[type[PreTrainedConfig], type[PreTrainedModel]] = {
     SegMask2FormerConfig: SegMask2FormerForSemanticSegmentation,
+    SegSegformerConfig: SegSegformerForSemanticSegmentation,
     SegUperNetConfig: SegUperNetForSemanticSegmentation,
 }
 IMAGE_PROCESSORS: dict[str, type] = {"torchvision": SegmentationImageProcessor, "pil": SegmentationImageProcessorPil}

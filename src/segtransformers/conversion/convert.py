@@ -13,8 +13,9 @@ from transformers.utils import logging
 
 from ..models.internimage import InternImageBackbone
 from ..models.mask2former import SegMask2FormerForSemanticSegmentation
+from ..models.segformer import SegSegformerForSemanticSegmentation
 from ..models.upernet import SegUperNetForSemanticSegmentation
-from . import internimage, mask2former, upernet, vit_adapter
+from . import internimage, mask2former, segformer, upernet, vit_adapter
 from .mapping import ConversionError, Rule, Settings, load_converted, prefixed
 from .protocol import read_test_cfg
 
@@ -25,6 +26,7 @@ BACKBONES = {**internimage.BACKBONES, **vit_adapter.BACKBONES}
 HEADS = {
     "UPerHead": (upernet, SegUperNetForSemanticSegmentation),
     "Mask2FormerHead": (mask2former, SegMask2FormerForSemanticSegmentation),
+    "SegformerHead": (segformer, SegSegformerForSemanticSegmentation),
 }
 AUXILIARY_HEADS = ("FCNHead",)
 MASK2FORMER_SEGMENTORS = ("EncoderDecoderMask2Former", "EncoderDecoderMask2FormerAug")

@@ -4,7 +4,9 @@
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 
 @strict
@@ -84,6 +86,63 @@ class SegmentationConfig(PreTrainedConfig):
         return size, stride
 
 
+@strict
+class BackboneSegmentationConfig(SegmentationConfig):
+    r"""
+    A backbone and a head that classifies pixels; the fields of [`SegmentationConfig`] say how large images are handled.
+
+    Args:
+        backbone_config (`PreTrainedConfig` or `dict`, *optional*):
+            Any backbone that `AutoBackbone` knows, with the feature maps that the head reads in `out_features`, from
+            the finest to the coarsest. None: ViT-Adapter-T.
+        classifier_dropout (`float`, defaults to 0.1):
+            Share of channels dropped in front of the classifiers in training.
+        initializer_range (`float`, defaults to 0.01):
+            Standard deviation of newly initialised classifiers.
+
+    Raises:
+        ValueError: if the backbone is unknown or gives too few feature maps, or a number is out of range.
+    """
+
+    sub_configs_defaults = {
+        "backbone_config": SubConfigSpec(
+            config_class=AutoConfig,
+            model_type="seg_vit_adapter",
+            init_kwargs={"out_features": ["stage1", "stage2", "stage3", "stage4"]},
+        ),
+    }
+
+    backbone_config: dict | PreTrainedConfig | None = None
+    classifier_dropout: float | int = 0.1
+    initializer_range: float = 0.01
+
+    def __post_init__(self, **kwargs):
+        if isinstance(self.backbone_config, dict):
+            model_type = self.backbone_config.get("model_type")
+            if model_type not in CONFIG_MAPPING:
+                raise ValueError(f"backbone_config has the model_type {model_type!r}, which transformers does not know")
+        super().__post_init__(**kwargs)
+        if not 0 <= self.classifier_dropout < 1:
+            raise ValueError(f"classifier_dropout must be a share in [0, 1), got {self.classifier_dropout}")
+        maps = getattr(self.backbone_config, "out_features", None)
+        if maps is not None:
+            self.check_maps(len(maps))
+
+    @property
+    def maps_needed(self) -> int:
+        """How many feature maps the heads read."""
+        return 1
+
+    def check_maps(self, count: int) -> None:
+        """Refuse a backbone that gives `count` feature maps where the heads need more."""
+        if count < self.maps_needed:
+            raise ValueError(
+                f"{type(self).__name__} needs at least {self.maps_needed} feature maps, but the backbone gives "
+                f"{count}: set the out_features of backbone_config, for example to ['stage1', 'stage2', 'stage3', "
+                "'stage4']"
+            )
+
+
 def _pair(name: str, value) -> list[int]:
     pair = [value, value] if isinstance(value, int) else list(value)
     if len(pair) != 2 or min(pair) < 1:
@@ -91,4 +150,4 @@ def _pair(name: str, value) -> list[int]:
     return pair
 
 
-__all__ = ["SegmentationConfig"]
+__all__ = ["BackboneSegmentationConfig", "SegmentationConfig"]

@@ -2,34 +2,14 @@
 """UperNet: Unified Perceptual Parsing for Scene Understanding (https://arxiv.org/abs/1807.10221).
 
 The heads are transformers' own modules, which equal `mmseg/models/decode_heads/{uper_head,fcn_head}.py` of
-MMSegmentation 0.20 to the last bit. What differs from transformers' model is as the original has it: dropout in front
-of the classifiers, the auxiliary head at work only for a loss, the normalisation of the loss, and the sliding window.
+MMSegmentation 0.20 to the last bit, apart from the original's dropout in front of the classifiers.
 """
 
-import torch
 from torch import nn
-from torch.nn import functional as F
-from transformers import PreTrainedModel
-from transformers import initialization as init
-from transformers.backbone_utils import load_backbone
-from transformers.modeling_outputs import BackboneOutput, SemanticSegmenterOutput
-from transformers.models.upernet.modeling_upernet import UperNetConvModule, UperNetFCNHead, UperNetHead
-from transformers.utils import can_return_tuple
+from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNetHead
 
-from ...inference import slide
-from ..losses import check_labels, semantic_cross_entropy
+from ..modeling_segmentation import BackboneForSemanticSegmentation, SegmentationClassifier
 from .configuration_seg_upernet import SegUperNetConfig
-
-
-class SegUperNetClassifier(nn.Conv2d):
-    """1x1 convolution from features to class logits that drops whole channels of its input in training."""
-
-    def __init__(self, in_channels: int, num_labels: int, dropout: float):
-        super().__init__(in_channels, num_labels, kernel_size=1)
-        self.dropout = dropout
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return super().forward(F.dropout2d(features, self.dropout, self.training))
 
 
 class SegUperNetDecodeHead(UperNetHead):
@@ -37,7 +17,7 @@ class SegUperNetDecodeHead(UperNetHead):
 
     def __init__(self, config: SegUperNetConfig, in_channels: list[int]):
         super().__init__(config, in_channels)
-        self.classifier = SegUperNetClassifier(self.channels, config.num_labels, config.classifier_dropout)
+        self.classifier = SegmentationClassifier(self.channels, config.num_labels, config.classifier_dropout)
 
 
 class SegUperNetAuxiliaryHead(UperNetFCNHead):
@@ -45,111 +25,23 @@ class SegUperNetAuxiliaryHead(UperNetFCNHead):
 
     def __init__(self, config: SegUperNetConfig, in_channels: list[int]):
         super().__init__(config, in_channels, in_index=config.auxiliary_in_index)
-        self.classifier = SegUperNetClassifier(self.channels, config.num_labels, config.classifier_dropout)
+        self.classifier = SegmentationClassifier(self.channels, config.num_labels, config.classifier_dropout)
 
 
-class SegUperNetPreTrainedModel(PreTrainedModel):
-    """Weight initialisation, and what transformers asks of a family of models."""
-
-    config: SegUperNetConfig
-    base_model_prefix = "backbone"
-    main_input_name = "pixel_values"
-    input_modalities = ["image"]
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    # the loss is a mean over the pixels of one batch: Trainer divides it by the accumulation steps
-    accepts_loss_kwargs = False
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)  # the classifiers, among others
-        if isinstance(module, UperNetConvModule):
-            init.kaiming_normal_(module.conv.weight, mode="fan_out", nonlinearity="relu")
-
-
-class SegUperNetForSemanticSegmentation(SegUperNetPreTrainedModel):
+class SegUperNetForSemanticSegmentation(BackboneForSemanticSegmentation):
     """UperNet over any backbone.
 
     Args:
         config: a [`SegUperNetConfig`].
     """
 
-    def __init__(self, config: SegUperNetConfig):
-        super().__init__(config)
-        self.backbone = load_backbone(config)
-        config.check_maps(len(self.backbone.channels))
-        self.decode_head = SegUperNetDecodeHead(config, self.backbone.channels)
-        self.auxiliary_head = (
-            SegUperNetAuxiliaryHead(config, self.backbone.channels) if config.use_auxiliary_head else None
-        )
-        self.post_init()
+    config: SegUperNetConfig
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.backbone.get_input_embeddings()
+    def build_decode_head(self, in_channels: list[int]) -> nn.Module:
+        return SegUperNetDecodeHead(self.config, in_channels)
 
-    @can_return_tuple
-    def forward(
-        self,
-        pixel_values: torch.Tensor,
-        labels: torch.Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-    ) -> SemanticSegmenterOutput:
-        """
-        In evaluation mode with `config.inference_mode == "slide"`, images larger than the window are run in windows and
-        have no hidden states; the loss is that of the (merged) logits alone, without the auxiliary head.
-
-        Args:
-            pixel_values: `(B, 3, H, W)`, normalised.
-            labels: `(B, H, W)` class indices, or `config.semantic_loss_ignore_index`.
-            output_hidden_states, output_attentions: passed to the backbone; None takes the config's own setting.
-
-        Returns:
-            `SemanticSegmenterOutput` with `logits` `(B, num_labels, H, W)` and, with labels, `loss`.
-
-        Raises:
-            ValueError: if `pixel_values` is no batch of normalised images or the labels do not fit.
-        """
-        config = self.config
-        if pixel_values.dim() != 4 or pixel_values.numel() == 0 or not pixel_values.is_floating_point():
-            raise ValueError(
-                f"pixel_values must be normalised floats (batch, 3, height, width), got {pixel_values.dtype} "
-                f"{tuple(pixel_values.shape)}"
-            )
-        if labels is not None:
-            check_labels(labels, pixel_values, config.num_labels, config.semantic_loss_ignore_index)
-        window = None if self.training else config.sliding_window()
-        if window is not None and (pixel_values.shape[2] > window[0][0] or pixel_values.shape[3] > window[0][1]):
-            logits = slide(lambda part: self._segment(part)[0], pixel_values, *window, config.window_batch_size)
-            outputs = BackboneOutput()
-        else:
-            logits, outputs = self._segment(
-                pixel_values,
-                output_hidden_states=config.output_hidden_states
-                if output_hidden_states is None
-                else output_hidden_states,
-                output_attentions=config.output_attentions if output_attentions is None else output_attentions,
-            )
-        loss = None
-        if labels is not None:
-            loss = semantic_cross_entropy(logits, labels, config.semantic_loss_ignore_index)
-            if self.auxiliary_head is not None and window is None:
-                auxiliary = self.auxiliary_head(outputs.feature_maps)
-                auxiliary = semantic_cross_entropy(auxiliary, labels, config.semantic_loss_ignore_index)
-                loss = loss + config.auxiliary_loss_weight * auxiliary
-        return SemanticSegmenterOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
-
-    def _segment(self, pixel_values: torch.Tensor, **kwargs) -> tuple[torch.Tensor, BackboneOutput]:
-        """Logits at the size of `pixel_values`, and the backbone's output."""
-        outputs = self.backbone.forward_with_filtered_kwargs(pixel_values, **kwargs)
-        logits = self.decode_head(outputs.feature_maps)
-        size = pixel_values.shape[2:]
-        return F.interpolate(logits, size=size, mode="bilinear", align_corners=False), outputs
+    def build_auxiliary_head(self, in_channels: list[int]) -> nn.Module | None:
+        return SegUperNetAuxiliaryHead(self.config, in_channels) if self.config.use_auxiliary_head else None
 
 
-__all__ = ["SegUperNetForSemanticSegmentation", "SegUperNetPreTrainedModel"]
+__all__ = ["SegUperNetForSemanticSegmentation"]
