@@ -131,9 +131,10 @@ def _with_counted_classes(config: Any, state_dict: Mapping[str, torch.Tensor]) -
     InternImage's configs for Cityscapes and Mapillary say 150, whatever was trained.
     """
     weight = state_dict.get("decode_head.conv_seg.weight")
-    is_classifier = isinstance(weight, torch.Tensor) and weight.dim() == 4
-    if not is_classifier or "decode_head.cls_embed.weight" in state_dict or not isinstance(config, Mapping):
-        return config  # Mask2Former's classifier is another, and a conv_seg beside it means nothing
+    if not isinstance(weight, torch.Tensor) or weight.dim() != 4 or not isinstance(config, Mapping):
+        return config
+    if "decode_head.cls_embed.weight" in state_dict:  # Mask2Former's classifier; a conv_seg beside it means nothing
+        return config
     heads = {name: config[name] for name in ("decode_head", "auxiliary_head") if isinstance(config.get(name), Mapping)}
     told = {head.get("num_classes") for head in heads.values() if isinstance(head.get("num_classes"), int)}
     if len(told) != 1 or told == {len(weight)} or any("num_classes" not in head for head in heads.values()):
