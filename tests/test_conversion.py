@@ -469,7 +469,7 @@ def test_training_state_of_many_kinds_is_read_past(tmp_path):
     assert read.meta["cfg"] == {"a": 1} and read.meta["names"].tolist() == ["a"] and "a" in read.state_dict
 
 
-ROWS = [(family, name) for family in FAMILIES for name in published_rows(family)]
+ROWS = [("vit_adapter", name) for name in published_rows("vit_adapter")]  # other families have tests of their own
 
 
 @pytest.mark.parametrize(("family", "name"), ROWS, ids=[name for _, name in ROWS])

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy
 import torch
+from safetensors.torch import load_file
 
 from .mapping import ConversionError
 
@@ -88,7 +89,7 @@ class Checkpoint:
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a `.pth`, `.pth.tar` or `.zip` file. No code from the file is run.
+    """Read a `.pth`, `.pth.tar`, `.bin`, `.zip` or `.safetensors` file. No code from the file is run.
 
     A `.zip` archive must hold exactly one checkpoint file (`.pth.tar` files are no archives, whatever their name says).
 
@@ -98,6 +99,11 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path)
     if not path.is_file():
         raise ConversionError(f"there is no file {path}")
+    if path.suffix.lower() == ".safetensors":
+        try:
+            return Checkpoint(load_file(path))
+        except Exception as error:  # a damaged file can raise anything
+            raise ConversionError(f"{path} is damaged or no safetensors file: {_reason(error)}") from error
     if path.suffix.lower() != ".zip":
         return _read(path, str(path))
     with tempfile.TemporaryDirectory() as folder:

@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
+from transformers.backbone_utils import BackboneMixin
 from transformers.utils import logging
 
 from ..datasets import DATASETS, get_dataset_info
 from ..image_processing import SegmentationImageProcessor
 from .checkpoint import Checkpoint, read_checkpoint
 from .config_text import parse_config
-from .convert import convert_checkpoint
+from .convert import backbone_of_classifier, convert_checkpoint
 from .mapping import ConversionError
 from .protocol import read_test_pipeline
-from .published import published_rows
+from .published import published_outputs, published_rows
 
 CONFIG_VARIABLES = ("model", "test_pipeline", "train_pipeline")
 
@@ -30,7 +31,7 @@ def main(family: str, backbones: Sequence[str], arguments: Sequence[str] | None 
 
     Args:
         family: which published rows `--config` knows.
-        backbones: mmseg's names of the backbones that this script converts.
+        backbones: mmseg's names of the backbones that this script converts, and model types of the Hub.
         arguments: the command line, by default the process's own.
     """
     options = _parser(family).parse_args(arguments)
@@ -43,7 +44,8 @@ def main(family: str, backbones: Sequence[str], arguments: Sequence[str] | None 
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 1
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(f"{type(model).__name__}, {parameters / 1e6:.1f}M parameters, {model.config.num_labels} classes ({origin})")
+    outputs = "feature maps" if isinstance(model, BackboneMixin) else f"{model.config.num_labels} classes"
+    print(f"{type(model).__name__}, {parameters / 1e6:.1f}M parameters, {outputs} ({origin})")
     print(f"written to {output}")
     return 0
 
@@ -55,11 +57,14 @@ def _parser(family: str) -> argparse.ArgumentParser:
         epilog=f"published configs:\n  {rows}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--checkpoint", required=True, metavar="FILE", help="local .pth, .pth.tar or .zip file")
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="FILE", help="local .pth, .pth.tar, .zip, .bin or .safetensors file"
+    )
     parser.add_argument(
         "--config",
         metavar="NAME|FILE",
-        help="name of a published config, or a .py or .json file with the resolved config or its model dict; "
+        help="name of a published config, or a .py or .json file with the resolved config, its model dict, or the "
+        "config.json of an image classifier on the Hub; "
         "by default the config that mmcv saved in the checkpoint",
     )
     parser.add_argument(
@@ -96,13 +101,17 @@ def _convert(
     checkpoint = read_checkpoint(options.checkpoint)
     if not config:
         config = _config_of(checkpoint)
-    backbone = config["model"].get("backbone")
-    kind = backbone.get("type") if isinstance(backbone, dict) else None
+    described = backbone_of_classifier(config["model"], checkpoint.state_dict)
+    backbone = described.get("backbone", described)
+    kind = backbone.get("type", backbone.get("model_type")) if isinstance(backbone, dict) else None
     if kind not in backbones:
         raise ConversionError(f"the config's backbone is {kind!r}; this script converts {', '.join(backbones)}")
-    model = convert_checkpoint(checkpoint.state_dict, config["model"])
+    model = convert_checkpoint(checkpoint.state_dict, described)
+    if isinstance(model, BackboneMixin):
+        origin = "a backbone, whose head is yet to be trained"
+    else:
+        origin = _label(model, checkpoint, options.dataset, row)
     dataset = options.dataset or row.get("dataset")
-    origin = _label(model, checkpoint, options.dataset, row.get("dataset"))
     pipeline = config.get("test_pipeline")
     if pipeline is None:
         return (
@@ -147,25 +156,32 @@ def _checked_config(config: Any, where: str) -> dict[str, Any]:
     """A whole config; a lone model dict becomes one that has nothing else."""
     if isinstance(config, dict) and "model" not in config:
         config = {"model": config}
-    if not isinstance(config, dict) or not isinstance(config["model"], dict) or "type" not in config["model"]:
+    model = config["model"] if isinstance(config, dict) else None
+    if not isinstance(model, dict) or not ("type" in model or "model_type" in model):
         raise ConversionError(f"{where} has no model dict with a type")
     return config
 
 
-def _label(model: PreTrainedModel, checkpoint: Checkpoint, chosen: str | None, published: str | None) -> str:
+def _label(model: PreTrainedModel, checkpoint: Checkpoint, chosen: str | None, row: dict[str, Any]) -> str:
     """Name and colour the model's classes; returns where the names came from.
 
     Names come from the data set that the user names, else from the checkpoint, else from the published row's data set.
-    A published checkpoint may name classes that it has no outputs for: then the row's data set is right.
+    A published checkpoint may name classes that it has no outputs for: then the row's data set is right. And some have
+    outputs that were never trained, behind those of their data set.
     """
     config = model.config
     names, palette = checkpoint.meta.get("CLASSES"), checkpoint.meta.get("PALETTE")
     origin = "names from the checkpoint"
-    named = isinstance(names, list | tuple) and (published is None or len(names) == config.num_labels)
-    dataset = chosen or (published if names is None or not named else None)
+    fit = isinstance(names, list | tuple) and len(names) == config.num_labels
+    dataset = chosen or (row["dataset"] if row and not fit else None)
     if dataset is not None:
         info = get_dataset_info(dataset)
         names, palette, origin = info.classes, info.palette, f"names of {dataset}"
+        outputs = published_outputs(row) if row and dataset == row["dataset"] else 0
+        surplus = outputs - len(names)
+        if surplus > 0 and outputs == config.num_labels:
+            names = [*names, *(f"unused {len(names) + index}" for index in range(surplus))]
+            palette = [*palette, *([[0, 0, 0]] * surplus)]
     if names is None:
         return "without names: say --dataset to name them"
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):

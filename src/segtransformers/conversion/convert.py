@@ -103,6 +103,17 @@ def empty_model(config: Mapping[str, Any]) -> tuple[PreTrainedModel, list[Rule],
     return model, [*prefixed("backbone.", known.rules), *head_module.RULES], known.prepare
 
 
+def backbone_of_classifier(config: Mapping[str, Any], state_dict: Mapping[str, torch.Tensor]) -> Mapping[str, Any]:
+    """The part of a segmentor's config that describes an image classifier, where the tensors are one's; else all of it.
+
+    So classifiers that segmentors start from can be named by the segmentor's config.
+    """
+    backbone = config.get("backbone")
+    if not isinstance(backbone, Mapping) or backbone.get("type") not in CLASSIFIERS:
+        return config
+    return config if any("decode_head." in str(name) for name in state_dict) else backbone
+
+
 def _empty_backbone(settings: Settings, kind: str) -> tuple[PreTrainedModel, list[Rule], Callable]:
     """[`empty_model`] for an image classifier."""
     module, model_class = CLASSIFIERS[kind]

@@ -9,10 +9,10 @@ import json
 from importlib import resources
 from typing import Any
 
-FAMILIES = ("vit_adapter",)
+FAMILIES = ("vit_adapter", "internimage")
 # dataset: what the checkpoint was trained for. miou, miou_ms: published percent, single scale and multi-scale + flip.
-# parameters: as published. num_parameters: of the original's code, counted. crop_size: side in pixels. download: where
-# the authors keep the file. note: conflicts between sources, and what is missing.
+# parameters: as published. num_parameters: of the original's code, counted. crop_size: side in pixels, or [height,
+# width]. download: where the authors keep the file. note: conflicts between sources, and what is missing.
 PUBLISHED_FIELDS = ("dataset", "miou", "miou_ms", "parameters", "num_parameters", "crop_size", "download", "note")
 
 
@@ -37,6 +37,13 @@ def published_table(family: str) -> str:
                 notes.append(row["note"])
             mark = f" [{notes.index(row['note']) + 1}]"
         file = row["download"] and f"[{row['download'].rpartition('/')[2]}]({row['download']})"
-        values = (row["dataset"], row["crop_size"], row["miou"], row["miou_ms"], row["parameters"], file)
+        crop = row["crop_size"]
+        crop = "x".join(map(str, crop)) if isinstance(crop, list) else crop
+        values = (row["dataset"], crop, row["miou"], row["miou_ms"], row["parameters"], file)
         lines.append(f"| `{name}`{mark} | {' | '.join('-' if value is None else str(value) for value in values)} |")
     return "\n".join([*lines, "", *(f"[{index}] {note}." for index, note in enumerate(notes, start=1))]).rstrip()
+
+
+def published_outputs(row: dict[str, Any]) -> int:
+    """How many outputs the model of a row has; that may be more than its data set has classes."""
+    return row["model"]["decode_head"]["num_classes"]

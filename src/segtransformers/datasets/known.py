@@ -6,7 +6,15 @@ import json
 from dataclasses import dataclass
 from importlib import resources
 
-DATASETS = ("ade20k", "cityscapes", "coco_stuff10k", "coco_stuff164k", "mapillary", "pascal_context_59")
+DATASETS = (
+    "ade20k",
+    "cityscapes",
+    "coco_stuff10k",
+    "coco_stuff164k",
+    "mapillary",
+    "nyu_depth_v2",
+    "pascal_context_59",
+)
 
 
 @dataclass(frozen=True)

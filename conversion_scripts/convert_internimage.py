@@ -1,0 +1,16 @@
+#!/usr/bin/env python
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""Convert an InternImage checkpoint (https://github.com/OpenGVLab/InternImage).
+
+It may be a segmentor of MMSegmentation 0.x, or an image classifier, as a .pth file or from the Hub: that becomes a
+backbone to fine-tune.
+
+python conversion_scripts/convert_internimage.py --checkpoint FILE [--config NAME|FILE] --output DIR
+"""
+
+import sys
+
+from segtransformers.conversion.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main("internimage", backbones=("InternImage", "internimage")))
