@@ -94,9 +94,7 @@ def read_config(settings: Settings) -> InternImageConfig:
     return config
 
 
-def with_layer_scale(
-    config: InternImageConfig, state_dict: Mapping[str, torch.Tensor]
-) -> Mapping[str, torch.Tensor]:
+def with_layer_scale(config: InternImageConfig, state_dict: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
     """The tensors of a classifier, with a layer scale where the backbone has one.
 
     InternImage-T was pre-trained without: then the scale starts at its initial value, as when the original loads such a
