@@ -4,9 +4,19 @@ import pytest
 import torch
 from model_tests import BackboneTests
 from reference_cases import ReferenceCase, relative_error
-from transformers import CONFIG_MAPPING, UperNetForSemanticSegmentation
+from transformers import (
+    CONFIG_MAPPING,
+    Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
+    UperNetForSemanticSegmentation,
+)
 
-from segtransformers import InternImageBackbone, InternImageConfig, SegUperNetForSemanticSegmentation
+from segtransformers import (
+    InternImageBackbone,
+    InternImageConfig,
+    SegMask2FormerForSemanticSegmentation,
+    SegUperNetForSemanticSegmentation,
+)
 from segtransformers.conversion import ConversionError, convert_checkpoint
 from segtransformers.operators import DeformableConvolutionV3
 
@@ -84,6 +94,22 @@ def test_segmentors_equal_the_original(name):
         actual["logits"], actual["auxiliary_logits"] = model.decode_head(maps), model.auxiliary_head(maps)
         actual["segmentation_logits"] = model(case.pixel_values()).logits
     assert actual.keys() == outputs.keys()
+    for key, tensor in actual.items():
+        assert relative_error(case.sampled(key, tensor), outputs[key]) < 2e-6, key
+
+
+def test_mask2former_over_windows_equals_the_original():
+    case = ReferenceCase("internimage/tiny-h-mask2former-slide")
+    model = convert_checkpoint(case.state_dict(), case.config)
+    outputs = case.outputs()
+    assert model.config.inference_mode == "slide" and model.config.window_size == case.config["test_cfg"]["crop_size"]
+    with torch.no_grad():
+        actual = {
+            f"feature_{level}": map_ for level, map_ in enumerate(model.backbone(case.pixel_values()).feature_maps)
+        }
+        actual["sliding_window_logits"] = model(case.pixel_values()).logits
+        model.config.inference_mode = "whole"
+        actual["segmentation_logits"] = model(case.pixel_values()).logits
     for key, tensor in actual.items():
         assert relative_error(case.sampled(key, tensor), outputs[key]) < 2e-6, key
 
@@ -241,18 +267,42 @@ def test_offsets_keep_their_precision_under_autocast():
     assert seen == [[torch.bfloat16, torch.float32, torch.bfloat16]] * 6
 
 
-@pytest.mark.parametrize("head", [UperNetForSemanticSegmentation, SegUperNetForSemanticSegmentation])
-def test_under_heads_with_odd_sizes(head, tmp_path):
-    config_class = head.config_class
-    config = config_class(backbone_config=small_internimage(), hidden_size=16, auxiliary_channels=8, num_labels=5)
-    model = head(config).eval()
+@pytest.mark.parametrize(
+    ("head", "settings"),
+    [
+        (UperNetForSemanticSegmentation, {"hidden_size": 16, "auxiliary_channels": 8}),
+        (SegUperNetForSemanticSegmentation, {"hidden_size": 16, "auxiliary_channels": 8}),
+        (SegMask2FormerForSemanticSegmentation, {"hidden_dim": 32, "num_attention_heads": 2, "num_queries": 7}),
+    ],
+)
+def test_under_heads_with_odd_sizes(head, settings, tmp_path):
+    model = head(head.config_class(backbone_config=small_internimage(), num_labels=5, **settings)).eval()
     images, labels = torch.randn(2, 3, 75, 130), torch.randint(5, (2, 75, 130))
     with torch.no_grad():
         outputs = model(images, labels=labels)
         assert outputs.logits.shape == (2, 5, 75, 130) and outputs.loss.isfinite()
         model.save_pretrained(tmp_path)
         again = head.from_pretrained(tmp_path)(images).logits
-    torch.testing.assert_close(again, outputs.logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(again, outputs.logits, rtol=1e-4, atol=1e-4)
+
+
+def test_under_transformers_mask2former():
+    config = Mask2FormerConfig(
+        backbone_config=small_internimage(),
+        feature_size=32,
+        mask_feature_size=32,
+        hidden_dim=32,
+        encoder_feedforward_dim=32,
+        dim_feedforward=32,
+        num_attention_heads=2,
+        num_queries=7,
+        num_labels=5,
+    )
+    model = Mask2FormerForUniversalSegmentation(config)
+    masks, classes = [torch.ones(1, 64, 96)], [torch.tensor([2])]
+    loss = model(torch.randn(1, 3, 64, 96), mask_labels=masks, class_labels=classes).loss
+    loss.backward()
+    assert loss.isfinite() and model.model.pixel_level_module.encoder.embeddings.conv1.weight.grad.any()
 
 
 def test_weights_can_stay_on_disk_until_they_are_needed(tmp_path):
