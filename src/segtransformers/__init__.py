@@ -7,8 +7,8 @@ Importing this package registers its models with transformers' auto classes.
 from .image_processing import SegmentationImageProcessor, SegmentationImageProcessorPil
 from .models.internimage import InternImageBackbone, InternImageConfig
 from .models.mask2former import SegMask2FormerConfig, SegMask2FormerForSemanticSegmentation
-from .models.trunk import trunk_normalization
 from .models.segformer import SegSegformerConfig, SegSegformerForSemanticSegmentation
+from .models.trunk import trunk_normalization
 from .models.upernet import SegUperNetConfig, SegUperNetForSemanticSegmentation
 from .models.vit_adapter import ViTAdapterBackbone, ViTAdapterConfig
 from .packaged import example_image_path, packaged_model_path
