@@ -68,7 +68,7 @@ class TestOverConvNext(OtherBackboneTests):
 
 @pytest.mark.parametrize("name", CASES)
 def test_logits_equal_the_original(name):
-    case = ReferenceCase(f"vit_adapter/tiny-vit{name}-upernet")
+    case = ReferenceCase(f"vit_adapter/tiny-{name}-upernet")
     model = convert_checkpoint(case.state_dict(), case.config)
     model.config.inference_mode = "whole"
     outputs = case.outputs()
