@@ -116,3 +116,27 @@ def test_what_does_not_fit_is_named_and_changes_nothing(tmp_path):
         load_pretrained_trunk(backbone, tmp_path / "missing.pth")
     with pytest.raises(ConversionError, match="Linear has no plain ViT"):
         load_pretrained_trunk(torch.nn.Linear(2, 2), tmp_path / "vit.pth")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pos_embed": torch.zeros(1, 1 + 8 * 16, 96)}, r"pos_embed is \(1, 129, 96\), expected .* a square"),
+        ({"pos_embed": torch.zeros(1, 0, 96)}, r"pos_embed is \(1, 0, 96\)"),
+        ({"cls_token": torch.zeros(1, 1, 96, dtype=torch.complex64)}, "cls_token is torch.complex64"),
+        ({"pos_embed": torch.zeros(1, 197, 96, dtype=torch.long)}, "pos_embed is torch.int64"),
+        ({"norm.weight": torch.zeros(96).to_sparse()}, "norm.weight is torch.float32 .torch.sparse_coo"),
+    ],
+)
+def test_odd_files_are_refused(tmp_path, change, message):
+    torch.save({**state_of(timm_model("vit_tiny_patch16_224")), **change}, tmp_path / "vit.pth")
+    with pytest.raises(ConversionError, match=message):
+        load_pretrained_trunk(small_backbone("vit_tiny_patch16_224"), tmp_path / "vit.pth")
+
+
+def test_names_of_data_parallel_training(tmp_path):
+    weights = {f"module.{name}": tensor for name, tensor in state_of(timm_model("vit_tiny_patch16_224")).items()}
+    torch.save({"model": weights}, tmp_path / "vit.pth")
+    backbone = small_backbone("vit_tiny_patch16_224")
+    load_pretrained_trunk(backbone, tmp_path / "vit.pth")
+    assert torch.equal(backbone.trunk.embeddings.cls_token, weights["module.cls_token"])

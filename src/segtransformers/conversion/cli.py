@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedModel
 from transformers.backbone_utils import BackboneMixin
 from transformers.utils import logging
@@ -188,10 +189,13 @@ def _label(model: PreTrainedModel, checkpoint: Checkpoint, chosen: str | None, r
         raise ConversionError("the checkpoint's CLASSES are not a list of names")
     if len(names) != config.num_labels:
         raise ConversionError(
-            f"the {origin} are {len(names)}, but the head has {config.num_labels} outputs: {', '.join(names[:4])}, ..."
+            f"the {origin} are {len(names)}, but the head has {config.num_labels} outputs: {', '.join(names[:4])}, ... "
+            "Say --dataset to take names and colours from a data set"
         )
     config.id2label = dict(enumerate(names))
     config.label2id = {name: index for index, name in enumerate(names)}
+    if isinstance(palette, list | tuple | np.ndarray) and len(palette) != len(names):
+        return f"{origin}, without its {len(palette)} colours for {len(names)} classes"
     if palette is not None:
         config.palette = _checked_palette(palette, len(names))
     return origin

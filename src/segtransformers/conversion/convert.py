@@ -16,7 +16,7 @@ from ..models.mask2former import SegMask2FormerForSemanticSegmentation
 from ..models.segformer import SegSegformerForSemanticSegmentation
 from ..models.upernet import SegUperNetForSemanticSegmentation
 from . import internimage, mask2former, segformer, upernet, vit_adapter
-from .mapping import ConversionError, Rule, Settings, load_converted, prefixed
+from .mapping import ConversionError, Rule, Settings, checked_tensors, load_converted, prefixed
 from .protocol import read_test_cfg
 
 logger = logging.get_logger(__name__)
@@ -50,7 +50,7 @@ def convert_checkpoint(state_dict: Mapping[str, torch.Tensor], config: Mapping[s
     Raises:
         ConversionError: naming what is not understood, missing, left over or of another shape.
     """
-    state_dict = _without_wrapper(state_dict)
+    state_dict = checked_tensors(state_dict)
     model, rules, prepare = empty_model(_with_counted_classes(config, state_dict))
     load_converted(model, prepare(state_dict), rules)
     return model.eval()
@@ -131,7 +131,7 @@ def _possible() -> Iterator[None]:
         yield
     except ConversionError:
         raise
-    except (ValueError, TypeError, StrictDataclassError) as error:
+    except (ValueError, TypeError, ArithmeticError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
         raise ConversionError(f"the model config describes a model that cannot be: {reason}") from error
 
@@ -162,10 +162,3 @@ def _part(values: Any, where: str, known) -> tuple[Settings, str]:
     if not isinstance(kind, str) or kind not in known:
         raise ConversionError(f"{where}.type is {kind!r}; known are {', '.join(known)}")
     return settings, kind
-
-
-def _without_wrapper(state_dict: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-    """Names without the `module.` that data parallelism puts in front of all of them."""
-    if state_dict and all(name.startswith("module.") for name in state_dict):
-        return {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
-    return state_dict

@@ -89,7 +89,9 @@ class Rule:
         if tensor.dim() == 0 or tensor.shape[0] % len(self.parts):
             raise ConversionError(f"{name} is {_shape(tensor)}, which cannot be cut into {len(self.parts)} equal parts")
         pieces = tensor.chunk(len(self.parts))
-        return [(new_name.format(part=part), piece.clone()) for part, piece in zip(self.parts, pieces, strict=True)]
+        return [
+            (new_name.replace("{part}", part), piece.clone()) for part, piece in zip(self.parts, pieces, strict=True)
+        ]
 
 
 def prefixed(prefix: str, rules: Iterable[Rule], new_prefix: str | None = None) -> list[Rule]:
@@ -130,7 +132,7 @@ def load_converted(model: PreTrainedModel, state_dict: Mapping[str, torch.Tensor
     rules = list(rules)
     state_dict = {name: tensor for name, tensor in state_dict.items() if not _is_unused(name, rules)}
     expected = model.state_dict()
-    dtype, storages = _widest(state_dict), set()
+    dtype, storages = widest_dtype(state_dict), set()
     renamed: dict[str, torch.Tensor] = {}
     original_names: dict[str, str] = {}
     leftover: list[str] = []
@@ -196,21 +198,36 @@ def _make_unsaved_buffers(model: PreTrainedModel) -> None:
     model.init_weights()
 
 
-def _is_unused(name: Any, rules: list[Rule]) -> bool:
-    rule = find_rule(name, rules)[0] if isinstance(name, str) else None
+def _is_unused(name: str, rules: list[Rule]) -> bool:
+    rule, _ = find_rule(name, rules)
     return rule is not None and rule.name is None
 
 
-def _widest(state_dict: Mapping[str, torch.Tensor]) -> torch.dtype:
-    """The dtype that holds all weights without loss; also refuses what is no weight."""
-    widest: torch.dtype | None = None
+def checked_tensors(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint without the `module.` that data parallelism puts in front of all names.
+
+    Raises:
+        ConversionError: naming what is no name or no dense tensor in memory.
+    """
     for name, tensor in state_dict.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
             raise ConversionError(f"the state dict maps {name!r} to a {type(tensor).__name__}, not a name to a tensor")
+        if tensor.layout != torch.strided or tensor.is_meta:
+            raise ConversionError(
+                f"{name} is {tensor.dtype} ({tensor.layout}, {tensor.device}), expected a dense tensor"
+            )
+    wrapped = bool(state_dict) and all(name.startswith("module.") for name in state_dict)
+    return {name.removeprefix("module.") if wrapped else name: tensor for name, tensor in state_dict.items()}
+
+
+def widest_dtype(state_dict: Mapping[str, torch.Tensor]) -> torch.dtype:
+    """The dtype that holds all weights without loss; also refuses what is no weight."""
+    widest: torch.dtype | None = None
+    for name, tensor in state_dict.items():
         counter = name.endswith("num_batches_tracked")
-        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_floating_point() == counter:
-            kind = "an integer counter" if counter else "a dense tensor of floating-point numbers"
-            raise ConversionError(f"{name} is {tensor.dtype} ({tensor.layout}, {tensor.device}), expected {kind}")
+        if tensor.is_floating_point() == counter:
+            kind = "an integer counter" if counter else "floating-point numbers"
+            raise ConversionError(f"{name} is {tensor.dtype}, expected {kind}")
         if not counter:
             widest = tensor.dtype if widest is None else torch.promote_types(widest, tensor.dtype)
     return widest or torch.float32

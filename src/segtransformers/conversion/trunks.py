@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from ..models.trunk import Trunk
 from ..models.trunk.pretrained import load_trunk_weights
 from .checkpoint import read_checkpoint
-from .mapping import ConversionError, Rule, find_rule
+from .mapping import ConversionError, Rule, checked_tensors, find_rule, widest_dtype
 from .vit_adapter import UNIPERCEIVER_RULES, with_whole_positions
 
 # New names are timm's. What a trunk has no place for, because it stands behind the blocks or follows from the grid:
@@ -51,19 +51,18 @@ def load_pretrained_trunk(model: PreTrainedModel, path: str | Path) -> list[str]
     trunk = getattr(backbone, "trunk", None)
     if not isinstance(trunk, Trunk):
         raise ConversionError(f"a {type(backbone).__name__} has no plain ViT as its trunk")
-    state_dict, unused = _renamed(read_checkpoint(path).state_dict, backbone.config.num_hidden_layers)
+    state_dict, unused = _renamed(checked_tensors(read_checkpoint(path).state_dict), len(trunk.blocks))
+    widest_dtype(state_dict)  # refuses what is no weight
     if not backbone.config.use_prefix_tokens:
         unused += [name for name in ("cls_token", "dist_token", "reg_token") if name in state_dict]
-    # the original's ViTs have a layer scale that the checkpoints know nothing of
-    scales = {name for name in trunk.state_dict() if name.endswith((".ls1.gamma", ".ls2.gamma"))}
+    dtype = trunk.embeddings.patch_embed.proj.weight.dtype
     try:
         load_trunk_weights(
             trunk,
             backbone.config,
-            {name: tensor.to(trunk.embeddings.patch_embed.proj.weight.dtype) for name, tensor in state_dict.items()},
+            {name: tensor.to(dtype) for name, tensor in state_dict.items()},
             _grid(state_dict, backbone.config.pretrain_grid),
-            str(path),
-            optional=scales if not scales & set(state_dict) else set(),
+            f"the weights in {path}",
         )
     except ValueError as error:
         raise ConversionError(str(error)) from error
@@ -96,11 +95,18 @@ def _renamed(state_dict: Mapping[str, torch.Tensor], depth: int) -> tuple[dict[s
 
 def _grid(state_dict: Mapping[str, torch.Tensor], grid: tuple[int, int]) -> tuple[int, int]:
     """Rows and columns of patches that the positions in a file were made for: all of these files are for squares."""
-    if "pos_embed" in state_dict and state_dict["pos_embed"].dim() == 3:
-        side = math.isqrt(state_dict["pos_embed"].shape[1])
-        return (side, side)  # one or two entries for tokens in front do not change the root
-    if _TABLE.format(0) in state_dict:
-        side = (math.isqrt(state_dict[_TABLE.format(0)].shape[0]) + 1) // 2
+    positions, table = state_dict.get("pos_embed"), state_dict.get(_TABLE.format(0))
+    if positions is not None:
+        count = positions.shape[1] if positions.dim() == 3 else 0
+        side = math.isqrt(count)
+        if not count or count - side**2 > 2:  # tokens in front have entries, too
+            raise ConversionError(
+                f"pos_embed is {tuple(positions.shape)}, expected (1, positions, channels) for a square of patches and "
+                "at most two tokens in front"
+            )
+        return (side, side)
+    if table is not None and table.dim() == 2:
+        side = (math.isqrt(table.shape[0]) + 1) // 2
         return (side, side)
     return grid
 

@@ -71,9 +71,11 @@ def with_whole_positions(state_dict: Mapping[str, torch.Tensor]) -> Mapping[str,
     )
     if prefix is None:
         raise ConversionError("the checkpoint has no spatial_pos_embed.weight")
+    if f"{prefix}pos_embed" in state_dict:
+        raise ConversionError(f"the checkpoint has both {prefix}pos_embed and {prefix}spatial_pos_embed.weight")
     state_dict = dict(state_dict)
     space, time = (state_dict.pop(f"{prefix}{kind}_pos_embed.weight", None) for kind in ("spatial", "temporal"))
-    if time is None or time.dim() != 2 or space.dim() != 2 or time.shape[1] != space.shape[1]:
+    if time is None or time.dim() != 2 or space.dim() != 2 or time.shape[1] != space.shape[1] or not len(time):
         raise ConversionError(
             f"{prefix}temporal_pos_embed.weight must be there, with the channels of spatial_pos_embed"
         )

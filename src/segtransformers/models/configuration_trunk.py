@@ -1,6 +1,8 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """The part of a config that describes its trunk, a plain ViT from timm."""
 
+import math
+
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
@@ -117,10 +119,12 @@ class TrunkConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"drop_path_rate must be a share in [0, 1), got {self.drop_path_rate}")
-        if self.mlp_ratio <= 0 or self.layer_norm_eps <= 0:
+        if not 0 < self.mlp_ratio < math.inf or not 0 < self.layer_norm_eps < math.inf:
             raise ValueError(
                 f"mlp_ratio and layer_norm_eps must be positive, got {self.mlp_ratio}, {self.layer_norm_eps}"
             )
+        if not 0 <= self.layer_scale_init_value < math.inf:
+            raise ValueError(f"layer_scale_init_value must be 0 or more, got {self.layer_scale_init_value}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads "

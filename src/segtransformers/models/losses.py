@@ -31,6 +31,8 @@ def check_labels(labels: torch.Tensor, pixel_values: torch.Tensor, num_labels: i
     Raises:
         ValueError: naming the shape, dtype or values found and those expected.
     """
+    if not isinstance(labels, torch.Tensor):
+        raise ValueError(f"labels must be a tensor (batch, height, width), got a {type(labels).__name__}")
     expected = (pixel_values.shape[0], *pixel_values.shape[2:])
     if tuple(labels.shape) != expected:
         raise ValueError(

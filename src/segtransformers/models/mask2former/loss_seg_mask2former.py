@@ -45,9 +45,9 @@ def semantic_targets(
         ValueError: if there is another label.
     """
     mask_labels, class_labels = [], []
-    for image in labels:
+    for image in labels.long():
         classes = image.unique()
-        classes = classes[classes != ignore_index].long()
+        classes = classes[classes != ignore_index]
         _check_classes(classes, num_labels)
         mask_labels.append(image == classes[:, None, None])
         class_labels.append(classes)
@@ -69,6 +69,11 @@ def check_targets(
             f"{len(class_labels)}"
         )
     for masks, classes in zip(mask_labels, class_labels, strict=True):
+        if not isinstance(masks, torch.Tensor) or not isinstance(classes, torch.Tensor):
+            raise ValueError(
+                f"mask_labels and class_labels must hold tensors, got {type(masks).__name__} and "
+                f"{type(classes).__name__}"
+            )
         if masks.dim() != 3 or tuple(masks.shape[1:]) != (height, width):
             raise ValueError(
                 f"mask_labels must be (masks, height, width) = (n, {height}, {width}) like pixel_values, got "
@@ -78,6 +83,10 @@ def check_targets(
             raise ValueError(
                 f"class_labels must hold one class for each of the {masks.shape[0]} masks, got {tuple(classes.shape)}"
             )
+        if masks.numel() and masks.device.type == "cpu" and not torch.compiler.is_compiling() and masks.max() > 1:
+            raise ValueError(f"mask_labels must hold 0 and 1, got values up to {masks.max()}: divide them by it")
+        if not classes.numel():
+            continue
         if classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool:
             raise ValueError(f"class_labels must hold integer class indices, got {classes.dtype}")
         _check_classes(classes, num_labels)
@@ -207,12 +216,8 @@ def _matching_cost(
 
 def _assign(costs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows (ascending) and columns of the cheapest one-to-one matching, `(layers, min(queries, n))` each."""
-    try:
-        from scipy.optimize import linear_sum_assignment
-    except ImportError as error:
-        raise ImportError(
-            "The loss of Mask2Former matches queries to masks with scipy: pip install 'segtransformers[train]'"
-        ) from error
+    from scipy.optimize import linear_sum_assignment  # slow to import, and only needed here
+
     pairs = [linear_sum_assignment(cost) for cost in costs.cpu().numpy()]
     rows, columns = (torch.stack([torch.from_numpy(pair[side]) for pair in pairs]).to(costs.device) for side in (0, 1))
     return rows, columns

@@ -133,13 +133,21 @@ def build_architecture(config: TrunkConfig) -> Any:
             drop_path_rate=config.drop_path_rate,
             **_ARCHITECTURES[_class_of(config.trunk)].arguments,
         )
-    except (AssertionError, TypeError) as error:
+    except (AssertionError, TypeError, ArithmeticError) as error:
         reason = str(error) or "its layers refuse them"
         raise ValueError(
             f"timm's {config.trunk!r} cannot be built with hidden_size={config.hidden_size}, num_hidden_layers="
             f"{config.num_hidden_layers}, num_attention_heads={config.num_attention_heads}, mlp_ratio="
             f"{config.mlp_ratio:g}: {reason}"
         ) from error
+    head_width = config.hidden_size // config.num_attention_heads
+    if getattr(model, "rope", None) is not None and head_width % 4:
+        raise ValueError(
+            f"{config.trunk!r} rotates queries and keys: hidden_size / num_attention_heads must be a multiple of 4, "
+            f"got {head_width}"
+        )
+    if config.use_relative_position_bias and not isinstance(model, Beit):
+        raise ValueError(f"use_relative_position_bias is for trunks of timm's class Beit, not for {config.trunk!r}")
     for module in model.modules():
         if isinstance(module, (nn.LayerNorm, RmsNorm)):
             module.eps = float(config.layer_norm_eps)

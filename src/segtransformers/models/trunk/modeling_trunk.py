@@ -145,10 +145,9 @@ class Trunk(nn.Module):
         self.embeddings = TrunkEmbeddings(model, config)
         self.num_prefix_tokens = self.embeddings.num_prefix_tokens
         rope = getattr(model, "rope", None)
-        if isinstance(rope, RotaryEmbeddingMixed):
-            self.rotary = TrunkLearnedRotary(rope)
-        else:
-            self.rotary = None if rope is None else TrunkRotary(rope)
+        self.rotary: TrunkRotary | TrunkLearnedRotary | None = None
+        if rope is not None:
+            self.rotary = TrunkLearnedRotary(rope) if isinstance(rope, RotaryEmbeddingMixed) else TrunkRotary(rope)
         self.blocks = nn.ModuleList(
             as_trunk_block(block, config, index, self.num_prefix_tokens) for index, block in enumerate(model.blocks)
         )

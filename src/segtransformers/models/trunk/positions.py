@@ -44,7 +44,8 @@ def relative_position_bias(table: torch.Tensor, table_grid: Grid, grid: Grid, nu
     if grid != table_grid:
         dtype = torch.promote_types(maps.dtype, torch.float32)
         rows, columns = (
-            torch.tensor(_interpolation(int(known), int(wanted)), dtype=dtype, device=maps.device)
+            # len(range(n)) is n, also where a compiler that saw another size has made a symbol of it
+            torch.tensor(_interpolation(known, len(range(wanted))), dtype=dtype, device=maps.device)
             for known, wanted in zip(table_grid, grid, strict=True)
         )
         maps = (rows @ maps.to(rows.dtype) @ columns.t()).to(table.dtype)

@@ -1,7 +1,7 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """timm's pre-trained weights in a trunk of ours."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import timm
@@ -13,6 +13,7 @@ from .modeling_trunk import Trunk
 from .positions import Grid, num_relative_positions, resize_positions, resize_relative_position_table
 
 _EMBEDDINGS = ("patch_embed.", "norm_pre.", "pos_embed", "cls_token", "dist_token", "reg_token")
+_LAYER_SCALES = (".ls1.gamma", ".ls2.gamma")
 _TABLE = "attn.relative_position_bias_table"
 _UNUSED = ("norm.", "fc_norm.", "head.", "head_dist.", "attn_pool.")  # what stands behind the last block
 
@@ -36,6 +37,8 @@ class FromTrunkMixin:
             ValueError: if timm has no such trunk or no such weights, or if `fields` change its shape.
         """
         config = cls.config_class(trunk=trunk.partition(".")[0], **fields)
+        if pretrained or "." in trunk:
+            _check_weights(trunk)
         model = cls(config)
         if pretrained:
             source = load_timm_model(trunk, cache_dir)
@@ -44,12 +47,7 @@ class FromTrunkMixin:
 
 
 def load_timm_model(name: str, cache_dir: str | None = None) -> Any:
-    """timm's own model with its pre-trained weights.
-
-    Raises:
-        ValueError: if there are none of that name.
-    """
-    _check_weights(name)
+    """timm's own model with its pre-trained weights."""
     return timm.create_model(name, pretrained=True, num_classes=0, cache_dir=cache_dir)
 
 
@@ -88,16 +86,16 @@ def load_trunk_weights(
     state_dict: Mapping[str, torch.Tensor],
     grid: Grid,
     where: str,
-    optional: Collection[str] = (),
 ) -> None:
     """Give a trunk weights under timm's names. Positions are resized, tokens that the trunk lacks are left out.
+
+    Layer scales that the weights know nothing of stay: the original adds them to every ViT.
 
     Args:
         config: the one that `trunk` was built from.
         state_dict: timm's names; what stands behind the last block is not needed.
         grid: `(h, w)` of the patches that the positions in `state_dict` were made for.
         where: how an error calls the weights.
-        optional: tensors of the trunk that may be missing and then stay.
 
     Raises:
         ValueError: naming what is missing, left over or of another shape. The trunk is then as it was.
@@ -108,18 +106,25 @@ def load_trunk_weights(
     for name, tensor in state_dict.items():
         new_name = _trunk_name(name)
         if new_name in expected:
-            tensor = _fitted(new_name, tensor, config, grid)
+            try:
+                tensor = _fitted(new_name, tensor, config, grid)
+            except ValueError as error:
+                problems.append(f"{name}: {error}")
+                tensor = expected[new_name]
             if tensor.shape != expected[new_name].shape:
                 problems.append(f"{name} is {tuple(tensor.shape)}, expected {tuple(expected[new_name].shape)}")
             renamed[new_name] = tensor
         elif not name.startswith(_UNUSED) and not (name.endswith("_token") and not config.use_prefix_tokens):
             problems.append(f"the trunk has no place for {name}")
-    problems += [f"{name} is missing" for name in expected if name not in renamed and name not in optional]
+    missing = [name for name in expected if name not in renamed]
+    scales = [name for name in expected if name.endswith(_LAYER_SCALES)]
+    if set(scales) <= set(missing):
+        missing = [name for name in missing if name not in scales]
+    problems += [f"{name} is missing" for name in missing]
     if problems:
         more = f" and {len(problems) - 6} more" if len(problems) > 6 else ""
         raise ValueError(
-            f"{where} do not fit the trunk {config.trunk!r}: {'; '.join(problems[:6])}{more}. "
-            "Fields that change the trunk's shape cannot be combined with pre-trained weights"
+            f"{where} do not fit the trunk {config.trunk!r} as configured: {'; '.join(problems[:6])}{more}"
         )
     trunk.load_state_dict(renamed, strict=False)
 
@@ -135,11 +140,16 @@ def _trunk_name(name: str) -> str:
 def _fitted(name: str, tensor: torch.Tensor, config: TrunkConfig, grid: Grid) -> torch.Tensor:
     """Positions for the trunk's own grid and prefix."""
     new_grid = config.pretrain_grid
-    if name == "embeddings.pos_embed" and tensor.dim() == 3:
+    if name == "embeddings.pos_embed":
         count = grid[0] * grid[1]
+        if tensor.dim() != 3 or tensor.shape[1] < count:
+            raise ValueError(f"it is {tuple(tensor.shape)}, expected (1, {count} or a few more, channels)")
         prefix = tensor[:, :-count] if config.use_prefix_tokens else tensor[:, :0]
         return torch.cat([prefix, resize_positions(tensor[:, -count:], grid, new_grid)], dim=1)
-    if name.endswith("relative_position_bias_table") and tensor.shape[0] == num_relative_positions(grid) + 3:
+    if name.endswith("relative_position_bias_table"):
+        rows = num_relative_positions(grid) + 3
+        if tensor.dim() != 2 or tensor.shape[0] != rows:
+            raise ValueError(f"it is {tuple(tensor.shape)}, expected ({rows}, heads) for {grid[0]}x{grid[1]} patches")
         tensor = resize_relative_position_table(tensor, grid, new_grid)
         return tensor if config.use_prefix_tokens else tensor[: num_relative_positions(new_grid)]
     return tensor
