@@ -1,4 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+import json
 import os
 import subprocess
 import sys
@@ -408,6 +409,9 @@ def test_more_masks_than_queries(monkeypatch):
         (lambda m, c: {"mask_labels": [m[0][:, :9]], "class_labels": c}, r"\(n, 64, 64\) like pixel_values"),
         (lambda m, c: {"mask_labels": m, "class_labels": [c[0][:2]]}, r"each of the 3 masks, got \(2,\)"),
         (lambda m, c: {"mask_labels": m, "class_labels": [c[0].float()]}, "integer class indices, got torch.float32"),
+        (lambda m, c: {"mask_labels": [m[0].tolist()], "class_labels": c}, "must hold tensors, got list and Tensor"),
+        (lambda m, c: {"mask_labels": [m[0] * 255], "class_labels": c}, "must hold 0 and 1, got values up to 255"),
+        (lambda m, c: {"labels": m[0][:1].tolist()}, "labels must be a tensor .* got a list"),
         (lambda m, c: {"mask_labels": m, "class_labels": [c[0] + 3]}, r"values \[5\], but the model has num_labels=5"),
     ],
 )
@@ -631,3 +635,15 @@ def test_two_processes_equal_one(tmp_path, wrapper):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_beit_large_at_896_needs_less_than_8_gib():
+    """Peak memory of a forward pass over the weights, float32, in a process of its own."""
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("the peak of a process is read from /proc")
+    script = Path(__file__).parent.parent / "benchmarks" / "memory.py"
+    row = "mask2former_beit_adapter_large_896_80k_ade20k_ss"
+    done = subprocess.run([sys.executable, script, row, "--only", "ours"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["peak_over_weights_gib"] < 8
