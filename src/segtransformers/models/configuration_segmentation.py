@@ -87,21 +87,17 @@ class SegmentationConfig(PreTrainedConfig):
 
 
 @strict
-class BackboneSegmentationConfig(SegmentationConfig):
+class SegmentationConfigWithBackbone(SegmentationConfig):
     r"""
-    A backbone and a head that classifies pixels; the fields of [`SegmentationConfig`] say how large images are handled.
+    A backbone of any kind and something that reads its maps.
 
     Args:
         backbone_config (`PreTrainedConfig` or `dict`, *optional*):
             Any backbone that `AutoBackbone` knows, with the feature maps that the head reads in `out_features`, from
             the finest to the coarsest. None: ViT-Adapter-T.
-        classifier_dropout (`float`, defaults to 0.1):
-            Share of channels dropped in front of the classifiers in training.
-        initializer_range (`float`, defaults to 0.01):
-            Standard deviation of newly initialised classifiers.
 
     Raises:
-        ValueError: if the backbone is unknown or gives too few feature maps, or a number is out of range.
+        ValueError: if the backbone is unknown or gives too few feature maps.
     """
 
     sub_configs_defaults = {
@@ -113,8 +109,6 @@ class BackboneSegmentationConfig(SegmentationConfig):
     }
 
     backbone_config: dict | PreTrainedConfig | None = None
-    classifier_dropout: float | int = 0.1
-    initializer_range: float = 0.01
 
     def __post_init__(self, **kwargs):
         if isinstance(self.backbone_config, dict):
@@ -122,8 +116,6 @@ class BackboneSegmentationConfig(SegmentationConfig):
             if model_type not in CONFIG_MAPPING:
                 raise ValueError(f"backbone_config has the model_type {model_type!r}, which transformers does not know")
         super().__post_init__(**kwargs)
-        if not 0 <= self.classifier_dropout < 1:
-            raise ValueError(f"classifier_dropout must be a share in [0, 1), got {self.classifier_dropout}")
         maps = getattr(self.backbone_config, "out_features", None)
         if maps is not None:
             self.check_maps(len(maps))
@@ -150,4 +142,30 @@ def _pair(name: str, value) -> list[int]:
     return pair
 
 
-__all__ = ["BackboneSegmentationConfig", "SegmentationConfig"]
+@strict
+class BackboneSegmentationConfig(SegmentationConfigWithBackbone):
+    r"""
+    A backbone and a head that classifies pixels; the fields of [`SegmentationConfig`] say how large images are handled.
+
+    Args:
+        backbone_config (`PreTrainedConfig` or `dict`, *optional*):
+            See [`SegmentationConfigWithBackbone`].
+        classifier_dropout (`float`, defaults to 0.1):
+            Share of channels dropped in front of the classifiers in training.
+        initializer_range (`float`, defaults to 0.01):
+            Standard deviation of newly initialised classifiers.
+
+    Raises:
+        ValueError: if the backbone is unknown or gives too few feature maps, or a number is out of range.
+    """
+
+    classifier_dropout: float | int = 0.1
+    initializer_range: float = 0.01
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        if not 0 <= self.classifier_dropout < 1:
+            raise ValueError(f"classifier_dropout must be a share in [0, 1), got {self.classifier_dropout}")
+
+
+__all__ = ["BackboneSegmentationConfig", "SegmentationConfig", "SegmentationConfigWithBackbone"]

@@ -23,6 +23,19 @@ def semantic_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, ignore_in
     return F.cross_entropy(logits, labels.long(), ignore_index=ignore_index, reduction="sum") / labels.numel()
 
 
+def check_pixel_values(pixel_values: torch.Tensor) -> None:
+    """Refuse what is no batch of normalised images.
+
+    Raises:
+        ValueError: naming the dtype and shape found.
+    """
+    if pixel_values.dim() != 4 or pixel_values.numel() == 0 or not pixel_values.is_floating_point():
+        raise ValueError(
+            f"pixel_values must be normalised floats (batch, 3, height, width), got {pixel_values.dtype} "
+            f"{tuple(pixel_values.shape)}"
+        )
+
+
 def check_labels(labels: torch.Tensor, pixel_values: torch.Tensor, num_labels: int, ignore_index: int) -> None:
     """Refuse label maps that do not fit the images or the classes.
 

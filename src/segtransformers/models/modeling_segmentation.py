@@ -17,7 +17,7 @@ from transformers.utils import can_return_tuple
 
 from ..inference import slide
 from .configuration_segmentation import BackboneSegmentationConfig
-from .losses import check_labels, semantic_cross_entropy
+from .losses import check_labels, check_pixel_values, semantic_cross_entropy
 
 
 class SegmentationClassifier(nn.Conv2d):
@@ -102,11 +102,7 @@ class BackboneForSemanticSegmentation(PreTrainedModel):
             ValueError: if `pixel_values` is no batch of normalised images or the labels do not fit.
         """
         config = self.config
-        if pixel_values.dim() != 4 or pixel_values.numel() == 0 or not pixel_values.is_floating_point():
-            raise ValueError(
-                f"pixel_values must be normalised floats (batch, 3, height, width), got {pixel_values.dtype} "
-                f"{tuple(pixel_values.shape)}"
-            )
+        check_pixel_values(pixel_values)
         if labels is not None:
             check_labels(labels, pixel_values, config.num_labels, config.semantic_loss_ignore_index)
         window = None if self.training else config.sliding_window()

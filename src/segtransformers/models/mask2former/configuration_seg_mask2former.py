@@ -2,17 +2,14 @@
 """Mask2Former configuration."""
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, PreTrainedConfig
-from transformers.configuration_utils import SubConfigSpec
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from ..configuration_segmentation import SegmentationConfig
+from ..configuration_segmentation import SegmentationConfigWithBackbone
 
 MAPS = 4  # the feature maps that the head reads: strides 4, 8, 16 and 32
 
 
 @strict
-class SegMask2FormerConfig(SegmentationConfig):
+class SegMask2FormerConfig(SegmentationConfigWithBackbone):
     r"""
     Configuration of [`SegMask2FormerForSemanticSegmentation`]. Field names are those of transformers'
     `Mask2FormerConfig` where the two share them; the fields of [`SegmentationConfig`] say how large images are handled.
@@ -78,15 +75,7 @@ class SegMask2FormerConfig(SegmentationConfig):
         "transformer_decoder_hidden_states",
     ]
     attribute_map = {"hidden_size": "hidden_dim"}
-    sub_configs_defaults = {
-        "backbone_config": SubConfigSpec(
-            config_class=AutoConfig,
-            model_type="seg_vit_adapter",
-            init_kwargs={"out_features": ["stage1", "stage2", "stage3", "stage4"]},
-        ),
-    }
 
-    backbone_config: dict | PreTrainedConfig | None = None
     hidden_dim: int = 256
     mask_feature_size: int | None = None
     encoder_layers: int = 6
@@ -107,19 +96,12 @@ class SegMask2FormerConfig(SegmentationConfig):
     importance_sample_ratio: float | int = 0.75
 
     def __post_init__(self, **kwargs):
-        if isinstance(self.backbone_config, dict):
-            model_type = self.backbone_config.get("model_type")
-            if model_type not in CONFIG_MAPPING:
-                raise ValueError(f"backbone_config has the model_type {model_type!r}, which transformers does not know")
         super().__post_init__(**kwargs)
         if self.mask_feature_size is None:
             self.mask_feature_size = self.hidden_dim
         if self.encoder_attention_heads is None:
             self.encoder_attention_heads = self.num_attention_heads
         self._check_head()
-        maps = getattr(self.backbone_config, "out_features", None)
-        if maps is not None:
-            self.check_maps(len(maps))
 
     def _check_head(self) -> None:
         for name in (
@@ -156,13 +138,9 @@ class SegMask2FormerConfig(SegmentationConfig):
                 f"{self.oversample_ratio} and {self.importance_sample_ratio}"
             )
 
-    def check_maps(self, count: int) -> None:
-        """Refuse a backbone that gives `count` feature maps where the head needs more."""
-        if count < MAPS:
-            raise ValueError(
-                f"Mask2Former needs at least {MAPS} feature maps, but the backbone gives {count}: set the out_features "
-                "of backbone_config, for example to ['stage1', 'stage2', 'stage3', 'stage4']"
-            )
+    @property
+    def maps_needed(self) -> int:
+        return MAPS
 
 
 __all__ = ["SegMask2FormerConfig"]

@@ -19,7 +19,7 @@ from transformers.utils import can_return_tuple
 from typing_extensions import Unpack
 
 from ...inference import slide, window_slices
-from ..losses import check_labels
+from ..losses import check_labels, check_pixel_values
 from ..pyramid import STRIDES, DeformableAttention, Grid, cropped_to_input, padded_to_stride
 from .configuration_seg_mask2former import MAPS, SegMask2FormerConfig
 from .loss_seg_mask2former import check_targets, mask2former_losses, semantic_targets
@@ -202,11 +202,7 @@ class SegMask2FormerForSemanticSegmentation(SegMask2FormerPreTrainedModel):
             ValueError: if `pixel_values` is no batch of normalised images or the labels do not fit.
         """
         config = self.config
-        if pixel_values.dim() != 4 or pixel_values.numel() == 0 or not pixel_values.is_floating_point():
-            raise ValueError(
-                f"pixel_values must be normalised floats (batch, 3, height, width), got {pixel_values.dtype} "
-                f"{tuple(pixel_values.shape)}"
-            )
+        check_pixel_values(pixel_values)
         masks_and_classes = self._targets(pixel_values, labels, **targets)
         window = None if self.training else config.sliding_window()
         if window is not None and (pixel_values.shape[2] > window[0][0] or pixel_values.shape[3] > window[0][1]):
