@@ -11,6 +11,7 @@ from .models.segformer import SegSegformerConfig, SegSegformerForSemanticSegment
 from .models.trunk import trunk_normalization
 from .models.upernet import SegUperNetConfig, SegUperNetForSemanticSegmentation
 from .models.vit_adapter import ViTAdapterBackbone, ViTAdapterConfig
+from .models.vit_comer import ViTCoMerBackbone, ViTCoMerConfig
 from .packaged import example_image_path, packaged_model_path
 from .registration import register
 
@@ -31,6 +32,8 @@ __all__ = [
     "SegmentationImageProcessorPil",
     "ViTAdapterBackbone",
     "ViTAdapterConfig",
+    "ViTCoMerBackbone",
+    "ViTCoMerConfig",
     "example_image_path",
     "packaged_model_path",
     "trunk_normalization",

@@ -17,10 +17,12 @@ from .models.mask2former import SegMask2FormerConfig, SegMask2FormerForSemanticS
 from .models.segformer import SegSegformerConfig, SegSegformerForSemanticSegmentation
 from .models.upernet import SegUperNetConfig, SegUperNetForSemanticSegmentation
 from .models.vit_adapter import ViTAdapterBackbone, ViTAdapterConfig
+from .models.vit_comer import ViTCoMerBackbone, ViTCoMerConfig
 
 BACKBONES: dict[type[PreTrainedConfig], type[PreTrainedModel]] = {
     InternImageConfig: InternImageBackbone,
     ViTAdapterConfig: ViTAdapterBackbone,
+    ViTCoMerConfig: ViTCoMerBackbone,
 }
 SEGMENTERS: dict[type[PreTrainedConfig], type[PreTrainedModel]] = {
     SegMask2FormerConfig: SegMask2FormerForSemanticSegmentation,

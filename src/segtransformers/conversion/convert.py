@@ -15,14 +15,14 @@ from ..models.internimage import InternImageBackbone
 from ..models.mask2former import SegMask2FormerForSemanticSegmentation
 from ..models.segformer import SegSegformerForSemanticSegmentation
 from ..models.upernet import SegUperNetForSemanticSegmentation
-from . import internimage, mask2former, segformer, upernet, vit_adapter
+from . import internimage, mask2former, segformer, upernet, vit_adapter, vit_comer
 from .mapping import ConversionError, Rule, Settings, checked_tensors, load_converted, prefixed
 from .protocol import read_test_cfg
 
 logger = logging.get_logger(__name__)
 
 # mmseg's type name -> what knows it
-BACKBONES = {**internimage.BACKBONES, **vit_adapter.BACKBONES}
+BACKBONES = {**internimage.BACKBONES, **vit_adapter.BACKBONES, **vit_comer.BACKBONES}
 HEADS = {
     "UPerHead": (upernet, SegUperNetForSemanticSegmentation),
     "Mask2FormerHead": (mask2former, SegMask2FormerForSemanticSegmentation),

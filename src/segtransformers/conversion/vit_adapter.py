@@ -5,10 +5,11 @@ Source: `segmentation/mmseg_custom/models/backbones/{vit_adapter,beit_adapter,un
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+from ..models.configuration_pyramid import PyramidConfig
 from ..models.vit_adapter import ViTAdapterConfig
 from .mapping import Backbone, ConversionError, Rule, Settings
 
@@ -18,6 +19,8 @@ BEIT_NAMES = {1024: "beit_large_patch16_224"}
 # the architecture of CLIP has what Uni-Perceiver has: a norm in front of the blocks
 UNIPERCEIVER_NAMES = {1024: "vit_large_patch14_clip_224"}
 
+PyramidConfigType = TypeVar("PyramidConfigType", bound=PyramidConfig)
+
 
 def without_first_position(name: str, positions: torch.Tensor) -> torch.Tensor:
     """The first entry belongs to a class token that the original does not have."""
@@ -26,21 +29,25 @@ def without_first_position(name: str, positions: torch.Tensor) -> torch.Tensor:
     return positions[:, 1:].clone()
 
 
-_ADAPTER_RULES = [
+# what ViT-CoMer's backbones have under the same names
+PYRAMID_RULES = [
     Rule(r"level_embed", r"level_embed"),
     Rule(r"spm\.(.+)", r"spatial_prior.\1"),
-    Rule(r"interactions\.(.+)\.ffn\.dwconv\.dwconv\.(.+)", r"interactions.\1.ffn.dwconv.\2"),
-    Rule(r"interactions\.(.+)", r"interactions.\1"),
     Rule(r"up\.(.+)", r"upsample.\1"),
     *(Rule(rf"norm{index + 1}\.(.+)", rf"norms.{index}.\1") for index in range(4)),
 ]
-VIT_RULES = [
+PLAIN_VIT_RULES = [
     Rule(r"pos_embed", r"trunk.embeddings.pos_embed", without_first_position),
     Rule(r"patch_embed\.(.+)", r"trunk.embeddings.patch_embed.\1"),
     Rule(r"blocks\.(\d+)\.gamma([12])", r"trunk.blocks.\1.ls\2.gamma"),
     Rule(r"blocks\.(.+)", r"trunk.blocks.\1"),
-    *_ADAPTER_RULES,
 ]
+_ADAPTER_RULES = [
+    *PYRAMID_RULES,
+    Rule(r"interactions\.(.+)\.ffn\.dwconv\.dwconv\.(.+)", r"interactions.\1.ffn.dwconv.\2"),
+    Rule(r"interactions\.(.+)", r"interactions.\1"),
+]
+VIT_RULES = [*PLAIN_VIT_RULES, *_ADAPTER_RULES]
 BEIT_RULES = [
     Rule(r"cls_token", r"trunk.embeddings.cls_token"),
     Rule(r"patch_embed\.(.+)", r"trunk.embeddings.patch_embed.\1"),
@@ -85,11 +92,17 @@ def with_whole_positions(state_dict: Mapping[str, torch.Tensor]) -> Mapping[str,
 
 def read_vit(settings: Settings) -> ViTAdapterConfig:
     """The config of a backbone that mmseg's config calls `ViTAdapter`; defaults are the original's."""
+    return read_plain_vit(settings, ViTAdapterConfig, use_extra_extractors=settings.take("use_extra_extractor", True))
+
+
+def read_plain_vit(settings: Settings, config_class: type[PyramidConfigType], **fields: Any) -> PyramidConfigType:
+    """What the original ViT-Adapter and ViT-CoMer around a plain ViT share; `fields` are the others."""
     depth = _depth(settings)
     settings.expect("patch_size", 16)
     settings.take("img_size", 224)  # the original reshapes its position embeddings by pretrain_size
-    return _adapter_config(
+    return _pyramid_config(
         settings,
+        config_class,
         VIT_NAMES,
         "vit_base_patch16_224",
         depth,
@@ -100,7 +113,7 @@ def read_vit(settings: Settings) -> ViTAdapterConfig:
         use_prefix_tokens=False,
         window_sizes=_window_sizes(settings.take("window_attn", False), settings.take("window_size", 14), depth),
         injector_init_value=settings.take("init_values", 0.0),
-        use_extra_extractors=settings.take("use_extra_extractor", True),
+        **fields,
     )
 
 
@@ -115,8 +128,9 @@ def read_beit(settings: Settings) -> ViTAdapterConfig:
     initial = settings.take("init_values", None)
     if not initial:
         raise ConversionError(f"backbone.init_values is {initial!r}; the original cannot run without layer scale")
-    return _adapter_config(
+    return _pyramid_config(
         settings,
+        ViTAdapterConfig,
         BEIT_NAMES,
         "beit_base_patch16_224",
         depth,
@@ -136,8 +150,9 @@ def read_uniperceiver(settings: Settings) -> ViTAdapterConfig:
     depth = _depth(settings)
     settings.expect("patch_size", 16)
     settings.take("pretrain_size", 224)  # the positions have the size of img_size
-    return _adapter_config(
+    return _pyramid_config(
         settings,
+        ViTAdapterConfig,
         UNIPERCEIVER_NAMES,
         "vit_base_patch16_clip_224",
         depth,
@@ -162,15 +177,20 @@ def _depth(settings: Settings) -> int:
     return depth
 
 
-def _adapter_config(
-    settings: Settings, names: Mapping[int, str], name: str, depth: int, **fields: Any
-) -> ViTAdapterConfig:
-    """What the three kinds share. `names` gives a trunk for a width, `name` one for any other."""
+def _pyramid_config(
+    settings: Settings,
+    config_class: type[PyramidConfigType],
+    names: Mapping[int, str],
+    name: str,
+    depth: int,
+    **fields: Any,
+) -> PyramidConfigType:
+    """What all kinds share. `names` gives a trunk for a width, `name` one for any other."""
     width = settings.take("embed_dim", 768)
     settings.expect("in_chans", 3)
     for rate in ("drop_rate", "attn_drop_rate"):
         settings.expect(rate, 0.0, None)
-    config = ViTAdapterConfig(
+    config = config_class(
         trunk=names.get(width, name),
         hidden_size=width,
         num_hidden_layers=depth,

@@ -6,16 +6,19 @@ of czczup/ViT-Adapter; ViT-CoMer (https://arxiv.org/abs/2403.07392).
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.generic import maybe_autocast
 
 from ..operators import MultiScaleDeformableAttention
 from .backbones import STRIDES, check_images
+from .configuration_pyramid import PyramidConfig
 from .trunk import DropPath
 
 Grid = tuple[int, int]
@@ -201,9 +204,66 @@ class ConvFeedForward(nn.Module):
 
     def forward(self, tokens: torch.Tensor, grids: list[Grid]) -> torch.Tensor:
         """From and to `(B, sum(h * w), C)`, the levels of `grids` one after another."""
-        levels = self.fc1(tokens).transpose(1, 2).split([height * width for height, width in grids], dim=2)
-        levels = [self.dwconv(level.unflatten(2, grid)).flatten(2) for level, grid in zip(levels, grids, strict=True)]
+        levels = [self.dwconv(level).flatten(2) for level in split_levels(self.fc1(tokens), grids)]
         return self.fc2(self.act(torch.cat(levels, dim=2).transpose(1, 2)))
+
+
+class DeformableCrossAttention(GradientCheckpointingLayer):
+    """Deformable attention between normalised queries and values. Subclasses say what becomes of its output."""
+
+    def __init__(self, config: PyramidConfig, num_levels: int):
+        super().__init__()
+        self.query_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.feat_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attn = DeformableAttention(
+            config.hidden_size,
+            num_heads=config.deformable_num_heads,
+            num_levels=num_levels,
+            num_points=config.deformable_num_points,
+            value_ratio=config.deformable_value_ratio,
+        )
+
+    def attend(self, query: torch.Tensor, value: torch.Tensor, geometry: SamplingGeometry) -> torch.Tensor:
+        """From `(B, queries, C)` and `(B, tokens, C)` to `(B, queries, C)`."""
+        return self.attn(self.query_norm(query), self.feat_norm(value), geometry)
+
+
+class Extractor(DeformableCrossAttention):
+    """Adds to the pyramid what deformable attention reads from other tokens, and then a feed-forward network.
+
+    Args:
+        num_levels: of the tokens that are read.
+    """
+
+    def __init__(self, config: PyramidConfig, num_levels: int):
+        super().__init__(config, num_levels)
+        self.ffn = None
+        if config.use_conv_ffn:
+            self.ffn = ConvFeedForward(config.hidden_size, config.conv_ffn_ratio)
+            self.ffn_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+            self.drop_path = DropPath(config.drop_path_rate)
+
+    def forward(
+        self, pyramid: torch.Tensor, tokens: torch.Tensor, geometry: SamplingGeometry, grids: list[Grid]
+    ) -> torch.Tensor:
+        """From pyramid tokens `(B, 16n + 4n + n, C)` and the tokens to read `(B, tokens, C)` to pyramid tokens."""
+        pyramid = pyramid + self.attend(pyramid, tokens, geometry)
+        if self.ffn is not None:
+            pyramid = pyramid + self.drop_path(self.ffn(self.ffn_norm(pyramid), grids))
+        return pyramid
+
+
+def split_levels(pyramid: torch.Tensor, grids: list[Grid]) -> list[torch.Tensor]:
+    """Pyramid tokens `(B, sum(h * w), C)` as one map `(B, C, h, w)` for each of `grids`."""
+    levels = pyramid.transpose(1, 2).split([height * width for height, width in grids], dim=2)
+    return [level.unflatten(2, grid) for level, grid in zip(levels, grids, strict=True)]
+
+
+def resized(map_: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """A map `(B, C, h, w)` at another size, bilinearly, align_corners False."""
+    if tuple(map_.shape[2:]) == tuple(size):
+        return map_
+    return F.interpolate(map_, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 def init_pyramid_weights(module: nn.Module) -> None:
@@ -220,10 +280,14 @@ def init_pyramid_weights(module: nn.Module) -> None:
 __all__ = [
     "ConvFeedForward",
     "DeformableAttention",
+    "DeformableCrossAttention",
     "DropPath",
+    "Extractor",
     "SamplingGeometry",
     "SpatialPrior",
     "cropped_to_input",
     "init_pyramid_weights",
     "padded_to_stride",
+    "resized",
+    "split_levels",
 ]
