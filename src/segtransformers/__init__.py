@@ -8,6 +8,12 @@ from .image_processing import SegmentationImageProcessor, SegmentationImageProce
 from .models.internimage import InternImageBackbone, InternImageConfig
 from .models.mask2former import SegMask2FormerConfig, SegMask2FormerForSemanticSegmentation
 from .models.segformer import SegSegformerConfig, SegSegformerForSemanticSegmentation
+from .models.segmenter import (
+    SegmenterConfig,
+    SegmenterForSemanticSegmentation,
+    SegmenterViTBackbone,
+    SegmenterViTConfig,
+)
 from .models.trunk import trunk_normalization
 from .models.upernet import SegUperNetConfig, SegUperNetForSemanticSegmentation
 from .models.vit_adapter import ViTAdapterBackbone, ViTAdapterConfig
@@ -29,6 +35,10 @@ __all__ = [
     "SegUperNetConfig",
     "SegUperNetForSemanticSegmentation",
     "SegmentationImageProcessor",
+    "SegmenterConfig",
+    "SegmenterForSemanticSegmentation",
+    "SegmenterViTBackbone",
+    "SegmenterViTConfig",
     "SegmentationImageProcessorPil",
     "ViTAdapterBackbone",
     "ViTAdapterConfig",

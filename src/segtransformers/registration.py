@@ -15,18 +15,26 @@ from .image_processing import SegmentationImageProcessor, SegmentationImageProce
 from .models.internimage import InternImageBackbone, InternImageConfig
 from .models.mask2former import SegMask2FormerConfig, SegMask2FormerForSemanticSegmentation
 from .models.segformer import SegSegformerConfig, SegSegformerForSemanticSegmentation
+from .models.segmenter import (
+    SegmenterConfig,
+    SegmenterForSemanticSegmentation,
+    SegmenterViTBackbone,
+    SegmenterViTConfig,
+)
 from .models.upernet import SegUperNetConfig, SegUperNetForSemanticSegmentation
 from .models.vit_adapter import ViTAdapterBackbone, ViTAdapterConfig
 from .models.vit_comer import ViTCoMerBackbone, ViTCoMerConfig
 
 BACKBONES: dict[type[PreTrainedConfig], type[PreTrainedModel]] = {
     InternImageConfig: InternImageBackbone,
+    SegmenterViTConfig: SegmenterViTBackbone,
     ViTAdapterConfig: ViTAdapterBackbone,
     ViTCoMerConfig: ViTCoMerBackbone,
 }
 SEGMENTERS: dict[type[PreTrainedConfig], type[PreTrainedModel]] = {
     SegMask2FormerConfig: SegMask2FormerForSemanticSegmentation,
     SegSegformerConfig: SegSegformerForSemanticSegmentation,
+    SegmenterConfig: SegmenterForSemanticSegmentation,
     SegUperNetConfig: SegUperNetForSemanticSegmentation,
 }
 IMAGE_PROCESSORS: dict[str, type] = {"torchvision": SegmentationImageProcessor, "pil": SegmentationImageProcessorPil}

@@ -14,19 +14,27 @@ from transformers.utils import logging
 from ..models.internimage import InternImageBackbone
 from ..models.mask2former import SegMask2FormerForSemanticSegmentation
 from ..models.segformer import SegSegformerForSemanticSegmentation
+from ..models.segmenter import SegmenterForSemanticSegmentation
 from ..models.upernet import SegUperNetForSemanticSegmentation
-from . import internimage, mask2former, segformer, upernet, vit_adapter, vit_comer
-from .mapping import ConversionError, Rule, Settings, checked_tensors, load_converted, prefixed
+from . import internimage, mask2former, segformer, segmenter, upernet, vit_adapter, vit_comer
+from .mapping import ConversionError, Head, Rule, Settings, checked_tensors, load_converted, prefixed
 from .protocol import read_test_cfg
 
 logger = logging.get_logger(__name__)
 
 # mmseg's type name -> what knows it
-BACKBONES = {**internimage.BACKBONES, **vit_adapter.BACKBONES, **vit_comer.BACKBONES}
+BACKBONES = {
+    **internimage.BACKBONES,
+    **segmenter.BACKBONES,
+    **vit_adapter.BACKBONES,
+    **vit_comer.BACKBONES,
+}
 HEADS = {
-    "UPerHead": (upernet, SegUperNetForSemanticSegmentation),
-    "Mask2FormerHead": (mask2former, SegMask2FormerForSemanticSegmentation),
-    "SegformerHead": (segformer, SegSegformerForSemanticSegmentation),
+    "UPerHead": Head(SegUperNetForSemanticSegmentation, upernet.RULES, upernet.read_config),
+    "Mask2FormerHead": Head(SegMask2FormerForSemanticSegmentation, mask2former.RULES, mask2former.read_config),
+    "SegformerHead": Head(SegSegformerForSemanticSegmentation, segformer.RULES, segformer.read_config),
+    "SegmenterMaskTransformerHead": Head(SegmenterForSemanticSegmentation, segmenter.RULES, segmenter.read_mask_head),
+    "FCNHead": Head(SegmenterForSemanticSegmentation, segmenter.RULES, segmenter.read_linear_head),
 }
 AUXILIARY_HEADS = ("FCNHead",)
 MASK2FORMER_SEGMENTORS = ("EncoderDecoderMask2Former", "EncoderDecoderMask2FormerAug")
@@ -40,9 +48,10 @@ def convert_checkpoint(state_dict: Mapping[str, torch.Tensor], config: Mapping[s
 
     Args:
         state_dict: the original's tensors under its own names.
-        config: what the original ships beside its weights: mmseg's resolved model dict (`type="EncoderDecoder"`). For
-            an image classifier it is the config.json of its Hub repository (`model_type="internimage"`), or mmseg's
-            dict of the backbone alone (`type="InternImage"`).
+        config: what the original ships beside its weights: mmseg's resolved model dict (`type="EncoderDecoder"`), or
+            what stands in the `variant.yml` of an official Segmenter (`net_kwargs`). For an image classifier it is the
+            config.json of its Hub repository (`model_type="internimage"`), or mmseg's dict of the backbone alone
+            (`type="InternImage"`).
 
     Returns:
         the model; from a classifier its backbone. It shares memory with `state_dict`.
@@ -51,7 +60,8 @@ def convert_checkpoint(state_dict: Mapping[str, torch.Tensor], config: Mapping[s
         ConversionError: naming what is not understood, missing, left over or of another shape.
     """
     state_dict = checked_tensors(state_dict)
-    model, rules, prepare = empty_model(_with_counted_classes(config, state_dict))
+    config = segmenter.with_patch_bias(_with_counted_classes(config, state_dict), state_dict)
+    model, rules, prepare = empty_model(config)
     load_converted(model, prepare(state_dict), rules)
     return model.eval()
 
@@ -70,6 +80,10 @@ def empty_model(config: Mapping[str, Any]) -> tuple[PreTrainedModel, list[Rule],
         ConversionError: naming what is not understood.
     """
     segmentor = Settings(config, "the model config")
+    if segmentor.take("net_kwargs", None) is not None:
+        with _possible(), torch.device("meta"):
+            official = SegmenterForSemanticSegmentation(segmenter.read_variant(config))
+        return official, segmenter.OFFICIAL_RULES, dict
     kind = segmentor.take("model_type", None) or segmentor.take("type", None)
     if isinstance(kind, str) and kind in CLASSIFIERS:
         return _empty_backbone(segmentor, kind)
@@ -91,16 +105,13 @@ def empty_model(config: Mapping[str, Any]) -> tuple[PreTrainedModel, list[Rule],
     if auxiliary is not None:
         auxiliary, _ = _part(auxiliary, "auxiliary_head", AUXILIARY_HEADS)
     protocol = read_test_cfg(segmentor.take("test_cfg", None))
-    segmentor.drop("pretrained", "init_cfg")
+    segmentor.drop("pretrained", "init_cfg", "data_preprocessor")
     segmentor.finish()
 
-    known = BACKBONES[backbone_kind]
-    head_module, model_class = HEADS[head_kind]
-    with _possible():
-        model_config = head_module.read_config(head, auxiliary, known.read_config(backbone), **protocol)
-    with torch.device("meta"):
-        model = model_class(model_config)
-    return model, [*prefixed("backbone.", known.rules), *head_module.RULES], known.prepare
+    known, known_head = BACKBONES[backbone_kind], HEADS[head_kind]
+    with _possible(), torch.device("meta"):
+        model = known_head.model_class(known_head.read_config(head, auxiliary, known.read_config(backbone), **protocol))
+    return model, [*prefixed("backbone.", known.rules), *known_head.rules], known.prepare
 
 
 def backbone_of_classifier(config: Mapping[str, Any], state_dict: Mapping[str, torch.Tensor]) -> Mapping[str, Any]:

@@ -26,18 +26,19 @@ def take_channels(head: Settings) -> None:
     head.expect("in_index", list(range(len(channels))), tuple(range(len(channels))))
 
 
-def take_common(head: Settings, where: str) -> float:
-    """Settings that both heads have; returns the weight of the head's loss."""
+def take_common(head: Settings, where: str, has_convolutions: bool = True) -> float:
+    """Settings that all heads have; returns the weight of the head's loss."""
     head.expect("align_corners", False)
     head.expect("conv_cfg", None)
-    head.expect("act_cfg", {"type": "ReLU"}, {"type": "ReLU", "inplace": True})
     head.expect("input_transform", None, "multiple_select")
-    norm = Settings(head.take("norm_cfg", {"type": None}), f"{where}.norm_cfg")
-    norm.expect("type", "BN", "SyncBN", "MMSyncBN", default=None)
-    norm.expect("eps", 1e-5)
-    norm.expect("momentum", 0.1)
-    norm.drop("requires_grad")
-    norm.finish()
+    if has_convolutions:
+        head.expect("act_cfg", {"type": "ReLU"}, {"type": "ReLU", "inplace": True})
+        norm = Settings(head.take("norm_cfg", {"type": None}), f"{where}.norm_cfg")
+        norm.expect("type", "BN", "SyncBN", "MMSyncBN", default=None)
+        norm.expect("eps", 1e-5)
+        norm.expect("momentum", 0.1)
+        norm.drop("requires_grad")
+        norm.finish()
     head.drop("type", "init_cfg", "sampler")
     return _loss_weight(head.take("loss_decode", {"type": "CrossEntropyLoss"}), where)
 

@@ -118,6 +118,22 @@ class Backbone:
     prepare: Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]] = lambda state_dict: state_dict
 
 
+@dataclass(frozen=True)
+class Head:
+    """How one of mmseg's heads becomes a model of ours.
+
+    Attributes:
+        model_class: of the whole model.
+        rules: new names for the tensors of the decode head and the auxiliary head, in both cases whole.
+        read_config: from the settings of the decode head, those of the auxiliary head or None, the backbone's config,
+            and fields of the test protocol as keywords, to the model's config.
+    """
+
+    model_class: type[PreTrainedModel]
+    rules: Sequence[Rule]
+    read_config: Callable[..., Any]
+
+
 def load_converted(model: PreTrainedModel, state_dict: Mapping[str, torch.Tensor], rules: Iterable[Rule]) -> None:
     """Give a model that was built on the meta device the tensors of an original checkpoint, under their new names.
 

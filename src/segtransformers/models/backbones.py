@@ -1,17 +1,18 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""What all our backbones share: which images they take, and which hidden states they return."""
+"""What all our backbones share: which images they take, how they pad them, and which hidden states they return."""
 
 from collections.abc import Sequence
 
 import torch
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.utils.output_capturing import resolve_hidden_states_indices, selected_hidden_states
 
 STRIDES = (4, 8, 16, 32)
 
 
-def check_images(pixel_values: torch.Tensor) -> None:
-    """Refuse what is no batch of RGB images, or has a side shorter than the largest stride.
+def check_images(pixel_values: torch.Tensor, shortest: int = STRIDES[-1]) -> None:
+    """Refuse what is no batch of RGB images, or has a side shorter than `shortest` pixels.
 
     Raises:
         ValueError: naming the shape found and what to do.
@@ -19,11 +20,19 @@ def check_images(pixel_values: torch.Tensor) -> None:
     if pixel_values.dim() != 4 or pixel_values.shape[1] != 3:
         raise ValueError(f"pixel_values must be (batch, 3, height, width), got {tuple(pixel_values.shape)}")
     height, width = pixel_values.shape[2:]
-    if min(height, width) < STRIDES[-1]:
+    if min(height, width) < shortest:
         raise ValueError(
-            f"pixel_values must be at least {STRIDES[-1]} pixels high and wide, got {height}x{width}: enlarge the "
+            f"pixel_values must be at least {shortest} pixels high and wide, got {height}x{width}: enlarge the "
             "image, as the image processor does with do_resize=True"
         )
+
+
+def padded_to_stride(pixel_values: torch.Tensor, stride: int = STRIDES[-1]) -> torch.Tensor:
+    """Pad `(B, C, H, W)` with zeros at the right and the bottom to multiples of `stride` pixels."""
+    height, width = pixel_values.shape[2:]
+    if height % stride or width % stride:
+        return F.pad(pixel_values, (0, -width % stride, 0, -height % stride))
+    return pixel_values
 
 
 def chosen_hidden_states(
@@ -39,4 +48,4 @@ def chosen_hidden_states(
     return tuple(state if index in chosen else None for index, state in enumerate(hidden_states))
 
 
-__all__ = ["STRIDES", "check_images", "chosen_hidden_states"]
+__all__ = ["STRIDES", "check_images", "chosen_hidden_states", "padded_to_stride"]

@@ -93,6 +93,8 @@ class PyramidConfig(BackboneConfigMixin, TrunkConfig):
                 f"add_trunk_features needs four interactions, one for each map, but there are "
                 f"{len(self.interaction_indexes)}: set add_trunk_features=False or give four pairs"
             )
+        if self.token_stride != 16:
+            raise ValueError(f"token_stride must be 16 beside a pyramid with that stride, got {self.token_stride}")
         for name in ("spatial_prior_channels", "deformable_num_heads", "deformable_num_points"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

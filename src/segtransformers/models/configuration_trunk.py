@@ -31,10 +31,12 @@ class TrunkConfig(PreTrainedConfig):
     Args:
         trunk (`str`, defaults to `"vit_tiny_patch16_224"`):
             Name of a timm architecture, without a weight tag. It must be a plain ViT of timm's class
-            `VisionTransformer`, `Beit` or `Eva` with patches of 14 or 16 pixels.
+            `VisionTransformer`, `Beit` or `Eva` with square patches.
         patch_size (`int`, *optional*):
-            Side of the trunk's patches in pixels, 14 or 16. Every trunk has one token for 16 x 16 pixels of the image:
-            where patches are smaller, the trunk's own input is resized.
+            Side of the trunk's patches in pixels.
+        token_stride (`int`, defaults to 16):
+            Pixels of the image from one token to the next. Where patches are smaller (14), the trunk's own input is
+            resized so that it is so.
         pretrain_image_size (`int` or pair of `int`, *optional*):
             Image size (pixels; height, width) whose patch grid the position embeddings or tables have.
         hidden_size, num_hidden_layers, num_attention_heads (`int`, *optional*):
@@ -54,6 +56,13 @@ class TrunkConfig(PreTrainedConfig):
         use_prefix_tokens (`bool`, defaults to `True`):
             Whether the class and register tokens that the architecture has run through the blocks. The original
             ViT-Adapter runs patch tokens alone.
+        final_norm (`bool`, defaults to `False`):
+            Whether there is a norm behind the last block.
+        position_interpolation (`str`, defaults to `"bicubic"`):
+            How learned positions are resized to another token grid: `"bicubic"` or `"bilinear"`.
+        keep_positions_of_same_count (`bool`, defaults to `False`):
+            Whether learned positions stay as they are on any grid of as many tokens as theirs, in the order of the
+            tokens. So do both originals of Segmenter; otherwise any other grid gets resized positions.
         window_sizes (`list[int]`, *optional*):
             Side of the attention window (tokens) of each block; 0 is global attention. None: all global. For trunks of
             timm's class `VisionTransformer`.
@@ -73,6 +82,7 @@ class TrunkConfig(PreTrainedConfig):
 
     trunk: str = "vit_tiny_patch16_224"
     patch_size: int | None = None
+    token_stride: int = 16
     pretrain_image_size: int | list[int] | tuple[int, ...] | None = None
     hidden_size: int | None = None
     num_hidden_layers: int | None = None
@@ -84,6 +94,9 @@ class TrunkConfig(PreTrainedConfig):
     layer_scale_init_value: float | int | None = None
     layer_norm_eps: float | int | None = None
     use_prefix_tokens: bool = True
+    final_norm: bool = False
+    position_interpolation: str = "bicubic"
+    keep_positions_of_same_count: bool = False
     window_sizes: list[int] | tuple[int, ...] | None = None
     pad_before_projection: bool = False
     drop_path_rate: float | int = 0.0
@@ -130,8 +143,16 @@ class TrunkConfig(PreTrainedConfig):
                 f"hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads "
                 f"({self.num_attention_heads})"
             )
-        if self.patch_size not in (14, 16):
-            raise ValueError(f"patch_size must be 14 or 16 pixels, got {self.patch_size}")
+        if self.patch_size != self.token_stride and (self.patch_size, self.token_stride) != (14, 16):
+            raise ValueError(
+                f"patch_size must be 14 or 16 pixels where token_stride is 16, and equal to any other, but here it is "
+                f"{self.token_stride} and the trunk {self.trunk!r} has patches of {self.patch_size}x{self.patch_size} "
+                "pixels"
+            )
+        if self.position_interpolation not in ("bicubic", "bilinear"):
+            raise ValueError(
+                f"position_interpolation must be 'bicubic' or 'bilinear', got {self.position_interpolation!r}"
+            )
         if len(self.pretrain_image_size) != 2 or min(self.pretrain_image_size) < self.patch_size:
             raise ValueError(
                 f"pretrain_image_size must be one side or (height, width) in pixels, each at least one patch "

@@ -5,7 +5,9 @@ import torch
 from torch.nn import functional as F
 
 
-def semantic_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int) -> torch.Tensor:
+def semantic_cross_entropy(
+    logits: torch.Tensor, labels: torch.Tensor, ignore_index: int, count_ignored: bool = True
+) -> torch.Tensor:
     """Cross entropy per pixel, averaged over all pixels: ignored ones add nothing but count in the divisor.
 
     Source: `mmseg/models/losses/cross_entropy_loss.py` of MMSegmentation 0.20 (`avg_non_ignore` did not exist yet).
@@ -13,6 +15,7 @@ def semantic_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, ignore_in
     Args:
         logits: `(B, num_labels, h, w)`, resized bilinearly to the labels where the sizes differ.
         labels: `(B, H, W)` integers in `[0, num_labels)`, or `ignore_index`.
+        count_ignored: False averages over the other pixels only, and gives 0 where there are none.
 
     Returns:
         a scalar, float32 or wider.
@@ -20,7 +23,8 @@ def semantic_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, ignore_in
     if logits.shape[2:] != labels.shape[1:]:
         logits = F.interpolate(logits, size=labels.shape[1:], mode="bilinear", align_corners=False)
     logits = logits if logits.dtype == torch.float64 else logits.float()
-    return F.cross_entropy(logits, labels.long(), ignore_index=ignore_index, reduction="sum") / labels.numel()
+    total = F.cross_entropy(logits, labels.long(), ignore_index=ignore_index, reduction="sum")
+    return total / (labels.numel() if count_ignored else (labels != ignore_index).sum().clamp(min=1))
 
 
 def check_pixel_values(pixel_values: torch.Tensor) -> None:

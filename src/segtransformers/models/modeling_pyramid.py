@@ -16,7 +16,7 @@ from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import BackboneOutput
 from transformers.utils import can_return_tuple, logging
 
-from .backbones import STRIDES, chosen_hidden_states
+from .backbones import STRIDES, check_images, chosen_hidden_states, padded_to_stride
 from .configuration_pyramid import PyramidConfig
 from .pyramid import (
     Grid,
@@ -24,7 +24,6 @@ from .pyramid import (
     SpatialPrior,
     cropped_to_input,
     init_pyramid_weights,
-    padded_to_stride,
     resized,
     split_levels,
 )
@@ -163,7 +162,8 @@ class PyramidBackbone(FromTrunkMixin, BackboneMixin, PreTrainedModel):
         Raises:
             ValueError: if `pixel_values` is no batch of RGB images or an image is too small.
         """
-        height, width = pixel_values.shape[-2:]
+        check_images(pixel_values)
+        height, width = pixel_values.shape[2:]
         pixel_values = padded_to_stride(pixel_values.to(self.get_input_embeddings().weight.dtype))
 
         stem, maps = self.spatial_prior(pixel_values)

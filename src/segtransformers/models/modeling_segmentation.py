@@ -106,8 +106,8 @@ class BackboneForSemanticSegmentation(PreTrainedModel):
         if labels is not None:
             check_labels(labels, pixel_values, config.num_labels, config.semantic_loss_ignore_index)
         window = None if self.training else config.sliding_window()
-        if window is not None and (pixel_values.shape[2] > window[0][0] or pixel_values.shape[3] > window[0][1]):
-            logits = slide(lambda part: self._segment(part)[0], pixel_values, *window, config.window_batch_size)
+        if window is not None and self._needs_windows(pixel_values.shape[2:], window[0]):
+            logits = self._slide(pixel_values, *window)
             outputs = BackboneOutput()
         else:
             logits, outputs = self._segment(
@@ -119,10 +119,9 @@ class BackboneForSemanticSegmentation(PreTrainedModel):
             )
         loss = None
         if labels is not None:
-            loss = semantic_cross_entropy(logits, labels, config.semantic_loss_ignore_index)
+            loss = self._pixel_loss(logits, labels)
             if self.auxiliary_head is not None and window is None:
-                auxiliary = self.auxiliary_head(outputs.feature_maps)
-                auxiliary = semantic_cross_entropy(auxiliary, labels, config.semantic_loss_ignore_index)
+                auxiliary = self._pixel_loss(self.auxiliary_head(outputs.feature_maps), labels)
                 loss = loss + config.auxiliary_loss_weight * auxiliary
         return SemanticSegmenterOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
@@ -132,8 +131,22 @@ class BackboneForSemanticSegmentation(PreTrainedModel):
         """Logits at the size of `pixel_values`, and the backbone's output."""
         outputs = self.backbone.forward_with_filtered_kwargs(pixel_values, **kwargs)
         logits = self.decode_head(outputs.feature_maps)
-        size = pixel_values.shape[2:]
-        return F.interpolate(logits, size=size, mode="bilinear", align_corners=False), outputs
+        return self._enlarge(logits, pixel_values.shape[2:]), outputs
+
+    def _enlarge(self, logits: torch.Tensor, size: torch.Size) -> torch.Tensor:
+        """Logits of the head at the size of the image."""
+        return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+
+    def _pixel_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return semantic_cross_entropy(logits, labels, self.config.semantic_loss_ignore_index)
+
+    def _needs_windows(self, size: torch.Size, window: list[int]) -> bool:
+        """Whether an image of this size is run in windows: where it is larger than one."""
+        return size[0] > window[0] or size[1] > window[1]
+
+    def _slide(self, pixel_values: torch.Tensor, window: list[int], stride: list[int]) -> torch.Tensor:
+        """Logits at the size of `pixel_values`, merged from windows."""
+        return slide(lambda part: self._segment(part)[0], pixel_values, window, stride, self.config.window_batch_size)
 
 
 __all__ = ["BackboneForSemanticSegmentation", "SegmentationClassifier"]

@@ -17,29 +17,14 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.generic import maybe_autocast
 
 from ..operators import MultiScaleDeformableAttention
-from .backbones import STRIDES, check_images
 from .configuration_pyramid import PyramidConfig
 from .trunk import DropPath
 
 Grid = tuple[int, int]
 
 
-def padded_to_stride(pixel_values: torch.Tensor) -> torch.Tensor:
-    """Pad `(B, 3, H, W)` with zeros at the right and the bottom to multiples of the largest stride.
-
-    Raises:
-        ValueError: as [`check_images`].
-    """
-    check_images(pixel_values)
-    height, width = pixel_values.shape[2:]
-    stride = STRIDES[-1]
-    if height % stride or width % stride:
-        return F.pad(pixel_values, (0, -width % stride, 0, -height % stride))
-    return pixel_values
-
-
 def cropped_to_input(map_: torch.Tensor, stride: int, height: int, width: int) -> torch.Tensor:
-    """Undo [`padded_to_stride`] on a feature map: `(B, C, ceil(height / stride), ceil(width / stride))`."""
+    """Undo `padded_to_stride` on a feature map: `(B, C, ceil(height / stride), ceil(width / stride))`."""
     return map_[:, :, : math.ceil(height / stride), : math.ceil(width / stride)]
 
 
@@ -287,7 +272,6 @@ __all__ = [
     "SpatialPrior",
     "cropped_to_input",
     "init_pyramid_weights",
-    "padded_to_stride",
     "resized",
     "split_levels",
 ]

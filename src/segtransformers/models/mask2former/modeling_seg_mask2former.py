@@ -19,8 +19,9 @@ from transformers.utils import can_return_tuple
 from typing_extensions import Unpack
 
 from ...inference import slide, window_slices
+from ..backbones import STRIDES, check_images, padded_to_stride
 from ..losses import check_labels, check_pixel_values
-from ..pyramid import STRIDES, DeformableAttention, Grid, cropped_to_input, padded_to_stride
+from ..pyramid import DeformableAttention, Grid, cropped_to_input
 from .configuration_seg_mask2former import MAPS, SegMask2FormerConfig
 from .loss_seg_mask2former import check_targets, mask2former_losses, semantic_targets
 from .modules_seg_mask2former import (
@@ -253,6 +254,7 @@ class SegMask2FormerForSemanticSegmentation(SegMask2FormerPreTrainedModel):
     def _predict(self, pixel_values: torch.Tensor, all_layers: bool, **kwargs) -> Prediction:
         """What masks and logits are made of; keywords go to the backbone."""
         if self.config.pad_to_stride:
+            check_images(pixel_values)
             pixel_values = padded_to_stride(pixel_values)
         outputs = self.backbone.forward_with_filtered_kwargs(pixel_values, **kwargs)
         maps = outputs.feature_maps[-MAPS:]

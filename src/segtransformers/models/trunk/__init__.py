@@ -4,7 +4,7 @@
 from timm.layers import DropPath
 
 from .architectures import describe_trunk
-from .blocks import TRUNK_BLOCKS
+from .blocks import TRUNK_BLOCKS, plain_block
 from .modeling_trunk import TokenLayout, Trunk, TrunkEmbeddings, init_trunk_weights
 from .positions import Grid
 from .pretrained import FromTrunkMixin, trunk_normalization
@@ -22,5 +22,6 @@ __all__ = [
     "TrunkEmbeddings",
     "describe_trunk",
     "init_trunk_weights",
+    "plain_block",
     "trunk_normalization",
 ]

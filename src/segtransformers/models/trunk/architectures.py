@@ -24,9 +24,8 @@ from torch import nn
 
 from ..configuration_trunk import TrunkConfig
 
-PATCH_SIZES = (14, 16)
 FITTING_KINDS = (
-    "A trunk is a plain ViT with pre-norm blocks and patches of 14 or 16 pixels, of timm's class VisionTransformer "
+    "A trunk is a plain ViT with pre-norm blocks and square patches, of timm's class VisionTransformer "
     "(such as vit_tiny_patch16_224, deit3_base_patch16_224, vit_small_patch14_reg4_dinov2, "
     "vit_base_patch16_siglip_512), Beit (beit_base_patch16_224, beitv2_large_patch16_224) or Eva "
     "(vit_small_patch16_dinov3, eva02_tiny_patch14_224)."
@@ -213,7 +212,7 @@ def _why_unfit(model: Any) -> str | None:
     if getattr(model, "rel_pos_bias", None) is not None:
         return "its blocks share one table of relative positions"
     patches = model.patch_embed
-    if type(patches).__name__ != "PatchEmbed" or patches.patch_size not in [(size, size) for size in PATCH_SIZES]:
+    if type(patches).__name__ != "PatchEmbed" or patches.patch_size[0] != patches.patch_size[1]:
         size = "x".join(map(str, patches.patch_size))
         return f"its embedding is a {type(patches).__name__} with patches of {size} pixels"
     return None

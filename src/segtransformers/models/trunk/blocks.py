@@ -5,6 +5,7 @@ Sources: the windows follow `segmentation/mmseg_custom/models/backbones/base/{vi
 czczup/ViT-Adapter.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -79,6 +80,22 @@ class EvaTrunkBlock(GradientCheckpointingLayer, EvaBlock):
 
 
 TRUNK_BLOCKS = {PlainBlock: PlainTrunkBlock, BeitBlock: BeitTrunkBlock, EvaBlock: EvaTrunkBlock}
+
+
+def plain_block(
+    hidden_size: int, num_heads: int, mlp_ratio: float, dropout: float, drop_path: float, layer_norm_eps: float
+) -> PlainTrunkBlock:
+    """A new block of the ordinary kind, outside of any trunk. It is not initialised."""
+    return PlainTrunkBlock(
+        hidden_size,
+        num_heads,
+        mlp_ratio=mlp_ratio,
+        qkv_bias=True,
+        proj_drop=dropout,
+        attn_drop=dropout,
+        drop_path=drop_path,
+        norm_layer=functools.partial(nn.LayerNorm, eps=layer_norm_eps),
+    )
 
 
 def as_trunk_block(block: Any, config: TrunkConfig, index: int, num_prefix_tokens: int) -> nn.Module:

@@ -8,6 +8,7 @@ Sources: An Image is Worth 16x16 Words (https://arxiv.org/abs/2010.11929); the b
 `segmentation/mmseg_custom/models/backbones/base/{vit,beit,uniperceiver}.py` of czczup/ViT-Adapter.
 """
 
+import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,8 +32,6 @@ from ..configuration_trunk import TrunkConfig
 from .architectures import build_architecture
 from .blocks import BeitTrunkBlock, EvaTrunkBlock, as_trunk_block
 from .positions import Grid, resize_positions
-
-TOKEN_STRIDE = 16  # pixels of the image for each token
 
 
 @dataclass
@@ -63,7 +62,9 @@ class TrunkEmbeddings(nn.Module):
     def __init__(self, model: Any, config: TrunkConfig):
         super().__init__()
         self.grid = config.pretrain_grid
-        self.patch_size = config.patch_size
+        self.patch_size, self.token_stride = config.patch_size, config.token_stride
+        self.position_interpolation = config.position_interpolation
+        self.keep_positions_of_same_count = config.keep_positions_of_same_count
         self.patch_embed = model.patch_embed
         projection = self.patch_embed.proj
         if config.patch_bias != (projection.bias is not None):  # timm drops the bias where a norm follows
@@ -82,8 +83,8 @@ class TrunkEmbeddings(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, Grid]:
         """See [`Trunk.embed`]."""
-        if self.patch_size != TOKEN_STRIDE:
-            size = [side * self.patch_size // TOKEN_STRIDE for side in pixel_values.shape[2:]]
+        if self.patch_size != self.token_stride:
+            size = [side * self.patch_size // self.token_stride for side in pixel_values.shape[2:]]
             pixel_values = F.interpolate(pixel_values, size=size, mode="bilinear", align_corners=False)
         patches = self.patch_embed.proj(pixel_values)
         grid = (patches.shape[2], patches.shape[3])
@@ -92,7 +93,10 @@ class TrunkEmbeddings(nn.Module):
         if self.pos_embed is not None:
             count = math.prod(self.grid)
             prefix_positions = self.pos_embed[:, :-count]
-            patches = patches + resize_positions(self.pos_embed[:, -count:], self.grid, grid).to(patches.dtype)
+            positions = self.pos_embed[:, -count:]
+            if not self.keep_positions_of_same_count or patches.shape[1] != count:
+                positions = resize_positions(positions, self.grid, grid, self.position_interpolation)
+            patches = patches + positions.to(patches.dtype)
         if self.prefix_names:
             prefix = torch.cat([getattr(self, name) for name in self.prefix_names], dim=1)
             if prefix_positions is not None and prefix_positions.shape[1]:  # some give the prefix no positions
@@ -128,9 +132,11 @@ class TrunkLearnedRotary(nn.Module):
 
 
 class Trunk(nn.Module):
-    """The patch embedding and blocks of a plain ViT. Heads, pooling, the final norm and unused tokens are left out.
+    """The patch embedding and blocks of a plain ViT, and the final norm where wanted. Heads, pooling and unused tokens
+    are left out.
 
-    Every trunk has one token for 16 x 16 pixels: where its patches are of another size, its own input is resized.
+    There is one token for `token_stride` x `token_stride` pixels: where patches are of another size, the trunk's own
+    input is resized.
 
     Args:
         config: a resolved [`TrunkConfig`].
@@ -151,12 +157,14 @@ class Trunk(nn.Module):
         self.blocks = nn.ModuleList(
             as_trunk_block(block, config, index, self.num_prefix_tokens) for index, block in enumerate(model.blocks)
         )
+        # timm has the final norm in one of several places, but always of the kind that its blocks have
+        self.norm = copy.deepcopy(self.blocks[0].norm1) if config.final_norm else None
 
     def embed(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, TokenLayout]:
         """Prefix and patch tokens with their positions added.
 
         Args:
-            pixel_values: `(B, 3, H, W)`, both sides multiples of 16.
+            pixel_values: `(B, 3, H, W)`, both sides multiples of the token stride.
 
         Returns:
             tokens `(B, num_prefix_tokens + h * w, C)` and their layout, for `run_blocks`.

@@ -133,13 +133,15 @@ def resize_relative_position_table(table: torch.Tensor, old_grid: Grid, new_grid
     return torch.cat([patches, table[count:].detach()])
 
 
-def resize_positions(positions: torch.Tensor, old_grid: Grid, new_grid: Grid) -> torch.Tensor:
+def resize_positions(
+    positions: torch.Tensor, old_grid: Grid, new_grid: Grid, interpolation: str = "bicubic"
+) -> torch.Tensor:
     """Learned positions `(1, h * w, C)` for another grid.
 
-    Bicubic, align_corners False, no antialiasing, as the original resizes them at every forward pass.
+    Bicubic (or bilinear), align_corners False, no antialiasing, as the originals resize them at every forward pass.
     """
     if old_grid == new_grid:
         return positions
     maps = positions.transpose(1, 2).unflatten(2, old_grid)
     maps = maps if maps.dtype == torch.float64 else maps.float()
-    return F.interpolate(maps, size=new_grid, mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
+    return F.interpolate(maps, size=new_grid, mode=interpolation, align_corners=False).flatten(2).transpose(1, 2)

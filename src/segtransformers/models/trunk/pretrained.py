@@ -1,6 +1,7 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """timm's pre-trained weights in a trunk of ours."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from .modeling_trunk import Trunk
 from .positions import Grid, num_relative_positions, resize_positions, resize_relative_position_table
 
 _EMBEDDINGS = ("patch_embed.", "norm_pre.", "pos_embed", "cls_token", "dist_token", "reg_token")
-_LAYER_SCALES = (".ls1.gamma", ".ls2.gamma")
+_OPTIONAL = (r".+\.ls[12]\.gamma", r"norm\..+")  # layer scales and the final norm: none or all must be there
 _TABLE = "attn.relative_position_bias_table"
 _UNUSED = ("norm.", "fc_norm.", "head.", "head_dist.", "attn_pool.")  # what stands behind the last block
 
@@ -89,7 +90,8 @@ def load_trunk_weights(
 ) -> None:
     """Give a trunk weights under timm's names. Positions are resized, tokens that the trunk lacks are left out.
 
-    Layer scales that the weights know nothing of stay: the original adds them to every ViT.
+    Layer scales that the weights know nothing of stay: the original adds them to every ViT. So does a final norm that
+    they have none for.
 
     Args:
         config: the one that `trunk` was built from.
@@ -117,9 +119,10 @@ def load_trunk_weights(
         elif not name.startswith(_UNUSED) and not (name.endswith("_token") and not config.use_prefix_tokens):
             problems.append(f"the trunk has no place for {name}")
     missing = [name for name in expected if name not in renamed]
-    scales = [name for name in expected if name.endswith(_LAYER_SCALES)]
-    if set(scales) <= set(missing):
-        missing = [name for name in missing if name not in scales]
+    for pattern in _OPTIONAL:
+        names = {name for name in expected if re.fullmatch(pattern, name)}
+        if names.isdisjoint(renamed):
+            missing = [name for name in missing if name not in names]
     problems += [f"{name} is missing" for name in missing]
     if problems:
         more = f" and {len(problems) - 6} more" if len(problems) > 6 else ""
@@ -145,7 +148,8 @@ def _fitted(name: str, tensor: torch.Tensor, config: TrunkConfig, grid: Grid) ->
         if tensor.dim() != 3 or tensor.shape[1] < count:
             raise ValueError(f"it is {tuple(tensor.shape)}, expected (1, {count} or a few more, channels)")
         prefix = tensor[:, :-count] if config.use_prefix_tokens else tensor[:, :0]
-        return torch.cat([prefix, resize_positions(tensor[:, -count:], grid, new_grid)], dim=1)
+        positions = resize_positions(tensor[:, -count:], grid, new_grid, config.position_interpolation)
+        return torch.cat([prefix, positions], dim=1)
     if name.endswith("relative_position_bias_table"):
         rows = num_relative_positions(grid) + 3
         if tensor.dim() != 2 or tensor.shape[0] != rows:

@@ -1,0 +1,270 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""Segmenter as MMSegmentation writes it (`VisionTransformer` with `SegmenterMaskTransformerHead` or `FCNHead`), and as
+the official repository does: `segm/model` of rstrudel/segmenter, whose checkpoints stand beside a `variant.yml`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig
+
+from ..image_processing import SegmentationImageProcessor
+from ..models.segmenter import SegmenterConfig, SegmenterViTConfig
+from .heads import IGNORE, take_common
+from .mapping import Backbone, ConversionError, Rule, Settings, prefixed
+
+# Any plain ViT would do, because the config overrides every number; these only read better.
+VIT_NAMES = {192: "vit_tiny_patch16_384", 384: "vit_small_patch16_384", 1024: "vit_large_patch16_384"}
+DISTILLED_NAMES = {192: "deit_tiny_distilled_patch16_224", 384: "deit_small_distilled_patch16_224"}
+# mean and standard deviation of red, green and blue in 0..1
+NORMALIZATIONS = {
+    "vit": ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
+    "deit": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+}
+# the official repository's limit of the longer side over the shorter one, which variant.yml does not say
+MAX_RATIOS = {"ade20k": 4, "cityscapes": 2, "pascal_context": 8}
+
+
+def _layer_rules(name: str) -> list[Rule]:
+    """mmseg's transformer layers as timm's blocks, which are called `name`."""
+    layer = r"layers\.(\d+)\."
+    return [
+        Rule(layer + r"ln([12])\.(.+)", name + r".\1.norm\2.\3"),
+        Rule(layer + r"attn\.attn\.in_proj_(weight|bias)", name + r".\1.attn.qkv.\2"),
+        Rule(layer + r"attn\.attn\.out_proj\.(.+)", name + r".\1.attn.proj.\2"),
+        Rule(layer + r"ffn\.layers\.0\.0\.(.+)", name + r".\1.mlp.fc1.\2"),
+        Rule(layer + r"ffn\.layers\.1\.(.+)", name + r".\1.mlp.fc2.\2"),
+    ]
+
+
+VIT_RULES = [
+    Rule(r"(cls_token|pos_embed)", r"trunk.embeddings.\1"),
+    Rule(r"patch_embed\.projection\.(.+)", r"trunk.embeddings.patch_embed.proj.\1"),
+    *_layer_rules("trunk.blocks"),
+    Rule(r"ln1\.(.+)", r"trunk.norm.\1"),
+]
+_MASK_HEAD_RULES = [
+    Rule(r"cls_emb", r"class_embeddings"),
+    Rule(r"dec_proj\.(.+)", r"input_proj.\1"),
+    Rule(r"patch_proj\.(.+)", r"patch_proj.\1"),
+    Rule(r"classes_proj\.(.+)", r"class_proj.\1"),
+    Rule(r"decoder_norm\.(.+)", r"norm.\1"),
+    Rule(r"mask_norm\.(.+)", r"mask_norm.\1"),
+    *_layer_rules("layers"),
+]
+RULES = prefixed("decode_head.", [*_MASK_HEAD_RULES, Rule(r"conv_seg\.(.+)", r"classifier.\1")])
+
+
+def _transposed(name: str, matrix: torch.Tensor) -> torch.Tensor:
+    """The official repository multiplies with a bare matrix from the right."""
+    if matrix.dim() != 2:
+        raise ConversionError(f"{name} is {tuple(matrix.shape)}, expected a matrix")
+    return matrix.t().contiguous()
+
+
+def _as_convolution(name: str, matrix: torch.Tensor) -> torch.Tensor:
+    if matrix.dim() != 2:
+        raise ConversionError(f"{name} is {tuple(matrix.shape)}, expected a matrix")
+    return matrix[:, :, None, None]
+
+
+OFFICIAL_RULES = [
+    Rule(r"encoder\.head(_dist)?\..+", None),  # ImageNet's classes
+    Rule(r"encoder\.(cls_token|dist_token|pos_embed|patch_embed\..+)", r"backbone.trunk.embeddings.\1"),
+    Rule(r"encoder\.((?:blocks|norm)\..+)", r"backbone.trunk.\1"),
+    Rule(r"decoder\.head\.weight", r"decode_head.classifier.weight", _as_convolution),
+    Rule(r"decoder\.head\.bias", r"decode_head.classifier.bias"),
+    Rule(r"decoder\.cls_emb", r"decode_head.class_embeddings"),
+    Rule(r"decoder\.proj_dec\.(.+)", r"decode_head.input_proj.\1"),
+    Rule(r"decoder\.blocks\.(.+)", r"decode_head.layers.\1"),
+    Rule(r"decoder\.proj_patch", r"decode_head.patch_proj.weight", _transposed),
+    Rule(r"decoder\.proj_classes", r"decode_head.class_proj.weight", _transposed),
+    Rule(r"decoder\.decoder_norm\.(.+)", r"decode_head.norm.\1"),
+    Rule(r"decoder\.mask_norm\.(.+)", r"decode_head.mask_norm.\1"),
+]
+
+
+def read_vit(settings: Settings) -> SegmenterViTConfig:
+    """The config of a backbone that mmseg's config calls `VisionTransformer`; defaults are the original's."""
+    width, depth = settings.take("embed_dims", 768), settings.take("num_layers", 12)
+    size = settings.take("img_size", 224)
+    if isinstance(size, list | tuple) and len(size) == 1:
+        (size,) = size
+    config = SegmenterViTConfig(
+        trunk=VIT_NAMES.get(width, "vit_base_patch16_384"),
+        patch_size=settings.take("patch_size", 16),
+        pretrain_image_size=size,
+        hidden_size=width,
+        num_hidden_layers=depth,
+        num_attention_heads=settings.take("num_heads", 12),
+        mlp_ratio=settings.take("mlp_ratio", 4),
+        drop_path_rate=settings.take("drop_path_rate", 0.0),
+        qkv_bias=settings.expect("qkv_bias", True),
+        patch_bias=settings.take("patch_bias", True),
+        layer_scale_init_value=0.0,
+        layer_norm_eps=_take_norm_eps(settings, "backbone"),
+        final_norm=settings.take("final_norm", False),
+        position_interpolation=settings.take("interpolate_mode", "bicubic"),
+        keep_positions_of_same_count=True,
+    )
+    settings.expect("in_channels", 3)
+    settings.expect("out_indices", -1, depth - 1, [depth - 1], (depth - 1,))
+    settings.expect("with_cls_token", True)
+    for name in ("output_cls_token", "patch_norm", "out_origin"):
+        settings.expect(name, False)
+    settings.expect("num_fcs", 2)
+    settings.expect("act_cfg", {"type": "GELU"})
+    for rate in ("drop_rate", "attn_drop_rate"):
+        settings.expect(rate, 0.0, None)
+    settings.drop("type", "pretrained", "init_cfg", "with_cp", "norm_eval", "frozen_exclude")
+    settings.finish()
+    return config
+
+
+def _take_norm_eps(settings: Settings, where: str) -> float:
+    norm = Settings(settings.take("norm_cfg", {"type": "LN"}), f"{where}.norm_cfg")
+    norm.expect("type", "LN")
+    norm.drop("requires_grad")
+    eps = norm.take("eps", 1e-5)
+    norm.finish()
+    return eps
+
+
+def with_patch_bias(config: Any, state_dict: Mapping[str, torch.Tensor]) -> Any:
+    """mmseg's config with what the checkpoint says about the bias of the patch embedding.
+
+    MMSegmentation 0.x always had one and its configs do not mention it; 1.x has none by default, and its configs for
+    the same checkpoints do not mention it either.
+    """
+    backbone = config.get("backbone") if isinstance(config, Mapping) else None
+    if not isinstance(backbone, Mapping) or backbone.get("type") != "VisionTransformer":
+        return config
+    has_bias = any(str(name).endswith("patch_embed.projection.bias") for name in state_dict)
+    return {**config, "backbone": {**backbone, "patch_bias": has_bias}}
+
+
+def read_mask_head(
+    decode_head: Settings, auxiliary_head: Settings | None, backbone_config: PreTrainedConfig, **protocol: Any
+) -> SegmenterConfig:
+    """The config of an `EncoderDecoder` with a `SegmenterMaskTransformerHead`.
+
+    Args:
+        protocol: fields of [`SegmentationConfig`].
+    """
+    dropout = decode_head.take("drop_rate", 0.0)
+    fields = {
+        "decoder_num_hidden_layers": decode_head.take("num_layers"),
+        "decoder_num_attention_heads": decode_head.take("num_heads"),
+        "decoder_hidden_size": decode_head.take("embed_dims"),
+        "decoder_mlp_ratio": decode_head.take("mlp_ratio", 4),
+        "decoder_drop_path_rate": decode_head.take("drop_path_rate", 0.1),
+        "decoder_dropout": dropout,
+        "decoder_layer_norm_eps": _take_norm_eps(decode_head, "decode_head"),
+    }
+    decode_head.expect("attn_drop_rate", dropout, default=0.0)
+    decode_head.expect("num_fcs", 2)
+    decode_head.expect("qkv_bias", True)
+    decode_head.expect("act_cfg", {"type": "GELU"})
+    decode_head.drop("init_std", "dropout_ratio")  # there is no classifier behind that dropout
+    return _read_head(decode_head, auxiliary_head, backbone_config, fields | protocol)
+
+
+def read_linear_head(
+    decode_head: Settings, auxiliary_head: Settings | None, backbone_config: PreTrainedConfig, **protocol: Any
+) -> SegmenterConfig:
+    """The config of an `EncoderDecoder` with an `FCNHead` that has no convolutions but the classifier.
+
+    Args:
+        protocol: fields of [`SegmentationConfig`].
+    """
+    decode_head.expect("num_convs", 0, default=2)
+    decode_head.expect("concat_input", False, default=True)
+    decode_head.drop("kernel_size", "dilation", "norm_cfg", "act_cfg")  # of convolutions
+    fields = {"decoder": "linear", "classifier_dropout": decode_head.take("dropout_ratio", 0.1)}
+    return _read_head(decode_head, auxiliary_head, backbone_config, fields | protocol)
+
+
+def _read_head(
+    decode_head: Settings, auxiliary_head: Settings | None, backbone_config: PreTrainedConfig, fields: dict[str, Any]
+) -> SegmenterConfig:
+    if auxiliary_head is not None:
+        raise ConversionError("the model config has an auxiliary_head; Segmenter's heads are converted without one")
+    decode_head.expect("in_index", -1)
+    decode_head.drop("in_channels", "channels")  # the tensors' shapes tell
+    fields["num_labels"] = decode_head.take("num_classes")
+    fields[IGNORE] = decode_head.take("ignore_index", 255)
+    take_common(decode_head, "decode_head", has_convolutions=False)
+    decode_head.finish()
+    return SegmenterConfig(backbone_config=backbone_config, **fields)
+
+
+def read_variant(variant: Mapping[str, Any]) -> SegmenterConfig:
+    """The config of an official checkpoint, from what stands in its `variant.yml`."""
+    net = Settings(variant, "the variant").part("net_kwargs")
+    decoder = net.part("decoder")
+    kind = decoder.expect("name", "mask_transformer", "linear")
+    width, patch = net.take("d_model"), net.take("patch_size")
+    is_distilled = net.take("distilled", False)
+    names = DISTILLED_NAMES if is_distilled else VIT_NAMES
+    backbone_config = SegmenterViTConfig(
+        trunk=names.get(width, "deit_base_distilled_patch16_384" if is_distilled else "vit_base_patch16_384"),
+        patch_size=patch,
+        pretrain_image_size=net.take("image_size"),
+        hidden_size=width,
+        num_hidden_layers=net.take("n_layers"),
+        num_attention_heads=net.take("n_heads"),
+        mlp_ratio=4,
+        drop_path_rate=net.take("drop_path_rate", 0.0),
+        qkv_bias=True,
+        patch_bias=True,
+        layer_scale_init_value=0.0,
+        layer_norm_eps=1e-5,
+        final_norm=True,
+        position_interpolation="bilinear",
+        keep_positions_of_same_count=True,
+    )
+    fields: dict[str, Any] = {"decoder": kind, "num_labels": net.take("n_cls")}
+    if kind == "mask_transformer":
+        fields |= {
+            "decoder_num_hidden_layers": decoder.take("n_layers"),
+            "decoder_num_attention_heads": width // 64,
+            "decoder_drop_path_rate": decoder.take("drop_path_rate"),
+            "decoder_dropout": decoder.take("dropout"),
+        }
+    decoder.drop("n_cls")  # once more
+    decoder.finish()
+    net.expect("dropout", 0.0)
+    net.drop("backbone", "normalization")
+    net.finish()
+    inference = variant.get("inference_kwargs")
+    if inference is not None:
+        windows = Settings(inference, "the variant's inference_kwargs")
+        fields |= {
+            "inference_mode": "slide",
+            "window_size": windows.take("window_size"),
+            "window_stride": windows.take("window_stride"),
+            "enlarge_to_window": True,
+        }
+    return SegmenterConfig(backbone_config=backbone_config, padding_divisor=patch, count_ignored_pixels=False, **fields)
+
+
+def read_variant_processor(variant: Mapping[str, Any], reduce_labels: bool) -> SegmentationImageProcessor:
+    """The image processor for the single-scale protocol of an official checkpoint."""
+    net = variant["net_kwargs"]
+    data = variant.get("dataset_kwargs") or {}
+    mean, std = NORMALIZATIONS[Settings(net, "the variant's net_kwargs").expect("normalization", *NORMALIZATIONS)]
+    side = (variant.get("inference_kwargs") or {}).get("im_size") or max(net["image_size"])
+    if not isinstance(side, int):
+        raise ConversionError(f"the variant's inference_kwargs.im_size is {side!r}; a number of pixels is needed")
+    ratio = MAX_RATIOS.get(data.get("dataset"), MAX_RATIOS["ade20k"])
+    return SegmentationImageProcessor(
+        size={"shortest_edge": side, "longest_edge": ratio * side},
+        size_divisor=0,
+        image_mean=mean,
+        image_std=std,
+        do_reduce_labels=reduce_labels,
+    )
+
+
+BACKBONES = {"VisionTransformer": Backbone(VIT_RULES, read_vit)}

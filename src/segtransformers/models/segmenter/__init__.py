@@ -1,0 +1,7 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""Segmenter: a plain ViT whose decoder is a transformer or a linear layer."""
+
+from .configuration_segmenter import SegmenterConfig, SegmenterViTConfig
+from .modeling_segmenter import SegmenterForSemanticSegmentation, SegmenterViTBackbone
+
+__all__ = ["SegmenterConfig", "SegmenterForSemanticSegmentation", "SegmenterViTBackbone", "SegmenterViTConfig"]

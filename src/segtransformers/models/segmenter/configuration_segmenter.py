@@ -1,0 +1,140 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""Segmenter configuration: the ViT, and the model around it."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig
+from transformers.backbone_utils import BackboneConfigMixin
+from transformers.configuration_utils import SubConfigSpec
+
+from ..configuration_segmentation import BackboneSegmentationConfig
+from ..configuration_trunk import TrunkConfig
+
+
+@strict
+class SegmenterViTConfig(BackboneConfigMixin, TrunkConfig):
+    r"""
+    Configuration of [`SegmenterViTBackbone`]; the fields of [`TrunkConfig`] describe the ViT.
+
+    Args:
+        token_stride (`int`, *optional*):
+            Pixels of the image from one token to the next. None: as many as the patches have.
+        final_norm (`bool`, defaults to `True`):
+            Whether there is a norm behind the last block.
+        out_features, out_indices:
+            Which of `stem` (the embedded patches), `stage1`, `stage2`, ... (after each block) to return, by name or by
+            index. None: the last; no other is behind the final norm.
+
+    Example:
+
+    ```python
+    >>> from segtransformers import SegmenterViTBackbone, SegmenterViTConfig
+
+    >>> backbone = SegmenterViTBackbone(SegmenterViTConfig(trunk="vit_tiny_patch16_384"))
+    >>> backbone.channels
+    [192]
+    ```
+    """
+
+    model_type = "seg_segmenter_vit"
+    base_config_key = "backbone_config"
+
+    token_stride: int | None = None  # type: ignore[assignment]  # resolved before anybody reads it
+    final_norm: bool = True
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+
+    def __post_init__(self, **kwargs):
+        self._resolve_trunk()
+        self.stage_names = ["stem", *(f"stage{index + 1}" for index in range(self.num_hidden_layers))]
+        self.set_output_features_output_indices(
+            out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
+        )
+        super().__post_init__(**kwargs)
+
+    def _check_trunk(self) -> None:
+        if self.token_stride is None:
+            self.token_stride = self.patch_size
+        super()._check_trunk()
+
+
+@strict
+class SegmenterConfig(BackboneSegmentationConfig):
+    r"""
+    Configuration of [`SegmenterForSemanticSegmentation`]. The defaults are those of Segmenter in MMSegmentation; the
+    official repository's differ where the text says so. [`BackboneSegmentationConfig`] has the other fields.
+
+    Args:
+        backbone_config (`PreTrainedConfig` or `dict`, *optional*):
+            Any backbone; the decoder reads its last feature map. None: a [`SegmenterViTConfig`].
+        decoder (`str`, defaults to `"mask_transformer"`):
+            `"mask_transformer"`, or `"linear"` for one linear layer on every token.
+        decoder_hidden_size (`int`, *optional*):
+            Width of the mask transformer. None: that of the feature map.
+        decoder_num_hidden_layers (`int`, defaults to 2):
+            Its blocks.
+        decoder_num_attention_heads (`int`, *optional*):
+            Its heads. None: one for 64 channels.
+        decoder_mlp_ratio (`float`, defaults to 4.0):
+            Hidden width of a block's MLP over that of the mask transformer.
+        decoder_dropout (`float`, defaults to 0.0), decoder_drop_path_rate (`float`, defaults to 0.1):
+            Dropout inside its blocks, and stochastic depth of the last one. Official: 0.1 and 0.0.
+        decoder_layer_norm_eps (`float`, defaults to 1e-5):
+            Epsilon of its norms.
+        padding_divisor (`int`, *optional*):
+            Logits are enlarged to the size of the image after padding to multiples of this, and then cropped. Official:
+            the side of a patch. None: they are enlarged to the size of the image, although they are of the padded one.
+        enlarge_to_window (`bool`, defaults to `False`):
+            Whether, with `inference_mode="slide"`, an image smaller than the window is enlarged to it. Official: True.
+        count_ignored_pixels (`bool`, defaults to `True`):
+            Whether pixels without a class count in the divisor of the loss. Official: False.
+
+    Raises:
+        ValueError: if a number is out of range.
+
+    Example:
+
+    ```python
+    >>> from segtransformers import SegmenterConfig, SegmenterForSemanticSegmentation, SegmenterViTConfig
+
+    >>> config = SegmenterConfig(backbone_config=SegmenterViTConfig(trunk="vit_tiny_patch16_384"), num_labels=7)
+    >>> model = SegmenterForSemanticSegmentation(config)
+    ```
+    """
+
+    model_type = "seg_segmenter"
+    sub_configs_defaults = {
+        "backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="seg_segmenter_vit", init_kwargs={}),
+    }
+
+    decoder: str = "mask_transformer"
+    decoder_hidden_size: int | None = None
+    decoder_num_hidden_layers: int = 2
+    decoder_num_attention_heads: int | None = None
+    decoder_mlp_ratio: float | int = 4.0
+    decoder_dropout: float | int = 0.0
+    decoder_drop_path_rate: float | int = 0.1
+    decoder_layer_norm_eps: float | int = 1e-5
+    padding_divisor: int | None = None
+    enlarge_to_window: bool = False
+    count_ignored_pixels: bool = True
+    classifier_dropout: float | int = 0.0
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        if self.decoder not in ("mask_transformer", "linear"):
+            raise ValueError(f"decoder must be 'mask_transformer' or 'linear', got {self.decoder!r}")
+        for name in ("decoder_hidden_size", "decoder_num_attention_heads", "padding_divisor"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.decoder_num_hidden_layers < 1:
+            raise ValueError(f"decoder_num_hidden_layers must be at least 1, got {self.decoder_num_hidden_layers}")
+        for name in ("decoder_dropout", "decoder_drop_path_rate"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be a share in [0, 1), got {getattr(self, name)}")
+        for name in ("decoder_mlp_ratio", "decoder_layer_norm_eps"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+
+
+__all__ = ["SegmenterConfig", "SegmenterViTConfig"]

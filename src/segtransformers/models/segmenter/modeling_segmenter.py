@@ -1,0 +1,230 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""Segmenter: Transformer for Semantic Segmentation (https://arxiv.org/abs/2105.05633).
+
+Behaviour follows `mmseg/models/{backbones/vit,decode_heads/segmenter_mask_head}.py` of MMSegmentation 0.30, or
+`segm/model` of rstrudel/segmenter where its checkpoints come from: the config tells them apart.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.backbone_utils import BackboneMixin
+from transformers.modeling_outputs import BackboneOutput
+from transformers.utils import can_return_tuple, logging
+
+from ..backbones import check_images, chosen_hidden_states, padded_to_stride
+from ..losses import semantic_cross_entropy
+from ..modeling_segmentation import BackboneForSemanticSegmentation, SegmentationClassifier
+from ..trunk import UNSPLIT_MODULES, FromTrunkMixin, Trunk, init_trunk_weights, plain_block
+from .configuration_segmenter import SegmenterConfig, SegmenterViTConfig
+
+logger = logging.get_logger(__name__)
+
+
+class SegmenterViTBackbone(FromTrunkMixin, BackboneMixin, PreTrainedModel):
+    """A plain ViT whose patch tokens are feature maps.
+
+    Feature maps: `stem`, and `stage1`, `stage2`, ... after each block, all of `config.hidden_size` channels at the
+    stride `config.token_stride`; only the last one is behind the final norm. Images of any size are padded with zeros
+    at the right and the bottom to multiples of the stride.
+
+    Args:
+        config: a [`SegmenterViTConfig`].
+    """
+
+    config: SegmenterViTConfig
+    base_model_prefix = "backbone"
+    main_input_name = "pixel_values"
+    input_modalities = ["image"]
+    supports_gradient_checkpointing = True
+    _no_split_modules = UNSPLIT_MODULES
+    _supports_sdpa = True  # timm's blocks call it themselves
+    has_attentions = False
+
+    def __init__(self, config: SegmenterViTConfig):
+        super().__init__(config)
+        self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
+        self.trunk = Trunk(config)
+        self.post_init()
+        if config._attn_implementation == "eager":
+            logger.warning_once("attn_implementation='eager' has no effect: timm's blocks use their own attention.")
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        init_trunk_weights(module, self.config)
+        if isinstance(module, nn.Linear):
+            init.trunc_normal_(module.weight, std=self.config.initializer_range)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.trunk.embeddings.patch_embed.proj
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: torch.Tensor, output_hidden_states: bool | int | list[int] | None = None
+    ) -> BackboneOutput:
+        """
+        Args:
+            pixel_values: `(B, 3, H, W)`, normalised.
+            output_hidden_states: also return the tokens, `(B, prefix + h * w, C)`: embedded, and after each block,
+                before the final norm. With indices, only those; the others are None.
+
+        Returns:
+            `BackboneOutput` with the `feature_maps` named by `config.out_features`,
+            `(B, C, ceil(H / stride), ceil(W / stride))`.
+
+        Raises:
+            ValueError: if `pixel_values` is no batch of RGB images.
+        """
+        check_images(pixel_values, shortest=1)
+        pixel_values = padded_to_stride(
+            pixel_values.to(self.get_input_embeddings().weight.dtype), self.config.token_stride
+        )
+        trunk, wanted = self.trunk, set(self.out_features)
+        tokens, layout = trunk.embed(pixel_values)
+
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        # an index may be 0, so "is not False" and not truth
+        hidden_states = [tokens] if output_hidden_states is not False else None
+        kept = {"stem": tokens}
+        blocks = trunk.run_blocks(tokens, 0, len(trunk.blocks) - 1, layout)
+        for name, tokens in zip(self.stage_names[1:], blocks, strict=True):
+            if hidden_states is not None:
+                hidden_states.append(tokens)
+            if name in wanted:
+                kept[name] = tokens
+        last = self.stage_names[-1]
+        if trunk.norm is not None and last in wanted:
+            kept[last] = trunk.norm(kept[last])
+        return BackboneOutput(
+            feature_maps=tuple(
+                kept[name][:, trunk.num_prefix_tokens :].transpose(1, 2).unflatten(2, layout.grid)
+                for name in self.out_features
+            ),
+            hidden_states=chosen_hidden_states(self, hidden_states, output_hidden_states),
+        )
+
+
+class SegmenterMaskTransformer(nn.Module):
+    """Blocks over patch tokens and one token for each class; logits are the products of the two, normalised.
+
+    Args:
+        in_channels: of the feature map.
+
+    Raises:
+        ValueError: if the heads do not divide the width.
+    """
+
+    def __init__(self, config: SegmenterConfig, in_channels: int):
+        super().__init__()
+        width, eps = config.decoder_hidden_size or in_channels, config.decoder_layer_norm_eps
+        num_heads = config.decoder_num_attention_heads or max(width // 64, 1)
+        if width % num_heads:
+            raise ValueError(
+                f"the mask transformer's width ({width}) must be a multiple of its {num_heads} heads: set "
+                "decoder_hidden_size or decoder_num_attention_heads"
+            )
+        count = config.decoder_num_hidden_layers
+        self.input_proj = nn.Linear(in_channels, width)
+        self.class_embeddings = nn.Parameter(torch.zeros(1, config.num_labels, width))
+        self.layers = nn.ModuleList(
+            plain_block(
+                width,
+                num_heads,
+                mlp_ratio=config.decoder_mlp_ratio,
+                dropout=config.decoder_dropout,
+                drop_path=config.decoder_drop_path_rate * index / max(count - 1, 1),
+                layer_norm_eps=eps,
+            )
+            for index in range(count)
+        )
+        self.norm = nn.LayerNorm(width, eps=eps)
+        self.patch_proj = nn.Linear(width, width, bias=False)
+        self.class_proj = nn.Linear(width, width, bias=False)
+        self.mask_norm = nn.LayerNorm(config.num_labels, eps=eps)
+
+    def forward(self, feature_maps: Sequence[torch.Tensor]) -> torch.Tensor:
+        """From the last map `(B, C, h, w)` to logits `(B, num_labels, h, w)`."""
+        map_ = feature_maps[-1]
+        grid = (map_.shape[2], map_.shape[3])
+        patches = self.input_proj(map_.flatten(2).transpose(1, 2))
+        classes = self.class_embeddings.expand(map_.shape[0], -1, -1).to(patches.dtype)
+        tokens = torch.cat([patches, classes], dim=1)
+        for layer in self.layers:
+            tokens = layer(tokens, grid, None)
+        patches, classes = self.norm(tokens).split([patches.shape[1], classes.shape[1]], dim=1)
+        patches = F.normalize(self.patch_proj(patches), dim=-1)
+        classes = F.normalize(self.class_proj(classes), dim=-1)
+        return self.mask_norm(patches @ classes.transpose(1, 2)).transpose(1, 2).unflatten(2, grid)
+
+
+class SegmenterLinearDecoder(nn.Module):
+    """One linear layer on every token of the last feature map."""
+
+    def __init__(self, config: SegmenterConfig, in_channels: int):
+        super().__init__()
+        self.classifier = SegmentationClassifier(in_channels, config.num_labels, config.classifier_dropout)
+
+    def forward(self, feature_maps: Sequence[torch.Tensor]) -> torch.Tensor:
+        """From the last map `(B, C, h, w)` to logits `(B, num_labels, h, w)`."""
+        return self.classifier(feature_maps[-1])
+
+
+class SegmenterForSemanticSegmentation(BackboneForSemanticSegmentation):
+    """Segmenter, with its mask transformer or its linear decoder.
+
+    Args:
+        config: a [`SegmenterConfig`].
+    """
+
+    config: SegmenterConfig
+
+    def build_decode_head(self, in_channels: list[int]) -> nn.Module:
+        kind = SegmenterMaskTransformer if self.config.decoder == "mask_transformer" else SegmenterLinearDecoder
+        return kind(self.config, in_channels[-1])
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, nn.Linear):
+            init.trunc_normal_(module.weight, std=self.config.initializer_range)
+        elif isinstance(module, SegmenterMaskTransformer):
+            init.trunc_normal_(module.class_embeddings, std=self.config.initializer_range)
+
+    def _enlarge(self, logits: torch.Tensor, size: torch.Size) -> torch.Tensor:
+        divisor = self.config.padding_divisor
+        if divisor is None:
+            return super()._enlarge(logits, size)
+        padded = torch.Size(side + -side % divisor for side in size)
+        return super()._enlarge(logits, padded)[:, :, : size[0], : size[1]]
+
+    def _pixel_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        config = self.config
+        return semantic_cross_entropy(logits, labels, config.semantic_loss_ignore_index, config.count_ignored_pixels)
+
+    def _needs_windows(self, size: torch.Size, window: list[int]) -> bool:
+        is_small = size[0] < window[0] or size[1] < window[1]
+        return super()._needs_windows(size, window) or (self.config.enlarge_to_window and is_small)
+
+    def _slide(self, pixel_values: torch.Tensor, window: list[int], stride: list[int]) -> torch.Tensor:
+        size = pixel_values.shape[2:]
+        if self.config.enlarge_to_window and (size[0] < window[0] or size[1] < window[1]):
+            enlarged = F.interpolate(pixel_values, size=_covering(size, window), mode="bilinear", align_corners=False)
+            return super()._enlarge(super()._slide(enlarged, window, stride), size)
+        return super()._slide(pixel_values, window, stride)
+
+
+def _covering(size: Sequence[int], window: Sequence[int]) -> tuple[int, int]:
+    """The smallest size of the same aspect that a window fits into; the longer side is rounded down."""
+    height, width = size
+    if window[0] * width > window[1] * height:  # the height lacks more
+        return window[0], max(int(width / height * window[0]), window[1])
+    return max(int(height / width * window[1]), window[0]), window[1]
+
+
+__all__ = ["SegmenterForSemanticSegmentation", "SegmenterViTBackbone"]
