@@ -89,7 +89,7 @@ class Checkpoint:
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a `.pth`, `.pth.tar`, `.bin`, `.zip` or `.safetensors` file. No code from the file is run.
+    """Read a `.pth`, `.pth.tar`, `.bin`, `.zip`, `.safetensors` or `.npz` file. No code from the file is run.
 
     A `.zip` archive must hold exactly one checkpoint file (`.pth.tar` files are no archives, whatever their name says).
 
@@ -104,6 +104,12 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             return Checkpoint(load_file(path))
         except Exception as error:  # a damaged file can raise anything
             raise ConversionError(f"{path} is damaged or no safetensors file: {_reason(error)}") from error
+    if path.suffix.lower() == ".npz":
+        try:
+            with numpy.load(path, allow_pickle=False) as arrays:
+                return Checkpoint({name: torch.from_numpy(arrays[name]) for name in arrays.files})
+        except Exception as error:  # a damaged file can raise anything
+            raise ConversionError(f"{path} is damaged or no file of numpy arrays: {_reason(error)}") from error
     if path.suffix.lower() != ".zip":
         return _read(path, str(path))
     with tempfile.TemporaryDirectory() as folder:

@@ -6,7 +6,7 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,15 @@ from transformers.utils import logging
 from ..datasets import DATASETS, get_dataset_info
 from ..image_processing import SegmentationImageProcessor
 from .checkpoint import Checkpoint, read_checkpoint
-from .config_text import parse_config
+from .config_text import parse_config, parse_variant
 from .convert import backbone_of_classifier, convert_checkpoint
 from .mapping import ConversionError
 from .protocol import read_test_pipeline
 from .published import published_outputs, published_rows
+from .segmenter import read_variant_processor
 
 CONFIG_VARIABLES = ("model", "test_pipeline", "train_pipeline")
+VARIANT = "variant.yml"  # what an official Segmenter calls its config, and where it looks for it
 
 
 def main(family: str, backbones: Sequence[str], arguments: Sequence[str] | None = None) -> int:
@@ -65,8 +67,8 @@ def _parser(family: str) -> argparse.ArgumentParser:
         "--config",
         metavar="NAME|FILE",
         help="name of a published config, or a .py or .json file with the resolved config, its model dict, or the "
-        "config.json of an image classifier on the Hub; "
-        "by default the config that mmcv saved in the checkpoint",
+        "config.json of an image classifier on the Hub, or an official Segmenter's variant.yml; "
+        "by default the config that mmcv saved in the checkpoint, or the variant.yml beside it",
     )
     parser.add_argument(
         "--dataset", choices=DATASETS, help="take class names and palette from this data set, not from the checkpoint"
@@ -101,18 +103,24 @@ def _convert(
         config = _read_config(options.config, family)
     checkpoint = read_checkpoint(options.checkpoint)
     if not config:
-        config = _config_of(checkpoint)
+        config = _config_of(checkpoint, Path(options.checkpoint))
     described = backbone_of_classifier(config["model"], checkpoint.state_dict)
+    is_variant = "net_kwargs" in described
     backbone = described.get("backbone", described)
     kind = backbone.get("type", backbone.get("model_type")) if isinstance(backbone, dict) else None
+    kind = VARIANT if is_variant else kind
     if kind not in backbones:
         raise ConversionError(f"the config's backbone is {kind!r}; this script converts {', '.join(backbones)}")
     model = convert_checkpoint(checkpoint.state_dict, described)
+    dataset = options.dataset or row.get("dataset")
+    if is_variant:
+        dataset = dataset or _dataset_of(described)
+        processor = read_variant_processor(described, _reduces_labels(config, dataset))
+        return model, processor, _label(model, checkpoint, dataset, row)
     if isinstance(model, BackboneMixin):
         origin = "a backbone, whose head is yet to be trained"
     else:
         origin = _label(model, checkpoint, options.dataset, row)
-    dataset = options.dataset or row.get("dataset")
     pipeline = config.get("test_pipeline")
     if pipeline is None:
         return (
@@ -120,8 +128,15 @@ def _convert(
             SegmentationImageProcessor(),
             f"{origin}; image processor: defaults, the config has no test_pipeline",
         )
-    processor = read_test_pipeline(pipeline, _reduces_labels(config, dataset))
-    return model, processor, origin
+    preprocessor = described.get("data_preprocessor")
+    return model, read_test_pipeline(pipeline, _reduces_labels(config, dataset), preprocessor), origin
+
+
+def _dataset_of(variant: Mapping[str, Any]) -> str | None:
+    """The data set that an official Segmenter was trained on, where it is a known one with as many classes."""
+    name = (variant.get("dataset_kwargs") or {}).get("dataset")
+    outputs = variant["net_kwargs"].get("n_cls")
+    return name if name in DATASETS and len(get_dataset_info(name).classes) == outputs else None
 
 
 def _reduces_labels(config: dict[str, Any], dataset: str | None) -> bool:
@@ -140,15 +155,20 @@ def _read_config(name: str, family: str) -> dict[str, Any]:
         raise ConversionError(f"--config {name!r} is neither a file nor a published config. Published are: {rows}")
     try:
         text = path.read_text(encoding="utf-8-sig")
-        config = json.loads(text) if path.suffix == ".json" else parse_config(text, CONFIG_VARIABLES)
+        if path.suffix in (".yml", ".yaml"):
+            config = parse_variant(text)
+        else:
+            config = json.loads(text) if path.suffix == ".json" else parse_config(text, CONFIG_VARIABLES)
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ConversionError(f"{path} cannot be read as a config: {error}") from error
     return _checked_config(config, str(path))
 
 
-def _config_of(checkpoint: Checkpoint) -> dict[str, Any]:
-    text = checkpoint.meta.get("config")
+def _config_of(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
+    text = checkpoint.meta.get("config", checkpoint.meta.get("cfg"))  # mmcv's name, and mmengine's
     if not isinstance(text, str):
+        if path.with_name(VARIANT).is_file():
+            return _read_config(str(path.with_name(VARIANT)), "segmenter")
         raise ConversionError("the checkpoint does not hold its config: say --config NAME or --config FILE")
     return _checked_config(parse_config(text, CONFIG_VARIABLES), "the config in the checkpoint")
 
@@ -158,7 +178,7 @@ def _checked_config(config: Any, where: str) -> dict[str, Any]:
     if isinstance(config, dict) and "model" not in config:
         config = {"model": config}
     model = config["model"] if isinstance(config, dict) else None
-    if not isinstance(model, dict) or not ("type" in model or "model_type" in model):
+    if not isinstance(model, dict) or not {"type", "model_type", "net_kwargs"} & model.keys():
         raise ConversionError(f"{where} has no model dict with a type")
     return config
 
@@ -172,6 +192,9 @@ def _label(model: PreTrainedModel, checkpoint: Checkpoint, chosen: str | None, r
     """
     config = model.config
     names, palette = checkpoint.meta.get("CLASSES"), checkpoint.meta.get("PALETTE")
+    newer = checkpoint.meta.get("dataset_meta")  # of MMSegmentation 1.x
+    if names is None and isinstance(newer, dict):
+        names, palette = newer.get("classes"), newer.get("palette")
     origin = "names from the checkpoint"
     fit = isinstance(names, list | tuple) and len(names) == config.num_labels
     dataset = chosen or (row["dataset"] if row and not fit else None)

@@ -1,9 +1,11 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Reads the Python text of an mmcv config without executing it."""
+"""Reads the Python text of an mmcv config, and the YAML text of an official Segmenter's, without executing it."""
 
 import ast
 from collections.abc import Sequence
 from typing import Any
+
+import yaml
 
 from .mapping import ConversionError
 
@@ -43,6 +45,25 @@ def parse_config(text: str, names: Sequence[str]) -> dict[str, Any]:
         return {name: _evaluate(assigned[name], assigned) for name in names if name in assigned}
     except (RecursionError, TypeError) as error:  # a variable that mentions itself, a list as a key
         raise ConversionError(f"the config is not understood: {error}") from error
+
+
+class _VariantLoader(yaml.SafeLoader):
+    """Python's yaml writes a tuple with a tag that its own safe loader refuses."""
+
+
+_VariantLoader.add_constructor("tag:yaml.org,2002:python/tuple", _VariantLoader.construct_sequence)
+
+
+def parse_variant(text: str) -> Any:
+    """What a `variant.yml` holds; tuples become lists. Nothing is executed.
+
+    Raises:
+        ConversionError: naming what is not understood.
+    """
+    try:
+        return yaml.load(text, Loader=_VariantLoader)  # it is a safe one
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ConversionError(f"the variant is not understood: {' '.join(str(error).split())}") from error
 
 
 def _evaluate(node: ast.expr, assigned: dict[str, ast.expr]) -> Any:

@@ -8,7 +8,15 @@ from ..image_processing import SegmentationImageProcessor
 from .mapping import ConversionError, Settings
 
 # Steps that every test pipeline has and that change no pixel.
-PLUMBING = ("LoadImageFromFile", "RandomFlip", "ImageToTensor", "DefaultFormatBundle", "Collect", "LoadAnnotations")
+PLUMBING = (
+    "LoadImageFromFile",
+    "RandomFlip",
+    "ImageToTensor",
+    "DefaultFormatBundle",
+    "Collect",
+    "LoadAnnotations",
+    "PackSegInputs",
+)
 
 # Options that Mask2Former's configs inherit from panoptic segmentation and that nothing reads.
 PANOPTIC = ("panoptic_on", "semantic_on", "instance_on", "max_per_image", "iou_thr", "filter_low_score")
@@ -26,12 +34,15 @@ def read_test_cfg(test_cfg: Mapping[str, Any] | None) -> dict[str, Any]:
     return protocol
 
 
-def read_test_pipeline(pipeline: Sequence[Mapping[str, Any]], reduce_labels: bool) -> SegmentationImageProcessor:
+def read_test_pipeline(
+    pipeline: Sequence[Mapping[str, Any]], reduce_labels: bool, preprocessor: Mapping[str, Any] | None = None
+) -> SegmentationImageProcessor:
     """The image processor for the single-scale protocol of an mmseg test pipeline.
 
     Args:
         pipeline: the steps of `data.test.pipeline`; images are resized inside `MultiScaleFlipAug`.
         reduce_labels: whether the data set's label 0 means "no class".
+        preprocessor: the model's `data_preprocessor`, which normalises in MMSegmentation 1.x.
 
     Raises:
         ConversionError: naming a step or a setting that the processor cannot reproduce.
@@ -45,6 +56,7 @@ def read_test_pipeline(pipeline: Sequence[Mapping[str, Any]], reduce_labels: boo
         if kind == "MultiScaleFlipAug":
             scale = settings.take("img_scale", None)
         elif kind == "Resize":
+            scale = settings.take("scale", scale)  # of MMSegmentation 1.x
             options |= {"do_resize": True, "size": _size(scale, settings.take("keep_ratio", True))}
             settings.drop("img_scale", "ratio_range")
             settings.finish()
@@ -53,16 +65,28 @@ def read_test_pipeline(pipeline: Sequence[Mapping[str, Any]], reduce_labels: boo
             settings.finish()
         elif kind == "Normalize":
             settings.expect("to_rgb", True)
-            options |= {
-                "do_rescale": True,
-                "do_normalize": True,
-                "image_mean": [value / 255 for value in settings.take("mean")],
-                "image_std": [value / 255 for value in settings.take("std")],
-            }
+            options |= _normalization(settings)
             settings.finish()
         elif kind not in PLUMBING:
             raise ConversionError(f"the test pipeline has a step {kind!r} that is not understood")
+    if preprocessor is not None:
+        settings = Settings(preprocessor, "data_preprocessor")
+        settings.expect("type", "SegDataPreProcessor")
+        settings.expect("bgr_to_rgb", True)
+        settings.expect("test_cfg", None)
+        options |= _normalization(settings)
+        settings.drop("size", "pad_val", "seg_pad_val")  # of training
+        settings.finish()
     return SegmentationImageProcessor(**options, do_reduce_labels=reduce_labels)
+
+
+def _normalization(settings: Settings) -> dict[str, Any]:
+    return {
+        "do_rescale": True,
+        "do_normalize": True,
+        "image_mean": [value / 255 for value in settings.take("mean")],
+        "image_std": [value / 255 for value in settings.take("std")],
+    }
 
 
 def _flattened(pipeline: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

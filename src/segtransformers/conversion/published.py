@@ -9,7 +9,7 @@ import json
 from importlib import resources
 from typing import Any
 
-FAMILIES = ("vit_adapter", "internimage", "vit_comer")
+FAMILIES = ("vit_adapter", "internimage", "vit_comer", "segmenter")
 # dataset: what the checkpoint was trained for. miou, miou_ms: published percent, single scale and multi-scale + flip.
 # parameters: as published. num_parameters: of the original's code, counted. crop_size: side in pixels, or [height,
 # width]. download: where the authors keep the file. note: conflicts between sources, and what is missing.

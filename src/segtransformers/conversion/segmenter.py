@@ -257,7 +257,7 @@ def read_variant_processor(variant: Mapping[str, Any], reduce_labels: bool) -> S
     side = (variant.get("inference_kwargs") or {}).get("im_size") or max(net["image_size"])
     if not isinstance(side, int):
         raise ConversionError(f"the variant's inference_kwargs.im_size is {side!r}; a number of pixels is needed")
-    ratio = MAX_RATIOS.get(data.get("dataset"), MAX_RATIOS["ade20k"])
+    ratio = MAX_RATIOS.get(str(data.get("dataset")), MAX_RATIOS["ade20k"])
     return SegmentationImageProcessor(
         size={"shortest_edge": side, "longest_edge": ratio * side},
         size_divisor=0,

@@ -1,7 +1,8 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """Pre-trained trunks from the files that the originals start their training from.
 
-DeiT (`deit_*_patch16_224-*.pth`), the AugReg models that ViT-Adapter releases as `.pth`, BEiT and BEiTv2
+DeiT (`deit_*_patch16_224-*.pth`), the AugReg models as their authors publish them (`Ti_16-i21k-*.npz`), as ViT-Adapter
+releases them (`.pth`) and as MMSegmentation does for Segmenter (`vit_*_p16_384_*.pth`), BEiT and BEiTv2
 (`beit*_patch16_224_*.pth`), and Uni-Perceiver (`uni-perceiver-*_converted.pth`).
 """
 
@@ -13,18 +14,68 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from ..models.configuration_trunk import TrunkConfig
 from ..models.trunk import Trunk
 from ..models.trunk.pretrained import load_trunk_weights
 from .checkpoint import read_checkpoint
 from .mapping import ConversionError, Rule, checked_tensors, find_rule, widest_dtype
+from .segmenter import VIT_RULES as MMSEG_VIT_RULES
 from .vit_adapter import UNIPERCEIVER_RULES, with_whole_positions
 
 # New names are timm's. What a trunk has no place for, because it stands behind the blocks or follows from the grid:
 _VIT_RULES = [
-    Rule(r"(norm|fc_norm|head|head_dist|pre_logits|lm_head|fc)\..+", None),
+    Rule(r"(fc_norm|head|head_dist|pre_logits|lm_head|fc)\..+", None),
     Rule(r"mask_token", None),
     Rule(r"(.+\.)?relative_position_index", None),
     Rule(r"(.+)", r"\1"),
+]
+
+
+def _transposed(name: str, kernel: torch.Tensor) -> torch.Tensor:
+    """JAX has inputs first; heads and their channels are dimensions of their own there."""
+    return kernel.flatten(0, -2).t() if name.endswith("out/kernel") else kernel.flatten(1).t()
+
+
+def _as_patches(name: str, kernel: torch.Tensor) -> torch.Tensor:
+    if kernel.dim() != 4:
+        raise ConversionError(f"{name} is {tuple(kernel.shape)}, expected (height, width, 3, channels)")
+    return kernel.permute(3, 2, 0, 1)
+
+
+def _flat(name: str, bias: torch.Tensor) -> torch.Tensor:
+    return bias.flatten()
+
+
+_JAX_BLOCK = r"(?:opt/target/)?Transformer/encoderblock_(\d+)/"
+_JAX_ATTENTION = _JAX_BLOCK + r"MultiHeadDotProductAttention_1/"
+_JAX_RULES = [
+    Rule(r"(?:opt/target/)?(?:head|pre_logits)/.+", None),
+    Rule(r"(?:opt/target/)?cls", r"cls_token"),
+    Rule(r"(?:opt/target/)?Transformer/posembed_input/pos_embedding", r"pos_embed"),
+    Rule(r"(?:opt/target/)?embedding/kernel", r"patch_embed.proj.weight", _as_patches),
+    Rule(r"(?:opt/target/)?embedding/bias", r"patch_embed.proj.bias"),
+    Rule(r"(?:opt/target/)?Transformer/encoder_norm/scale", r"norm.weight"),
+    Rule(r"(?:opt/target/)?Transformer/encoder_norm/bias", r"norm.bias"),
+    *(
+        rule
+        for theirs, ours in ((0, "norm1"), (2, "norm2"))
+        for rule in (
+            Rule(_JAX_BLOCK + rf"LayerNorm_{theirs}/scale", rf"blocks.\1.{ours}.weight"),
+            Rule(_JAX_BLOCK + rf"LayerNorm_{theirs}/bias", rf"blocks.\1.{ours}.bias"),
+        )
+    ),
+    *(
+        rule
+        for theirs, ours in ((0, "fc1"), (1, "fc2"))
+        for rule in (
+            Rule(_JAX_BLOCK + rf"MlpBlock_3/Dense_{theirs}/kernel", rf"blocks.\1.mlp.{ours}.weight", _transposed),
+            Rule(_JAX_BLOCK + rf"MlpBlock_3/Dense_{theirs}/bias", rf"blocks.\1.mlp.{ours}.bias"),
+        )
+    ),
+    Rule(_JAX_ATTENTION + r"(query|key|value)/kernel", r"blocks.\1.attn.\2.weight", _transposed),
+    Rule(_JAX_ATTENTION + r"(query|key|value)/bias", r"blocks.\1.attn.\2.bias", _flat),
+    Rule(_JAX_ATTENTION + r"out/kernel", r"blocks.\1.attn.proj.weight", _transposed),
+    Rule(_JAX_ATTENTION + r"out/bias", r"blocks.\1.attn.proj.bias"),
 ]
 _SHARED_TABLE = "rel_pos_bias.relative_position_bias_table"
 _TABLE = "blocks.{}.attn.relative_position_bias_table"
@@ -33,12 +84,13 @@ _TABLE = "blocks.{}.attn.relative_position_bias_table"
 def load_pretrained_trunk(model: PreTrainedModel, path: str | Path) -> list[str]:
     """Load a pre-trained trunk into a backbone, in place. Nothing else of the model changes.
 
-    Positions are resized to the grid of the trunk as the originals resize them: learned positions bicubically, BEiT's
-    tables by cubic splines over a geometric progression of offsets. Tokens that the trunk does not use are left out.
+    Positions are resized to the grid of the trunk as the originals resize them: learned positions as the config's
+    `position_interpolation` says, BEiT's tables by cubic splines over a geometric progression of offsets. What the
+    trunk does not use, such as class tokens or the final norm, is left out.
 
     Args:
         model: a backbone around a plain ViT, or a model whose `backbone` is one.
-        path: the file, `.pth`, `.pth.tar` or `.zip`. No code in it is run.
+        path: the file, `.pth`, `.pth.tar`, `.zip` or `.npz`. No code in it is run.
 
     Returns:
         the names of the tensors in the file that were not needed, such as those of a classifier.
@@ -51,7 +103,7 @@ def load_pretrained_trunk(model: PreTrainedModel, path: str | Path) -> list[str]
     trunk = getattr(backbone, "trunk", None)
     if not isinstance(trunk, Trunk):
         raise ConversionError(f"a {type(backbone).__name__} has no plain ViT as its trunk")
-    state_dict, unused = _renamed(checked_tensors(read_checkpoint(path).state_dict), len(trunk.blocks))
+    state_dict, unused = _renamed(checked_tensors(read_checkpoint(path).state_dict), backbone.config)
     widest_dtype(state_dict)  # refuses what is no weight
     if not backbone.config.use_prefix_tokens:
         unused += [name for name in ("cls_token", "dist_token", "reg_token") if name in state_dict]
@@ -69,10 +121,11 @@ def load_pretrained_trunk(model: PreTrainedModel, path: str | Path) -> list[str]
     return unused
 
 
-def _renamed(state_dict: Mapping[str, torch.Tensor], depth: int) -> tuple[dict[str, torch.Tensor], list[str]]:
+def _renamed(state_dict: Mapping[str, torch.Tensor], config: TrunkConfig) -> tuple[dict[str, torch.Tensor], list[str]]:
     """Tensors under timm's names, and the names of those that are not needed."""
+    renamed: dict[str, torch.Tensor] = {}
+    unused = []
     if "layers.0.self_attn.in_proj.weight" in state_dict:
-        renamed, unused = {}, []
         for name, tensor in with_whole_positions(state_dict).items():
             _, new_name = find_rule(name, UNIPERCEIVER_RULES)
             if new_name is None or not new_name.startswith("trunk."):
@@ -80,16 +133,27 @@ def _renamed(state_dict: Mapping[str, torch.Tensor], depth: int) -> tuple[dict[s
             else:
                 renamed[new_name.removeprefix("trunk.").removeprefix("embeddings.")] = tensor
         return renamed, unused
-    renamed, unused = {}, []
+    if "layers.0.ln1.weight" in state_dict:
+        rules = MMSEG_VIT_RULES
+    else:
+        rules = _JAX_RULES if any(name.endswith("embedding/kernel") for name in state_dict) else _VIT_RULES
     for name, tensor in state_dict.items():
-        _, new_name = find_rule(name, _VIT_RULES)
-        if new_name is None:
+        rule, new_name = find_rule(name, rules)
+        new_name = new_name and new_name.removeprefix("trunk.").removeprefix("embeddings.")
+        if rule is not None and (new_name is None or (new_name.startswith("norm.") and not config.final_norm)):
             unused.append(name)
+        elif rule is None or new_name is None:
+            renamed[name] = tensor  # nobody has a place for it, which is said later
         else:
-            renamed[new_name] = tensor
-    shared = renamed.pop(_SHARED_TABLE, None)
+            renamed[new_name] = tensor if rule.change is None else rule.change(name, tensor)
+    shared, blocks = renamed.pop(_SHARED_TABLE, None), range(config.num_hidden_layers or 0)
     if shared is not None:
-        renamed |= {_TABLE.format(index): shared for index in range(depth)}
+        renamed |= {_TABLE.format(index): shared for index in blocks}
+    for index in blocks:
+        for kind in ("weight", "bias"):
+            parts = [f"blocks.{index}.attn.{part}.{kind}" for part in ("query", "key", "value")]
+            if all(part in renamed for part in parts):
+                renamed[f"blocks.{index}.attn.qkv.{kind}"] = torch.cat([renamed.pop(part) for part in parts])
     return renamed, unused
 
 

@@ -63,8 +63,9 @@ class ViTAdapterBackbone(PyramidBackbone):
 
     def build_interaction(self, index: int) -> ViTAdapterInteraction:
         config, slices = self.config, self.config.interaction_indexes
+        first, last = slices[index]
         more = config.use_extra_extractors and index == len(slices) - 1
-        return ViTAdapterInteraction(config, *slices[index], num_extra_extractors=2 if more else 0)
+        return ViTAdapterInteraction(config, first, last, num_extra_extractors=2 if more else 0)
 
     def sampling_geometries(self, grids: list[Grid], device: torch.device) -> list[SamplingGeometry]:
         """That of the injectors, and that of the extractors."""

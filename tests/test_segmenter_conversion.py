@@ -1,0 +1,352 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""Segmenter's checkpoints as the conversion script takes them, its trunks, and the table of what was published."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from reference_cases import ReferenceCase, fill, relative_error
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, pipeline
+
+from segtransformers import SegmenterForSemanticSegmentation, SegmenterViTBackbone, ViTAdapterBackbone, ViTAdapterConfig
+from segtransformers.conversion import ConversionError, convert_checkpoint, load_pretrained_trunk
+from segtransformers.conversion.cli import VARIANT, main
+from segtransformers.conversion.config_text import parse_variant
+from segtransformers.conversion.convert import empty_model
+from segtransformers.conversion.mapping import Settings
+from segtransformers.conversion.protocol import read_test_pipeline
+from segtransformers.conversion.published import PUBLISHED_FIELDS, published_rows
+from segtransformers.conversion.segmenter import read_vit
+from segtransformers.datasets import get_dataset_info
+
+SCRIPT = Path(__file__).parent.parent / "conversion_scripts" / "convert_segmenter.py"
+ROWS = published_rows("segmenter")
+OFFICIAL = ReferenceCase("segmenter/tiny-official-mask")
+
+
+def convert(capsys, *arguments) -> tuple[int, str, str]:
+    """The script in this process: exit status, what it said, what it complained about."""
+    status = main("segmenter", ("VisionTransformer", VARIANT), [str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def picture(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8))
+
+
+def official_files(folder: Path, case: ReferenceCase = OFFICIAL, **changes) -> Path:
+    """A checkpoint and the variant.yml beside it, as the official repository writes them."""
+    variant = {**case.config, "dataset_kwargs": {"dataset": "ade20k", "normalization": "vit"}, "amp": False, **changes}
+    net = variant["net_kwargs"]
+    net["image_size"] = tuple(net["image_size"])
+    net["decoder"]["n_cls"] = net["n_cls"]  # its code writes it there, too
+    (folder / "variant.yml").write_text(yaml.dump(variant))
+    file = folder / "checkpoint.pth"
+    torch.save(
+        {"model": case.state_dict(torch.float32), "optimizer": {"state": {}}, "n_cls": net["n_cls"], "epoch": 63}, file
+    )
+    return file
+
+
+def test_mmseg_checkpoint_on_the_command_line_and_in_a_pipeline(tmp_path):
+    case = ReferenceCase("segmenter/tiny-mask-slide")
+    torch.save({"meta": case.manifest["meta"], "state_dict": case.state_dict(torch.float32)}, tmp_path / "original.pth")
+    config = {
+        "model": case.config,
+        "test_pipeline": ROWS["segmenter_vit-t_mask_8x1_512x512_160k_ade20k"]["test_pipeline"],
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    arguments = ["--checkpoint", "original.pth", "--config", "config.json", "--output", "converted"]
+    done = subprocess.run([sys.executable, SCRIPT, *arguments], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    model = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "converted").double()
+    assert type(model) is SegmenterForSemanticSegmentation
+    with torch.no_grad():
+        logits = model(case.pixel_values()).logits
+    assert relative_error(case.sampled("slide_logits", logits), case.outputs()["slide_logits"]) < 1e-6
+
+    segments = pipeline("image-segmentation", model=str(tmp_path / "converted"))(picture(150, 110))
+    assert {segment["label"] for segment in segments} <= set(case.manifest["meta"]["CLASSES"])
+    total = sum((np.asarray(segment["mask"]) == 255).astype(int) for segment in segments)
+    assert total.shape == (110, 150) and (total == 1).all()
+
+
+def test_official_checkpoint_with_the_variant_beside_it(tmp_path, capsys):
+    output = tmp_path / "converted"
+    status, said, complaint = convert(capsys, "--checkpoint", official_files(tmp_path), "--output", output)
+    assert (status, complaint) == (0, "") and "7 classes (without names: say --dataset to name them)" in said
+    model = AutoModelForSemanticSegmentation.from_pretrained(output).double()
+    model.config.inference_mode = "whole"
+    with torch.no_grad():
+        logits = model(OFFICIAL.pixel_values()).logits
+    expected = OFFICIAL.outputs()["segmentation_logits"]
+    assert relative_error(OFFICIAL.sampled("segmentation_logits", logits), expected) < 1e-6
+    processor = AutoImageProcessor.from_pretrained(output)
+    assert dict(processor.size) == {"shortest_edge": 64, "longest_edge": 256} and processor.size_divisor == 0
+    assert tuple(processor.image_mean) == tuple(processor.image_std) == (0.5, 0.5, 0.5)
+    segments = pipeline("image-segmentation", model=str(output))(picture(40, 30))
+    assert sum((np.asarray(segment["mask"]) == 255).sum() for segment in segments) == 40 * 30
+
+
+def test_official_checkpoint_of_a_known_data_set(tmp_path, capsys):
+    """A variant elsewhere, 19 outputs, images normalised as for DeiT and twice as wide as high."""
+    case = ReferenceCase("segmenter/tiny-official-deit-mask")
+    (tmp_path / "run").mkdir()
+    net = {**case.config["net_kwargs"], "n_cls": 19}
+    official_files(tmp_path, case, net_kwargs=net, dataset_kwargs={"dataset": "cityscapes", "normalization": "deit"})
+    names = ("decoder.cls_emb", "decoder.mask_norm.weight", "decoder.mask_norm.bias")
+    shapes = [
+        [name, [19 if name in names and side == 6 else side for side in shape], dtype]
+        for name, shape, dtype in case.manifest["state_dict"]
+    ]
+    torch.save({"model": fill.state_dict(shapes, torch.float32)}, tmp_path / "run" / "checkpoint.pth")
+    arguments = ["--checkpoint", tmp_path / "run" / "checkpoint.pth", "--output", tmp_path / "converted"]
+    status, _, complaint = convert(capsys, *arguments)
+    assert status == 1 and "does not hold its config: say --config" in complaint
+    status, said, _ = convert(capsys, *arguments, "--config", tmp_path / "variant.yml")
+    assert status == 0 and "19 classes (names of cityscapes" in said
+    config = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "converted").config
+    assert config.id2label[0] == "road" and config.palette[0] == [128, 64, 128]
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "converted")
+    assert dict(processor.size) == {"shortest_edge": 64, "longest_edge": 128}
+    assert tuple(processor.image_mean) == (0.485, 0.456, 0.406) and not processor.do_reduce_labels
+
+
+def test_checkpoint_of_mmsegmentation_1(tmp_path, capsys):
+    """Class names, the text of the config, and normalisation stand elsewhere there."""
+    case = ReferenceCase("segmenter/tiny-mask-no-patch-bias")
+    model = case.config
+    del model["backbone"]["patch_bias"]  # the shipped configs do not say it
+    model["backbone"]["out_origin"] = False
+    model["data_preprocessor"] = {
+        "type": "SegDataPreProcessor",
+        "mean": [127.5] * 3,
+        "std": [127.5] * 3,
+        "bgr_to_rgb": True,
+        "pad_val": 0,
+        "seg_pad_val": 255,
+        "size": (64, 64),
+    }
+    steps = [
+        {"type": "LoadImageFromFile"},
+        {"type": "Resize", "scale": (256, 64), "keep_ratio": True},
+        {"type": "LoadAnnotations", "reduce_zero_label": True},
+        {"type": "PackSegInputs"},
+    ]
+    text = f"model = {model!r}\ntest_pipeline = {steps!r}\ntrain_pipeline = {steps[2:3]!r}\n"
+    meta = {**case.manifest["meta"], "cfg": text}
+    torch.save({"meta": meta, "state_dict": case.state_dict(torch.float32), "message_hub": {}}, tmp_path / "new.pth")
+    output = tmp_path / "converted"
+    status, said, complaint = convert(capsys, "--checkpoint", tmp_path / "new.pth", "--output", output)
+    assert (status, complaint) == (0, "") and "5 classes (names from the checkpoint)" in said
+    config = AutoModelForSemanticSegmentation.from_pretrained(output).config
+    assert config.backbone_config.patch_bias is False and config.id2label[4] == "class_4"
+    assert config.palette == case.manifest["meta"]["dataset_meta"]["palette"]
+    processor = AutoImageProcessor.from_pretrained(output)
+    assert dict(processor.size) == {"shortest_edge": 64, "longest_edge": 256} and processor.do_reduce_labels
+    assert processor.image_mean[0] == processor.image_std[0] == 0.5
+
+
+def test_the_bias_of_the_patches_is_what_the_checkpoint_has():
+    """A config of 1.x that says there is none, for a checkpoint that has one: dropping it changes every number."""
+    case = ReferenceCase("segmenter/tiny-mask")
+    config = case.config
+    config["backbone"]["patch_bias"] = False
+    model = convert_checkpoint(case.state_dict(), config)
+    assert model.config.backbone_config.patch_bias is True
+    with torch.no_grad():
+        logits = model(case.pixel_values()).logits
+    assert relative_error(case.sampled("segmentation_logits", logits), case.outputs()["segmentation_logits"]) < 2e-6
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("backbone.with_cls_token", False, "backbone.with_cls_token is False; only True"),
+        ("backbone.out_indices", [2, 3], "backbone.out_indices is"),
+        ("backbone.norm_cfg", {"type": "BN"}, "backbone.norm_cfg.type is 'BN'; only 'LN'"),
+        ("backbone.qkv_bias", False, "backbone.qkv_bias is False"),
+        ("backbone.surprise", 1, "backbone has settings that are not understood: surprise"),
+        ("backbone.interpolate_mode", "nearest", "position_interpolation must be 'bicubic' or 'bilinear'"),
+        ("decode_head.surprise", 1, "decode_head has settings that are not understood: surprise"),
+        ("decode_head.num_heads", 5, "must be a multiple of its 5 heads"),
+        ("decode_head.attn_drop_rate", 0.1, "decode_head.attn_drop_rate is 0.1; only 0.0"),
+        ("decode_head.in_index", 0, "decode_head.in_index is 0; only -1"),
+        ("decode_head.align_corners", True, "decode_head.align_corners is True"),
+        ("auxiliary_head", {"type": "FCNHead"}, "Segmenter's heads are converted without one"),
+    ],
+)
+def test_mmseg_configs_that_cannot_be_converted(path, value, message):
+    config = ReferenceCase("segmenter/tiny-mask").config
+    *parents, key = path.split(".")
+    part = config
+    for parent in parents:
+        part = part[parent]
+    part[key] = value
+    with pytest.raises(ConversionError) as caught:
+        empty_model(config)
+    assert message in " ".join(str(caught.value).split())
+
+
+def test_convolutions_in_a_linear_head_are_refused():
+    config = ReferenceCase("segmenter/tiny-linear").config
+    config["decode_head"]["num_convs"] = 1
+    with pytest.raises(ConversionError, match=r"decode_head.num_convs is 1; only 0"):
+        empty_model(config)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda variant: variant["net_kwargs"].pop("n_cls"), "net_kwargs does not say 'n_cls'"),
+        (lambda variant: variant["net_kwargs"].pop("decoder"), "net_kwargs does not say 'decoder'"),
+        (lambda variant: variant["net_kwargs"]["decoder"].update(name="deeplab_dec"), "name is 'deeplab_dec'; only"),
+        (lambda variant: variant["net_kwargs"].update(dropout=0.1), "net_kwargs.dropout is 0.1; only 0.0"),
+        (lambda variant: variant["net_kwargs"].update(surprise=1), "settings that are not understood: surprise"),
+        (lambda variant: variant["net_kwargs"].update(normalization="clip"), "normalization is 'clip'; only 'vit' or"),
+        (lambda variant: variant["net_kwargs"].update(d_model=96, n_heads=4), "wrong shapes: encoder.cls_token is"),
+        (lambda variant: variant["inference_kwargs"].pop("window_size"), "inference_kwargs does not say 'window_size'"),
+        (lambda variant: variant["inference_kwargs"].update(window_stride=65), "must not exceed window_size"),
+        (lambda variant: variant.update(net_kwargs=3), "net_kwargs must be a dict"),
+        (lambda variant: variant.pop("net_kwargs"), "has no model dict with a type"),
+    ],
+)
+def test_official_variants_that_cannot_be_converted(tmp_path, capsys, change, message):
+    file = official_files(tmp_path)
+    variant = parse_variant((tmp_path / "variant.yml").read_text())
+    change(variant)
+    (tmp_path / "variant.yml").write_text(yaml.dump(variant))
+    status, said, complaint = convert(capsys, "--checkpoint", file, "--output", tmp_path / "converted")
+    assert status == 1 and not said and message in complaint, complaint
+    assert not (tmp_path / "converted").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda weights: weights.pop("decoder.proj_patch"),
+            "lacks (by their new names): decode_head.patch_proj.weight",
+        ),
+        (
+            lambda weights: weights.update({"decoder.proj_patch": torch.zeros(3)}),
+            "decoder.proj_patch is (3,), expected",
+        ),
+        (lambda weights: weights.update({"encoder.surprise": torch.zeros(3)}), "has no place for: encoder.surprise"),
+        (lambda weights: weights.update({"encoder.dist_token": torch.zeros(1, 1, 128)}), "no place for: encoder.dist"),
+    ],
+)
+def test_official_checkpoints_that_do_not_fit(change, message):
+    weights = OFFICIAL.state_dict(torch.float32)
+    change(weights)
+    with pytest.raises(ConversionError) as caught:
+        convert_checkpoint(weights, OFFICIAL.config)
+    assert message in str(caught.value)
+
+
+def test_text_of_a_variant_is_read_without_running_it():
+    text = "net_kwargs:\n  image_size: &size !!python/tuple\n  - 512\n  - 512\n  again: *size\n"
+    assert parse_variant(text) == {"net_kwargs": {"image_size": [512, 512], "again": [512, 512]}}
+    for hostile in ("!!python/object/apply:os.system ['true']", "!!python/name:os.system", "{a: [}"):
+        with pytest.raises(ConversionError, match="the variant is not understood"):
+            parse_variant(hostile)
+
+
+@pytest.mark.parametrize("name", ["jax-augreg", "jax-augreg-resized"])
+def test_trunk_from_jax(name):
+    """An .npz file of AugReg, into the backbone that MMSegmentation builds for it."""
+    case = ReferenceCase(f"segmenter/tiny-{name}")
+    config = read_vit(Settings(case.config["backbone"], "backbone"))
+    backbone = SegmenterViTBackbone(config).double().eval()
+    unused = load_pretrained_trunk(backbone, case.folder / "weights.npz")
+    assert sorted(unused) == sorted(case.manifest["unused"])
+    outputs = case.outputs()
+    with torch.no_grad():
+        (map_,) = backbone(case.pixel_values()).feature_maps
+    assert relative_error(map_, outputs["feature_0"]) < 2e-6
+    assert relative_error(backbone.trunk.embeddings.pos_embed, outputs["pos_embed"]) < 2e-6
+
+
+def test_trunk_from_jax_with_other_names_or_without_some(tmp_path):
+    case = ReferenceCase("segmenter/tiny-jax-augreg")
+    arrays = dict(np.load(case.folder / "weights.npz"))
+    config = read_vit(Settings(case.config["backbone"], "backbone"))
+    backbone = SegmenterViTBackbone(config)
+    expected = SegmenterViTBackbone(config)
+    load_pretrained_trunk(expected, case.folder / "weights.npz")
+    old = {f"opt/target/{name}": array for name, array in arrays.items()}
+    np.savez(tmp_path / "old.npz", **old, **{"opt/target/pre_logits/kernel": np.zeros((32, 32), np.float32)})
+    assert len(load_pretrained_trunk(backbone, tmp_path / "old.npz")) == 3
+    for (name, tensor), other in zip(expected.state_dict().items(), backbone.state_dict().values(), strict=True):
+        assert torch.equal(tensor, other), name
+
+    block = "Transformer/encoderblock_1/MultiHeadDotProductAttention_1"
+    np.savez(tmp_path / "few.npz", **{name: array for name, array in arrays.items() if name != f"{block}/key/kernel"})
+    with pytest.raises(ConversionError, match=r"no place for blocks.1.attn.query.weight.* blocks.1.attn.qkv.weight is"):
+        load_pretrained_trunk(backbone, tmp_path / "few.npz")
+    np.savez(tmp_path / "odd.npz", surprise=np.zeros(3, np.float32), **arrays)
+    with pytest.raises(ConversionError, match="no place for surprise"):
+        load_pretrained_trunk(backbone, tmp_path / "odd.npz")
+    np.savez(tmp_path / "objects.npz", **{"embedding/kernel": np.array([print], dtype=object)})
+    with pytest.raises(ConversionError, match=r"objects.npz is damaged or no file of numpy arrays"):
+        load_pretrained_trunk(backbone, tmp_path / "objects.npz")
+
+
+def test_trunk_of_mmsegmentation(tmp_path):
+    """The .pth file that MMSegmentation makes of an .npz file: a bare dict under its own names."""
+    case = ReferenceCase("segmenter/tiny-mask")
+    weights = {
+        name.removeprefix("backbone."): tensor
+        for name, tensor in case.state_dict(torch.float32).items()
+        if name.startswith("backbone.")
+    }
+    torch.save(weights, tmp_path / "vit_tiny_p16_384.pth")
+    expected = convert_checkpoint(case.state_dict(torch.float32), case.config).backbone
+    backbone = SegmenterViTBackbone(expected.config)
+    assert load_pretrained_trunk(backbone, tmp_path / "vit_tiny_p16_384.pth") == []
+    for (name, tensor), other in zip(expected.state_dict().items(), backbone.state_dict().values(), strict=True):
+        assert torch.equal(tensor, other), name
+    adapter = ViTAdapterBackbone(
+        ViTAdapterConfig(
+            pretrain_image_size=64, hidden_size=48, num_hidden_layers=4, num_attention_heads=3, use_prefix_tokens=False
+        )
+    )
+    unused = load_pretrained_trunk(adapter, tmp_path / "vit_tiny_p16_384.pth")
+    assert set(unused) == {"cls_token", "ln1.weight", "ln1.bias"}
+    assert torch.equal(adapter.trunk.blocks[3].attn.qkv.weight, weights["layers.3.attn.attn.in_proj_weight"])
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_published_rows_describe_models_that_exist(name):
+    row = ROWS[name]
+    info = get_dataset_info(row["dataset"])
+    processor = read_test_pipeline(row["test_pipeline"], info.reduce_zero_label)
+    crop = row["crop_size"]
+    assert dict(processor.size) == {"shortest_edge": crop, "longest_edge": 4 * crop} and processor.size_divisor == 0
+    assert tuple(processor.image_mean) == tuple(processor.image_std) == (0.5, 0.5, 0.5)
+    model, _, _ = empty_model(row["model"])
+    config = model.config
+    assert config.num_labels == len(info.classes)
+    assert (config.window_size, config.window_stride) == ([crop, crop], [crop - 32, crop - 32])
+    assert sum(parameter.numel() for parameter in model.parameters()) == row["num_parameters"]
+
+
+def test_published_table():
+    assert [(row["miou"], row["miou_ms"]) for row in ROWS.values()] == [
+        (39.99, 40.83),
+        (45.75, 46.82),
+        (46.19, 47.85),
+        (49.60, 51.07),
+        (51.65, 53.58),
+    ]
+    for name, row in ROWS.items():
+        assert list(row) == [*PUBLISHED_FIELDS, "model", "test_pipeline"], name
+        assert row["download"].startswith("https://download.openmmlab.com/") and name in row["download"]
+    assert "52.16 / 53.65" in ROWS["segmenter_vit-l_mask_8x1_640x640_160k_ade20k"]["note"]
