@@ -6,16 +6,11 @@ from model_tests import BackboneTests
 from reference_cases import ReferenceCase, relative_error
 from transformers import (
     CONFIG_MAPPING,
-    Mask2FormerConfig,
-    Mask2FormerForUniversalSegmentation,
-    UperNetForSemanticSegmentation,
 )
 
 from segtransformers import (
     InternImageBackbone,
     InternImageConfig,
-    SegMask2FormerForSemanticSegmentation,
-    SegUperNetForSemanticSegmentation,
 )
 from segtransformers.conversion import ConversionError, convert_checkpoint
 from segtransformers.operators import DeformableConvolutionV3
@@ -265,44 +260,6 @@ def test_offsets_keep_their_precision_under_autocast():
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         backbone(torch.randn(1, 3, 64, 64))
     assert seen == [[torch.bfloat16, torch.float32, torch.bfloat16]] * 6
-
-
-@pytest.mark.parametrize(
-    ("head", "settings"),
-    [
-        (UperNetForSemanticSegmentation, {"hidden_size": 16, "auxiliary_channels": 8}),
-        (SegUperNetForSemanticSegmentation, {"hidden_size": 16, "auxiliary_channels": 8}),
-        (SegMask2FormerForSemanticSegmentation, {"hidden_dim": 32, "num_attention_heads": 2, "num_queries": 7}),
-    ],
-)
-def test_under_heads_with_odd_sizes(head, settings, tmp_path):
-    model = head(head.config_class(backbone_config=small_internimage(), num_labels=5, **settings)).eval()
-    images, labels = torch.randn(2, 3, 75, 130), torch.randint(5, (2, 75, 130))
-    with torch.no_grad():
-        outputs = model(images, labels=labels)
-        assert outputs.logits.shape == (2, 5, 75, 130) and outputs.loss.isfinite()
-        model.save_pretrained(tmp_path)
-        again = head.from_pretrained(tmp_path)(images).logits
-    torch.testing.assert_close(again, outputs.logits, rtol=1e-4, atol=1e-4)
-
-
-def test_under_transformers_mask2former():
-    config = Mask2FormerConfig(
-        backbone_config=small_internimage(),
-        feature_size=32,
-        mask_feature_size=32,
-        hidden_dim=32,
-        encoder_feedforward_dim=32,
-        dim_feedforward=32,
-        num_attention_heads=2,
-        num_queries=7,
-        num_labels=5,
-    )
-    model = Mask2FormerForUniversalSegmentation(config)
-    masks, classes = [torch.ones(1, 64, 96)], [torch.tensor([2])]
-    loss = model(torch.randn(1, 3, 64, 96), mask_labels=masks, class_labels=classes).loss
-    loss.backward()
-    assert loss.isfinite() and model.model.pixel_level_module.encoder.embeddings.conv1.weight.grad.any()
 
 
 def test_weights_can_stay_on_disk_until_they_are_needed(tmp_path):

@@ -14,14 +14,10 @@ from model_tests import BackboneTests, randomise
 from reference_cases import ReferenceCase, relative_error
 from transformers import (
     AutoModelForSemanticSegmentation,
-    Mask2FormerConfig,
-    Mask2FormerForUniversalSegmentation,
-    UperNetForSemanticSegmentation,
 )
 
 from segtransformers import (
     SegMask2FormerForSemanticSegmentation,
-    SegUperNetForSemanticSegmentation,
     ViTAdapterConfig,
     ViTCoMerBackbone,
     ViTCoMerConfig,
@@ -204,44 +200,6 @@ def test_from_trunk(trunk):
     assert [tuple(map_.shape) for map_ in maps] == [(1, 96, 19, 33), (1, 96, 10, 17), (1, 96, 5, 9), (1, 96, 3, 5)]
     with pytest.raises(ValueError, match="has no pre-trained weights"):
         ViTCoMerBackbone.from_trunk(f"{trunk}.no_such_weights", **fields)
-
-
-@pytest.mark.parametrize(
-    ("head", "settings"),
-    [
-        (UperNetForSemanticSegmentation, {"hidden_size": 16, "auxiliary_channels": 8}),
-        (SegUperNetForSemanticSegmentation, {"hidden_size": 16, "auxiliary_channels": 8}),
-        (SegMask2FormerForSemanticSegmentation, {"hidden_dim": 32, "num_attention_heads": 2, "num_queries": 7}),
-    ],
-)
-def test_under_heads_with_odd_sizes(head, settings, tmp_path):
-    model = head(head.config_class(backbone_config=small_comer(), num_labels=5, **settings)).eval()
-    images, labels = torch.randn(2, 3, 75, 130), torch.randint(5, (2, 75, 130))
-    with torch.no_grad():
-        outputs = model(images, labels=labels)
-        assert outputs.logits.shape == (2, 5, 75, 130) and outputs.loss.isfinite()
-        model.save_pretrained(tmp_path)
-        again = head.from_pretrained(tmp_path)(images).logits
-    torch.testing.assert_close(again, outputs.logits, rtol=1e-4, atol=1e-4)
-
-
-def test_under_transformers_mask2former():
-    config = Mask2FormerConfig(
-        backbone_config=small_comer(),
-        feature_size=32,
-        mask_feature_size=32,
-        hidden_dim=32,
-        encoder_feedforward_dim=32,
-        dim_feedforward=32,
-        num_attention_heads=2,
-        num_queries=7,
-        num_labels=5,
-    )
-    model = Mask2FormerForUniversalSegmentation(config)
-    masks, classes = [torch.ones(1, 64, 96)], [torch.tensor([2])]
-    loss = model(torch.randn(1, 3, 64, 96), mask_labels=masks, class_labels=classes).loss
-    loss.backward()
-    assert loss.isfinite() and model.model.pixel_level_module.encoder.trunk.blocks[0].attn.qkv.weight.grad.any()
 
 
 def test_weights_can_stay_on_disk_until_they_are_needed(tmp_path):
