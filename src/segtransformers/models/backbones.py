@@ -35,6 +35,16 @@ def padded_to_stride(pixel_values: torch.Tensor, stride: int = STRIDES[-1]) -> t
     return pixel_values
 
 
+def wanted_hidden_states(model: PreTrainedModel, selection: bool | int | list[int] | None) -> bool | int | list[int]:
+    """What `output_hidden_states` asks for, or the config where it is None.
+
+    An index may be 0, so compare the result with False.
+    """
+    if selection is None:
+        selection = model.config.output_hidden_states
+    return False if selection is None else selection
+
+
 def chosen_hidden_states(
     model: PreTrainedModel, hidden_states: Sequence[torch.Tensor] | None, selection: bool | int | list[int]
 ) -> tuple[torch.Tensor | None, ...] | None:
@@ -48,4 +58,4 @@ def chosen_hidden_states(
     return tuple(state if index in chosen else None for index, state in enumerate(hidden_states))
 
 
-__all__ = ["STRIDES", "check_images", "chosen_hidden_states", "padded_to_stride"]
+__all__ = ["STRIDES", "check_images", "chosen_hidden_states", "padded_to_stride", "wanted_hidden_states"]

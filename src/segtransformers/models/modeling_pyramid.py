@@ -10,13 +10,11 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import BackboneOutput
-from transformers.utils import can_return_tuple, logging
+from transformers.utils import can_return_tuple
 
-from .backbones import STRIDES, check_images, chosen_hidden_states, padded_to_stride
+from .backbones import STRIDES, check_images, chosen_hidden_states, padded_to_stride, wanted_hidden_states
 from .configuration_pyramid import PyramidConfig
 from .pyramid import (
     Grid,
@@ -27,9 +25,8 @@ from .pyramid import (
     resized,
     split_levels,
 )
-from .trunk import UNSPLIT_MODULES, FromTrunkMixin, Trunk, init_trunk_weights
+from .trunk import TrunkBackbone
 
-logger = logging.get_logger(__name__)
 RunBlocks = Callable[[torch.Tensor, int, int], Iterator[torch.Tensor]]
 
 
@@ -83,7 +80,7 @@ class PyramidInteraction(nn.Module):
         return tokens, self.extract(pyramid, tokens[:, num_prefix_tokens:], geometries, grids)
 
 
-class PyramidBackbone(FromTrunkMixin, BackboneMixin, PreTrainedModel):
+class PyramidBackbone(TrunkBackbone):
     """A plain ViT with a convolutional pyramid beside it. Subclasses build the interactions.
 
     Feature maps: `stem` (stride 4, `config.spatial_prior_channels` wide) and `stage1` to `stage4` (strides 4, 8, 16
@@ -96,19 +93,12 @@ class PyramidBackbone(FromTrunkMixin, BackboneMixin, PreTrainedModel):
     """
 
     config: PyramidConfig
-    base_model_prefix = "backbone"
-    main_input_name = "pixel_values"
-    input_modalities = ["image"]
-    supports_gradient_checkpointing = True
-    _no_split_modules = [*UNSPLIT_MODULES, "SpatialPrior", "Extractor"]
-    _supports_sdpa = True  # timm's blocks call it themselves
-    has_attentions = False
+    _no_split_modules = [*TrunkBackbone._no_split_modules, "SpatialPrior", "Extractor"]
 
     def __init__(self, config: PyramidConfig):
         super().__init__(config)
         hidden_size = config.hidden_size
         self.num_features = [config.spatial_prior_channels] + [hidden_size] * 4
-        self.trunk = Trunk(config)
         self.spatial_prior = SpatialPrior(config.spatial_prior_channels, hidden_size)
         self.level_embed = nn.Parameter(torch.zeros(3, hidden_size))
         self.interactions = nn.ModuleList(
@@ -117,8 +107,6 @@ class PyramidBackbone(FromTrunkMixin, BackboneMixin, PreTrainedModel):
         self.upsample = nn.ConvTranspose2d(hidden_size, hidden_size, kernel_size=2, stride=2)
         self.norms = nn.ModuleList(nn.BatchNorm2d(hidden_size) for _ in STRIDES)
         self.post_init()
-        if config._attn_implementation == "eager":
-            logger.warning_once("attn_implementation='eager' has no effect: timm's blocks use their own attention.")
 
     def build_interaction(self, index: int) -> PyramidInteraction:
         """The interaction for pair `index` of `config.interaction_indexes`."""
@@ -136,14 +124,8 @@ class PyramidBackbone(FromTrunkMixin, BackboneMixin, PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         init_pyramid_weights(module)
-        init_trunk_weights(module, self.config)
-        if isinstance(module, nn.Linear):
-            init.trunc_normal_(module.weight, std=self.config.initializer_range)
-        elif isinstance(module, PyramidBackbone):
+        if isinstance(module, PyramidBackbone):
             init.normal_(module.level_embed)
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.trunk.embeddings.patch_embed.proj
 
     @can_return_tuple
     def forward(
@@ -178,9 +160,7 @@ class PyramidBackbone(FromTrunkMixin, BackboneMixin, PreTrainedModel):
         run_blocks = functools.partial(self.trunk.run_blocks, layout=layout)
         geometries = self.sampling_geometries(grids, pixel_values.device)
 
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
-        # an index may be 0, so "is not False" and not truth
+        output_hidden_states = wanted_hidden_states(self, output_hidden_states)
         hidden_states = [tokens] if output_hidden_states is not False else None
         trunk_features = []
         for interaction in self.interactions:

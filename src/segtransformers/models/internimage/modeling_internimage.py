@@ -18,7 +18,7 @@ from transformers.utils import can_return_tuple
 from transformers.utils.generic import maybe_autocast
 
 from ...operators import DeformableConvolutionV3
-from ..backbones import check_images, chosen_hidden_states
+from ..backbones import check_images, chosen_hidden_states, wanted_hidden_states
 from ..trunk import DropPath
 from .configuration_internimage import KERNEL_SIZE, InternImageConfig
 
@@ -293,9 +293,7 @@ class InternImageBackbone(BackboneMixin, InternImagePreTrainedModel):
             features = stage(features)
             maps.append(_channels_first(features))
         named = dict(zip(self.stage_names, maps, strict=True))
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
-        # an index may be 0, so "is not False" and not truth
+        output_hidden_states = wanted_hidden_states(self, output_hidden_states)
         hidden_states = [map_.contiguous() for map_ in maps] if output_hidden_states is not False else None
         return BackboneOutput(
             feature_maps=tuple(named[name].contiguous() for name in self.out_features),

@@ -10,22 +10,18 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import BackboneOutput
-from transformers.utils import can_return_tuple, logging
+from transformers.utils import can_return_tuple
 
-from ..backbones import check_images, chosen_hidden_states, padded_to_stride
+from ..backbones import check_images, chosen_hidden_states, padded_to_stride, wanted_hidden_states
 from ..losses import semantic_cross_entropy
 from ..modeling_segmentation import BackboneForSemanticSegmentation, SegmentationClassifier
-from ..trunk import UNSPLIT_MODULES, FromTrunkMixin, Trunk, init_trunk_weights, plain_block
+from ..trunk import TrunkBackbone, plain_block
 from .configuration_segmenter import SegmenterConfig, SegmenterViTConfig
 
-logger = logging.get_logger(__name__)
 
-
-class SegmenterViTBackbone(FromTrunkMixin, BackboneMixin, PreTrainedModel):
+class SegmenterViTBackbone(TrunkBackbone):
     """A plain ViT whose patch tokens are feature maps.
 
     Feature maps: `stem`, and `stage1`, `stage2`, ... after each block, all of `config.hidden_size` channels at the
@@ -37,31 +33,11 @@ class SegmenterViTBackbone(FromTrunkMixin, BackboneMixin, PreTrainedModel):
     """
 
     config: SegmenterViTConfig
-    base_model_prefix = "backbone"
-    main_input_name = "pixel_values"
-    input_modalities = ["image"]
-    supports_gradient_checkpointing = True
-    _no_split_modules = UNSPLIT_MODULES
-    _supports_sdpa = True  # timm's blocks call it themselves
-    has_attentions = False
 
     def __init__(self, config: SegmenterViTConfig):
         super().__init__(config)
         self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
-        self.trunk = Trunk(config)
         self.post_init()
-        if config._attn_implementation == "eager":
-            logger.warning_once("attn_implementation='eager' has no effect: timm's blocks use their own attention.")
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        init_trunk_weights(module, self.config)
-        if isinstance(module, nn.Linear):
-            init.trunc_normal_(module.weight, std=self.config.initializer_range)
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.trunk.embeddings.patch_embed.proj
 
     @can_return_tuple
     def forward(
@@ -87,9 +63,7 @@ class SegmenterViTBackbone(FromTrunkMixin, BackboneMixin, PreTrainedModel):
         trunk, wanted = self.trunk, set(self.out_features)
         tokens, layout = trunk.embed(pixel_values)
 
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
-        # an index may be 0, so "is not False" and not truth
+        output_hidden_states = wanted_hidden_states(self, output_hidden_states)
         hidden_states = [tokens] if output_hidden_states is not False else None
         kept = {"stem": tokens}
         blocks = trunk.run_blocks(tokens, 0, len(trunk.blocks) - 1, layout)

@@ -1,0 +1,53 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""What backbones around a trunk share."""
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.backbone_utils import BackboneMixin
+from transformers.utils import logging
+
+from ..configuration_trunk import TrunkConfig
+from .blocks import TRUNK_BLOCKS
+from .modeling_trunk import Trunk, TrunkEmbeddings, init_trunk_weights
+from .pretrained import FromTrunkMixin
+
+logger = logging.get_logger(__name__)
+
+
+class TrunkBackbone(FromTrunkMixin, BackboneMixin, PreTrainedModel):
+    """A backbone with a plain ViT inside. Subclasses add the rest and call `post_init`.
+
+    Args:
+        config: a [`TrunkConfig`] that is a backbone's config.
+    """
+
+    config: TrunkConfig
+    base_model_prefix = "backbone"
+    main_input_name = "pixel_values"
+    input_modalities = ["image"]
+    supports_gradient_checkpointing = True
+    # what device maps and FSDP must not split: a weight is used outside the module that owns it
+    _no_split_modules = [TrunkEmbeddings.__name__, *(block.__name__ for block in TRUNK_BLOCKS.values())]
+    _supports_sdpa = True  # timm's blocks call it themselves
+    has_attentions = False
+
+    def __init__(self, config: TrunkConfig):
+        super().__init__(config)
+        self.trunk = Trunk(config)
+        if config._attn_implementation == "eager":
+            logger.warning_once("attn_implementation='eager' has no effect: timm's blocks use their own attention.")
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        init_trunk_weights(module, self.config)
+        if isinstance(module, nn.Linear):
+            init.trunc_normal_(module.weight, std=self.config.initializer_range)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.trunk.embeddings.patch_embed.proj
+
+
+__all__ = ["TrunkBackbone"]
