@@ -214,6 +214,8 @@ def test_convolutions_in_a_linear_head_are_refused():
         (lambda variant: variant["net_kwargs"].update(d_model=96, n_heads=4), "wrong shapes: encoder.cls_token is"),
         (lambda variant: variant["inference_kwargs"].pop("window_size"), "inference_kwargs does not say 'window_size'"),
         (lambda variant: variant["inference_kwargs"].update(window_stride=65), "must not exceed window_size"),
+        (lambda variant: variant["inference_kwargs"].update(im_size="512"), "im_size is '512'; a number of pixels"),
+        (lambda variant: variant.update(dataset_kwargs=["ade20k"]), "dataset_kwargs must be a dict of settings"),
         (lambda variant: variant.update(net_kwargs=3), "net_kwargs must be a dict"),
         (lambda variant: variant.pop("net_kwargs"), "has no model dict with a type"),
     ],

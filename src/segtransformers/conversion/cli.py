@@ -20,7 +20,7 @@ from ..image_processing import SegmentationImageProcessor
 from .checkpoint import Checkpoint, read_checkpoint
 from .config_text import parse_config, parse_variant
 from .convert import backbone_of_classifier, convert_checkpoint
-from .mapping import ConversionError
+from .mapping import ConversionError, Settings
 from .protocol import read_test_pipeline
 from .published import published_outputs, published_rows
 from .segmenter import read_variant_processor
@@ -134,8 +134,8 @@ def _convert(
 
 def _dataset_of(variant: Mapping[str, Any]) -> str | None:
     """The data set that an official Segmenter was trained on, where it is a known one with as many classes."""
-    name = (variant.get("dataset_kwargs") or {}).get("dataset")
-    outputs = variant["net_kwargs"].get("n_cls")
+    name = Settings(variant.get("dataset_kwargs") or {}, "the variant's dataset_kwargs").take("dataset", None)
+    outputs = variant["net_kwargs"]["n_cls"]
     return name if name in DATASETS and len(get_dataset_info(name).classes) == outputs else None
 
 

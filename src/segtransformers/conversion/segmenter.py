@@ -250,16 +250,17 @@ def read_variant(variant: Mapping[str, Any]) -> SegmenterConfig:
 
 
 def read_variant_processor(variant: Mapping[str, Any], reduce_labels: bool) -> SegmentationImageProcessor:
-    """The image processor for the single-scale protocol of an official checkpoint."""
-    net = variant["net_kwargs"]
-    data = variant.get("dataset_kwargs") or {}
-    mean, std = NORMALIZATIONS[Settings(net, "the variant's net_kwargs").expect("normalization", *NORMALIZATIONS)]
-    side = (variant.get("inference_kwargs") or {}).get("im_size") or max(net["image_size"])
-    if not isinstance(side, int):
+    """The image processor for the single-scale protocol of an official checkpoint that [`read_variant`] understands."""
+    net = Settings(variant, "the variant").part("net_kwargs")
+    mean, std = NORMALIZATIONS[net.expect("normalization", *NORMALIZATIONS)]
+    crop = net.take("image_size")
+    inference = Settings(variant.get("inference_kwargs") or {}, "the variant's inference_kwargs")
+    side = inference.take("im_size", crop if isinstance(crop, int) else max(crop))
+    if not isinstance(side, int) or side < 1:
         raise ConversionError(f"the variant's inference_kwargs.im_size is {side!r}; a number of pixels is needed")
-    ratio = MAX_RATIOS.get(str(data.get("dataset")), MAX_RATIOS["ade20k"])
+    dataset = Settings(variant.get("dataset_kwargs") or {}, "the variant's dataset_kwargs").take("dataset", None)
     return SegmentationImageProcessor(
-        size={"shortest_edge": side, "longest_edge": ratio * side},
+        size={"shortest_edge": side, "longest_edge": MAX_RATIOS.get(str(dataset), MAX_RATIOS["ade20k"]) * side},
         size_divisor=0,
         image_mean=mean,
         image_std=std,
