@@ -15,7 +15,14 @@ from safetensors.torch import load_file, save_file
 from timm.models.beit import gen_relative_position_index
 from torch.nn import functional as F
 
-from segtransformers import SegmentationImageProcessor, ViTAdapterBackbone, ViTAdapterConfig, trunk_normalization
+from segtransformers import (
+    SegmentationImageProcessor,
+    SegmenterViTBackbone,
+    ViTAdapterBackbone,
+    ViTAdapterConfig,
+    ViTCoMerBackbone,
+    trunk_normalization,
+)
 from segtransformers.models.trunk.architectures import describe_trunk
 from segtransformers.models.trunk.positions import relative_position_bias, resize_relative_position_table
 from segtransformers.models.trunk.pretrained import load_trunk_weights
@@ -293,8 +300,10 @@ def test_interpolation_does_not_remember_who_asked_first():
 
 
 @pytest.mark.parametrize("trunk", ["beit_base_patch16_224", "vit_small_patch16_dinov3"])
-def test_compiles_whole_for_two_sizes(trunk):
-    backbone = small_backbone(needed(trunk), pretrain_image_size=64).eval()
+@pytest.mark.parametrize("backbone_class", [ViTAdapterBackbone, ViTCoMerBackbone, SegmenterViTBackbone])
+def test_compiles_whole_for_two_sizes(trunk, backbone_class):
+    config = backbone_class.config_class(trunk=needed(trunk), pretrain_image_size=64, **SMALL)
+    backbone = randomise(backbone_class(config)).eval()
     torch.compiler.reset()
     compiled = torch.compile(backbone, fullgraph=True, backend="eager")
     with torch.no_grad():
