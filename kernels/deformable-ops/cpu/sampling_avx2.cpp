@@ -1,0 +1,24 @@
+// Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+//
+// For x86-64 processors with AVX2, FMA and F16C; the caller asks the processor before it comes here. The pragmas make
+// compiler flags unnecessary, so that one list of sources serves every machine; elsewhere this file is empty.
+#if defined(__x86_64__)
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma,f16c")
+#endif
+
+#define DEFORMABLE_OPS_ARCH avx2
+#include "sampling.h"
+
+namespace deformable_ops {
+
+const Kernels& avx2_kernels(bool float64) { return float64 ? avx2::kernels_of<double>() : avx2::kernels_of<float>(); }
+
+}  // namespace deformable_ops
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

@@ -1,0 +1,13 @@
+// Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+//
+// For every processor: what the compiler's default instruction set offers (SSE2 on x86-64, NEON on arm64).
+#define DEFORMABLE_OPS_ARCH baseline
+#include "sampling.h"
+
+namespace deformable_ops {
+
+const Kernels& baseline_kernels(bool float64) {
+  return float64 ? baseline::kernels_of<double>() : baseline::kernels_of<float>();
+}
+
+}  // namespace deformable_ops

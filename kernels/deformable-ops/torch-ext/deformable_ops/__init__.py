@@ -1,0 +1,7 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""Deformable attention and DCNv3: bilinear sampling at learned places, weighted and summed."""
+
+from . import layers
+from .functions import dcnv3, ms_deform_attn, ms_deform_attn_fused
+
+__all__ = ["dcnv3", "layers", "ms_deform_attn", "ms_deform_attn_fused"]

@@ -1,0 +1,211 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""The operators as functions, with what torch.compile (shapes) and autograd (gradients) need.
+
+All tensors may be float32, float64, bfloat16 or float16, each its own. Coordinates, softmax and sums are float32, or
+float64 where any tensor is. The output has the dtype of `value`, a gradient that of its tensor. Gradients are the same
+bit by bit in every run; second derivatives are not implemented.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from ._ops import add_op_namespace_prefix, ops
+
+
+def ms_deform_attn(
+    value: torch.Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    sampling_locations: torch.Tensor,
+    attention_weights: torch.Tensor,
+) -> torch.Tensor:
+    """Multi-scale deformable attention (Deformable DETR, https://arxiv.org/abs/2010.04159, equation 3).
+
+    Bilinear with align_corners False and zeros outside. A location that is not finite makes its query and head NaN.
+
+    Args:
+        value: `(B, sum(h * w), heads, channels)`, the levels one after another, each row by row.
+        spatial_shapes: `(h, w)` of each level, as numbers.
+        sampling_locations: `(B, queries, heads, levels, points, 2)`, (x, y) with 0 and 1 at the edges of a level.
+        attention_weights: `(B, queries, heads, levels, points)`.
+
+    Returns:
+        `(B, queries, heads * channels)`.
+
+    Raises:
+        RuntimeError: if shapes, dtypes or devices do not fit.
+    """
+    return ops.ms_deform_attn(value, _flat(spatial_shapes), sampling_locations, attention_weights)
+
+
+def ms_deform_attn_fused(
+    value: torch.Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    reference_points: torch.Tensor,
+    sampling_offsets: torch.Tensor,
+    attention_logits: torch.Tensor,
+) -> torch.Tensor:
+    """[`ms_deform_attn`] with what comes before it inside.
+
+    The locations are `reference_points + sampling_offsets / (w, h)`, the weights a softmax of `attention_logits` over
+    levels and points together.
+
+    Args:
+        reference_points: `(B or 1, queries, levels or 1, 2)`, (x, y) with 0 and 1 at the edges of a level.
+        sampling_offsets: `(B, queries, heads, levels, points, 2)`, (x, y) in pixels of the level.
+        attention_logits: `(B, queries, heads, levels, points)`.
+    """
+    return ops.ms_deform_attn_fused(
+        value, _flat(spatial_shapes), reference_points, sampling_offsets, attention_logits
+    )
+
+
+def dcnv3(
+    value: torch.Tensor,
+    offset: torch.Tensor,
+    mask: torch.Tensor,
+    kernel_size: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    offset_scale: float,
+    remove_center: bool,
+) -> torch.Tensor:
+    """The sampling of DCNv3 (InternImage, https://arxiv.org/abs/2211.05778).
+
+    Points run column by column (x slow, y fast); `offset_scale` multiplies the kernel grid as well as the offsets.
+
+    Args:
+        value: `(B, H, W, groups * channels)`, not padded.
+        offset: `(B, h, w, groups * points * 2)`, (x, y) in pixels.
+        mask: `(B, h, w, groups * points)`, already a softmax over the points.
+        kernel_size, stride, padding, dilation: (height, width).
+        remove_center: leave the middle point of an odd square kernel out.
+
+    Returns:
+        `(B, h, w, groups * channels)`, with h and w as those of a convolution.
+    """
+    return ops.dcnv3(
+        value,
+        offset,
+        mask,
+        list(kernel_size),
+        list(stride),
+        list(padding),
+        list(dilation),
+        groups,
+        offset_scale,
+        remove_center,
+    )
+
+
+def _flat(spatial_shapes: Sequence[tuple[int, int]]) -> list[int]:
+    return [side for shape in spatial_shapes for side in shape]
+
+
+def _refuse_second_derivative(ctx, *gradients):
+    raise RuntimeError("deformable_ops has no second derivatives: use the plain PyTorch reference for them")
+
+
+def _register(name, fake, setup_context, backward, fake_backward):
+    torch.library.register_fake(add_op_namespace_prefix(name), fake)
+    torch.library.register_autograd(add_op_namespace_prefix(name), backward, setup_context=setup_context)
+    torch.library.register_fake(add_op_namespace_prefix(f"{name}_backward"), fake_backward)
+    torch.library.register_autograd(add_op_namespace_prefix(f"{name}_backward"), _refuse_second_derivative)
+
+
+# ---- multi-scale deformable attention --------------------------------------------------------------------------------
+
+
+def _attention_fake(value, spatial_shapes, locations, weights):
+    torch._check(value.dim() == 4, lambda: f"value must be (batch, tokens, heads, channels), got {value.shape}")
+    torch._check(weights.dim() == 5, lambda: f"weights must be (.., levels, points), got {weights.shape}")
+    torch._check(locations.dim() == 6, lambda: f"locations must be (.., levels, points, 2), got {locations.shape}")
+    batch, _, heads, channels = value.shape
+    return value.new_empty((batch, weights.shape[1], heads * channels))
+
+
+def _attention_context(ctx, inputs, output):
+    value, spatial_shapes, locations, weights = inputs
+    ctx.save_for_backward(value, locations, weights)
+    ctx.spatial_shapes = spatial_shapes
+
+
+def _attention_backward(ctx, gradient):
+    value, locations, weights = ctx.saved_tensors
+    grad_value, grad_locations, grad_weights = ops.ms_deform_attn_backward(
+        gradient, value, ctx.spatial_shapes, locations, weights
+    )
+    return grad_value, None, grad_locations, grad_weights
+
+
+def _attention_backward_fake(gradient, value, spatial_shapes, locations, weights):
+    return value.new_empty(value.shape), locations.new_empty(locations.shape), weights.new_empty(weights.shape)
+
+
+_register(
+    "ms_deform_attn", _attention_fake, _attention_context, _attention_backward, _attention_backward_fake
+)
+
+
+def _fused_fake(value, spatial_shapes, references, offsets, logits):
+    torch._check(references.dim() == 4, lambda: f"reference_points must be (.., 2), got {references.shape}")
+    return _attention_fake(value, spatial_shapes, offsets, logits)
+
+
+def _fused_context(ctx, inputs, output):
+    value, spatial_shapes, references, offsets, logits = inputs
+    ctx.save_for_backward(value, references, offsets, logits)
+    ctx.spatial_shapes = spatial_shapes
+
+
+def _fused_backward(ctx, gradient):
+    value, references, offsets, logits = ctx.saved_tensors
+    shapes = ctx.spatial_shapes
+    grad_value, grad_offsets, grad_logits = ops.ms_deform_attn_fused_backward(
+        gradient, value, shapes, references, offsets, logits
+    )
+    grad_references = None
+    if ctx.needs_input_grad[2]:
+        # one unit of a reference is a whole side of each level
+        levels = []
+        for level in range(offsets.shape[3]):
+            moved = grad_offsets[:, :, :, level].to(torch.promote_types(references.dtype, torch.float32)).sum((2, 3))
+            levels.append(torch.stack([moved[..., 0] * shapes[2 * level + 1], moved[..., 1] * shapes[2 * level]], -1))
+        grad_references = torch.stack(levels, dim=2).sum_to_size(references.shape).to(references.dtype)
+    return grad_value, None, grad_references, grad_offsets, grad_logits
+
+
+def _fused_backward_fake(gradient, value, spatial_shapes, references, offsets, logits):
+    return _attention_backward_fake(gradient, value, spatial_shapes, offsets, logits)
+
+
+_register("ms_deform_attn_fused", _fused_fake, _fused_context, _fused_backward, _fused_backward_fake)
+
+
+# ---- DCNv3 -----------------------------------------------------------------------------------------------------------
+
+
+def _dcnv3_fake(value, offset, mask, *options):
+    for name, tensor in (("value", value), ("offset", offset), ("mask", mask)):
+        torch._check(tensor.dim() == 4, lambda: f"{name} must have four dimensions, got {tensor.shape}")  # noqa: B023
+    batch, height, width, _ = offset.shape
+    return value.new_empty((batch, height, width, value.shape[3]))
+
+
+def _dcnv3_context(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[:3])
+    ctx.options = inputs[3:]
+
+
+def _dcnv3_backward(ctx, gradient):
+    gradients = ops.dcnv3_backward(gradient, *ctx.saved_tensors, *ctx.options)
+    return *gradients, *[None] * len(ctx.options)
+
+
+def _dcnv3_backward_fake(gradient, value, offset, mask, *options):
+    return value.new_empty(value.shape), offset.new_empty(offset.shape), mask.new_empty(mask.shape)
+
+
+_register("dcnv3", _dcnv3_fake, _dcnv3_context, _dcnv3_backward, _dcnv3_backward_fake)

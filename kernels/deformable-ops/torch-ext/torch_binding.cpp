@@ -1,0 +1,40 @@
+// Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+#include "torch_binding.h"
+
+#include "registration.h"
+
+// Shapes are SymInt[]: with int[] torch.compile would compile again for every size.
+// Shapes and meanings are in torch-ext/deformable_ops/functions.py.
+STABLE_TORCH_LIBRARY_EXPAND(TORCH_EXTENSION_NAME, ops) {
+  ops.def(
+      "ms_deform_attn(Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, Tensor attention_weights) "
+      "-> Tensor");
+  ops.def(
+      "ms_deform_attn_backward(Tensor grad_output, Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, "
+      "Tensor attention_weights) -> (Tensor, Tensor, Tensor)");
+  ops.def(
+      "ms_deform_attn_fused(Tensor value, SymInt[] spatial_shapes, Tensor reference_points, Tensor sampling_offsets, "
+      "Tensor attention_logits) -> Tensor");
+  ops.def(
+      "ms_deform_attn_fused_backward(Tensor grad_output, Tensor value, SymInt[] spatial_shapes, "
+      "Tensor reference_points, Tensor sampling_offsets, Tensor attention_logits) -> (Tensor, Tensor, Tensor)");
+  ops.def(
+      "dcnv3(Tensor value, Tensor offset, Tensor mask, int[] kernel_size, int[] stride, int[] padding, "
+      "int[] dilation, int groups, float offset_scale, bool remove_center) -> Tensor");
+  ops.def(
+      "dcnv3_backward(Tensor grad_output, Tensor value, Tensor offset, Tensor mask, int[] kernel_size, int[] stride, "
+      "int[] padding, int[] dilation, int groups, float offset_scale, bool remove_center) "
+      "-> (Tensor, Tensor, Tensor)");
+}
+
+// In every variant: a model may stay on the CPU where torch was built for something else.
+STABLE_TORCH_LIBRARY_IMPL_EXPAND(TORCH_EXTENSION_NAME, CPU, ops) {
+  ops.impl("ms_deform_attn", TORCH_BOX(&ms_deform_attn_cpu));
+  ops.impl("ms_deform_attn_backward", TORCH_BOX(&ms_deform_attn_backward_cpu));
+  ops.impl("ms_deform_attn_fused", TORCH_BOX(&ms_deform_attn_fused_cpu));
+  ops.impl("ms_deform_attn_fused_backward", TORCH_BOX(&ms_deform_attn_fused_backward_cpu));
+  ops.impl("dcnv3", TORCH_BOX(&dcnv3_cpu));
+  ops.impl("dcnv3_backward", TORCH_BOX(&dcnv3_backward_cpu));
+}
+
+REGISTER_EXTENSION(TORCH_EXTENSION_NAME)
