@@ -46,7 +46,7 @@ def add_op_namespace_prefix(op_name: str) -> str:
 """
 
 
-class BuildError(Exception):
+class BuildError(RuntimeError):
     """What is missing, or what the compiler said."""
 
 
@@ -135,9 +135,11 @@ def build(output: Path, folder: Path = FOLDER) -> list[Path]:
     shared += [f"-DTORCH_TARGET_VERSION={(target[0] << 56) | (target[1] << 48):#x}", "-isystem", str(include), *extra]
     if "GCC" in _version(compiler) or "g++" in _version(compiler):
         shared.append("-fno-gnu-unique")
-    linking = ["-undefined", "dynamic_lookup"] if platform.system() == "Darwin" else [
-        f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu"
-    ]
+    linking = (
+        ["-undefined", "dynamic_lookup"]
+        if platform.system() == "Darwin"
+        else [f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu"]
+    )
 
     name = config["general"]["name"].replace("-", "_")
     components = {key: value for key, value in config["kernel"].items() if value["backend"] == "cpu"}

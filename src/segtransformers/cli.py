@@ -18,6 +18,7 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, P
 from transformers.utils import logging
 
 from .image_processing import usual_image
+from .operators import hub
 from .packaged import example_image_path, packaged_model_path
 from .visualization import class_areas, draw_segmentation
 
@@ -97,7 +98,29 @@ def info() -> None:
     if torch.backends.mps.is_available():
         devices.append("mps")
     typer.echo(f"devices         {', '.join(devices)}")
-    typer.echo("operators       deformable attention: PyTorch reference on every device")
+    typer.echo(f"operators       {hub.describe()}")
+
+
+@app.command()
+def build_kernels(
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to write build/ to; by default in your cache folder, where it is found.")
+    ] = None,
+) -> None:
+    """Compile the operators for this machine's torch: needs a C++ compiler (GCC or Clang), no network."""
+    try:
+        script = hub.build_script()
+        folders = script.build((output or hub.cache_folder()).resolve())
+    except (RuntimeError, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+    for folder in folders:
+        typer.echo(f"built {folder}")
+    hub.forget()
+    if output is None:
+        typer.echo(hub.describe())
+    else:
+        typer.echo(f"used where LOCAL_KERNELS={hub.KERNEL_ID}={output.resolve()}")
 
 
 def _expanded(images: list[Path]) -> list[Path]:

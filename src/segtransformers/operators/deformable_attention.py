@@ -11,6 +11,9 @@ from kernels import use_kernel_forward_from_hub
 from torch import nn
 from torch.nn import functional as F
 
+from . import hub
+from .sampling import weighted_samples
+
 
 def ms_deform_attn_reference(
     value: torch.Tensor,
@@ -58,6 +61,22 @@ def ms_deform_attn_reference(
     return output.reshape(batch, heads * channels, queries).transpose(1, 2).to(value.dtype)
 
 
+def ms_deform_attn_fallback(
+    value: torch.Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    sampling_locations: torch.Tensor,
+    attention_weights: torch.Tensor,
+) -> torch.Tensor:
+    """[`ms_deform_attn_reference`] by other means: several times faster on a CPU, eager and with torch.compile."""
+    _check_shapes(value, spatial_shapes, sampling_locations, attention_weights)
+    exact = torch.float64 in (value.dtype, sampling_locations.dtype, attention_weights.dtype)
+    dtype = torch.float64 if exact else torch.float32
+    locations = sampling_locations.to(dtype)
+    x = [locations[:, :, :, level, :, 0] * width - 0.5 for level, (_, width) in enumerate(spatial_shapes)]
+    y = [locations[:, :, :, level, :, 1] * height - 0.5 for level, (height, _) in enumerate(spatial_shapes)]
+    return weighted_samples(value.to(dtype), spatial_shapes, x, y, attention_weights.to(dtype)).to(value.dtype)
+
+
 def _check_shapes(value, spatial_shapes, sampling_locations, attention_weights) -> None:
     if value.dim() != 4:
         raise ValueError(f"value must be (batch, tokens, heads, channels), got {tuple(value.shape)}")
@@ -82,7 +101,11 @@ def _check_shapes(value, spatial_shapes, sampling_locations, attention_weights) 
 
 @use_kernel_forward_from_hub("MultiScaleDeformableAttention")
 class MultiScaleDeformableAttention(nn.Module):
-    """The layer a compiled kernel can replace: same name and `forward` as transformers' own, no state."""
+    """Same name and `forward` as transformers' own, no state. [`hub`] says which implementation runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        hub.prepare()
 
     def forward(
         self,
@@ -94,11 +117,14 @@ class MultiScaleDeformableAttention(nn.Module):
         attention_weights: torch.Tensor,
         im2col_step: int,
     ) -> torch.Tensor:
-        """See [`ms_deform_attn_reference`]; the arguments it does not have are there for compiled kernels.
+        """See [`ms_deform_attn_reference`]; the arguments it does not have are there for other kernels.
 
         Args:
             value_spatial_shapes: `(levels, 2)`, the same numbers as `value_spatial_shapes_list`, on the device.
             level_start_index: `(levels,)`, the first token of each level, on the device.
             im2col_step: how many images a kernel may take at once.
         """
-        return ms_deform_attn_reference(value, value_spatial_shapes_list, sampling_locations, attention_weights)
+        implementation = hub.choose(
+            "ms_deform_attn", value, fallback=ms_deform_attn_fallback, reference=ms_deform_attn_reference
+        )
+        return implementation(value, value_spatial_shapes_list, sampling_locations, attention_weights)

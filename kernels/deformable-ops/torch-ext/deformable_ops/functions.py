@@ -55,9 +55,7 @@ def ms_deform_attn_fused(
         sampling_offsets: `(B, queries, heads, levels, points, 2)`, (x, y) in pixels of the level.
         attention_logits: `(B, queries, heads, levels, points)`.
     """
-    return ops.ms_deform_attn_fused(
-        value, _flat(spatial_shapes), reference_points, sampling_offsets, attention_logits
-    )
+    return ops.ms_deform_attn_fused(value, _flat(spatial_shapes), reference_points, sampling_offsets, attention_logits)
 
 
 def dcnv3(
@@ -118,7 +116,13 @@ def _register(name, fake, setup_context, backward, fake_backward):
 # ---- multi-scale deformable attention --------------------------------------------------------------------------------
 
 
+def _check_devices(*tensors):
+    devices = {str(tensor.device) for tensor in tensors}
+    torch._check(len(devices) == 1, lambda: f"all tensors must be on one device, got {' and '.join(sorted(devices))}")
+
+
 def _attention_fake(value, spatial_shapes, locations, weights):
+    _check_devices(value, locations, weights)
     torch._check(value.dim() == 4, lambda: f"value must be (batch, tokens, heads, channels), got {value.shape}")
     torch._check(weights.dim() == 5, lambda: f"weights must be (.., levels, points), got {weights.shape}")
     torch._check(locations.dim() == 6, lambda: f"locations must be (.., levels, points, 2), got {locations.shape}")
@@ -144,12 +148,11 @@ def _attention_backward_fake(gradient, value, spatial_shapes, locations, weights
     return value.new_empty(value.shape), locations.new_empty(locations.shape), weights.new_empty(weights.shape)
 
 
-_register(
-    "ms_deform_attn", _attention_fake, _attention_context, _attention_backward, _attention_backward_fake
-)
+_register("ms_deform_attn", _attention_fake, _attention_context, _attention_backward, _attention_backward_fake)
 
 
 def _fused_fake(value, spatial_shapes, references, offsets, logits):
+    _check_devices(value, references)
     torch._check(references.dim() == 4, lambda: f"reference_points must be (.., 2), got {references.shape}")
     return _attention_fake(value, spatial_shapes, offsets, logits)
 
@@ -188,6 +191,7 @@ _register("ms_deform_attn_fused", _fused_fake, _fused_context, _fused_backward, 
 
 
 def _dcnv3_fake(value, offset, mask, *options):
+    _check_devices(value, offset, mask)
     for name, tensor in (("value", value), ("offset", offset), ("mask", mask)):
         torch._check(tensor.dim() == 4, lambda: f"{name} must have four dimensions, got {tensor.shape}")  # noqa: B023
     batch, height, width, _ = offset.shape

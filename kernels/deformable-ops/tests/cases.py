@@ -1,0 +1,134 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""Arguments for the operators, and what the operators should compute, corner by corner."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+REFERENCE = Path(__file__).parents[3] / "tests" / "reference" / "operators"
+
+
+def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    assert actual.shape == expected.shape
+    difference = (actual.double().cpu() - expected.double().cpu()).norm()
+    return (difference / expected.double().norm().clamp_min(1e-300).cpu()).item()
+
+
+def recorded(name: str, device: str) -> tuple[dict[str, torch.Tensor], dict]:
+    """A recorded case of the original operator: its tensors, and the settings that are not tensors."""
+    tensors = {key: tensor.to(device) for key, tensor in load_file(REFERENCE / name / "tensors.safetensors").items()}
+    if name.startswith("ms_deform_attn"):
+        return tensors, {"spatial_shapes": [tuple(shape) for shape in tensors.pop("spatial_shapes").tolist()]}
+    params = json.loads((REFERENCE / name / "manifest.json").read_text())["params"]
+    tensors["value"], tensors["grad_value"] = tensors.pop("input"), tensors.pop("grad_input")
+    return tensors, {
+        "kernel_size": (params["kernel_h"], params["kernel_w"]),
+        "stride": (params["stride"],) * 2,
+        "padding": (params["pad"],) * 2,
+        "dilation": (params["dilation"],) * 2,
+        "groups": params["group"],
+        "offset_scale": params["offset_scale"],
+        "remove_center": bool(params["remove_center"]),
+    }
+
+
+def attention(
+    shapes=((5, 7), (3, 4)),
+    batch=2,
+    queries=9,
+    heads=3,
+    channels=8,
+    points=4,
+    dtype=torch.float64,
+    device="cpu",
+) -> dict:
+    """Arguments of ms_deform_attn: most points inside, some outside."""
+    levels = len(shapes)
+    tokens = sum(height * width for height, width in shapes)
+    weights = torch.randn(batch, queries, heads, levels * points, dtype=dtype, device=device).softmax(-1)
+    return {
+        "value": torch.randn(batch, tokens, heads, channels, dtype=dtype, device=device),
+        "spatial_shapes": [tuple(shape) for shape in shapes],
+        "sampling_locations": torch.rand(batch, queries, heads, levels, points, 2, dtype=dtype, device=device) * 1.4
+        - 0.2,
+        "attention_weights": weights.unflatten(3, (levels, points)),
+    }
+
+
+def convolution(
+    batch=2, height=6, width=7, groups=3, channels=4, stride=1, dtype=torch.float64, device="cpu", remove_center=False
+) -> dict:
+    """Arguments of dcnv3 with a 3x3 kernel."""
+    out_height, out_width = (height - 1) // stride + 1, (width - 1) // stride + 1
+    points = 8 if remove_center else 9
+    mask = torch.randn(batch, out_height, out_width, groups, points, dtype=dtype, device=device).softmax(-1)
+    return {
+        "value": torch.randn(batch, height, width, groups * channels, dtype=dtype, device=device),
+        "offset": torch.randn(batch, out_height, out_width, groups * points * 2, dtype=dtype, device=device),
+        "mask": mask.flatten(3),
+        "kernel_size": (3, 3),
+        "stride": (stride, stride),
+        "padding": (1, 1),
+        "dilation": (1, 1),
+        "groups": groups,
+        "offset_scale": 1.5,
+        "remove_center": remove_center,
+    }
+
+
+def fused(arguments: dict, levels: int | None = None, batch: int | None = None) -> dict:
+    """Arguments of ms_deform_attn_fused in the sizes of those of ms_deform_attn; reference points may be broadcast."""
+    weights = arguments["attention_weights"]
+    options = {"dtype": weights.dtype, "device": weights.device}
+    return {
+        "value": arguments["value"],
+        "spatial_shapes": arguments["spatial_shapes"],
+        "reference_points": torch.rand(
+            batch or weights.shape[0], weights.shape[1], levels or weights.shape[3], 2, **options
+        ),
+        "sampling_offsets": torch.randn(*weights.shape, 2, **options) * 2,
+        "attention_logits": torch.randn(weights.shape, **options),
+    }
+
+
+def unfused(arguments: dict) -> dict:
+    """The arguments of ms_deform_attn that stand for those of ms_deform_attn_fused."""
+    offsets, logits = arguments["sampling_offsets"], arguments["attention_logits"]
+    sides = torch.tensor(arguments["spatial_shapes"], dtype=offsets.dtype, device=offsets.device).flip(-1)
+    return {
+        "value": arguments["value"],
+        "spatial_shapes": arguments["spatial_shapes"],
+        "sampling_locations": arguments["reference_points"][:, :, None, :, None] + offsets / sides[:, None],
+        "attention_weights": logits.flatten(3).softmax(-1).view_as(logits),
+    }
+
+
+def expected_attention(value, spatial_shapes, sampling_locations, attention_weights) -> torch.Tensor:
+    """Corner by corner, by indexing, in float64: slow, and nothing like the compiled code."""
+    batch, _, heads, channels = value.shape
+    queries = attention_weights.shape[1]
+    output = torch.zeros(batch, queries, heads, channels, dtype=torch.float64)
+    value, locations, weights = (
+        tensor.detach().double().cpu() for tensor in (value, sampling_locations, attention_weights)
+    )
+    image = torch.arange(batch)[:, None, None, None]
+    head = torch.arange(heads)[:, None]
+    start = 0
+    for level, (height, width) in enumerate(spatial_shapes):
+        x = locations[:, :, :, level, :, 0] * width - 0.5
+        y = locations[:, :, :, level, :, 1] * height - 0.5
+        finite = x.isfinite() & y.isfinite()
+        output = output + torch.where(finite, 0.0, torch.nan).sum(-1)[..., None]
+        for row, row_weight in ((y.floor(), 1 - (y - y.floor())), (y.floor() + 1, y - y.floor())):
+            for column, column_weight in ((x.floor(), 1 - (x - x.floor())), (x.floor() + 1, x - x.floor())):
+                inside = finite & (row >= 0) & (row < height) & (column >= 0) & (column < width)
+                if not inside.any():
+                    continue
+                token = torch.where(inside, start + row * width + column, start).long()
+                samples = torch.where(inside[..., None], value[image, token, head], 0.0)
+                factor = torch.where(inside, row_weight * column_weight, 0.0) * weights[:, :, :, level]
+                output = output + (samples * factor[..., None]).sum(3)
+        start += height * width
+    return output.flatten(2)

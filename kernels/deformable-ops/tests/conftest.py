@@ -1,0 +1,41 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""The tests take the build beside them, or that of the folder in DEFORMABLE_OPS_FOLDER."""
+
+import os
+from pathlib import Path
+
+import kernels
+import pytest
+import torch
+
+FOLDER = Path(os.environ.get("DEFORMABLE_OPS_FOLDER") or Path(__file__).parents[1])
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "gpu: needs a CUDA device and a build for it; run with -m gpu")
+
+
+@pytest.fixture(scope="session")
+def ops():
+    """The kernel as a module. Without a build the tests fail: they are about nothing else."""
+    try:
+        return kernels.get_local_kernel(FOLDER)
+    except FileNotFoundError:
+        return kernels.get_local_kernel(FOLDER, backend="cpu")
+
+
+@pytest.fixture(params=DEVICES)
+def device(request, ops):
+    if request.param == "cuda":
+        if not torch.cuda.is_available():
+            pytest.skip("torch finds no CUDA device")
+        name = ops._ops.add_op_namespace_prefix("ms_deform_attn")
+        if not torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA"):
+            pytest.skip("the build has no CUDA code")
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)

@@ -1,0 +1,318 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""What the operators compute: the recorded originals, every dtype, odd shapes, borders, and what is not a number."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from cases import (
+    REFERENCE,
+    attention,
+    convolution,
+    expected_attention,
+    fused,
+    recorded,
+    relative_error,
+    unfused,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+TENSORS = {
+    "ms_deform_attn": ("value", "sampling_locations", "attention_weights"),
+    "ms_deform_attn_fused": ("value", "reference_points", "sampling_offsets", "attention_logits"),
+    "dcnv3": ("value", "offset", "mask"),
+}
+CASES = sorted(folder.name for folder in REFERENCE.iterdir())
+
+
+def with_gradients(function, arguments: dict, names, gradient=None) -> tuple[torch.Tensor, dict]:
+    """Output of a function and the gradients of its tensors."""
+    inputs = {name: arguments[name].detach().clone().requires_grad_() for name in names}
+    output = function(**{**arguments, **inputs})
+    output.backward(torch.ones_like(output) if gradient is None else gradient)
+    return output.detach(), {name: tensor.grad for name, tensor in inputs.items()}
+
+
+def test_all_cases_are_here():
+    assert len(CASES) == 25
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_equals_the_original(ops, device, name):
+    tensors, options = recorded(name, device)
+    operator = name.split("-")[0]
+    arguments = {key: tensors[key] for key in TENSORS[operator]} | options
+    output, gradients = with_gradients(getattr(ops, operator), arguments, TENSORS[operator], tensors["grad_output"])
+    assert relative_error(output, tensors["output"]) < 1e-10
+    compared = 0
+    for key, gradient in gradients.items():
+        if f"grad_{key}" not in tensors:  # not recorded where points stand on pixel centres
+            assert name in ("ms_deform_attn-pixel-centers", "dcnv3-3x3-zero-offsets")
+            continue
+        expected = tensors[f"grad_{key}"]
+        assert relative_error(gradient, expected) < 1e-10 if expected.any() else not gradient.any(), key
+        compared += 1
+    assert compared >= 2
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="there is one instruction set on this machine")
+def test_baseline_instruction_set_equals_the_original():
+    """The kernel asks the processor once in a process, so that the other code needs a process of its own."""
+    if os.environ.get("DEFORMABLE_OPS_BASELINE"):
+        pytest.skip("this is that process")
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", str(Path(__file__))]
+    result = subprocess.run(command, env={**os.environ, "DEFORMABLE_OPS_BASELINE": "1"}, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-3000:]
+
+
+@pytest.mark.parametrize("levels", [None, 1])
+@pytest.mark.parametrize("batch", [None, 1])
+def test_fused_equals_its_parts(ops, device, levels, batch):
+    arguments = fused(attention(device=device), levels, batch)
+    names = TENSORS["ms_deform_attn_fused"]
+    gradient = torch.randn(2, 9, 24, dtype=torch.float64, device=device)
+
+    def parts(**arguments):
+        return ops.ms_deform_attn(**unfused(arguments))
+
+    output, gradients = with_gradients(ops.ms_deform_attn_fused, arguments, names, gradient)
+    expected, expected_gradients = with_gradients(parts, arguments, names, gradient)
+    assert relative_error(output, expected) < 1e-13
+    for name in names:
+        assert relative_error(gradients[name], expected_gradients[name]) < 1e-12, name
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.float16, 1e-3), (torch.bfloat16, 5e-3)])
+@pytest.mark.parametrize("channels", [16, 32, 64, 7])
+def test_precision(ops, device, dtype, bound, channels):
+    """Values and weights in half precision, coordinates in float32; the output is compared with float64."""
+    arguments = attention(shapes=((40, 60), (20, 30), (10, 15)), queries=200, channels=channels, device=device)
+    expected = expected_attention(**arguments)
+    lower = {
+        "value": arguments["value"].to(dtype),
+        "sampling_locations": arguments["sampling_locations"].float(),
+        "attention_weights": arguments["attention_weights"].to(dtype),
+    }
+    output = ops.ms_deform_attn(**{**arguments, **lower})
+    assert output.dtype == dtype
+    assert relative_error(output, expected) < bound
+
+    arguments = fused(arguments)
+    expected = expected_attention(**unfused(arguments))
+    lower = {
+        "value": arguments["value"].to(dtype),
+        "reference_points": arguments["reference_points"].float(),
+        "sampling_offsets": arguments["sampling_offsets"].float(),
+        "attention_logits": arguments["attention_logits"].float(),
+    }
+    assert relative_error(ops.ms_deform_attn_fused(**{**arguments, **lower}), expected) < bound
+
+    arguments = convolution(height=30, width=40, channels=channels, device=device)
+    expected = ops.dcnv3(**arguments)
+    lower = {
+        "value": arguments["value"].to(dtype),
+        "offset": arguments["offset"].float(),
+        "mask": arguments["mask"].to(dtype),
+    }
+    assert relative_error(ops.dcnv3(**{**arguments, **lower}), expected) < bound
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.float16, 2e-3), (torch.bfloat16, 1e-2)])
+def test_precision_of_gradients(ops, device, dtype, bound):
+    """All tensors rounded to the dtype first, so that the bound is that of rounding the results."""
+    arguments = attention(shapes=((20, 30), (10, 15)), queries=100, channels=32, device=device)
+    names = TENSORS["ms_deform_attn"]
+    rounded = {name: arguments[name].to(dtype) for name in names}
+    gradient = torch.randn(2, 100, 96, device=device).to(dtype)
+    exact = {name: tensor.double() for name, tensor in rounded.items()}
+    _, expected = with_gradients(ops.ms_deform_attn, {**arguments, **exact}, names, gradient.double())
+    _, gradients = with_gradients(ops.ms_deform_attn, {**arguments, **rounded}, names, gradient)
+    for name in names:
+        assert gradients[name].dtype == dtype
+        assert relative_error(gradients[name], expected[name]) < bound, name
+
+
+def test_half_precision_keeps_every_value(ops):
+    """All finite float16 and bfloat16 numbers go in and come out, subnormal ones and the largest too."""
+    for dtype in (torch.float16, torch.bfloat16):
+        numbers = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+        numbers = numbers[numbers.isfinite()]
+        value = numbers.view(1, -1, 1, 1)
+        count = len(numbers)
+        x = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+        locations = torch.stack([x, torch.full_like(x, 0.5)], -1).view(1, count, 1, 1, 1, 2)
+        output = ops.ms_deform_attn(value, [(1, count)], locations, torch.ones(1, count, 1, 1, 1))
+        # a neighbour's weight is 0 or a rounding of it, and some neighbours are huge
+        assert (output.flatten() == numbers).double().mean() > 0.98
+        exact = ops.ms_deform_attn(value[:, :1024], [(1, 1024)], locations[:, :0], torch.ones(1, 0, 1, 1, 1))
+        assert exact.shape == (1, 0, 1)
+
+
+# the borders: the last pixel of the map, a pixel outside, exactly on them and just beside
+PLACES = st.one_of(st.sampled_from([-1.0, -0.5, 0.0, 0.5, 1.0]), st.floats(-2, 3), st.floats(-1e6, 1e6), st.just(1e30))
+
+
+@st.composite
+def attention_arguments(draw):
+    """Small arguments of any shape, with points on and around the borders."""
+    levels = draw(st.integers(1, 5))
+    shapes = [(draw(st.integers(1, 4)), draw(st.integers(1, 4))) for _ in range(levels)]
+    arguments = attention(
+        shapes,
+        batch=draw(st.sampled_from([1, 2, 3, 67])),
+        queries=draw(st.integers(1, 5)),
+        heads=draw(st.integers(1, 3)),
+        channels=draw(st.sampled_from([1, 2, 3, 5, 8, 13, 16, 31, 32, 64, 65, 127])),
+        points=draw(st.integers(1, 8)),
+    )
+    locations = arguments["sampling_locations"]
+    flat = locations.flatten(0, 2)
+    for _ in range(draw(st.integers(0, 8))):
+        level = draw(st.integers(0, levels - 1))
+        width = shapes[level][1]
+        place = flat[draw(st.integers(0, len(flat) - 1)), level, draw(st.integers(0, flat.shape[2] - 1))]
+        # in pixels: -1, 0, the last and beyond come out exactly
+        x, y = draw(st.sampled_from([-1.0, 0.0, width - 1.0, float(width)])), draw(PLACES)
+        place[0] = (x + 0.5) / width
+        place[1] = y
+    return arguments
+
+
+@settings(max_examples=150, deadline=None)
+@given(arguments=attention_arguments())
+def test_any_shape_and_place(ops, arguments):
+    output, gradients = with_gradients(ops.ms_deform_attn, arguments, TENSORS["ms_deform_attn"])
+    expected = expected_attention(**arguments)
+    scale = expected.abs().max().clamp_min(1e-3)
+    assert ((output - expected).abs() <= 1e-9 * scale).all()
+    assert all(gradient.isfinite().all() for gradient in gradients.values())
+    # the sum of the gradients of the values is the sum of the weights that fell inside
+    ones = {**arguments, "value": torch.ones_like(arguments["value"])}
+    inside = expected_attention(**ones).sum()
+    assert abs(gradients["value"].sum() - inside) <= 1e-8 * max(1, abs(inside))
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data(), bad=st.sampled_from([float("nan"), float("inf"), float("-inf")]))
+def test_not_a_number_stays_where_it_belongs(ops, data, bad):
+    """A bad location spoils its own query and head; a bad value only those that read it. Nothing else is touched."""
+    arguments = attention(shapes=((3, 4), (2, 2)), batch=2, queries=4, heads=2, channels=8, points=2)
+    locations = arguments["sampling_locations"].clamp_(0.2, 0.8)
+    index = tuple(data.draw(st.integers(0, size - 1)) for size in locations.shape)
+    locations[index] = bad
+    output, gradients = with_gradients(ops.ms_deform_attn, arguments, TENSORS["ms_deform_attn"])
+    spoiled = torch.zeros(2, 4, 2, dtype=torch.bool)
+    spoiled[index[:3]] = True
+    assert torch.equal(output.unflatten(2, (2, 8)).isnan(), spoiled[..., None].expand(2, 4, 2, 8))
+    assert gradients["value"].isfinite().all()
+    assert gradients["attention_weights"].isfinite().sum() == 2 * 4 * 2 * 2 * 2 - 1  # the sample there is no number
+    assert not gradients["attention_weights"][index[:5]].isfinite()
+    assert gradients["sampling_locations"].isfinite().flatten(0, 4).all(-1).sum() == 2 * 4 * 2 * 2 * 2 - 1
+
+    locations[index] = 0.5
+    image, token, head = (data.draw(st.integers(0, size - 1)) for size in (2, 16, 2))
+    arguments["value"][image, token, head] = bad
+    output = ops.ms_deform_attn(**arguments)
+    expected = expected_attention(**arguments)
+    assert torch.equal(output.isfinite(), expected.isfinite())
+    torch.testing.assert_close(output[expected.isfinite()], expected[expected.isfinite()], rtol=1e-9, atol=1e-9)
+
+
+def test_what_lies_outside_is_not_read(ops):
+    """Rows of other levels, heads and images beside the map are infinite."""
+    arguments = attention(shapes=((2, 3), (3, 3), (2, 2)), batch=3, queries=500, heads=3, channels=16, points=4)
+    locations = arguments["sampling_locations"]
+    locations.mul_(8).sub_(4)
+    arguments["value"].fill_(float("inf"))
+    own = arguments["value"].view(3, 19, 3, 16)
+    own[1, 6:15, 1] = 1.0
+    weights = torch.zeros_like(arguments["attention_weights"])
+    weights[:, :, :, 1] = 1.0
+    for level in (0, 2):
+        locations[:, :, :, level] = 50.0  # outside: the infinite rows of these levels do not count
+    arguments["attention_weights"] = weights
+    output = ops.ms_deform_attn(**arguments).unflatten(2, (3, 16))
+    assert output[1, :, 1].isfinite().all() and output[1, :, 1].any()
+
+
+def test_outputs_are_written_completely(ops):
+    """New tensors start as NaN in this mode, so that whatever is left out shows."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.empty(3).isnan().all()
+        arguments = attention(shapes=((50, 60), (1, 1)), queries=3, channels=19)  # most rows are never read
+        output, gradients = with_gradients(ops.ms_deform_attn, arguments, TENSORS["ms_deform_attn"])
+        assert output.isfinite().all() and all(gradient.isfinite().all() for gradient in gradients.values())
+        fused_arguments = fused(arguments)
+        output, gradients = with_gradients(ops.ms_deform_attn_fused, fused_arguments, TENSORS["ms_deform_attn_fused"])
+        assert output.isfinite().all() and all(gradient.isfinite().all() for gradient in gradients.values())
+        arguments = convolution(stride=2, channels=5)
+        output, gradients = with_gradients(ops.dcnv3, arguments, TENSORS["dcnv3"])
+        assert output.isfinite().all() and all(gradient.isfinite().all() for gradient in gradients.values())
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"batch": 0},
+        {"queries": 0},
+        {"heads": 0},
+        {"channels": 0},
+        {"points": 0},
+        {"shapes": ()},
+        {"shapes": ((0, 5), (3, 4))},
+        {"shapes": ((0, 0),)},
+    ],
+    ids=str,
+)
+def test_empty(ops, device, changes):
+    arguments = attention(**changes, device=device)
+    output, gradients = with_gradients(ops.ms_deform_attn, arguments, TENSORS["ms_deform_attn"])
+    assert relative_error(output, expected_attention(**arguments)) < 1e-12
+    assert all(gradient.isfinite().all() for gradient in gradients.values())
+    if "shapes" not in changes:
+        output, _ = with_gradients(ops.ms_deform_attn_fused, fused(arguments), TENSORS["ms_deform_attn_fused"])
+        assert output.isfinite().all()
+
+
+def test_strides_do_not_matter(ops, device):
+    """Views, expanded and transposed tensors give what their copies give."""
+    arguments = attention(channels=16, device=device)
+    expected = ops.ms_deform_attn(**arguments)
+    views = {
+        "value": torch.cat([arguments["value"]] * 2, dim=3)[..., :16],
+        "sampling_locations": arguments["sampling_locations"].transpose(1, 2).contiguous().transpose(1, 2),
+        "attention_weights": torch.stack([arguments["attention_weights"]] * 2, -1)[..., 0],
+    }
+    assert not any(tensor.is_contiguous() for tensor in views.values())
+    assert torch.equal(ops.ms_deform_attn(**{**arguments, **views}), expected)
+    gradient = torch.ones((), dtype=torch.float64, device=device).expand_as(expected)
+    names = TENSORS["ms_deform_attn"]
+    _, expected_gradients = with_gradients(ops.ms_deform_attn, arguments, names, gradient.contiguous())
+    _, gradients = with_gradients(ops.ms_deform_attn, {**arguments, **views}, names, gradient)
+    assert all(torch.equal(gradients[name], expected_gradients[name]) for name in names)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("heads", [1, 3])
+def test_the_same_in_every_run_and_with_any_number_of_threads(ops, dtype, heads):
+    arguments = attention(shapes=((20, 30),), queries=300, heads=heads, channels=32, dtype=torch.float32)
+    arguments["value"] = arguments["value"].to(dtype)
+    gradient = torch.randn(2, 300, heads * 32).to(dtype)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 1, 2, 5, 16):
+            torch.set_num_threads(count)
+            results.append(with_gradients(ops.ms_deform_attn, arguments, TENSORS["ms_deform_attn"], gradient))
+    finally:
+        torch.set_num_threads(threads)
+    for output, gradients in results[1:]:
+        assert torch.equal(output, results[0][0])
+        assert all(torch.equal(gradients[name], tensor) for name, tensor in results[0][1].items())
