@@ -107,8 +107,9 @@ def test_layer_has_the_interface_of_the_reference():
     names = list(inspect.signature(DeformableConvolutionV3.forward).parameters)
     assert names == ["self", *inspect.signature(dcnv3_reference).parameters]
     inputs = {key: tensors[key] for key in ("value", "offset", "mask")}
-    assert torch.equal(layer(**inputs, **settings), dcnv3_reference(**inputs, **settings))
-    assert torch.equal(layer(*inputs.values(), *settings.values()), dcnv3_reference(**inputs, **settings))
+    expected = dcnv3_reference(**inputs, **settings)
+    torch.testing.assert_close(layer(**inputs, **settings), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(layer(*inputs.values(), *settings.values()), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_meta_device_gives_shapes():

@@ -30,7 +30,7 @@ def device(request, ops):
     if request.param == "cuda":
         if not torch.cuda.is_available():
             pytest.skip("torch finds no CUDA device")
-        name = ops._ops.add_op_namespace_prefix("ms_deform_attn")
+        name = ops.add_op_namespace_prefix("ms_deform_attn")
         if not torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA"):
             pytest.skip("the build has no CUDA code")
     return request.param

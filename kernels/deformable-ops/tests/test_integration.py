@@ -42,7 +42,7 @@ def flat(arguments: dict) -> tuple:
 def test_opcheck(ops, device, name, dtype):
     arguments = flat(all_arguments(dtype, device)[name])
     arguments = tuple(value.requires_grad_() if isinstance(value, torch.Tensor) else value for value in arguments)
-    operator = getattr(ops._ops.ops, name).default
+    operator = getattr(ops.ops, name).default
     checks = (
         "test_schema",
         "test_autograd_registration",
@@ -55,7 +55,7 @@ def test_opcheck(ops, device, name, dtype):
 
     output = operator(*arguments).detach()
     tensors = [value.detach() if isinstance(value, torch.Tensor) else value for value in arguments]
-    backward = getattr(ops._ops.ops, f"{name}_backward").default
+    backward = getattr(ops.ops, f"{name}_backward").default
     for check in ("test_schema", "test_faketensor"):
         torch.library.opcheck(backward, (torch.ones_like(output), *tensors), test_utils=check)
 
@@ -159,7 +159,7 @@ def test_bad_input_is_refused(ops, device, name, changes, message):
 def test_a_gradient_of_another_shape_is_refused(ops):
     arguments = flat(all_arguments()["ms_deform_attn"])
     with pytest.raises(RuntimeError, match="grad_output must have the shape of the output"):
-        ops._ops.ops.ms_deform_attn_backward(torch.zeros(2, 3, 5, dtype=torch.float64), *arguments)
+        ops.ops.ms_deform_attn_backward(torch.zeros(2, 3, 5, dtype=torch.float64), *arguments)
 
 
 def test_other_devices_are_refused(ops):

@@ -24,6 +24,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -191,14 +192,14 @@ def _places() -> Iterator[tuple[str, Callable[[], ModuleType]]]:
     for entry in filter(None, os.environ.get("LOCAL_KERNELS", "").split(":")):
         name, _, path = entry.partition("=")
         if name == KERNEL_ID:
-            yield f"{path} by LOCAL_KERNELS", lambda path=path: _load_folder(Path(path))
+            yield f"{path} by LOCAL_KERNELS", partial(_load_folder, Path(path))
     repository = os.environ.get("SEGTRANSFORMERS_KERNELS_REPO")
     if repository:
-        yield f"the repository {repository}", lambda: _load_repository(repository)
+        yield f"the repository {repository}", partial(_load_repository, repository)
     checkout = sources()
     for folder in ([] if checkout is None else [checkout]) + [cache_folder()]:
         if (folder / "build").is_dir():
-            yield str(folder / "build"), lambda folder=folder: _load_own(folder)
+            yield str(folder / "build"), partial(_load_own, folder)
 
 
 def _load_own(folder: Path) -> ModuleType:
@@ -228,7 +229,7 @@ def _devices(functions: ModuleType) -> frozenset[str]:
     missing = [name for name in OPERATORS if not hasattr(functions, name)]
     if missing:
         raise RuntimeError(f"it has no {', '.join(missing)}")
-    operator_names = [functions._ops.add_op_namespace_prefix(name) for name in OPERATORS]
+    operator_names = [functions.add_op_namespace_prefix(name) for name in OPERATORS]
     found = []
     for device in ("cpu", "cuda", "xpu", "mps"):
         key = device.upper()

@@ -2,6 +2,7 @@
 """Deformable attention and DCNv3: bilinear sampling at learned places, weighted and summed."""
 
 from . import layers
+from ._ops import add_op_namespace_prefix, ops
 from .functions import dcnv3, ms_deform_attn, ms_deform_attn_fused
 
-__all__ = ["dcnv3", "layers", "ms_deform_attn", "ms_deform_attn_fused"]
+__all__ = ["add_op_namespace_prefix", "dcnv3", "layers", "ms_deform_attn", "ms_deform_attn_fused", "ops"]

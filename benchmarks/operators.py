@@ -1,0 +1,198 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""Times of the deformable operators side by side, on the shapes of released models: medians, and ratios to grid_sample.
+
+    python benchmarks/operators.py [--threads 1 2] [--backward] [--compile] [--model] [--only NAME]
+
+Every round runs each implementation once, so that whatever else the machine does hits all of them alike.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from segtransformers.operators import (
+    compiled_operators,
+    dcnv3_fallback,
+    dcnv3_reference,
+    hub,
+    ms_deform_attn_fallback,
+    ms_deform_attn_reference,
+)
+
+
+def grids(size: int, *strides: int) -> list[tuple[int, int]]:
+    return [(size // stride, size // stride) for stride in strides]
+
+
+def attention(queries: list[tuple[int, int]], values: list[tuple[int, int]], heads: int, channels: int) -> dict:
+    """Queries at pixel centres, offsets of a few pixels, four points."""
+    references = []
+    for height, width in queries:
+        y, x = (torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width
+        references.append(torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], -1).flatten(0, 1))
+    reference = torch.cat(references)[None, :, None]
+    shape = (1, reference.shape[1], heads, len(values), 4)
+    offsets, logits = torch.randn(*shape, 2) * 2, torch.randn(shape)
+    locations = reference[:, :, :, None, None] + offsets / torch.tensor(values).flip(-1)[:, None]
+    weights = logits.flatten(3).softmax(-1).view(shape)
+    value = torch.randn(1, sum(height * width for height, width in values), heads, channels)
+    return {
+        "value": value,
+        "spatial_shapes": values,
+        "sampling_locations": locations,
+        "attention_weights": weights,
+        "fused": (reference, offsets, logits),
+    }
+
+
+def convolution(size: int, groups: int) -> dict:
+    mask = torch.randn(1, size, size, groups, 9).softmax(-1).flatten(3)
+    return {
+        "value": torch.randn(1, size, size, groups * 16),
+        "offset": torch.randn(1, size, size, groups * 18),
+        "mask": mask,
+        "kernel_size": (3, 3),
+        "stride": (1, 1),
+        "padding": (1, 1),
+        "dilation": (1, 1),
+        "groups": groups,
+        "offset_scale": 1.0,
+        "remove_center": False,
+    }
+
+
+CASES: dict[str, Callable[[], dict]] = {
+    "injector, ViT-Adapter-T at 512": lambda: attention(grids(512, 16), grids(512, 8, 16, 32), 6, 32),
+    "extractor, ViT-Adapter-T at 512": lambda: attention(grids(512, 8, 16, 32), grids(512, 16), 6, 32),
+    "injector, ViT-Adapter-L at 896": lambda: attention(grids(896, 16), grids(896, 8, 16, 32), 16, 32),
+    "extractor, ViT-Adapter-L at 896": lambda: attention(grids(896, 8, 16, 32), grids(896, 16), 16, 32),
+    "pixel decoder, 1024 wide, at 896": lambda: attention(grids(896, 32, 16, 8), grids(896, 32, 16, 8), 32, 32),
+    "DCNv3, InternImage-T at 512, stage 1": lambda: convolution(128, 4),
+    "DCNv3, InternImage-T at 512, stage 2": lambda: convolution(64, 8),
+    "DCNv3, InternImage-T at 512, stage 3": lambda: convolution(32, 16),
+    "DCNv3, InternImage-T at 512, stage 4": lambda: convolution(16, 32),
+}
+
+
+def implementations(case: dict, compiled: bool) -> dict[str, Callable[..., torch.Tensor]]:
+    """Functions of the case's tensors that require gradients."""
+    is_attention = "spatial_shapes" in case
+    rest = {key: value for key, value in case.items() if not isinstance(value, torch.Tensor) and key != "fused"}
+    names = [key for key, value in case.items() if isinstance(value, torch.Tensor)]
+    reference = ms_deform_attn_reference if is_attention else dcnv3_reference
+    fallback = ms_deform_attn_fallback if is_attention else dcnv3_fallback
+
+    def bind(function):
+        return lambda *tensors: function(**dict(zip(names, tensors, strict=True)), **rest)
+
+    found = {"grid_sample": bind(reference), "embedding_bag": bind(fallback)}
+    if compiled:
+        found["embedding_bag, torch.compile"] = torch.compile(bind(fallback), dynamic=False)
+    kernel = hub.find_kernel()
+    if kernel is None:
+        raise SystemExit("no compiled kernel was found: run `segtransformers build-kernels` first")
+    found["compiled"] = bind(getattr(kernel.functions, "ms_deform_attn" if is_attention else "dcnv3"))
+    found["compiled, bfloat16 values"] = lambda value, *tensors: found["compiled"](value.bfloat16(), *tensors)
+    if is_attention:
+        references, offsets, logits = case["fused"]
+        found["compiled, softmax fused"] = lambda value, *_: kernel.functions.ms_deform_attn_fused(
+            value, case["spatial_shapes"], references, offsets, logits
+        )
+    return found
+
+
+def interleaved(runs: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
+    """Medians in milliseconds, of as many rounds as fit into `seconds`, at least 3 after a first one."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    end, rounds = time.perf_counter() + seconds, 0
+    while rounds < 4 or (time.perf_counter() < end and rounds < 200):
+        for name, run in runs.items():
+            began = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - began)
+        rounds += 1
+    return {name: 1000 * statistics.median(values[1:]) for name, values in times.items()}
+
+
+def report(title: str, medians: dict[str, float], base: str) -> None:
+    print(title)
+    for name, median in medians.items():
+        print(f"    {name:32} {median:10.2f} ms {medians[base] / median:8.1f}x", flush=True)
+
+
+def with_backward(run: Callable[..., torch.Tensor], tensors: list[torch.Tensor]) -> Callable[[], None]:
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in tensors]
+    gradient = torch.ones_like(run(*leaves))
+
+    def both() -> None:
+        torch.autograd.grad(run(*leaves), leaves, gradient)
+
+    return both
+
+
+def model(seconds: float, threads: int) -> None:
+    """ViT-Adapter-T with UperNet, 512x512, as one would use it."""
+    from segtransformers import SegUperNetConfig, SegUperNetForSemanticSegmentation, ViTAdapterConfig
+
+    adapter = ViTAdapterConfig(
+        trunk="vit_tiny_patch16_224", pretrain_image_size=512, out_features=["stage1", "stage2", "stage3", "stage4"]
+    )
+    network = SegUperNetForSemanticSegmentation(SegUperNetConfig(backbone_config=adapter, num_labels=150)).eval()
+    images = torch.randn(1, 3, 512, 512)
+
+    def run(module: torch.nn.Module, mode: str) -> Callable[[], None]:
+        def forward() -> None:
+            with compiled_operators(mode), torch.no_grad():
+                module(images)
+
+        return forward
+
+    medians = interleaved(
+        {
+            "plain PyTorch": run(network, "off"),
+            "compiled operators": run(network, "force"),
+            "backbone, plain PyTorch": run(network.backbone, "off"),
+            "backbone, compiled operators": run(network.backbone, "force"),
+        },
+        seconds,
+    )
+    report(f"ViT-Adapter-T UperNet 512x512, forward, {threads} threads", medians, "plain PyTorch")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--backward", action="store_true", help="forward and backward")
+    parser.add_argument("--compile", action="store_true", help="the fallback with torch.compile too")
+    parser.add_argument("--model", action="store_true", help="a whole model instead of the operators")
+    parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--seconds", type=float, default=5, help="for each case and number of threads")
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    print(hub.describe())
+    for threads in arguments.threads:
+        torch.set_num_threads(threads)
+        if arguments.model:
+            model(arguments.seconds, threads)
+            continue
+        for name, make in CASES.items():
+            if arguments.only not in name:
+                continue
+            case = make()
+            tensors = [value for value in case.values() if isinstance(value, torch.Tensor)]
+            runs: dict[str, Callable[[], object]] = {}
+            for key, function in implementations(case, arguments.compile).items():
+                if not arguments.backward:
+                    runs[key] = lambda function=function, tensors=tensors: function(*tensors)  # type: ignore[misc]
+                elif not key.startswith("compiled,"):
+                    runs[key] = with_backward(function, tensors)
+            what = "forward and backward" if arguments.backward else "forward"
+            with torch.set_grad_enabled(arguments.backward):
+                report(f"{name}, {what}, {threads} threads", interleaved(runs, arguments.seconds), "grid_sample")
+
+
+if __name__ == "__main__":
+    main()
