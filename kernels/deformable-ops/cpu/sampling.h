@@ -193,6 +193,26 @@ DEFORMABLE_OPS_INLINE const T* view(const Array& array, int64_t offset, int64_t 
   return buffer;
 }
 
+// `count` elements, in the compute type, to `target`. For rows too short for a call of memcpy.
+template <typename T>
+DEFORMABLE_OPS_INLINE void load_row(const Array& array, int64_t offset, int64_t count, T* target) {
+  typedef typename VectorOf<T>::type Vector;
+  typedef typename VectorOf<T>::quad Quad;
+  constexpr int64_t kLanes = sizeof(Vector) / sizeof(T);
+  if (array.type != own_type<T>()) {
+    load_converted(array, offset, count, target);
+    return;
+  }
+  const T* source = static_cast<const T*>(array.data) + offset;
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) store_vector<Vector>(target + i, load_vector<Vector>(source + i));
+  if (i + 4 <= count) {
+    store_vector<Quad>(target + i, load_vector<Quad>(source + i));
+    i += 4;
+  }
+  for (; i < count; ++i) target[i] = source[i];
+}
+
 template <typename T>
 void store(const Array& array, int64_t offset, int64_t count, const T* source) {
   switch (array.type) {
@@ -312,7 +332,8 @@ struct Block {
     rows = columns + each;
     start = rows + each;
     for (int64_t i = capacity; i < each; ++i) {
-      x[i] = y[i] = weight[i] = width[i] = height[i] = 0;
+      x[i] = y[i] = weight[i] = width[i] = height[i] = lateral[i] = vertical[i] = grid_x[i] = grid_y[i] = 0;
+      buffer[2 * i] = buffer[2 * i + 1] = 0;
       columns[i] = rows[i] = start[i] = 0;
     }
     for (int64_t i = 0; i < kWidest; ++i) zeros[i] = nowhere[i] = 0;
@@ -348,20 +369,13 @@ struct Block {
     for (int64_t query = 0; query < count; ++query) {
       const int64_t row = ((image * problem.queries + begin + query) * problem.heads + head) * per_query;
       const int64_t first = query * per_query;
-      const T* pairs = view(problem.locations, 2 * row, 2 * per_query, buffer);
-      for (int64_t i = 0; i < per_query; ++i) {
-        x[first + i] = pairs[2 * i];
-        y[first + i] = pairs[2 * i + 1];
-      }
-      const T* stored = view(problem.weights, row, per_query, buffer);
+      load_row(problem.locations, 2 * row, 2 * per_query, buffer + 2 * first);
+      load_row(problem.weights, row, per_query, weight + first);
       if (problem.coordinates == Coordinates::offsets) {
-        T largest = 0;
-        for (int64_t i = 0; i < per_query; ++i) largest = i == 0 || stored[i] > largest ? stored[i] : largest;
-        for (int64_t i = 0; i < per_query; ++i) weight[first + i] = stored[i] - largest;
-        add_reference(problem, image, begin + query, first);
-      } else {
-        for (int64_t i = 0; i < per_query; ++i) weight[first + i] = stored[i];
-        if (problem.coordinates == Coordinates::kernel_grid) place_kernel(problem, begin + query, first);
+        subtract_largest(weight + first);
+        set_reference(problem, image, begin + query, first);
+      } else if (problem.coordinates == Coordinates::kernel_grid) {
+        set_middle(problem, begin + query, first);
       }
     }
     const int64_t used = count * per_query;
@@ -373,36 +387,68 @@ struct Block {
         for (int64_t i = first; i < first + per_query; ++i) weight[i] /= sum;
       }
     }
-    if (problem.coordinates == Coordinates::normalised) {
-      for (int64_t i = 0; i < used; ++i) {
-        x[i] = x[i] * width[i] - T(0.5);
-        y[i] = y[i] * height[i] - T(0.5);
-      }
-    }
+    place(problem, used);
   }
 
-  void add_reference(const Problem& problem, int64_t image, int64_t query, int64_t first) {
+  void subtract_largest(T* logits) const {
+    T largest = 0;
+    for (int64_t i = 0; i < per_query; ++i) largest = i == 0 || logits[i] > largest ? logits[i] : largest;
+    for (int64_t i = 0; i < per_query; ++i) logits[i] -= largest;
+  }
+
+  // Until find_corners overwrites them, `lateral` and `vertical` hold what the stored pairs are relative to.
+  void set_reference(const Problem& problem, int64_t image, int64_t query, int64_t first) {
     const int64_t stored_levels = problem.reference_level_stride == 0 ? 1 : problem.levels;
     const int64_t row = image * problem.reference_batch_stride + query * stored_levels;
     for (int64_t level = 0; level < problem.levels; ++level) {
-      const T* pair = view(problem.references, 2 * (row + level * problem.reference_level_stride), 2, buffer);
-      const T reference_x = pair[0], reference_y = pair[1];
+      T pair[2];
+      load_row(problem.references, 2 * (row + level * problem.reference_level_stride), 2, pair);
       const int64_t from = first + level * problem.points;
       for (int64_t i = from; i < from + problem.points; ++i) {
-        x[i] += reference_x * width[i] - T(0.5);
-        y[i] += reference_y * height[i] - T(0.5);
+        lateral[i] = pair[0] * width[i] - T(0.5);
+        vertical[i] = pair[1] * height[i] - T(0.5);
       }
     }
   }
 
-  void place_kernel(const Problem& problem, int64_t query, int64_t first) {
+  void set_middle(const Problem& problem, int64_t query, int64_t first) {
     const int64_t column = query % problem.output_width, line = query / problem.output_width;
     const T middle_x = static_cast<T>(column * problem.stride_width - problem.padding_width + half_width(problem));
     const T middle_y = static_cast<T>(line * problem.stride_height - problem.padding_height + half_height(problem));
-    const T scale = static_cast<T>(problem.offset_scale);
     for (int64_t i = first; i < first + per_query; ++i) {
-      x[i] = middle_x + (grid_x[i] + x[i]) * scale;
-      y[i] = middle_y + (grid_y[i] + y[i]) * scale;
+      lateral[i] = middle_x;
+      vertical[i] = middle_y;
+    }
+  }
+
+  // x and y of the pairs in `buffer`.
+  void place(const Problem& problem, int64_t used) {
+    typedef typename VectorOf<T>::type Vector;
+    constexpr int64_t kLanes = sizeof(Vector) / sizeof(T);
+    const T scale = static_cast<T>(problem.offset_scale);
+    for (int64_t i = 0; i < used; i += kLanes) {
+      const Vector first = load_vector<Vector>(buffer + 2 * i), second = load_vector<Vector>(buffer + 2 * i + kLanes);
+      Vector x_, y_;
+      if constexpr (kLanes == 8) {
+        x_ = __builtin_shufflevector(first, second, 0, 2, 4, 6, 8, 10, 12, 14);
+        y_ = __builtin_shufflevector(first, second, 1, 3, 5, 7, 9, 11, 13, 15);
+      } else {
+        x_ = __builtin_shufflevector(first, second, 0, 2, 4, 6);
+        y_ = __builtin_shufflevector(first, second, 1, 3, 5, 7);
+      }
+      if (problem.coordinates == Coordinates::normalised) {
+        x_ = x_ * load_vector<Vector>(width + i) - T(0.5);
+        y_ = y_ * load_vector<Vector>(height + i) - T(0.5);
+      } else {
+        if (problem.coordinates == Coordinates::kernel_grid) {
+          x_ = (load_vector<Vector>(grid_x + i) + x_) * scale;
+          y_ = (load_vector<Vector>(grid_y + i) + y_) * scale;
+        }
+        x_ += load_vector<Vector>(lateral + i);
+        y_ += load_vector<Vector>(vertical + i);
+      }
+      store_vector<Vector>(x + i, x_);
+      store_vector<Vector>(y + i, y_);
     }
   }
 
@@ -598,7 +644,7 @@ void pack(const Problem& problem, int64_t unit, int64_t begin, int64_t end, void
   T* target = static_cast<T*>(packed) + begin * problem.channels;
   for (int64_t token = begin; token < end; ++token, target += problem.channels) {
     const int64_t row = (image * problem.tokens + token) * problem.heads + head;
-    load_converted(problem.value, row * problem.channels, problem.channels, target);
+    load_row(problem.value, row * problem.channels, problem.channels, target);
   }
 }
 
