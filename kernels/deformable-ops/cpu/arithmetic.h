@@ -1,0 +1,264 @@
+// Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+//
+// Vectors, element types and exp, for one instruction set (see sampling.h).
+#pragma once
+
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+#include "problem.h"
+
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wpsabi"  // vectors are passed to inlined functions only
+#endif
+
+namespace deformable_ops {
+namespace DEFORMABLE_OPS_ARCH {
+
+#define DEFORMABLE_OPS_INLINE inline __attribute__((always_inline))
+
+// 32 bytes of T, as many 32-bit integers, and what comparisons of Ts give. Plain vector extensions: where registers are
+// shorter, the compiler uses several.
+template <typename T>
+struct VectorOf;
+template <>
+struct VectorOf<float> {
+  typedef float type __attribute__((vector_size(32)));
+  typedef float quad __attribute__((vector_size(16)));
+  typedef int32_t integers __attribute__((vector_size(32)));
+  typedef int32_t mask __attribute__((vector_size(32)));
+};
+template <>
+struct VectorOf<double> {
+  typedef double type __attribute__((vector_size(32)));
+  typedef double quad __attribute__((vector_size(32)));
+  typedef int32_t integers __attribute__((vector_size(16)));
+  typedef int64_t mask __attribute__((vector_size(32)));
+};
+
+template <typename Vector, typename T>
+DEFORMABLE_OPS_INLINE Vector load_vector(const T* source) {
+  Vector vector;
+  __builtin_memcpy(&vector, source, sizeof(Vector));  // not aligned
+  return vector;
+}
+
+template <typename Vector, typename T>
+DEFORMABLE_OPS_INLINE void store_vector(T* target, Vector vector) {
+  __builtin_memcpy(target, &vector, sizeof(Vector));
+}
+
+// Writes a[0] b[0] c[0] d[0] a[1] b[1] c[1] d[1] ...
+template <typename Vector, typename T>
+DEFORMABLE_OPS_INLINE void store_interleaved(T* target, Vector a, Vector b, Vector c, Vector d) {
+  constexpr int kLanes = sizeof(Vector) / sizeof(T);
+  if constexpr (kLanes == 8) {
+    const Vector ab0 = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+    const Vector ab1 = __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+    const Vector cd0 = __builtin_shufflevector(c, d, 0, 8, 1, 9, 2, 10, 3, 11);
+    const Vector cd1 = __builtin_shufflevector(c, d, 4, 12, 5, 13, 6, 14, 7, 15);
+    store_vector<Vector>(target, __builtin_shufflevector(ab0, cd0, 0, 1, 8, 9, 2, 3, 10, 11));
+    store_vector<Vector>(target + 8, __builtin_shufflevector(ab0, cd0, 4, 5, 12, 13, 6, 7, 14, 15));
+    store_vector<Vector>(target + 16, __builtin_shufflevector(ab1, cd1, 0, 1, 8, 9, 2, 3, 10, 11));
+    store_vector<Vector>(target + 24, __builtin_shufflevector(ab1, cd1, 4, 5, 12, 13, 6, 7, 14, 15));
+  } else {
+    const Vector ab0 = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab1 = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+    const Vector cd0 = __builtin_shufflevector(c, d, 0, 4, 1, 5), cd1 = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+    store_vector<Vector>(target, __builtin_shufflevector(ab0, cd0, 0, 1, 4, 5));
+    store_vector<Vector>(target + 4, __builtin_shufflevector(ab0, cd0, 2, 3, 6, 7));
+    store_vector<Vector>(target + 8, __builtin_shufflevector(ab1, cd1, 0, 1, 4, 5));
+    store_vector<Vector>(target + 12, __builtin_shufflevector(ab1, cd1, 2, 3, 6, 7));
+  }
+}
+
+// ---- element types -------------------------------------------------------------------------------------------------
+
+union Bits {
+  float value;
+  uint32_t bits;
+};
+
+DEFORMABLE_OPS_INLINE float from_bfloat16(uint16_t stored) {
+  Bits number;
+  number.bits = static_cast<uint32_t>(stored) << 16;
+  return number.value;
+}
+
+DEFORMABLE_OPS_INLINE uint16_t to_bfloat16(float value) {
+  Bits number;
+  number.value = value;
+  const uint32_t rounded = (number.bits + 0x7fffu + ((number.bits >> 16) & 1u)) >> 16;  // to nearest, ties to even
+  return value != value ? 0x7fc0 : static_cast<uint16_t>(rounded);
+}
+
+DEFORMABLE_OPS_INLINE float from_float16(uint16_t stored) {
+#if defined(__F16C__)
+  return _cvtsh_ss(stored);
+#else
+  const uint32_t sign = static_cast<uint32_t>(stored & 0x8000u) << 16;
+  const uint32_t magnitude = stored & 0x7fffu;
+  Bits number;
+  if (magnitude >= 0x7c00u) {  // infinity, NaN
+    number.bits = sign | 0x7f800000u | ((magnitude & 0x3ffu) << 13);
+  } else if (magnitude >= 0x0400u) {
+    number.bits = sign | ((magnitude + 0x1c000u) << 13);
+  } else {  // zero, subnormal: a multiple of 2^-24
+    number.value = static_cast<float>(magnitude) * 5.9604644775390625e-8f;
+    number.bits |= sign;
+  }
+  return number.value;
+#endif
+}
+
+DEFORMABLE_OPS_INLINE uint16_t to_float16(float value) {
+#if defined(__F16C__)
+  return static_cast<uint16_t>(_cvtss_sh(value, 0));
+#else
+  Bits number;
+  number.value = value;
+  const uint32_t sign = (number.bits >> 16) & 0x8000u;
+  number.bits &= 0x7fffffffu;
+  uint32_t magnitude;
+  if (number.bits > 0x7f800000u) {
+    magnitude = 0x7e00u;
+  } else if (number.bits >= 0x47800000u) {  // 65536 and more
+    magnitude = 0x7c00u;
+  } else if (number.bits < 0x38800000u) {  // less than 2^-14: adding 0.5 leaves the multiple of 2^-24 in the last bits
+    number.value += 0.5f;
+    magnitude = number.bits - 0x3f000000u;
+  } else {
+    magnitude = (number.bits - 0x38000000u + 0x0fffu + ((number.bits >> 13) & 1u)) >> 13;
+  }
+  return static_cast<uint16_t>(sign | magnitude);
+#endif
+}
+
+template <typename T>
+void load_converted(const Array& array, int64_t offset, int64_t count, T* target) {
+  switch (array.type) {
+    case Scalar::float32: {
+      const float* source = static_cast<const float*>(array.data) + offset;
+      for (int64_t i = 0; i < count; ++i) target[i] = static_cast<T>(source[i]);
+      return;
+    }
+    case Scalar::float64: {
+      const double* source = static_cast<const double*>(array.data) + offset;
+      for (int64_t i = 0; i < count; ++i) target[i] = static_cast<T>(source[i]);
+      return;
+    }
+    case Scalar::bfloat16: {
+      const uint16_t* source = static_cast<const uint16_t*>(array.data) + offset;
+      for (int64_t i = 0; i < count; ++i) target[i] = static_cast<T>(from_bfloat16(source[i]));
+      return;
+    }
+    case Scalar::float16: {
+      const uint16_t* source = static_cast<const uint16_t*>(array.data) + offset;
+      int64_t i = 0;
+#if defined(__F16C__)
+      if (sizeof(T) == sizeof(float)) {
+        for (; i + 8 <= count; i += 8) {
+          const __m128i eight = _mm_loadu_si128(reinterpret_cast<const __m128i*>(source + i));
+          _mm256_storeu_ps(reinterpret_cast<float*>(target + i), _mm256_cvtph_ps(eight));
+        }
+      }
+#endif
+      for (; i < count; ++i) target[i] = static_cast<T>(from_float16(source[i]));
+      return;
+    }
+  }
+}
+
+template <typename T>
+DEFORMABLE_OPS_INLINE Scalar own_type() {
+  return sizeof(T) == sizeof(float) ? Scalar::float32 : Scalar::float64;
+}
+
+// `count` elements in the compute type: the array itself where it has that type, else `buffer`.
+template <typename T>
+DEFORMABLE_OPS_INLINE const T* view(const Array& array, int64_t offset, int64_t count, T* buffer) {
+  if (array.type == own_type<T>()) return static_cast<const T*>(array.data) + offset;
+  load_converted(array, offset, count, buffer);
+  return buffer;
+}
+
+// `count` elements, in the compute type, to `target`. For rows too short for a call of memcpy.
+template <typename T>
+DEFORMABLE_OPS_INLINE void load_row(const Array& array, int64_t offset, int64_t count, T* target) {
+  typedef typename VectorOf<T>::type Vector;
+  typedef typename VectorOf<T>::quad Quad;
+  constexpr int64_t kLanes = sizeof(Vector) / sizeof(T);
+  if (array.type != own_type<T>()) {
+    load_converted(array, offset, count, target);
+    return;
+  }
+  const T* source = static_cast<const T*>(array.data) + offset;
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) store_vector<Vector>(target + i, load_vector<Vector>(source + i));
+  if (i + 4 <= count) {
+    store_vector<Quad>(target + i, load_vector<Quad>(source + i));
+    i += 4;
+  }
+  for (; i < count; ++i) target[i] = source[i];
+}
+
+template <typename T>
+void store(const Array& array, int64_t offset, int64_t count, const T* source) {
+  switch (array.type) {
+    case Scalar::float32: {
+      float* target = static_cast<float*>(array.data) + offset;
+      for (int64_t i = 0; i < count; ++i) target[i] = static_cast<float>(source[i]);
+      return;
+    }
+    case Scalar::float64: {
+      double* target = static_cast<double*>(array.data) + offset;
+      for (int64_t i = 0; i < count; ++i) target[i] = static_cast<double>(source[i]);
+      return;
+    }
+    case Scalar::bfloat16: {
+      uint16_t* target = static_cast<uint16_t*>(array.data) + offset;
+      for (int64_t i = 0; i < count; ++i) target[i] = to_bfloat16(static_cast<float>(source[i]));
+      return;
+    }
+    case Scalar::float16: {
+      uint16_t* target = static_cast<uint16_t*>(array.data) + offset;
+      for (int64_t i = 0; i < count; ++i) target[i] = to_float16(static_cast<float>(source[i]));
+      return;
+    }
+  }
+}
+
+// ---- softmax -------------------------------------------------------------------------------------------------------
+
+// exp for x <= 0, relative error below 2e-7 (of a double: the library's). NaN stays NaN.
+DEFORMABLE_OPS_INLINE void exponential(float* numbers, int64_t count) {
+  typedef VectorOf<float>::type Vector;
+  typedef VectorOf<float>::integers Integers;
+  const Vector zero = {};
+  for (int64_t i = 0; i < count; i += 8) {
+    const Vector x = load_vector<Vector>(numbers + i);
+    const Vector bounded = x < -87.0f ? zero - 87.0f : x;       // below that the result is zero, not a subnormal
+    const Vector shifted = bounded * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23: rounds to an integer
+    const Vector power = shifted - 12582912.0f;
+    const Vector rest = (bounded - power * 0.693359375f) + power * 2.12194440e-4f;
+    Vector series = rest * 1.9875691500e-4f + 1.3981999507e-3f;
+    series = series * rest + 8.3334519073e-3f;
+    series = series * rest + 4.1665795894e-2f;
+    series = series * rest + 1.6666665459e-1f;
+    series = series * rest + 5.0000001201e-1f;
+    series = (series * rest) * rest + rest + 1.0f;
+    Integers bits;
+    __builtin_memcpy(&bits, &shifted, sizeof(bits));
+    bits = (bits << 23) + 0x3f800000;  // the integer as an exponent
+    Vector scale;
+    __builtin_memcpy(&scale, &bits, sizeof(scale));
+    store_vector<Vector>(numbers + i, x < -87.0f ? zero : series * scale);
+  }
+}
+
+DEFORMABLE_OPS_INLINE void exponential(double* numbers, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) numbers[i] = __builtin_exp(numbers[i]);
+}
+
+}  // namespace DEFORMABLE_OPS_ARCH
+}  // namespace deformable_ops
