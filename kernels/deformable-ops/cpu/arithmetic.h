@@ -72,6 +72,31 @@ DEFORMABLE_OPS_INLINE void store_interleaved(T* target, Vector a, Vector b, Vect
   }
 }
 
+// The inverse: four vectors from source[0] of each, source[1] of each...
+template <typename Vector, typename T>
+DEFORMABLE_OPS_INLINE void load_interleaved(const T* source, Vector (&vectors)[4]) {
+  constexpr int kLanes = sizeof(Vector) / sizeof(T);
+  const Vector v0 = load_vector<Vector>(source), v1 = load_vector<Vector>(source + kLanes);
+  const Vector v2 = load_vector<Vector>(source + 2 * kLanes), v3 = load_vector<Vector>(source + 3 * kLanes);
+  if constexpr (kLanes == 8) {
+    const Vector ab0 = __builtin_shufflevector(v0, v1, 0, 4, 8, 12, 1, 5, 9, 13);
+    const Vector cd0 = __builtin_shufflevector(v0, v1, 2, 6, 10, 14, 3, 7, 11, 15);
+    const Vector ab1 = __builtin_shufflevector(v2, v3, 0, 4, 8, 12, 1, 5, 9, 13);
+    const Vector cd1 = __builtin_shufflevector(v2, v3, 2, 6, 10, 14, 3, 7, 11, 15);
+    vectors[0] = __builtin_shufflevector(ab0, ab1, 0, 1, 2, 3, 8, 9, 10, 11);
+    vectors[1] = __builtin_shufflevector(ab0, ab1, 4, 5, 6, 7, 12, 13, 14, 15);
+    vectors[2] = __builtin_shufflevector(cd0, cd1, 0, 1, 2, 3, 8, 9, 10, 11);
+    vectors[3] = __builtin_shufflevector(cd0, cd1, 4, 5, 6, 7, 12, 13, 14, 15);
+  } else {
+    const Vector ab0 = __builtin_shufflevector(v0, v1, 0, 4, 1, 5), cd0 = __builtin_shufflevector(v0, v1, 2, 6, 3, 7);
+    const Vector ab1 = __builtin_shufflevector(v2, v3, 0, 4, 1, 5), cd1 = __builtin_shufflevector(v2, v3, 2, 6, 3, 7);
+    vectors[0] = __builtin_shufflevector(ab0, ab1, 0, 1, 4, 5);
+    vectors[1] = __builtin_shufflevector(ab0, ab1, 2, 3, 6, 7);
+    vectors[2] = __builtin_shufflevector(cd0, cd1, 0, 1, 4, 5);
+    vectors[3] = __builtin_shufflevector(cd0, cd1, 2, 3, 6, 7);
+  }
+}
+
 // ---- element types -------------------------------------------------------------------------------------------------
 
 union Bits {
@@ -182,17 +207,12 @@ DEFORMABLE_OPS_INLINE const T* view(const Array& array, int64_t offset, int64_t 
   return buffer;
 }
 
-// `count` elements, in the compute type, to `target`. For rows too short for a call of memcpy.
+// For rows too short for a call of memcpy.
 template <typename T>
-DEFORMABLE_OPS_INLINE void load_row(const Array& array, int64_t offset, int64_t count, T* target) {
+DEFORMABLE_OPS_INLINE void copy_row(const T* source, int64_t count, T* target) {
   typedef typename VectorOf<T>::type Vector;
   typedef typename VectorOf<T>::quad Quad;
   constexpr int64_t kLanes = sizeof(Vector) / sizeof(T);
-  if (array.type != own_type<T>()) {
-    load_converted(array, offset, count, target);
-    return;
-  }
-  const T* source = static_cast<const T*>(array.data) + offset;
   int64_t i = 0;
   for (; i + kLanes <= count; i += kLanes) store_vector<Vector>(target + i, load_vector<Vector>(source + i));
   if (i + 4 <= count) {
@@ -200,6 +220,25 @@ DEFORMABLE_OPS_INLINE void load_row(const Array& array, int64_t offset, int64_t 
     i += 4;
   }
   for (; i < count; ++i) target[i] = source[i];
+}
+
+// `count` elements, in the compute type, to `target`.
+template <typename T>
+DEFORMABLE_OPS_INLINE void load_row(const Array& array, int64_t offset, int64_t count, T* target) {
+  if (array.type == own_type<T>()) {
+    copy_row(static_cast<const T*>(array.data) + offset, count, target);
+  } else {
+    load_converted(array, offset, count, target);
+  }
+}
+
+// Rows of one head lie further apart than the processor looks ahead by itself.
+constexpr int64_t kAhead = 8;  // queries
+
+DEFORMABLE_OPS_INLINE void prefetch(const Array& array, int64_t offset, int64_t count) {
+  const int64_t size = array.type == Scalar::float64 ? 8 : (array.type == Scalar::float32 ? 4 : 2);
+  const char* source = static_cast<const char*>(array.data) + offset * size;
+  for (int64_t byte = 0; byte < count * size; byte += 64) __builtin_prefetch(source + byte);
 }
 
 template <typename T>
@@ -225,6 +264,15 @@ void store(const Array& array, int64_t offset, int64_t count, const T* source) {
       for (int64_t i = 0; i < count; ++i) target[i] = to_float16(static_cast<float>(source[i]));
       return;
     }
+  }
+}
+
+template <typename T>
+DEFORMABLE_OPS_INLINE void store_row(const Array& array, int64_t offset, int64_t count, const T* source) {
+  if (array.type == own_type<T>()) {
+    copy_row(source, count, static_cast<T*>(array.data) + offset);
+  } else {
+    store(array, offset, count, source);
   }
 }
 

@@ -21,8 +21,8 @@ struct Block {
   T *lateral, *vertical;          // fractions to the right and the lower neighbour
   T *width, *height;              // of the point's level
   T *grid_x, *grid_y;             // kernel_grid: the kernel element relative to the middle
-  T *gradient_x, *gradient_y, *gradient_weight;
-  T* buffer;                      // 2 * capacity
+  T* gradient_weight;
+  T* buffer;                      // pairs (x, y): as stored, or their gradients
   // Four for each point: upper left, upper right, lower left, lower right
   T* corner;                      // bilinear times attention weight
   T* dot;                         // the row times the gradient of the output (backward)
@@ -54,7 +54,7 @@ struct Block {
     const int64_t each = padded(capacity);
     T* next = static_cast<T*>(scratch);
     T** const arrays[] = {&x,      &y,      &weight,     &lateral,    &vertical,        &width,
-                          &height, &grid_x, &grid_y,     &gradient_x, &gradient_y,      &gradient_weight};
+                          &height, &grid_x, &grid_y,     &gradient_weight};
     for (T** array : arrays) {
       *array = next;
       next += each;
@@ -107,6 +107,9 @@ struct Block {
     for (int64_t query = 0; query < count; ++query) {
       const int64_t row = ((image * problem.queries + begin + query) * problem.heads + head) * per_query;
       const int64_t first = query * per_query;
+      const int64_t ahead = row + kAhead * problem.heads * per_query;  // past the end at the end: only a hint
+      prefetch(problem.locations, 2 * ahead, 2 * per_query);
+      prefetch(problem.weights, ahead, per_query);
       load_row(problem.locations, 2 * row, 2 * per_query, buffer + 2 * first);
       load_row(problem.weights, row, per_query, weight + first);
       if (problem.coordinates == Coordinates::offsets) {
@@ -225,6 +228,36 @@ struct Block {
       store_interleaved<Integers>(token + 4 * i, first | ~(left_in & upper_in), (first + 1) | ~(right_in & upper_in),
                                   (first + width_) | ~(left_in & lower_in),
                                   (first + width_ + 1) | ~(right_in & lower_in));
+    }
+  }
+
+  // From `dot` the gradients of weights and of the pairs in `buffer` (before the softmax, of the stored x and y).
+  void differentiate(const Problem& problem, int64_t used) {
+    typedef typename VectorOf<T>::type Vector;
+    constexpr int64_t kLanes = sizeof(Vector) / sizeof(T);
+    const Vector zero = {}, one = zero + T(1);
+    const Vector scale =
+        zero + (problem.coordinates == Coordinates::kernel_grid ? static_cast<T>(problem.offset_scale) : T(1));
+    const bool normalised = problem.coordinates == Coordinates::normalised;
+    for (int64_t i = 0; i < used; i += kLanes) {
+      Vector dots[4];
+      load_interleaved<Vector>(dot + 4 * i, dots);
+      const Vector right = load_vector<Vector>(lateral + i), lower = load_vector<Vector>(vertical + i);
+      const Vector upper_row = (one - right) * dots[0] + right * dots[1];
+      const Vector lower_row = (one - right) * dots[2] + right * dots[3];
+      store_vector<Vector>(gradient_weight + i, (one - lower) * upper_row + lower * lower_row);
+      const Vector attention = load_vector<Vector>(weight + i);
+      Vector x_ = attention * ((one - lower) * (dots[1] - dots[0]) + lower * (dots[3] - dots[2]));
+      Vector y_ = attention * ((one - right) * (dots[2] - dots[0]) + right * (dots[3] - dots[1]));
+      x_ *= normalised ? load_vector<Vector>(width + i) : scale;
+      y_ *= normalised ? load_vector<Vector>(height + i) : scale;
+      if constexpr (kLanes == 8) {
+        store_vector<Vector>(buffer + 2 * i, __builtin_shufflevector(x_, y_, 0, 8, 1, 9, 2, 10, 3, 11));
+        store_vector<Vector>(buffer + 2 * i + 8, __builtin_shufflevector(x_, y_, 4, 12, 5, 13, 6, 14, 7, 15));
+      } else {
+        store_vector<Vector>(buffer + 2 * i, __builtin_shufflevector(x_, y_, 0, 4, 1, 5));
+        store_vector<Vector>(buffer + 2 * i + 4, __builtin_shufflevector(x_, y_, 2, 6, 3, 7));
+      }
     }
   }
 };

@@ -211,6 +211,7 @@ void backward_points(const Problem& problem, int64_t unit, int64_t begin, int64_
     for (int64_t i = 0; i < 4 * used; ++i) block.dot[i] = 0;
     for (int64_t i = 0; i < count; ++i) {
       const int64_t row = (image * problem.queries + query + i) * problem.heads + head;
+      prefetch(problem.grad_output, (row + kAhead * problem.heads) * problem.channels, problem.channels);
       const T* gradient = view(problem.grad_output, row * problem.channels, problem.channels, block.channels);
       for (int64_t channel = 0; channel < problem.channels;) {
         const int64_t width = widest(problem.channels - channel);
@@ -219,29 +220,7 @@ void backward_points(const Problem& problem, int64_t unit, int64_t begin, int64_
         channel += width;
       }
     }
-    T *__restrict gradient_x = block.gradient_x, *__restrict gradient_y = block.gradient_y;
-    T* __restrict gradient_weight = block.gradient_weight;
-    for (int64_t i = 0; i < used; ++i) {
-      const T right = block.lateral[i], lower = block.vertical[i];
-      const T dot0 = block.dot[4 * i], dot1 = block.dot[4 * i + 1], dot2 = block.dot[4 * i + 2],
-              dot3 = block.dot[4 * i + 3];
-      gradient_x[i] = block.weight[i] * ((1 - lower) * (dot1 - dot0) + lower * (dot3 - dot2));
-      gradient_y[i] = block.weight[i] * ((1 - right) * (dot2 - dot0) + right * (dot3 - dot1));
-      gradient_weight[i] =
-          (1 - lower) * ((1 - right) * dot0 + right * dot1) + lower * ((1 - right) * dot2 + right * dot3);
-    }
-    if (problem.coordinates == Coordinates::normalised) {
-      for (int64_t i = 0; i < used; ++i) {
-        gradient_x[i] *= block.width[i];
-        gradient_y[i] *= block.height[i];
-      }
-    } else if (problem.coordinates == Coordinates::kernel_grid) {
-      const T scale = static_cast<T>(problem.offset_scale);
-      for (int64_t i = 0; i < used; ++i) {
-        gradient_x[i] *= scale;
-        gradient_y[i] *= scale;
-      }
-    }
+    block.differentiate(problem, used);
     for (int64_t i = 0; i < count; ++i) {
       const int64_t first = i * per_query;
       if (problem.coordinates == Coordinates::offsets) {  // through the softmax
@@ -252,12 +231,8 @@ void backward_points(const Problem& problem, int64_t unit, int64_t begin, int64_
         }
       }
       const int64_t row = ((image * problem.queries + query + i) * problem.heads + head) * per_query;
-      store(problem.grad_weights, row, per_query, block.gradient_weight + first);
-      for (int64_t j = 0; j < per_query; ++j) {
-        block.buffer[2 * j] = block.gradient_x[first + j];
-        block.buffer[2 * j + 1] = block.gradient_y[first + j];
-      }
-      store(problem.grad_locations, 2 * row, 2 * per_query, block.buffer);
+      store_row(problem.grad_weights, row, per_query, block.gradient_weight + first);
+      store_row(problem.grad_locations, 2 * row, 2 * per_query, block.buffer + 2 * first);
     }
   }
 }
@@ -273,6 +248,7 @@ void backward_value(const Problem& problem, int64_t unit, int64_t first, int64_t
     block.find_corners(count);
     for (int64_t i = 0; i < count; ++i) {
       const int64_t row = (image * problem.queries + query + i) * problem.heads + head;
+      prefetch(problem.grad_output, (row + kAhead * problem.heads) * problem.channels + first, width);
       const T* gradient = view(problem.grad_output, row * problem.channels + first, width, block.channels);
       DEFORMABLE_OPS_BY_WIDTH(T, width, scatter(block, i * block.per_query, static_cast<T*>(sums), gradient));
     }
@@ -280,7 +256,7 @@ void backward_value(const Problem& problem, int64_t unit, int64_t first, int64_t
   const T* source = static_cast<const T*>(sums);
   for (int64_t token = 0; token < problem.tokens; ++token, source += width) {
     const int64_t row = (image * problem.tokens + token) * problem.heads + head;
-    store(problem.grad_value, row * problem.channels + first, width, source);
+    store_row(problem.grad_value, row * problem.channels + first, width, source);
   }
 }
 
