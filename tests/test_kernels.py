@@ -150,10 +150,10 @@ def test_layers_take_the_faster_fallback(name):
     with compiled_operators("off"):
         with torch.no_grad(), Ran() as ran:
             output = layer_call(layer, {**inputs, **settings})
-        assert "aten._embedding_bag.default" in ran.names and "aten.grid_sampler_2d.default" not in ran.names
+        assert any("embedding_bag" in name for name in ran.names) and "aten.grid_sampler_2d.default" not in ran.names
         with Ran() as ran:
             trained = layer_call(layer, {**inputs, **settings})
-        assert "aten.grid_sampler_2d.default" in ran.names and "aten._embedding_bag.default" not in ran.names
+        assert "aten.grid_sampler_2d.default" in ran.names and not any("embedding_bag" in name for name in ran.names)
     assert relative_error(output, tensors["output"]) < 1e-10 and relative_error(trained, output) < 1e-12
 
 

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from reference_cases import ReferenceCase
+from typer.testing import CliRunner
+
+from segtransformers.cli import app
 
 from segtransformers.conversion.published import FAMILIES, published_table
 
@@ -36,13 +39,16 @@ def _word(option: str) -> str:
 
 def test_commands(folder):
     commands = [code.strip() for kind, code in BLOCKS if kind == "bash"]
-    assert len(commands) == 3
+    assert len(commands) == 4
     for command in commands:
         words = shlex.split(command)
         if words[:2] == ["pip", "install"]:
             words = words[words.index("&&") + 1 :]
         if words[:3] == ["python", "-m", "pytest"]:
             assert len(words) == 3  # this run
+            continue
+        if words[1:] == ["build-kernels"]:
+            assert words[1] in CliRunner().invoke(app, ["--help"]).stdout  # test_kernels.py runs it
             continue
         if words[0] == "python":
             words = [sys.executable, str(ROOT / words[1]), *words[2:]]
