@@ -13,7 +13,6 @@ from reference_cases import ReferenceCase
 from typer.testing import CliRunner
 
 from segtransformers.cli import app
-
 from segtransformers.conversion.published import FAMILIES, published_table
 
 ROOT = Path(__file__).parent.parent
