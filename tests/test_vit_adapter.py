@@ -282,6 +282,31 @@ def test_frozen_embedding_can_pass_gradients_on():
     assert model.trunk.blocks[0].attn.qkv.weight.grad.any()
 
 
+@pytest.mark.parametrize("trunk", TRUNKS)
+def test_gradient_checkpointing_reaches_every_layer(trunk):
+    """Trunk and interactions: what is inside a layer runs again in the backward pass."""
+    model = ViTAdapterBackbone(small_config(trunk=trunk, pretrain_image_size=112)).train()
+    model.gradient_checkpointing_enable()
+    watched = [
+        *(block.norm1 for block in model.trunk.blocks),
+        *(interaction.injector.query_norm for interaction in model.interactions),
+        *(interaction.extractor.query_norm for interaction in model.interactions),
+        *(extractor.query_norm for extractor in model.interactions[-1].extra_extractors),
+    ]
+    assert len(watched) == 4 + 4 + 4 + 2
+    calls = dict.fromkeys(watched, 0)
+
+    def count(module, arguments, output):
+        calls[module] += 1
+
+    for module in watched:
+        module.register_forward_hook(count)
+    maps = model(torch.randn(2, 3, 64, 128)).feature_maps
+    assert set(calls.values()) == {1}
+    sum(map_.square().mean() for map_ in maps).backward()
+    assert set(calls.values()) == {2}
+
+
 def test_hidden_states_are_kept_only_if_asked_for():
     model = ViTAdapterBackbone(small_config()).eval()
     alive = []
