@@ -76,6 +76,15 @@ class ModelTests:
             tensor.data = tensor.data.clone()  # loaded ones lie otherwise in memory, and other kernels round otherwise
         self.assert_same(self.run(model, images), self.run(loaded, images))
 
+    def test_weights_can_stay_on_disk(self, tmp_path):
+        """They are brought in front of a module's forward: each must be used there, and there only."""
+        model, images = self.model(torch.float32), self.images(dtype=torch.float32)
+        model.save_pretrained(tmp_path / "model")
+        loaded = self.model_class.from_pretrained(
+            tmp_path / "model", device_map={"": "disk"}, offload_folder=tmp_path / "offload"
+        )
+        self.assert_same(self.run(model, images), self.run(loaded, images), rtol=1e-4, atol=1e-4)
+
     def test_config_round_trip(self, tmp_path):
         config = self.config()
         config.save_pretrained(tmp_path)

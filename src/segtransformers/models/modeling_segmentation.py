@@ -17,6 +17,7 @@ from transformers.utils import can_return_tuple
 
 from ..inference import slide
 from .configuration_segmentation import BackboneSegmentationConfig
+from .initialization import InitializesEveryModule
 from .losses import check_labels, check_pixel_values, semantic_cross_entropy
 
 
@@ -31,7 +32,7 @@ class SegmentationClassifier(nn.Conv2d):
         return super().forward(F.dropout2d(features, self.dropout, self.training))
 
 
-class BackboneForSemanticSegmentation(PreTrainedModel):
+class BackboneForSemanticSegmentation(InitializesEveryModule, PreTrainedModel):
     """A backbone with heads. Subclasses build the heads.
 
     Args:

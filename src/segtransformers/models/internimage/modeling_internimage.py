@@ -19,6 +19,7 @@ from transformers.utils.generic import maybe_autocast
 
 from ...operators import DeformableConvolutionV3
 from ..backbones import check_images, chosen_hidden_states, wanted_hidden_states
+from ..initialization import InitializesEveryModule
 from ..trunk import DropPath
 from .configuration_internimage import KERNEL_SIZE, InternImageConfig
 
@@ -210,7 +211,7 @@ class InternImageStage(nn.Module):
         return features if self.norm is None else self.norm(features)
 
 
-class InternImagePreTrainedModel(PreTrainedModel):
+class InternImagePreTrainedModel(InitializesEveryModule, PreTrainedModel):
     """Weight initialisation, and what transformers asks of a family of models."""
 
     config: InternImageConfig

@@ -20,6 +20,7 @@ from typing_extensions import Unpack
 
 from ...inference import slide, window_slices
 from ..backbones import STRIDES, check_images, padded_to_stride
+from ..initialization import InitializesEveryModule
 from ..losses import check_labels, check_pixel_values
 from ..pyramid import DeformableAttention, Grid, cropped_to_input
 from .configuration_seg_mask2former import MAPS, SegMask2FormerConfig
@@ -108,7 +109,7 @@ class Prediction:
         )
 
 
-class SegMask2FormerPreTrainedModel(PreTrainedModel):
+class SegMask2FormerPreTrainedModel(InitializesEveryModule, PreTrainedModel):
     """Weight initialisation, and what transformers asks of a family of models."""
 
     config: SegMask2FormerConfig

@@ -310,15 +310,16 @@ class SegMask2FormerTransformerModule(nn.Module):
         Returns:
             see [`SegMask2FormerDecoder`].
         """
-        dtype = mask_features.dtype
-        levels = [
-            map_.flatten(2).transpose(1, 2) + level for map_, level in zip(maps, self.level_embed.weight, strict=True)
-        ]
+        dtype, device = mask_features.dtype, mask_features.device
+        # embeddings are called and not read: what brings weights on demand hooks the call
+        level_embeddings = self.level_embed(torch.arange(LEVELS, device=device))
+        indices = torch.arange(self.queries_embedder.num_embeddings, device=device)
+        levels = [map_.flatten(2).transpose(1, 2) + level for map_, level in zip(maps, level_embeddings, strict=True)]
         with torch.no_grad():
             level_features = [resized(mask_features, map_.shape[2:]).flatten(2) for map_ in maps]
         return self.decoder(
-            self.queries_features.weight.expand(mask_features.shape[0], -1, -1),
-            self.queries_embedder.weight[None],
+            self.queries_features(indices).expand(mask_features.shape[0], -1, -1),
+            self.queries_embedder(indices)[None],
             levels,
             [encoding.to(dtype) for encoding in encodings],
             level_features,

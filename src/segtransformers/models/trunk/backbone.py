@@ -9,6 +9,7 @@ from transformers.backbone_utils import BackboneMixin
 from transformers.utils import logging
 
 from ..configuration_trunk import TrunkConfig
+from ..initialization import InitializesEveryModule
 from .blocks import TRUNK_BLOCKS
 from .modeling_trunk import Trunk, TrunkEmbeddings, init_trunk_weights
 from .pretrained import FromTrunkMixin
@@ -16,7 +17,7 @@ from .pretrained import FromTrunkMixin
 logger = logging.get_logger(__name__)
 
 
-class TrunkBackbone(FromTrunkMixin, BackboneMixin, PreTrainedModel):
+class TrunkBackbone(FromTrunkMixin, BackboneMixin, InitializesEveryModule, PreTrainedModel):
     """A backbone with a plain ViT inside. Subclasses add the rest and call `post_init`.
 
     Args:

@@ -1,0 +1,16 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""How transformers is made to initialise our modules as it does its own."""
+
+from torch import nn
+
+
+class InitializesEveryModule:
+    """Stands in front of `PreTrainedModel` in the bases of a model.
+
+    For classes outside its own package, transformers does not call `_init_weights` with modules that own no tensor
+    themselves, because other people's code might overwrite loaded weights there. Ours asks transformers'
+    `initialization`, which leaves loaded weights alone, and initialises layers by the module around them.
+    """
+
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
+        super()._initialize_weights(module)  # type: ignore[misc]
