@@ -210,6 +210,8 @@ def test_convolutions_in_a_linear_head_are_refused():
         (lambda variant: variant["net_kwargs"]["decoder"].update(name="deeplab_dec"), "name is 'deeplab_dec'; only"),
         (lambda variant: variant["net_kwargs"].update(dropout=0.1), "net_kwargs.dropout is 0.1; only 0.0"),
         (lambda variant: variant["net_kwargs"].update(surprise=1), "settings that are not understood: surprise"),
+        (lambda variant: variant["net_kwargs"].pop("normalization"), "net_kwargs does not say 'normalization'"),
+        (lambda variant: variant["net_kwargs"]["decoder"].pop("name"), "net_kwargs.decoder does not say 'name'"),
         (lambda variant: variant["net_kwargs"].update(normalization="clip"), "normalization is 'clip'; only 'vit' or"),
         (lambda variant: variant["net_kwargs"].update(d_model=96, n_heads=4), "wrong shapes: encoder.cls_token is"),
         (lambda variant: variant["inference_kwargs"].pop("window_size"), "inference_kwargs does not say 'window_size'"),

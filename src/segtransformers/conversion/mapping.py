@@ -45,6 +45,10 @@ class Settings:
             raise ConversionError(f"{self._where}.{name} is {value!r}; only {options} can be converted")
         return value
 
+    def require(self, name: str, *allowed: Any) -> Any:
+        """As `expect`, where the original has no default."""
+        return self.expect(name, *allowed, default=self.take(name))
+
     def part(self, name: str) -> "Settings":
         """The settings that are the value of `name`."""
         return Settings(self.take(name), f"{self._where}.{name}")

@@ -203,7 +203,7 @@ def read_variant(variant: Mapping[str, Any]) -> SegmenterConfig:
     """The config of an official checkpoint, from what stands in its `variant.yml`."""
     net = Settings(variant, "the variant").part("net_kwargs")
     decoder = net.part("decoder")
-    kind = decoder.expect("name", "mask_transformer", "linear")
+    kind = decoder.require("name", "mask_transformer", "linear")
     width, patch = net.take("d_model"), net.take("patch_size")
     is_distilled = net.take("distilled", False)
     names = DISTILLED_NAMES if is_distilled else VIT_NAMES
@@ -252,7 +252,7 @@ def read_variant(variant: Mapping[str, Any]) -> SegmenterConfig:
 def read_variant_processor(variant: Mapping[str, Any], reduce_labels: bool) -> SegmentationImageProcessor:
     """The image processor for the single-scale protocol of an official checkpoint that [`read_variant`] understands."""
     net = Settings(variant, "the variant").part("net_kwargs")
-    mean, std = NORMALIZATIONS[net.expect("normalization", *NORMALIZATIONS)]
+    mean, std = NORMALIZATIONS[net.require("normalization", *NORMALIZATIONS)]
     crop = net.take("image_size")
     inference = Settings(variant.get("inference_kwargs") or {}, "the variant's inference_kwargs")
     side = inference.take("im_size", crop if isinstance(crop, int) else max(crop))
