@@ -10,9 +10,10 @@ import pytest
 import torch
 from reference_cases import ReferenceCase, fill, relative_error
 from safetensors.torch import save_file
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedConfig
 
 from segtransformers import InternImageBackbone, SegUperNetForSemanticSegmentation
+from segtransformers.conversion import ConversionError
 from segtransformers.conversion.cli import main
 from segtransformers.conversion.convert import empty_model
 from segtransformers.conversion.protocol import read_test_pipeline
@@ -69,6 +70,31 @@ def test_classifier_from_the_hub_becomes_a_backbone(tmp_path, capsys, suffix):
         for map_, other in zip(model.backbone(case.pixel_values()).feature_maps, maps, strict=True):
             torch.testing.assert_close(map_, other)
     AutoImageProcessor.from_pretrained(tmp_path / "converted")
+
+
+def test_fields_that_transformers_writes_into_any_config_mean_nothing_here():
+    config = ReferenceCase("internimage/tiny-hub-t").config
+    expected = empty_model(config)[0].config.to_dict()
+    config |= PreTrainedConfig(num_labels=10, problem_type="multi_label_classification", return_dict=False).to_dict()
+    config |= {"model_type": "internimage", "dtype": "float16", "initializer_range": 0.02, "output_attentions": True}
+    assert config["id2label"] and empty_model(config)[0].config.to_dict() == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"surprise": 1}, "settings that are not understood: surprise"),
+        ({"use_cache": True}, "settings that are not understood: use_cache"),
+        *(
+            ({"out_indices": stages}, f"backbone.out_indices is {stages!r}; a list of stages from 0 to 3 is needed")
+            for stages in ([], [True], [[0], [1]], [0, 4], [0.0], None, 3, "0123")
+        ),
+    ],
+)
+def test_configs_that_cannot_be_converted(changes, message):
+    with pytest.raises(ConversionError) as caught:
+        empty_model(ReferenceCase("internimage/tiny-hub-t").config | changes)
+    assert message in str(caught.value)
 
 
 def test_damaged_safetensors_file(tmp_path, capsys):

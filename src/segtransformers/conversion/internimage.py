@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
+from transformers import PreTrainedConfig
 
 from ..models.internimage import InternImageConfig
 from .mapping import Backbone, ConversionError, Rule, Settings
@@ -48,6 +49,8 @@ RULES = [
     Rule(r"levels\.(\d)\.downsample\.conv\.(.+)", r"downsamples.\1.conv.\2"),
     Rule(r"levels\.(\d)\.downsample\.norm\.1\.(.+)", r"downsamples.\1.norm.\2"),
 ]
+# what transformers writes into any config.json; the last are of older versions, of code on the Hub, and for new weights
+_HUB_FIELDS = {*PreTrainedConfig().to_dict(), "model_type", "torch_dtype", "auto_map", "initializer_range"}
 _CLASSIFIER = r"(?:model\.)?"  # what the Hub's layout puts in front
 CLASSIFIER_RULES = [
     Rule(_CLASSIFIER + r"(?:conv_head|head|dcnv3_head_x[34]|clip_projector|fc_norm)\..+", None),
@@ -62,8 +65,12 @@ def read_config(settings: Settings) -> InternImageConfig:
     if not settings.take("level2_post_norm", False):
         block_ids = None
     stages = settings.take("out_indices", (0, 1, 2, 3))
-    if not isinstance(stages, list | tuple) or not set(stages) <= {0, 1, 2, 3}:
-        raise ConversionError(f"backbone.out_indices is {stages!r}; stages from 0 to 3 are needed")
+    if (
+        not isinstance(stages, list | tuple)
+        or not stages
+        or not all(type(stage) is int and 0 <= stage <= 3 for stage in stages)
+    ):
+        raise ConversionError(f"backbone.out_indices is {stages!r}; a list of stages from 0 to 3 is needed")
     config = InternImageConfig(
         embed_dim=settings.take("channels", 64),
         depths=settings.take("depths", [3, 4, 18, 5]),
@@ -89,7 +96,7 @@ def read_config(settings: Settings) -> InternImageConfig:
     settings.expect("drop_path_type", "linear")
     settings.drop("type", "init_cfg", "pretrained", "with_cp")
     settings.drop("num_classes", "cls_scale", "use_clip_projector")  # of the classifier
-    settings.drop("model_type", "architectures", "auto_map", "torch_dtype", "transformers_version", "_name_or_path")
+    settings.drop(*_HUB_FIELDS)
     settings.finish()
     return config
 
