@@ -326,6 +326,21 @@ def test_bad_configs_are_refused(tmp_path, capsys, checkpoint, config, message):
     assert_refused(capsys, tmp_path, message, *arguments)
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("config.json", '{"model": ' + "9" * 5000 + "}", "config.json cannot be read as a config: Exceeds the limit"),
+        ("config.JSON", "{", "config.JSON cannot be read as a config: Expecting"),
+        ("config.txt", '{"model": true}', "what holds JSON must be called .json"),
+    ],
+)
+def test_config_files_that_cannot_be_read(tmp_path, capsys, checkpoint, name, text, message):
+    torch.save(checkpoint, tmp_path / "original.pth")
+    (tmp_path / name).write_text(text)
+    arguments = ["--checkpoint", tmp_path / "original.pth", "--config", tmp_path / name]
+    assert_refused(capsys, tmp_path, message, *arguments)
+
+
 def test_bad_names_are_refused(tmp_path, capsys, checkpoint, config_file):
     file = tmp_path / "original.pth"
     for meta, message in (

@@ -2,6 +2,7 @@
 """Segmenter's checkpoints as the conversion script takes them, its trunks, and the table of what was published."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -261,6 +262,38 @@ def test_text_of_a_variant_is_read_without_running_it():
     for hostile in ("!!python/object/apply:os.system ['true']", "!!python/name:os.system", "{a: [}"):
         with pytest.raises(ConversionError, match="the variant is not understood"):
             parse_variant(hostile)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("2021-13-45", "'2021-13-45' is no timestamp"),
+        ("!!timestamp abc", "'abc' is no timestamp"),
+        ("!!int abc", "'abc' is no int"),
+        ("!!int ''", "'' is no int"),
+        ("!!float abc", "'abc' is no float"),
+        ("!!bool abc", "'abc' is no bool"),
+        ("9" * 5000, "999... is no int"),
+    ],
+)
+def test_odd_values_in_a_variant_are_named(value, message):
+    with pytest.raises(ConversionError, match="the variant is not understood") as caught:
+        parse_variant(f"net_kwargs:\n  n_cls: [{value}]\n")
+    assert message in str(caught.value) and "line 2, column 11" in str(caught.value)
+
+
+def test_the_name_of_a_variant_tells_its_kind(tmp_path, capsys):
+    arguments = ["--checkpoint", official_files(tmp_path), "--output", tmp_path / "converted", "--config"]
+    for name in ("VARIANT.YML", "variant.Yaml", "variant.txt"):
+        (tmp_path / "variant.yml").rename(tmp_path / name)
+        status, _, complaint = convert(capsys, *arguments, tmp_path / name)
+        (tmp_path / name).rename(tmp_path / "variant.yml")
+        if name.endswith("txt"):
+            assert status == 1 and "variant.txt cannot be read" in complaint
+            assert "read as Python text" in complaint and "a variant.yml .yml or .yaml" in complaint
+        else:
+            assert (status, complaint) == (0, "")
+            shutil.rmtree(tmp_path / "converted")
 
 
 def jax_arrays(case: ReferenceCase) -> dict[str, np.ndarray]:

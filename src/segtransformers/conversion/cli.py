@@ -150,17 +150,23 @@ def _reduces_labels(config: dict[str, Any], dataset: str | None) -> bool:
 
 def _read_config(name: str, family: str) -> dict[str, Any]:
     path = Path(name)
+    suffix = path.suffix.lower()
     if not path.is_file():
         rows = ", ".join(published_rows(family))
         raise ConversionError(f"--config {name!r} is neither a file nor a published config. Published are: {rows}")
     try:
         text = path.read_text(encoding="utf-8-sig")
-        if path.suffix in (".yml", ".yaml"):
+        if suffix in (".yml", ".yaml"):
             config = parse_variant(text)
         else:
-            config = json.loads(text) if path.suffix == ".json" else parse_config(text, CONFIG_VARIABLES)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ConversionError(f"{path} cannot be read as a config: {error}") from error
+            config = json.loads(text) if suffix == ".json" else parse_config(text, CONFIG_VARIABLES)
+    except (OSError, ValueError, RecursionError) as error:  # json raises a plain ValueError for huge integers
+        hint = (
+            ""
+            if suffix in (".py", ".json", ".yml", ".yaml")
+            else (". It was read as Python text; what holds JSON must be called .json, and a variant.yml .yml or .yaml")
+        )
+        raise ConversionError(f"{path} cannot be read as a config: {error}{hint}") from error
     return _checked_config(config, str(path))
 
 

@@ -50,6 +50,15 @@ def parse_config(text: str, names: Sequence[str]) -> dict[str, Any]:
 class _VariantLoader(yaml.SafeLoader):
     """Python's yaml writes a tuple with a tag that its own safe loader refuses."""
 
+    def construct_object(self, node, deep=False):
+        """What yaml makes of a node; its own constructors stumble over scalars such as the date 2021-13-45."""
+        try:
+            return super().construct_object(node, deep=deep)
+        except (ValueError, LookupError, AttributeError) as error:
+            shown, kind = repr(node.value), node.tag.rpartition(":")[2]
+            shown = shown if len(shown) <= 60 else shown[:57] + "..."
+            raise yaml.constructor.ConstructorError(None, None, f"{shown} is no {kind}", node.start_mark) from error
+
 
 _VariantLoader.add_constructor("tag:yaml.org,2002:python/tuple", _VariantLoader.construct_sequence)
 
