@@ -125,6 +125,11 @@ def test_what_does_not_fit_is_named_and_changes_nothing(tmp_path):
         ({"pos_embed": torch.zeros(1, 0, 96)}, r"pos_embed is \(1, 0, 96\)"),
         ({"cls_token": torch.zeros(1, 1, 96, dtype=torch.complex64)}, "cls_token is torch.complex64"),
         ({"pos_embed": torch.zeros(1, 197, 96, dtype=torch.long)}, "pos_embed is torch.int64"),
+        (
+            {f"blocks.0.attn.{part}.bias": torch.zeros(96) for part in ("query", "key", "value")},
+            "'blocks.0.attn.qkv.bias' and 'blocks.0.attn.query.bias' are the same tensor",
+        ),
+        ({f"blocks.0.attn.{part}.bias": torch.zeros(()) for part in ("query", "key", "value")}, "must have one shape"),
         ({"norm.weight": torch.zeros(96).to_sparse()}, "norm.weight is torch.float32 .torch.sparse_coo"),
     ],
 )

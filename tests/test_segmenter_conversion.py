@@ -343,6 +343,35 @@ def test_trunk_from_jax_with_other_names_or_without_some(tmp_path):
         load_pretrained_trunk(backbone, tmp_path / "objects.npz")
 
 
+_BLOCK = "Transformer/encoderblock_1"
+_ATTENTION = f"{_BLOCK}/MultiHeadDotProductAttention_1"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({f"{_ATTENTION}/query/kernel": ()}, f"{_ATTENTION}/query/kernel is (), expected a matrix"),
+        ({f"{_ATTENTION}/out/kernel": (3,)}, f"{_ATTENTION}/out/kernel is (3,), expected a matrix"),
+        ({f"{_BLOCK}/MlpBlock_3/Dense_0/kernel": (3,)}, "Dense_0/kernel is (3,), expected a matrix"),
+        ({f"{_ATTENTION}/key/kernel": (5, 2, 16)}, f"{_ATTENTION}/key/kernel ((32, 5)), "),
+        ({f"{_ATTENTION}/value/bias": (5,)}, f"{_ATTENTION}/value/bias ((5,)) must have one shape"),
+        ({"embedding/kernel": (16, 16, 3)}, "embedding/kernel is (16, 16, 3), expected (height, width, 3, channels)"),
+        ({f"{_BLOCK}/LayerNorm_0/scale": ()}, "blocks.1.norm1.weight is (), expected"),
+        ({"embedding/bias": ()}, "patch_embed.proj.bias is (), expected"),
+        ({"cls": ()}, "cls_token is (), expected"),
+        ({"opt/target/cls": (1, 1, 48)}, "'cls' and 'opt/target/cls' are the same tensor of the trunk"),
+    ],
+)
+def test_arrays_of_other_shapes_and_double_ones_are_named(tmp_path, changes, message):
+    case = ReferenceCase("segmenter/tiny-jax-augreg")
+    arrays = jax_arrays(case) | {name: np.zeros(shape, np.float32) for name, shape in changes.items()}
+    np.savez(tmp_path / "odd.npz", **arrays)
+    backbone = SegmenterViTBackbone(read_vit(Settings(case.config["backbone"], "backbone")))
+    with pytest.raises(ConversionError) as caught:
+        load_pretrained_trunk(backbone, tmp_path / "odd.npz")
+    assert message in str(caught.value)
+
+
 def test_trunk_of_mmsegmentation(tmp_path):
     """The .pth file that MMSegmentation makes of an .npz file: a bare dict under its own names."""
     case = ReferenceCase("segmenter/tiny-mask")

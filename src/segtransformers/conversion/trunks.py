@@ -33,6 +33,8 @@ _VIT_RULES = [
 
 def _transposed(name: str, kernel: torch.Tensor) -> torch.Tensor:
     """JAX has inputs first; heads and their channels are dimensions of their own there."""
+    if kernel.dim() < 2:
+        raise ConversionError(f"{name} is {tuple(kernel.shape)}, expected a matrix, or one with heads of its own")
     return kernel.flatten(0, -2).t() if name.endswith("out/kernel") else kernel.flatten(1).t()
 
 
@@ -124,14 +126,21 @@ def load_pretrained_trunk(model: PreTrainedModel, path: str | Path) -> list[str]
 def _renamed(state_dict: Mapping[str, torch.Tensor], config: TrunkConfig) -> tuple[dict[str, torch.Tensor], list[str]]:
     """Tensors under timm's names, and the names of those that are not needed."""
     renamed: dict[str, torch.Tensor] = {}
+    original_names: dict[str, str] = {}
     unused = []
+
+    def place(new_name: str, name: str, tensor: torch.Tensor) -> None:
+        if new_name in renamed:
+            raise ConversionError(f"{original_names[new_name]!r} and {name!r} are the same tensor of the trunk")
+        renamed[new_name], original_names[new_name] = tensor, name
+
     if "layers.0.self_attn.in_proj.weight" in state_dict:
         for name, tensor in with_whole_positions(state_dict).items():
             _, new_name = find_rule(name, UNIPERCEIVER_RULES)
             if new_name is None or not new_name.startswith("trunk."):
                 unused.append(name)  # other tasks and modalities
             else:
-                renamed[new_name.removeprefix("trunk.").removeprefix("embeddings.")] = tensor
+                place(new_name.removeprefix("trunk.").removeprefix("embeddings."), name, tensor)
         return renamed, unused
     if "layers.0.ln1.weight" in state_dict:
         rules = MMSEG_VIT_RULES
@@ -143,9 +152,9 @@ def _renamed(state_dict: Mapping[str, torch.Tensor], config: TrunkConfig) -> tup
         if rule is not None and (new_name is None or (new_name.startswith("norm.") and not config.final_norm)):
             unused.append(name)
         elif rule is None or new_name is None:
-            renamed[name] = tensor  # nobody has a place for it, which is said later
+            place(name, name, tensor)  # nobody has a place for it, which is said later
         else:
-            renamed[new_name] = tensor if rule.change is None else rule.change(name, tensor)
+            place(new_name, name, tensor if rule.change is None else rule.change(name, tensor))
     shared, blocks = renamed.pop(_SHARED_TABLE, None), range(config.num_hidden_layers or 0)
     if shared is not None:
         renamed |= {_TABLE.format(index): shared for index in blocks}
@@ -153,7 +162,11 @@ def _renamed(state_dict: Mapping[str, torch.Tensor], config: TrunkConfig) -> tup
         for kind in ("weight", "bias"):
             parts = [f"blocks.{index}.attn.{part}.{kind}" for part in ("query", "key", "value")]
             if all(part in renamed for part in parts):
-                renamed[f"blocks.{index}.attn.qkv.{kind}"] = torch.cat([renamed.pop(part) for part in parts])
+                tensors, names = [renamed.pop(part) for part in parts], [original_names[part] for part in parts]
+                if len({tensor.shape for tensor in tensors}) > 1 or not tensors[0].dim():
+                    shapes = (f"{name} ({tuple(tensor.shape)})" for name, tensor in zip(names, tensors, strict=True))
+                    raise ConversionError(f"{', '.join(shapes)} must have one shape, to become one tensor of the trunk")
+                place(f"blocks.{index}.attn.qkv.{kind}", names[0], torch.cat(tensors))
     return renamed, unused
 
 
