@@ -291,6 +291,9 @@ def _config(**changes):
     [
         (_config(type="CascadeEncoderDecoder"), "type is 'CascadeEncoderDecoder'; known are EncoderDecoder"),
         (_config(backbone__type="ResNetV1c"), "backbone is 'ResNetV1c'; this script converts ViTAdapter"),
+        (_config(backbone__type=["ViTAdapter"]), "backbone is ['ViTAdapter']; this script converts ViTAdapter"),
+        (_config(backbone__type={"a": 1}), "backbone is {'a': 1}; this script converts ViTAdapter"),
+        (_config(type=["EncoderDecoder"]), "type is ['EncoderDecoder']; known are EncoderDecoder"),
         (_config(decode_head__type="ASPPHead"), "decode_head.type is 'ASPPHead'; known are UPerHead"),
         (_config(auxiliary_head__type="PSPHead"), "auxiliary_head.type is 'PSPHead'; known are FCNHead"),
         (_config(backbone__surprise=1), "backbone has settings that are not understood: surprise"),
