@@ -49,6 +49,21 @@ class Settings:
         """As `expect`, where the original has no default."""
         return self.expect(name, *allowed, default=self.take(name))
 
+    def count(self, name: str, default: Any = _REQUIRED) -> int:
+        """As `take`, for a number of things."""
+        value = self.take(name, default)
+        if type(value) is not int or value < 1:  # True is one of Python's numbers
+            raise ConversionError(f"{self._where}.{name} is {value!r}; a whole number from 1 is needed")
+        return value
+
+    def sides(self, name: str, default: Any = _REQUIRED) -> tuple[int, int]:
+        """As `take`, for the height and width of an image, given as one side or both."""
+        value = self.take(name, default)
+        sides = tuple(value) if isinstance(value, list | tuple) else (value,)
+        if len(sides) not in (1, 2) or any(type(side) is not int or side < 1 for side in sides):
+            raise ConversionError(f"{self._where}.{name} is {value!r}; one side or (height, width) in pixels is needed")
+        return sides[0], sides[-1]
+
     def part(self, name: str) -> "Settings":
         """The settings that are the value of `name`."""
         return Settings(self.take(name), f"{self._where}.{name}")

@@ -87,17 +87,14 @@ OFFICIAL_RULES = [
 
 def read_vit(settings: Settings) -> SegmenterViTConfig:
     """The config of a backbone that mmseg's config calls `VisionTransformer`; defaults are the original's."""
-    width, depth = settings.take("embed_dims", 768), settings.take("num_layers", 12)
-    size = settings.take("img_size", 224)
-    if isinstance(size, list | tuple) and len(size) == 1:
-        (size,) = size
+    width, depth = settings.count("embed_dims", 768), settings.count("num_layers", 12)
     config = SegmenterViTConfig(
         trunk=VIT_NAMES.get(width, "vit_base_patch16_384"),
-        patch_size=settings.take("patch_size", 16),
-        pretrain_image_size=size,
+        patch_size=settings.count("patch_size", 16),
+        pretrain_image_size=settings.sides("img_size", 224),
         hidden_size=width,
         num_hidden_layers=depth,
-        num_attention_heads=settings.take("num_heads", 12),
+        num_attention_heads=settings.count("num_heads", 12),
         mlp_ratio=settings.take("mlp_ratio", 4),
         drop_path_rate=settings.take("drop_path_rate", 0.0),
         qkv_bias=settings.expect("qkv_bias", True),
@@ -154,9 +151,9 @@ def read_mask_head(
     """
     dropout = decode_head.take("drop_rate", 0.0)
     fields = {
-        "decoder_num_hidden_layers": decode_head.take("num_layers"),
-        "decoder_num_attention_heads": decode_head.take("num_heads"),
-        "decoder_hidden_size": decode_head.take("embed_dims"),
+        "decoder_num_hidden_layers": decode_head.count("num_layers"),
+        "decoder_num_attention_heads": decode_head.count("num_heads"),
+        "decoder_hidden_size": decode_head.count("embed_dims"),
         "decoder_mlp_ratio": decode_head.take("mlp_ratio", 4),
         "decoder_drop_path_rate": decode_head.take("drop_path_rate", 0.1),
         "decoder_dropout": dropout,
@@ -192,7 +189,7 @@ def _read_head(
         raise ConversionError("the model config has an auxiliary_head; Segmenter's heads are converted without one")
     decode_head.expect("in_index", -1)
     decode_head.drop("in_channels", "channels")  # the tensors' shapes tell
-    fields["num_labels"] = decode_head.take("num_classes")
+    fields["num_labels"] = decode_head.count("num_classes")
     fields[IGNORE] = decode_head.take("ignore_index", 255)
     take_common(decode_head, "decode_head", has_convolutions=False)
     decode_head.finish()
@@ -204,16 +201,16 @@ def read_variant(variant: Mapping[str, Any]) -> SegmenterConfig:
     net = Settings(variant, "the variant").part("net_kwargs")
     decoder = net.part("decoder")
     kind = decoder.require("name", "mask_transformer", "linear")
-    width, patch = net.take("d_model"), net.take("patch_size")
+    width, patch = net.count("d_model"), net.count("patch_size")
     is_distilled = net.take("distilled", False)
     names = DISTILLED_NAMES if is_distilled else VIT_NAMES
     backbone_config = SegmenterViTConfig(
         trunk=names.get(width, "deit_base_distilled_patch16_384" if is_distilled else "vit_base_patch16_384"),
         patch_size=patch,
-        pretrain_image_size=net.take("image_size"),
+        pretrain_image_size=net.sides("image_size"),
         hidden_size=width,
-        num_hidden_layers=net.take("n_layers"),
-        num_attention_heads=net.take("n_heads"),
+        num_hidden_layers=net.count("n_layers"),
+        num_attention_heads=net.count("n_heads"),
         mlp_ratio=4,
         drop_path_rate=net.take("drop_path_rate", 0.0),
         qkv_bias=True,
@@ -224,10 +221,10 @@ def read_variant(variant: Mapping[str, Any]) -> SegmenterConfig:
         position_interpolation="bilinear",
         keep_positions_of_same_count=True,
     )
-    fields: dict[str, Any] = {"decoder": kind, "num_labels": net.take("n_cls")}
+    fields: dict[str, Any] = {"decoder": kind, "num_labels": net.count("n_cls")}
     if kind == "mask_transformer":
         fields |= {
-            "decoder_num_hidden_layers": decoder.take("n_layers"),
+            "decoder_num_hidden_layers": decoder.count("n_layers"),
             "decoder_num_attention_heads": width // 64,
             "decoder_drop_path_rate": decoder.take("drop_path_rate"),
             "decoder_dropout": decoder.take("dropout"),
@@ -253,11 +250,8 @@ def read_variant_processor(variant: Mapping[str, Any], reduce_labels: bool) -> S
     """The image processor for the single-scale protocol of an official checkpoint that [`read_variant`] understands."""
     net = Settings(variant, "the variant").part("net_kwargs")
     mean, std = NORMALIZATIONS[net.require("normalization", *NORMALIZATIONS)]
-    crop = net.take("image_size")
     inference = Settings(variant.get("inference_kwargs") or {}, "the variant's inference_kwargs")
-    side = inference.take("im_size", crop if isinstance(crop, int) else max(crop))
-    if not isinstance(side, int) or side < 1:
-        raise ConversionError(f"the variant's inference_kwargs.im_size is {side!r}; a number of pixels is needed")
+    side = inference.count("im_size", max(net.sides("image_size")))
     dataset = Settings(variant.get("dataset_kwargs") or {}, "the variant's dataset_kwargs").take("dataset", None)
     return SegmentationImageProcessor(
         size={"shortest_edge": side, "longest_edge": MAX_RATIOS.get(str(dataset), MAX_RATIOS["ade20k"]) * side},
