@@ -20,7 +20,7 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from segtransformers.conversion import ConversionError, convert_checkpoint
 from segtransformers.conversion.checkpoint import read_checkpoint
-from segtransformers.conversion.cli import main
+from segtransformers.conversion.cli import VARIANT, main
 from segtransformers.conversion.config_text import parse_config
 from segtransformers.conversion.convert import empty_model
 from segtransformers.conversion.protocol import read_test_pipeline
@@ -354,6 +354,23 @@ def test_bad_names_are_refused(tmp_path, capsys, checkpoint, config_file):
     ):
         torch.save({**checkpoint, "meta": meta}, file)
         assert_refused(capsys, tmp_path, message, "--checkpoint", file, "--config", config_file)
+
+
+def test_advice_fits_what_was_said(tmp_path, capsys, checkpoint, config_file):
+    torch.save(checkpoint, tmp_path / "original.pth")
+    arguments = ["--checkpoint", tmp_path / "original.pth", "--config"]
+    message = "outputs: wall, building, sky, floor, ... Choose another --dataset, or leave it out"
+    assert_refused(capsys, tmp_path, message, *arguments, config_file, "--dataset", "ade20k")
+    (tmp_path / "variant.yml").write_text("net_kwargs: {n_cls: 5}")
+    message = (
+        "an official Segmenter's variant.yml, which convert_segmenter.py converts; this script converts ViTAdapter"
+    )
+    assert_refused(capsys, tmp_path, message, *arguments, tmp_path / "variant.yml")
+    status = main(
+        "segmenter", ("VisionTransformer", VARIANT), [*map(str, arguments), str(config_file), "--output", "x"]
+    )
+    complaint = capsys.readouterr().err
+    assert status == 1 and "converts VisionTransformer, an official Segmenter with its variant.yml" in complaint
 
 
 def test_config_must_come_from_somewhere(tmp_path, capsys, checkpoint):

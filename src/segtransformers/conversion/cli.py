@@ -110,7 +110,13 @@ def _convert(
     kind = backbone.get("type", backbone.get("model_type")) if isinstance(backbone, dict) else None
     kind = VARIANT if is_variant else kind
     if kind not in backbones:
-        raise ConversionError(f"the config's backbone is {kind!r}; this script converts {', '.join(backbones)}")
+        if is_variant:
+            raise ConversionError(
+                "the config is an official Segmenter's variant.yml, which convert_segmenter.py converts; "
+                f"this script converts {', '.join(backbones)}"
+            )
+        known = ("an official Segmenter with its variant.yml" if name == VARIANT else name for name in backbones)
+        raise ConversionError(f"the config's backbone is {kind!r}; this script converts {', '.join(known)}")
     model = convert_checkpoint(checkpoint.state_dict, described)
     dataset = options.dataset or row.get("dataset")
     if is_variant:
@@ -217,9 +223,14 @@ def _label(model: PreTrainedModel, checkpoint: Checkpoint, chosen: str | None, r
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         raise ConversionError("the checkpoint's CLASSES are not a list of names")
     if len(names) != config.num_labels:
+        advice = (
+            "Choose another --dataset, or leave it out"
+            if chosen
+            else "Say --dataset to take names and colours from a data set"
+        )
         raise ConversionError(
             f"the {origin} are {len(names)}, but the head has {config.num_labels} outputs: {', '.join(names[:4])}, ... "
-            "Say --dataset to take names and colours from a data set"
+            + advice
         )
     config.id2label = dict(enumerate(names))
     config.label2id = {name: index for index, name in enumerate(names)}
