@@ -270,3 +270,10 @@ def test_weights_can_stay_on_disk_until_they_are_needed(tmp_path):
         accelerate.disk_offload(model, tmp_path, execution_device="cpu")
         for map_, other in zip(model(images).feature_maps, expected, strict=True):
             torch.testing.assert_close(map_, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mlp_ratio", "offset_scale", "layer_norm_eps", "initializer_range"])
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
+def test_numbers_that_would_give_nan_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be more than 0"):
+        InternImageConfig(**{name: value})

@@ -43,6 +43,8 @@ class SegmentationConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
+        if self.num_labels < 1:
+            raise ValueError(f"num_labels must be at least 1, got {self.num_labels}")
         for name in ("window_size", "window_stride"):
             if getattr(self, name) is not None:
                 setattr(self, name, _pair(name, getattr(self, name)))

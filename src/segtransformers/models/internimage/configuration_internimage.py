@@ -1,6 +1,8 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """InternImage configuration."""
 
+import math
+
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
@@ -112,10 +114,11 @@ class InternImageConfig(BackboneConfigMixin, PreTrainedConfig):
         for channels, groups in zip(self.hidden_sizes, self.num_groups, strict=True):
             if channels % groups:
                 raise ValueError(f"num_groups {self.num_groups} must divide the stages' channels {self.hidden_sizes}")
+        for name in ("mlp_ratio", "offset_scale", "layer_norm_eps", "initializer_range"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be more than 0, got {getattr(self, name)}")
         if int(self.embed_dim * self.mlp_ratio) < 1:
             raise ValueError(f"mlp_ratio ({self.mlp_ratio}) leaves no channel of {self.embed_dim}")
-        if self.offset_scale <= 0:
-            raise ValueError(f"offset_scale must be more than 0, got {self.offset_scale}")
         if self.depthwise_kernel_size < 1 or self.depthwise_kernel_size % 2 == 0:
             raise ValueError(f"depthwise_kernel_size must be odd, got {self.depthwise_kernel_size}")
         if not 0 <= self.drop_path_rate < 1:

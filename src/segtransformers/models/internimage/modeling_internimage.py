@@ -219,6 +219,7 @@ class InternImagePreTrainedModel(InitializesEveryModule, PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ["image"]
     supports_gradient_checkpointing = True
+    _supports_sdpa = True  # there is no attention to choose for
     _no_split_modules = ["InternImageEmbeddings", "InternImageBlock", "InternImageDownsample"]
 
     @torch.no_grad()

@@ -1,6 +1,8 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """Segmenter configuration: the ViT, and the model around it."""
 
+import math
+
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.backbone_utils import BackboneConfigMixin
@@ -133,7 +135,7 @@ class SegmenterConfig(BackboneSegmentationConfig):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be a share in [0, 1), got {getattr(self, name)}")
         for name in ("decoder_mlp_ratio", "decoder_layer_norm_eps"):
-            if getattr(self, name) <= 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
 
 
