@@ -99,6 +99,8 @@ def choose(operator: str, value: torch.Tensor, *, fallback: Callable, reference:
     """
     mode = _state.mode or default_mode()
     exported = torch.compiler.is_exporting() or torch.jit.is_tracing()
+    if value.device.type == "meta":  # shapes alone: there is nothing to compute
+        return reference
     if mode != "off" and (mode == "force" or not exported):
         kernel = find_kernel() if not _state.searched else _state.kernel
         if kernel is not None and value.device.type in kernel.devices and value.dtype in DTYPES:
