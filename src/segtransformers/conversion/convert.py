@@ -120,7 +120,9 @@ def backbone_of_classifier(config: Mapping[str, Any], state_dict: Mapping[str, t
     So classifiers that segmentors start from can be named by the segmentor's config.
     """
     backbone = config.get("backbone")
-    kind = backbone.get("type") if isinstance(backbone, Mapping) else None
+    if not isinstance(backbone, Mapping):
+        return config
+    kind = backbone.get("type")
     if not isinstance(kind, str) or kind not in CLASSIFIERS:
         return config
     return config if any("decode_head." in str(name) for name in state_dict) else backbone
