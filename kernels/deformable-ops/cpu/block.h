@@ -11,11 +11,31 @@ namespace DEFORMABLE_OPS_ARCH {
 constexpr int64_t kBlock = 256;   // points handled together, at least those of one query
 constexpr int64_t kWidest = 64;
 
+// Walks over the items of a part.
+struct Items {
+  int64_t heads, all_heads;
+  int64_t query, head;  // head counts from the part's first
+  int64_t row;          // (image, query, head) as one number
+
+  Items(const Problem& problem, const Part& part, int64_t begin)
+      : heads(part.heads), all_heads(problem.heads), query(begin / part.heads), head(begin % part.heads),
+        row((part.image * problem.queries + query) * problem.heads + part.first_head + head) {}
+
+  DEFORMABLE_OPS_INLINE void next() {
+    ++row;
+    if (++head == heads) {
+      head = 0;
+      ++query;
+      row += all_heads - heads;
+    }
+  }
+};
+
 // Arrays of `capacity` entries each, in the scratch memory of one thread.
 template <typename T>
 struct Block {
   int64_t per_query;  // points of one query: levels * points
-  int64_t queries;    // at most this many queries
+  int64_t items;      // at most this many
   int64_t capacity;
   T *x, *y, *weight;              // pixels; attention weights after the softmax
   T *lateral, *vertical;          // fractions to the right and the lower neighbour
@@ -34,7 +54,7 @@ struct Block {
 
   static int64_t points_of(const Problem& problem) { return problem.levels * problem.points; }
 
-  static int64_t queries_of(const Problem& problem) {
+  static int64_t items_of(const Problem& problem) {
     const int64_t per_query = points_of(problem);
     return per_query == 0 || per_query > kBlock ? 1 : kBlock / per_query;
   }
@@ -43,14 +63,14 @@ struct Block {
   static int64_t padded(int64_t points) { return (points + 7) / 8 * 8; }
 
   static size_t bytes(const Problem& problem) {
-    const int64_t each = padded(queries_of(problem) * points_of(problem));
+    const int64_t each = padded(items_of(problem) * points_of(problem));
     return static_cast<size_t>((22 * each + 2 * kWidest + problem.channels) * sizeof(T) + 7 * each * sizeof(int32_t));
   }
 
   Block(const Problem& problem, void* scratch) {
     per_query = points_of(problem);
-    queries = queries_of(problem);
-    capacity = queries * per_query;
+    items = items_of(problem);
+    capacity = items * per_query;
     const int64_t each = padded(capacity);
     T* next = static_cast<T*>(scratch);
     T** const arrays[] = {&x,      &y,      &weight,     &lateral,    &vertical,        &width,
@@ -101,25 +121,30 @@ struct Block {
     return problem.dilation_height * (problem.kernel_height - 1) / 2;
   }
 
-  // Pixels and attention weights of the queries [begin, begin + count) of a unit.
-  void load(const Problem& problem, int64_t unit, int64_t begin, int64_t count) {
-    const int64_t image = unit / problem.heads, head = unit % problem.heads;
-    for (int64_t query = 0; query < count; ++query) {
-      const int64_t row = ((image * problem.queries + begin + query) * problem.heads + head) * per_query;
-      const int64_t first = query * per_query;
-      const int64_t ahead = row + kAhead * problem.heads * per_query;  // past the end at the end: only a hint
-      prefetch(problem.locations, 2 * ahead, 2 * per_query);
-      prefetch(problem.weights, ahead, per_query);
-      load_row(problem.locations, 2 * row, 2 * per_query, buffer + 2 * first);
-      load_row(problem.weights, row, per_query, weight + first);
+  // Pixels and attention weights of the items [begin, begin + count) of a part.
+  void load(const Problem& problem, const Part& part, int64_t begin, int64_t count) {
+    const int64_t used = count * per_query;
+    const bool together = part.heads == problem.heads;  // then all that is read lies together
+    Items item(problem, part, begin);
+    if (together) {
+      load_row(problem.locations, 2 * item.row * per_query, 2 * used, buffer);
+      load_row(problem.weights, item.row * per_query, used, weight);
+    }
+    for (int64_t first = 0; first < used; first += per_query, item.next()) {
+      if (!together) {
+        const int64_t row = item.row * per_query;
+        const int64_t ahead = row + kAhead * problem.heads * per_query;  // past the end at the end: only a hint
+        prefetch(problem.locations, 2 * ahead, 2 * per_query);
+        prefetch(problem.weights, ahead, per_query);
+        load_row(problem.locations, 2 * row, 2 * per_query, buffer + 2 * first);
+        load_row(problem.weights, row, per_query, weight + first);
+      }
       if (problem.coordinates == Coordinates::offsets) {
         subtract_largest(weight + first);
-        set_reference(problem, image, begin + query, first);
-      } else if (problem.coordinates == Coordinates::kernel_grid) {
-        set_middle(problem, begin + query, first);
+        set_reference(problem, part.image, item.query, first);
       }
     }
-    const int64_t used = count * per_query;
+    if (problem.coordinates == Coordinates::kernel_grid) set_middles(problem, part, begin, used);
     if (problem.coordinates == Coordinates::offsets) {
       exponential(weight, used);
       for (int64_t first = 0; first < used; first += per_query) {
@@ -152,13 +177,25 @@ struct Block {
     }
   }
 
-  void set_middle(const Problem& problem, int64_t query, int64_t first) {
-    const int64_t column = query % problem.output_width, line = query / problem.output_width;
-    const T middle_x = static_cast<T>(column * problem.stride_width - problem.padding_width + half_width(problem));
-    const T middle_y = static_cast<T>(line * problem.stride_height - problem.padding_height + half_height(problem));
-    for (int64_t i = first; i < first + per_query; ++i) {
-      lateral[i] = middle_x;
-      vertical[i] = middle_y;
+  void set_middles(const Problem& problem, const Part& part, int64_t begin, int64_t used) {
+    int64_t column = begin / part.heads % problem.output_width, line = begin / part.heads / problem.output_width;
+    const int64_t to_x = half_width(problem) - problem.padding_width;
+    const int64_t to_y = half_height(problem) - problem.padding_height;
+    int64_t points = (part.heads - begin % part.heads) * per_query;  // left of this output pixel
+    for (int64_t i = 0; i < used;) {
+      const T middle_x = static_cast<T>(column * problem.stride_width + to_x);
+      const T middle_y = static_cast<T>(line * problem.stride_height + to_y);
+      const int64_t end = points < used - i ? i + points : used;
+      for (int64_t j = i; j < end; ++j) {
+        lateral[j] = middle_x;
+        vertical[j] = middle_y;
+      }
+      i = end;
+      points = part.heads * per_query;
+      if (++column == problem.output_width) {
+        column = 0;
+        ++line;
+      }
     }
   }
 

@@ -117,8 +117,8 @@ struct FreeDeleter {
 };
 using Memory = std::unique_ptr<void, FreeDeleter>;
 
-Memory allocate(size_t bytes, bool zeros = false) {
-  void* memory = zeros ? std::calloc(std::max<size_t>(bytes, 1), 1) : std::malloc(std::max<size_t>(bytes, 1));
+Memory allocate(size_t bytes) {
+  void* memory = std::malloc(std::max<size_t>(bytes, 1));
   if (memory == nullptr) throw std::bad_alloc();
   return Memory(memory);
 }
@@ -153,105 +153,155 @@ void in_parallel(int64_t count, size_t scratch_bytes, const Work& work) {
   if (out_of_memory) throw std::runtime_error("deformable_ops: out of memory");
 }
 
-// `work(unit, begin, end, scratch)` for parts of [0, length) of every unit in [first, last).
+// The parts that a problem is worked off in. DCNv3 samples near the output pixel, so all heads of an image go together
+// and everything is read in the order of memory. Attention samples anywhere: there one head of value, which may fit the
+// cache, comes after the other.
+struct Parts {
+  int64_t heads, each, count;  // heads of an image, heads of a part, parts
+
+  explicit Parts(const Problem& problem)
+      : heads(problem.heads), each(problem.coordinates == Coordinates::kernel_grid ? problem.heads : 1),
+        count(problem.heads == 0 ? 0 : problem.batch * (problem.heads / each)) {}
+
+  Part operator[](int64_t index) const {
+    const int64_t first = index * each;
+    return {first / heads, first % heads, each};
+  }
+};
+
+// `work(part, begin, end, scratch)` for stretches of [0, length) of every part in [first, last).
 template <typename Work>
-void over_units(int64_t first, int64_t last, int64_t length, size_t scratch_bytes, const Work& work) {
+void over_parts(int64_t first, int64_t last, int64_t length, size_t scratch_bytes, const Work& work) {
   in_parallel((last - first) * length, scratch_bytes, [&](int64_t begin, int64_t end, void* scratch) {
     while (begin < end) {
-      const int64_t unit = begin / length, from = begin % length;
+      const int64_t part = begin / length, from = begin % length;
       const int64_t to = std::min(length, from + end - begin);
-      work(first + unit, from, to, scratch);
+      work(first + part, from, to, scratch);
       begin += to - from;
     }
   });
 }
 
-// Calls `work(unit, begin, end, rows, row_stride, scratch)` for all queries of all units.
+// Calls `work(part, begin, end, rows, row_stride, scratch)` for all items of all parts.
 //
-// The rows of one head lie far apart. Where each is read often, or has another type than the arithmetic, the rows of
-// as many units as there are threads are first copied together: into the cache, and converted once.
+// Where the rows of a part lie far apart and each is read often, or has another type than the arithmetic, the rows of
+// as many parts as there are threads are first copied together: into the cache, and converted once.
 template <typename Work>
-void over_queries(const Problem& problem, const Kernels& kernels, const Work& work) {
+void over_items(const Problem& problem, const Kernels& kernels, const Work& work) {
   const bool float64 = is_float64(problem);
   const size_t element = float64 ? sizeof(double) : sizeof(float);
   const size_t scratch_bytes = kernels.scratch_bytes(problem);
-  const int64_t units = problem.batch * problem.heads;
+  const Parts parts(problem);
+  const int64_t items = problem.queries * parts.each;
   const bool converted = problem.value.type != (float64 ? Scalar::float64 : Scalar::float32);
   const int64_t reads = 4 * problem.queries * problem.levels * problem.points;
-  if (!converted && (problem.heads == 1 || reads < 4 * problem.tokens)) {
-    over_units(0, units, problem.queries, scratch_bytes, [&](int64_t unit, int64_t begin, int64_t end, void* scratch) {
-      const int64_t image = unit / problem.heads, head = unit % problem.heads;
-      const char* rows = static_cast<const char*>(problem.value.data) +
-                         (image * problem.tokens * problem.heads + head) * problem.channels * element;
-      work(unit, begin, end, rows, problem.heads * problem.channels, scratch);
+  if (!converted && (problem.heads == parts.each || reads < 4 * problem.tokens)) {
+    over_parts(0, parts.count, items, scratch_bytes, [&](int64_t index, int64_t begin, int64_t end, void* scratch) {
+      const Part part = parts[index];
+      const char* rows =
+          static_cast<const char*>(problem.value.data) +
+          (part.image * problem.tokens * problem.heads + part.first_head) * problem.channels * element;
+      work(part, begin, end, rows, problem.heads * problem.channels, scratch);
     });
     return;
   }
-  const int64_t together = std::min<int64_t>(units, torch::stable::get_num_threads());
-  const int64_t unit_elements = problem.tokens * problem.channels;
-  const Memory packed = allocate(together * unit_elements * element);
-  for (int64_t first = 0; first < units; first += together) {
-    const int64_t last = std::min(units, first + together);
-    const auto rows_of = [&](int64_t unit) {
-      return static_cast<char*>(packed.get()) + (unit - first) * unit_elements * element;
+  const int64_t together = std::min<int64_t>(parts.count, torch::stable::get_num_threads());
+  const int64_t row = parts.each * problem.channels;
+  const Memory packed = allocate(together * problem.tokens * row * element);
+  for (int64_t first = 0; first < parts.count; first += together) {
+    const int64_t last = std::min(parts.count, first + together);
+    const auto rows_of = [&](int64_t index) {
+      return static_cast<char*>(packed.get()) + (index - first) * problem.tokens * row * element;
     };
-    over_units(first, last, problem.tokens, 0, [&](int64_t unit, int64_t begin, int64_t end, void*) {
-      kernels.pack(problem, unit, begin, end, rows_of(unit));
+    over_parts(first, last, problem.tokens, 0, [&](int64_t index, int64_t begin, int64_t end, void*) {
+      kernels.pack(problem, parts[index], begin, end, rows_of(index));
     });
-    over_units(first, last, problem.queries, scratch_bytes,
-               [&](int64_t unit, int64_t begin, int64_t end, void* scratch) {
-                 work(unit, begin, end, rows_of(unit), problem.channels, scratch);
-               });
+    over_parts(first, last, items, scratch_bytes, [&](int64_t index, int64_t begin, int64_t end, void* scratch) {
+      work(parts[index], begin, end, rows_of(index), row, scratch);
+    });
   }
 }
 
 void run_forward(const Problem& problem) {
   if (problem.batch * problem.queries * problem.heads * problem.channels == 0) return;
   const Kernels& kernels = kernels_for(is_float64(problem));
-  over_queries(problem, kernels,
-               [&](int64_t unit, int64_t begin, int64_t end, const void* rows, int64_t stride, void* scratch) {
-                 kernels.forward(problem, unit, begin, end, rows, stride, scratch);
-               });
+  over_items(problem, kernels,
+             [&](const Part& part, int64_t begin, int64_t end, const void* rows, int64_t stride, void* scratch) {
+               kernels.forward(problem, part, begin, end, rows, stride, scratch);
+             });
+}
+
+// What one thread sums of the gradient of value: the channels [first, first + count) of each head.
+struct Share {
+  Part part;
+  int64_t first, count;
+};
+
+std::vector<Share> shares_of(const Problem& problem, int64_t threads) {
+  std::vector<Share> shares;
+  const int64_t wanted = (threads + problem.batch - 1) / problem.batch;  // for each image
+  if (problem.coordinates == Coordinates::kernel_grid && wanted < problem.heads) {
+    for (int64_t image = 0; image < problem.batch; ++image) {
+      for (int64_t i = 0; i < wanted; ++i) {
+        const int64_t head = problem.heads * i / wanted, next = problem.heads * (i + 1) / wanted;
+        shares.push_back({{image, head, next - head}, 0, problem.channels});
+      }
+    }
+    return shares;
+  }
+  // With more threads than heads the channels are shared out too, down to 8 at a time.
+  int64_t width = 64;
+  while (width > 8 && problem.heads * ((problem.channels + width - 1) / width) < wanted) width /= 2;
+  for (int64_t image = 0; image < problem.batch; ++image) {
+    for (int64_t head = 0; head < problem.heads; ++head) {
+      for (int64_t first = 0; first < problem.channels;) {
+        const int64_t count = std::min(width, widest(problem.channels - first));
+        shares.push_back({{image, head, 1}, first, count});
+        first += count;
+      }
+    }
+  }
+  return shares;
 }
 
 // Every gradient row has one thread that sums it, always in the order of the queries: the result is the same bit by
 // bit in every run and with any number of threads.
 void run_backward(const Problem& problem) {
-  const int64_t units = problem.batch * problem.heads;
-  if (units == 0) return;
+  if (problem.batch * problem.heads == 0) return;
   const bool float64 = is_float64(problem);
   const Kernels& kernels = kernels_for(float64);
   if (problem.queries * problem.levels * problem.points > 0) {
-    over_queries(problem, kernels,
-                 [&](int64_t unit, int64_t begin, int64_t end, const void* rows, int64_t stride, void* scratch) {
-                   kernels.backward_points(problem, unit, begin, end, rows, stride, scratch);
-                 });
+    over_items(problem, kernels,
+               [&](const Part& part, int64_t begin, int64_t end, const void* rows, int64_t stride, void* scratch) {
+                 kernels.backward_points(problem, part, begin, end, rows, stride, scratch);
+               });
   }
   if (problem.tokens * problem.channels == 0) return;
-  // With more threads than units the channels of a unit are shared out too, down to 8 at a time.
-  const int64_t threads = torch::stable::get_num_threads();
-  int64_t widest_part = 64;
-  const auto parts_of = [&](int64_t width) {
-    std::vector<std::pair<int64_t, int64_t>> parts;
-    for (int64_t first = 0; first < problem.channels;) {
-      const int64_t count = std::min(width, widest(problem.channels - first));
-      parts.emplace_back(first, count);
-      first += count;
-    }
-    return parts;
-  };
-  auto parts = parts_of(widest_part);
-  while (widest_part > 8 && units * static_cast<int64_t>(parts.size()) < threads) {
-    widest_part /= 2;
-    parts = parts_of(widest_part);
-  }
-  const int64_t count = static_cast<int64_t>(parts.size());
   const size_t element = float64 ? sizeof(double) : sizeof(float);
-  in_parallel(units * count, kernels.scratch_bytes(problem), [&](int64_t begin, int64_t end, void* scratch) {
-    for (int64_t item = begin; item < end; ++item) {
-      const auto& part = parts[item % count];
-      const Memory sums = allocate(problem.tokens * part.second * element, true);
-      kernels.backward_value(problem, item / count, part.first, part.second, sums.get(), scratch);
+  const int64_t stride = problem.heads * problem.channels;
+  // Where heads go together, and have the right type, the sums are made in place.
+  const bool in_place = problem.coordinates == Coordinates::kernel_grid &&
+                        problem.grad_value.type == (float64 ? Scalar::float64 : Scalar::float32);
+  char* grad_value = static_cast<char*>(problem.grad_value.data);
+  if (in_place) std::memset(grad_value, 0, problem.batch * problem.tokens * stride * element);
+  const std::vector<Share> shares = shares_of(problem, torch::stable::get_num_threads());
+  const int64_t count = static_cast<int64_t>(shares.size());
+  in_parallel(count, kernels.scratch_bytes(problem), [&](int64_t begin, int64_t end, void* scratch) {
+    size_t most = 0;
+    for (int64_t i = begin; i < end; ++i) {
+      most = std::max<size_t>(most, problem.tokens * shares[i].part.heads * shares[i].count * element);
+    }
+    const Memory sums = allocate(in_place ? 0 : most);
+    for (int64_t i = begin; i < end; ++i) {
+      const auto& [part, first, width] = shares[i];
+      if (in_place) {
+        const int64_t start = part.image * problem.tokens * stride + part.first_head * problem.channels + first;
+        kernels.backward_value(problem, part, first, width, grad_value + start * element, stride, scratch);
+      } else {
+        std::memset(sums.get(), 0, problem.tokens * part.heads * width * element);
+        kernels.backward_value(problem, part, first, width, sums.get(), part.heads * width, scratch);
+        kernels.unpack(problem, part, first, width, sums.get());
+      }
     }
   });
 }

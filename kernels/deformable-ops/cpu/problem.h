@@ -51,20 +51,30 @@ struct Problem {
   Array grad_output, grad_value, grad_locations, grad_weights;  // backward
 };
 
-// A unit is one head of one image: unit = image * heads + head. `rows` points at its first value row, `row_stride`
-// counts elements between rows; both are in the compute type (float, or double).
+// Neighbouring heads of one image. What is computed of it is numbered query by query, and head by head in each: number
+// query * heads + (head - first_head) is an item.
+struct Part {
+  int64_t image, first_head, heads;
+};
+
+// `rows` points at the first value row of a part's first head, the other heads lie behind it; `row_stride` counts
+// elements between rows. Both are in the compute type (float, or double), as `sums` is.
 struct Kernels {
   size_t (*scratch_bytes)(const Problem&);
-  // Copy the value rows [begin, end) of a unit to `packed` (tokens, channels), converted to the compute type.
-  void (*pack)(const Problem&, int64_t unit, int64_t begin, int64_t end, void* packed);
-  // Output of the queries [begin, end) of a unit.
-  void (*forward)(const Problem&, int64_t unit, int64_t begin, int64_t end, const void* rows, int64_t row_stride,
+  // Copy the value rows [begin, end) of a part to `packed` (tokens, heads, channels), converted to the compute type.
+  void (*pack)(const Problem&, const Part&, int64_t begin, int64_t end, void* packed);
+  // Output of the items [begin, end) of a part.
+  void (*forward)(const Problem&, const Part&, int64_t begin, int64_t end, const void* rows, int64_t row_stride,
                   void* scratch);
-  // Gradients of locations and weights, for the queries [begin, end) of a unit.
-  void (*backward_points)(const Problem&, int64_t unit, int64_t begin, int64_t end, const void* rows,
+  // Gradients of locations and weights, for the items [begin, end) of a part.
+  void (*backward_points)(const Problem&, const Part&, int64_t begin, int64_t end, const void* rows,
                           int64_t row_stride, void* scratch);
-  // Gradient of the channels [first, first + count) of all value rows of a unit. `sums` holds (tokens, count) zeros.
-  void (*backward_value)(const Problem&, int64_t unit, int64_t first, int64_t count, void* sums, void* scratch);
+  // Add the gradient of the channels [first, first + count) of each head of a part to `sums` (tokens, heads, count),
+  // with `row_stride` elements between tokens.
+  void (*backward_value)(const Problem&, const Part&, int64_t first, int64_t count, void* sums, int64_t row_stride,
+                         void* scratch);
+  // Write such sums to the gradient of value.
+  void (*unpack)(const Problem&, const Part&, int64_t first, int64_t count, const void* sums);
 };
 
 // Widths that the inner loops are compiled for: any number of channels is a sum of these.

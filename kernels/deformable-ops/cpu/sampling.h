@@ -18,7 +18,7 @@ namespace DEFORMABLE_OPS_ARCH {
 
 // ---- rows ----------------------------------------------------------------------------------------------------------
 
-// sum over points and corners of weight times row, for `Width` channels
+// The loops over points and corners, for `Width` channels. `gather`: the sum of weight times row.
 template <typename T, int Width>
 struct Rows {
   typedef typename VectorOf<T>::type Vector;
@@ -26,24 +26,40 @@ struct Rows {
   static constexpr int kVectors = Width / kLanes > 0 ? Width / kLanes : 1;
   static constexpr bool kWide = Width >= kLanes;
 
-  static DEFORMABLE_OPS_INLINE const T* row(const T* rows, int64_t stride, int32_t token, const T* outside) {
-    return token < 0 ? outside : rows + token * stride;
+  // The rows of the four corners of a point. Mostly all are inside, and then side by side.
+  template <typename Element>
+  static DEFORMABLE_OPS_INLINE void corners(Element* rows, int64_t stride, const int32_t* token, Element* outside,
+                                            Element* (&found)[4]) {
+    int64_t pairs[2];
+    __builtin_memcpy(pairs, token, sizeof(pairs));
+    if (__builtin_expect(((pairs[0] | pairs[1]) & kSigns) == 0, true)) {
+      found[0] = rows + token[0] * stride;
+      found[1] = found[0] + stride;
+      found[2] = rows + token[2] * stride;
+      found[3] = found[2] + stride;
+    } else {
+      for (int corner = 0; corner < 4; ++corner) {
+        found[corner] = token[corner] < 0 ? outside : rows + token[corner] * stride;
+      }
+    }
   }
+  static constexpr int64_t kSigns = static_cast<int64_t>(0x8000000080000000u);
 
   static DEFORMABLE_OPS_INLINE void gather(const Block<T>& block, int64_t first, const T* rows, int64_t stride,
                                            T* result) {
+    const T* source[4];
     if constexpr (kWide) {
       // separate sums, because an addition has to wait for the one before it
       constexpr int kSums = kVectors >= 8 ? 1 : (kVectors >= 4 ? 2 : 4);
       Vector sums[kSums][kVectors] = {};
       for (int64_t i = first; i < first + block.per_query; ++i) {
+        corners<const T>(rows, stride, block.token + 4 * i, block.zeros, source);
 #pragma GCC unroll 4
         for (int corner = 0; corner < 4; ++corner) {
-          const T* source = row(rows, stride, block.token[4 * i + corner], block.zeros);
           const T factor = block.corner[4 * i + corner];
 #pragma GCC unroll 16
           for (int v = 0; v < kVectors; ++v) {
-            sums[corner % kSums][v] += load_vector<Vector>(source + v * kLanes) * factor;
+            sums[corner % kSums][v] += load_vector<Vector>(source[corner] + v * kLanes) * factor;
           }
         }
       }
@@ -54,10 +70,10 @@ struct Rows {
     } else {
       T sums[Width] = {};
       for (int64_t i = first; i < first + block.per_query; ++i) {
+        corners<const T>(rows, stride, block.token + 4 * i, block.zeros, source);
         for (int corner = 0; corner < 4; ++corner) {
-          const T* source = row(rows, stride, block.token[4 * i + corner], block.zeros);
           const T factor = block.corner[4 * i + corner];
-          for (int c = 0; c < Width; ++c) sums[c] += source[c] * factor;
+          for (int c = 0; c < Width; ++c) sums[c] += source[corner][c] * factor;
         }
       }
       for (int c = 0; c < Width; ++c) result[c] = sums[c];
@@ -67,18 +83,19 @@ struct Rows {
   // dot += row of the corner times gradient
   static DEFORMABLE_OPS_INLINE void dots(const Block<T>& block, int64_t first, const T* rows, int64_t stride,
                                          const T* gradient) {
+    const T* source[4];
     if constexpr (kWide) {
       Vector own[kVectors];
       for (int v = 0; v < kVectors; ++v) own[v] = load_vector<Vector>(gradient + v * kLanes);
       for (int64_t i = first; i < first + block.per_query; ++i) {
         Vector products[4];
+        corners<const T>(rows, stride, block.token + 4 * i, block.zeros, source);
 #pragma GCC unroll 4
         for (int corner = 0; corner < 4; ++corner) {
-          const T* source = row(rows, stride, block.token[4 * i + corner], block.zeros);
-          products[corner] = load_vector<Vector>(source) * own[0];
+          products[corner] = load_vector<Vector>(source[corner]) * own[0];
 #pragma GCC unroll 16
           for (int v = 1; v < kVectors; ++v) {
-            products[corner] += load_vector<Vector>(source + v * kLanes) * own[v];
+            products[corner] += load_vector<Vector>(source[corner] + v * kLanes) * own[v];
           }
         }
         typedef typename VectorOf<T>::quad Quad;
@@ -86,10 +103,10 @@ struct Rows {
       }
     } else {
       for (int64_t i = first; i < first + block.per_query; ++i) {
+        corners<const T>(rows, stride, block.token + 4 * i, block.zeros, source);
         for (int corner = 0; corner < 4; ++corner) {
-          const T* source = row(rows, stride, block.token[4 * i + corner], block.zeros);
           T sum = 0;
-          for (int c = 0; c < Width; ++c) sum += source[c] * gradient[c];
+          for (int c = 0; c < Width; ++c) sum += source[corner][c] * gradient[c];
           block.dot[4 * i + corner] += sum;
         }
       }
@@ -115,29 +132,30 @@ struct Rows {
     }
   }
 
-  // sums[token] += weight * gradient, for rows of exactly `Width` channels
-  static DEFORMABLE_OPS_INLINE void scatter(const Block<T>& block, int64_t first, T* sums, const T* gradient) {
+  // sums[token] += weight * gradient, for `Width` channels
+  static DEFORMABLE_OPS_INLINE void scatter(const Block<T>& block, int64_t first, T* sums, int64_t stride,
+                                            const T* gradient) {
+    T* target[4];
     if constexpr (kWide) {
       Vector own[kVectors];
       for (int v = 0; v < kVectors; ++v) own[v] = load_vector<Vector>(gradient + v * kLanes);
       for (int64_t i = first; i < first + block.per_query; ++i) {
+        corners<T>(sums, stride, block.token + 4 * i, block.nowhere, target);
 #pragma GCC unroll 4
         for (int corner = 0; corner < 4; ++corner) {
-          const int32_t token = block.token[4 * i + corner];
-          T* target = token < 0 ? block.nowhere : sums + static_cast<int64_t>(token) * Width;
           const T factor = block.corner[4 * i + corner];
 #pragma GCC unroll 16
           for (int v = 0; v < kVectors; ++v) {
-            store_vector<Vector>(target + v * kLanes, load_vector<Vector>(target + v * kLanes) + own[v] * factor);
+            T* place = target[corner] + v * kLanes;
+            store_vector<Vector>(place, load_vector<Vector>(place) + own[v] * factor);
           }
         }
       }
     } else {
       for (int64_t i = first; i < first + block.per_query; ++i) {
+        corners<T>(sums, stride, block.token + 4 * i, block.nowhere, target);
         for (int corner = 0; corner < 4; ++corner) {
-          const int32_t token = block.token[4 * i + corner];
-          T* target = token < 0 ? block.nowhere : sums + static_cast<int64_t>(token) * Width;
-          for (int c = 0; c < Width; ++c) target[c] += gradient[c] * block.corner[4 * i + corner];
+          for (int c = 0; c < Width; ++c) target[corner][c] += gradient[c] * block.corner[4 * i + corner];
         }
       }
     }
@@ -164,31 +182,31 @@ size_t scratch_bytes(const Problem& problem) {
 }
 
 template <typename T>
-void pack(const Problem& problem, int64_t unit, int64_t begin, int64_t end, void* packed) {
-  const int64_t image = unit / problem.heads, head = unit % problem.heads;
-  T* target = static_cast<T*>(packed) + begin * problem.channels;
-  for (int64_t token = begin; token < end; ++token, target += problem.channels) {
-    const int64_t row = (image * problem.tokens + token) * problem.heads + head;
-    load_row(problem.value, row * problem.channels, problem.channels, target);
+void pack(const Problem& problem, const Part& part, int64_t begin, int64_t end, void* packed) {
+  const int64_t elements = part.heads * problem.channels;
+  T* target = static_cast<T*>(packed) + begin * elements;
+  for (int64_t token = begin; token < end; ++token, target += elements) {
+    const int64_t row = (part.image * problem.tokens + token) * problem.heads + part.first_head;
+    load_row(problem.value, row * problem.channels, elements, target);
   }
 }
 
 template <typename T>
-void forward(const Problem& problem, int64_t unit, int64_t begin, int64_t end, const void* rows, int64_t row_stride,
-             void* scratch) {
+void forward(const Problem& problem, const Part& part, int64_t begin, int64_t end, const void* rows,
+             int64_t row_stride, void* scratch) {
   Block<T> block(problem, scratch);
   const bool is_own = problem.output.type == own_type<T>();
-  const int64_t image = unit / problem.heads, head = unit % problem.heads;
-  for (int64_t query = begin; query < end; query += block.queries) {
-    const int64_t count = end - query < block.queries ? end - query : block.queries;
-    block.load(problem, unit, query, count);
+  for (int64_t start = begin; start < end; start += block.items) {
+    const int64_t count = end - start < block.items ? end - start : block.items;
+    block.load(problem, part, start, count);
     block.find_corners(count);
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t offset = ((image * problem.queries + query + i) * problem.heads + head) * problem.channels;
+    Items item(problem, part, start);
+    for (int64_t i = 0; i < count; ++i, item.next()) {
+      const int64_t offset = item.row * problem.channels;
       T* target = is_own ? static_cast<T*>(problem.output.data) + offset : block.channels;
       for (int64_t channel = 0; channel < problem.channels;) {
         const int64_t width = widest(problem.channels - channel);
-        const T* source = static_cast<const T*>(rows) + channel;
+        const T* source = static_cast<const T*>(rows) + item.head * problem.channels + channel;
         DEFORMABLE_OPS_BY_WIDTH(T, width, gather(block, i * block.per_query, source, row_stride, target + channel));
         channel += width;
       }
@@ -198,30 +216,30 @@ void forward(const Problem& problem, int64_t unit, int64_t begin, int64_t end, c
 }
 
 template <typename T>
-void backward_points(const Problem& problem, int64_t unit, int64_t begin, int64_t end, const void* rows,
+void backward_points(const Problem& problem, const Part& part, int64_t begin, int64_t end, const void* rows,
                      int64_t row_stride, void* scratch) {
   Block<T> block(problem, scratch);
-  const int64_t image = unit / problem.heads, head = unit % problem.heads;
   const int64_t per_query = block.per_query;
-  for (int64_t query = begin; query < end; query += block.queries) {
-    const int64_t count = end - query < block.queries ? end - query : block.queries;
+  for (int64_t start = begin; start < end; start += block.items) {
+    const int64_t count = end - start < block.items ? end - start : block.items;
     const int64_t used = count * per_query;
-    block.load(problem, unit, query, count);
+    block.load(problem, part, start, count);
     block.find_corners(count);
     for (int64_t i = 0; i < 4 * used; ++i) block.dot[i] = 0;
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t row = (image * problem.queries + query + i) * problem.heads + head;
-      prefetch(problem.grad_output, (row + kAhead * problem.heads) * problem.channels, problem.channels);
-      const T* gradient = view(problem.grad_output, row * problem.channels, problem.channels, block.channels);
+    Items item(problem, part, start);
+    for (int64_t i = 0; i < count; ++i, item.next()) {
+      prefetch(problem.grad_output, (item.row + kAhead * problem.heads) * problem.channels, problem.channels);
+      const T* gradient = view(problem.grad_output, item.row * problem.channels, problem.channels, block.channels);
       for (int64_t channel = 0; channel < problem.channels;) {
         const int64_t width = widest(problem.channels - channel);
-        const T* source = static_cast<const T*>(rows) + channel;
+        const T* source = static_cast<const T*>(rows) + item.head * problem.channels + channel;
         DEFORMABLE_OPS_BY_WIDTH(T, width, dots(block, i * per_query, source, row_stride, gradient + channel));
         channel += width;
       }
     }
     block.differentiate(problem, used);
-    for (int64_t i = 0; i < count; ++i) {
+    item = Items(problem, part, start);
+    for (int64_t i = 0; i < count; ++i, item.next()) {
       const int64_t first = i * per_query;
       if (problem.coordinates == Coordinates::offsets) {  // through the softmax
         T mean = 0;
@@ -230,7 +248,7 @@ void backward_points(const Problem& problem, int64_t unit, int64_t begin, int64_
           block.gradient_weight[j] = block.weight[j] * (block.gradient_weight[j] - mean);
         }
       }
-      const int64_t row = ((image * problem.queries + query + i) * problem.heads + head) * per_query;
+      const int64_t row = item.row * per_query;
       store_row(problem.grad_weights, row, per_query, block.gradient_weight + first);
       store_row(problem.grad_locations, 2 * row, 2 * per_query, block.buffer + 2 * first);
     }
@@ -238,31 +256,43 @@ void backward_points(const Problem& problem, int64_t unit, int64_t begin, int64_
 }
 
 template <typename T>
-void backward_value(const Problem& problem, int64_t unit, int64_t first, int64_t width, void* sums, void* scratch) {
+void backward_value(const Problem& problem, const Part& part, int64_t first, int64_t count, void* sums,
+                    int64_t row_stride, void* scratch) {
   Block<T> block(problem, scratch);
-  const int64_t image = unit / problem.heads, head = unit % problem.heads;
-  for (int64_t query = 0; query < problem.queries; query += block.queries) {
-    const int64_t left = problem.queries - query;
-    const int64_t count = left < block.queries ? left : block.queries;
-    block.load(problem, unit, query, count);
-    block.find_corners(count);
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t row = (image * problem.queries + query + i) * problem.heads + head;
-      prefetch(problem.grad_output, (row + kAhead * problem.heads) * problem.channels + first, width);
-      const T* gradient = view(problem.grad_output, row * problem.channels + first, width, block.channels);
-      DEFORMABLE_OPS_BY_WIDTH(T, width, scatter(block, i * block.per_query, static_cast<T*>(sums), gradient));
+  const int64_t end = problem.queries * part.heads;
+  for (int64_t start = 0; start < end; start += block.items) {
+    const int64_t items = end - start < block.items ? end - start : block.items;
+    block.load(problem, part, start, items);
+    block.find_corners(items);
+    Items item(problem, part, start);
+    for (int64_t i = 0; i < items; ++i, item.next()) {
+      prefetch(problem.grad_output, (item.row + kAhead * problem.heads) * problem.channels + first, count);
+      const T* gradient = view(problem.grad_output, item.row * problem.channels + first, count, block.channels);
+      for (int64_t channel = 0; channel < count;) {
+        const int64_t width = widest(count - channel);
+        T* target = static_cast<T*>(sums) + item.head * count + channel;
+        DEFORMABLE_OPS_BY_WIDTH(T, width, scatter(block, i * block.per_query, target, row_stride, gradient + channel));
+        channel += width;
+      }
     }
   }
+}
+
+template <typename T>
+void unpack(const Problem& problem, const Part& part, int64_t first, int64_t count, const void* sums) {
   const T* source = static_cast<const T*>(sums);
-  for (int64_t token = 0; token < problem.tokens; ++token, source += width) {
-    const int64_t row = (image * problem.tokens + token) * problem.heads + head;
-    store_row(problem.grad_value, row * problem.channels + first, width, source);
+  for (int64_t token = 0; token < problem.tokens; ++token) {
+    for (int64_t head = part.first_head; head < part.first_head + part.heads; ++head, source += count) {
+      const int64_t row = (part.image * problem.tokens + token) * problem.heads + head;
+      store_row(problem.grad_value, row * problem.channels + first, count, source);
+    }
   }
 }
 
 template <typename T>
 const Kernels& kernels_of() {
-  static constexpr Kernels table = {&scratch_bytes<T>, &pack<T>, &forward<T>, &backward_points<T>, &backward_value<T>};
+  static constexpr Kernels table = {&scratch_bytes<T>, &pack<T>, &forward<T>, &backward_points<T>, &backward_value<T>,
+                                    &unpack<T>};
   return table;
 }
 
