@@ -191,6 +191,14 @@ void pack(const Problem& problem, const Part& part, int64_t begin, int64_t end, 
   }
 }
 
+// Where output pixels lie on those of value: the rows of value that the next lines of output pixels will read first.
+inline void prefetch_below(const Problem& problem, const Part& part, const Items& item, int64_t count) {
+  constexpr int64_t kLines = 3;
+  if (part.heads != problem.heads || problem.queries != problem.tokens) return;
+  const int64_t row = item.row + kLines * problem.output_width * problem.heads;
+  prefetch(problem.value, row * problem.channels, count * problem.channels);  // past the end at the end: only a hint
+}
+
 template <typename T>
 void forward(const Problem& problem, const Part& part, int64_t begin, int64_t end, const void* rows,
              int64_t row_stride, void* scratch) {
@@ -201,6 +209,7 @@ void forward(const Problem& problem, const Part& part, int64_t begin, int64_t en
     block.load(problem, part, start, count);
     block.find_corners(count);
     Items item(problem, part, start);
+    prefetch_below(problem, part, item, count);
     for (int64_t i = 0; i < count; ++i, item.next()) {
       const int64_t offset = item.row * problem.channels;
       T* target = is_own ? static_cast<T*>(problem.output.data) + offset : block.channels;
