@@ -129,9 +129,6 @@ struct Block {
     if (together) {
       load_row(problem.locations, 2 * item.row * per_query, 2 * used, buffer);
       load_row(problem.weights, item.row * per_query, used, weight);
-      const int64_t ahead = (item.row + count) * per_query;  // the next block; past the end at the end: only a hint
-      prefetch(problem.locations, 2 * ahead, 2 * used);
-      prefetch(problem.weights, ahead, used);
     }
     for (int64_t first = 0; first < used; first += per_query, item.next()) {
       if (!together) {
