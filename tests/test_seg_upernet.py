@@ -50,6 +50,7 @@ class OtherBackboneTests(SegmenterTests):
 
 class TestOverSwin(OtherBackboneTests):
     unreached = ["backbone.swin.layernorm.weight", "backbone.swin.layernorm.bias"]
+    attention_tolerance = {"rtol": 1e-6, "atol": 1e-6}  # Swin's eager attention has its softmax in single precision
 
     def config(self):
         return small_head(
