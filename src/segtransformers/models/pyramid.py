@@ -18,9 +18,7 @@ from transformers.utils.generic import maybe_autocast
 
 from ..operators import MultiScaleDeformableAttention
 from .configuration_pyramid import PyramidConfig
-from .trunk import DropPath
-
-Grid = tuple[int, int]
+from .trunk import DropPath, Grid
 
 
 def cropped_to_input(map_: torch.Tensor, stride: int, height: int, width: int) -> torch.Tensor:

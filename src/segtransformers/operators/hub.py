@@ -108,7 +108,7 @@ def choose(operator: str, value: torch.Tensor, *, fallback: Callable, reference:
         if mode == "force":
             raise RuntimeError(
                 f"compiled kernels are forced, but there is none for {operator} on {value.device.type} in "
-                f"{value.dtype}. {_advice()}"
+                f"{value.dtype}. {_advice(value.device.type)}"
             )
         if not torch.compiler.is_compiling():
             _say_fallback(value.device.type)
@@ -248,10 +248,12 @@ def _say_fallback(device: str) -> None:
     if device not in _state.said:
         _state.said.add(device)
         logger.warning(
-            f"Deformable operators run in plain PyTorch on {device}, several times slower than compiled. {_advice()} "
+            f"Deformable operators run in plain PyTorch on {device}, which is slower than compiled. {_advice(device)} "
             "SEGTRANSFORMERS_KERNELS=off hides this message."
         )
 
 
-def _advice() -> str:
+def _advice(device: str) -> str:
+    if device != "cpu":  # the sources have code for CPUs alone
+        return f"This package has no compiled kernel for {device} yet."
     return "`segtransformers build-kernels` compiles a CPU kernel (it needs a C++ compiler, about a minute)."

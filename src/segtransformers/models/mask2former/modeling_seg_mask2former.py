@@ -22,7 +22,7 @@ from ...inference import slide, window_slices
 from ..backbones import STRIDES, check_images, padded_to_stride
 from ..initialization import InitializesEveryModule
 from ..losses import check_labels, check_pixel_values
-from ..pyramid import DeformableAttention, Grid, cropped_to_input
+from ..pyramid import DeformableAttention, Grid, cropped_to_input, resized
 from .configuration_seg_mask2former import MAPS, SegMask2FormerConfig
 from .loss_seg_mask2former import check_targets, mask2former_losses, semantic_targets
 from .modules_seg_mask2former import (
@@ -32,7 +32,6 @@ from .modules_seg_mask2former import (
     SegMask2FormerPixelDecoder,
     SegMask2FormerPixelDecoderLayer,
     SegMask2FormerTransformerModule,
-    resized,
     sine_encoding,
 )
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerMLPPredictionHead
 
-from ..pyramid import DeformableAttention, Grid, SamplingGeometry
+from ..pyramid import DeformableAttention, Grid, SamplingGeometry, resized
 from .configuration_seg_mask2former import SegMask2FormerConfig
 
 LEVELS = 3  # the coarser maps, strides 32, 16 and 8, are what queries attend to
@@ -39,13 +39,6 @@ def sine_encoding(grid: Grid, channels: int, device: torch.device) -> torch.Tens
     return torch.cat([rows[:, None].expand(-1, width, -1), columns[None].expand(height, -1, -1)], dim=2).flatten(0, 1)[
         None
     ]
-
-
-def resized(maps: torch.Tensor, size: Grid) -> torch.Tensor:
-    """Bilinearly to `size`."""
-    if tuple(maps.shape[2:]) == tuple(size):
-        return maps
-    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 
 class SegMask2FormerPixelDecoderLayer(GradientCheckpointingLayer):
@@ -334,6 +327,5 @@ __all__ = [
     "SegMask2FormerPixelDecoder",
     "SegMask2FormerPixelDecoderLayer",
     "SegMask2FormerTransformerModule",
-    "resized",
     "sine_encoding",
 ]

@@ -114,8 +114,8 @@ def build_architecture(config: TrunkConfig) -> Any:
     Raises:
         ValueError: if the architecture cannot be a trunk or cannot have these sizes.
     """
-    describe_trunk(config.trunk)  # an unfit architecture fails here, before it fails on its arguments
-    layer_scale = config.layer_scale_init_value
+    # an unfit architecture fails here, before it fails on its arguments
+    arguments = _ARCHITECTURES[type(_as_timm_defines(config.trunk))].arguments
     try:
         model = timm.create_model(
             config.trunk,
@@ -128,9 +128,9 @@ def build_architecture(config: TrunkConfig) -> Any:
             num_heads=config.num_attention_heads,
             mlp_ratio=config.mlp_ratio,
             qkv_bias=config.qkv_bias,
-            init_values=layer_scale or None,
+            init_values=config.layer_scale_init_value or None,
             drop_path_rate=config.drop_path_rate,
-            **_ARCHITECTURES[_class_of(config.trunk)].arguments,
+            **arguments,
         )
     except (AssertionError, TypeError, ArithmeticError) as error:
         reason = str(error) or "its layers refuse them"
@@ -153,25 +153,13 @@ def build_architecture(config: TrunkConfig) -> Any:
     return model
 
 
-@functools.lru_cache
 def describe_trunk(name: str) -> dict[str, Any]:
     """What timm says about the architecture `name`, under the names of [`TrunkConfig`]'s fields. Costs no memory.
 
     Raises:
         ValueError: if timm has no such architecture or it cannot be a trunk.
     """
-    if "/" in name or ":" in name or "." in name:
-        raise ValueError(
-            f"trunk {name!r} must be the bare name of a timm architecture, without a hub prefix or weight tag "
-            f"(did you mean {name.rpartition('/')[2].rpartition(':')[2].partition('.')[0]!r}?)"
-        )
-    if not timm.is_model(name):
-        raise ValueError(f"timm {timm.__version__} has no architecture {name!r}. {FITTING_KINDS}")
-    with torch.device("meta"):
-        model = timm.create_model(name, pretrained=False, num_classes=0)
-    problem = _why_unfit(model)
-    if problem:
-        raise ValueError(f"timm's {name!r} cannot be a trunk: {problem}. {FITTING_KINDS}")
+    model = _as_timm_defines(name)
     architecture = _ARCHITECTURES[type(model)]
     block = model.blocks[0]
     width = _mlp_width(block.mlp, architecture.packed_mlp)
@@ -195,9 +183,21 @@ def describe_trunk(name: str) -> dict[str, Any]:
 
 
 @functools.lru_cache
-def _class_of(name: str) -> type[nn.Module]:
+def _as_timm_defines(name: str) -> Any:
+    """timm's model of that name on the meta device, if it can be a trunk."""
+    if "/" in name or ":" in name or "." in name:
+        raise ValueError(
+            f"trunk {name!r} must be the bare name of a timm architecture, without a hub prefix or weight tag "
+            f"(did you mean {name.rpartition('/')[2].rpartition(':')[2].partition('.')[0]!r}?)"
+        )
+    if not timm.is_model(name):
+        raise ValueError(f"timm {timm.__version__} has no architecture {name!r}. {FITTING_KINDS}")
     with torch.device("meta"):
-        return type(timm.create_model(name, pretrained=False, num_classes=0))
+        model = timm.create_model(name, pretrained=False, num_classes=0)
+    problem = _why_unfit(model)
+    if problem:
+        raise ValueError(f"timm's {name!r} cannot be a trunk: {problem}. {FITTING_KINDS}")
+    return model
 
 
 def _why_unfit(model: Any) -> str | None:

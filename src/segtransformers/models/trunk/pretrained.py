@@ -42,14 +42,9 @@ class FromTrunkMixin:
             _check_weights(trunk)
         model = cls(config)
         if pretrained:
-            source = load_timm_model(trunk, cache_dir)
+            source = timm.create_model(trunk, pretrained=True, num_classes=0, cache_dir=cache_dir)
             load_trunk_weights(model.trunk, config, source.state_dict(), _grid_of(source), f"timm's weights {trunk!r}")
         return model.eval()
-
-
-def load_timm_model(name: str, cache_dir: str | None = None) -> Any:
-    """timm's own model with its pre-trained weights."""
-    return timm.create_model(name, pretrained=True, num_classes=0, cache_dir=cache_dir)
 
 
 def _check_weights(name: str) -> None:
@@ -163,4 +158,4 @@ def _grid_of(model: Any) -> Grid:
     return tuple(model.patch_embed.grid_size)
 
 
-__all__ = ["FromTrunkMixin", "load_timm_model", "load_trunk_weights", "trunk_normalization"]
+__all__ = ["FromTrunkMixin", "load_trunk_weights", "trunk_normalization"]
