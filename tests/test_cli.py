@@ -192,3 +192,17 @@ def test_legends_of_many_classes_end_with_a_count():
     labels = np.arange(64 * 96).reshape(64, 96) % 150
     picture_ = draw_segmentation(Image.new("RGB", (96, 64)), labels, {index: f"class {index}" for index in range(150)})
     assert picture_.height == 64
+
+
+def test_a_folder_that_is_not_there_is_called_that(tmp_path):
+    done = CliRunner().invoke(
+        app, ["segment", "--model", str(tmp_path / "nowhere"), "--output", str(tmp_path / "o.png")]
+    )
+    assert done.exit_code == 1 and "there is no such folder" in done.stderr
+
+
+def test_a_wrong_setting_of_the_kernels_is_one_line(monkeypatch):
+    monkeypatch.setenv("SEGTRANSFORMERS_KERNELS", "nonsense")
+    done = CliRunner().invoke(app, ["info"])
+    assert done.exit_code == 1 and not done.stdout
+    assert done.stderr.startswith("error: SEGTRANSFORMERS_KERNELS must be one of auto, off, force, got 'nonsense'")

@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""ViT-Adapter and its relatives from MMSegmentation 0.x for Hugging Face Transformers.
+"""ViT-Adapter, ViT-CoMer, InternImage and Segmenter from MMSegmentation 0.x for Hugging Face Transformers.
 
 Importing this package registers its models with transformers' auto classes.
 """

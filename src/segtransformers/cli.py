@@ -35,7 +35,12 @@ class UserError(Exception):
 
 @app.callback()
 def _main() -> None:
-    """Semantic segmentation with ViT-Adapter and its relatives."""
+    """Semantic segmentation with ViT-Adapter, ViT-CoMer, InternImage and Segmenter."""
+    try:
+        hub.default_mode()  # before work is done, and in one line
+    except ValueError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
 
 
 @app.command()
@@ -173,6 +178,8 @@ def _load(name: str, device: str | None):
         reason = " ".join(str(error).split())
         if "Unrecognized configuration class" in reason:
             reason = "it is no semantic segmentation model"
+        elif "Repo id must" in reason:
+            reason = "there is no such folder, and it is no name on the Hub"
         raise UserError(f"cannot load the model {name}: {reason[:300]}") from None
     return network, processor
 
