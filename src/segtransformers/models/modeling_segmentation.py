@@ -32,14 +32,9 @@ class SegmentationClassifier(nn.Conv2d):
         return super().forward(F.dropout2d(features, self.dropout, self.training))
 
 
-class BackboneForSemanticSegmentation(InitializesEveryModule, PreTrainedModel):
-    """A backbone with heads. Subclasses build the heads.
+class SegmentationPreTrainedModel(InitializesEveryModule, PreTrainedModel):
+    """What transformers asks of every model that puts something on `self.backbone`."""
 
-    Args:
-        config: a [`BackboneSegmentationConfig`].
-    """
-
-    config: BackboneSegmentationConfig
     base_model_prefix = "backbone"
     main_input_name = "pixel_values"
     input_modalities = ["image"]
@@ -48,9 +43,23 @@ class BackboneForSemanticSegmentation(InitializesEveryModule, PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    # the loss is a mean over the pixels of one batch: Trainer divides it by the accumulation steps
+    # the losses are means over one batch: Trainer divides them by the accumulation steps
     accepts_loss_kwargs = False
 
+    backbone: PreTrainedModel
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.backbone.get_input_embeddings()
+
+
+class BackboneForSemanticSegmentation(SegmentationPreTrainedModel):
+    """A backbone with heads. Subclasses build the heads.
+
+    Args:
+        config: a [`BackboneSegmentationConfig`].
+    """
+
+    config: BackboneSegmentationConfig
     decode_head: nn.Module
     auxiliary_head: nn.Module | None
 
@@ -75,9 +84,6 @@ class BackboneForSemanticSegmentation(InitializesEveryModule, PreTrainedModel):
         super()._init_weights(module)  # the classifiers, among others
         if isinstance(module, UperNetConvModule):
             init.kaiming_normal_(module.conv.weight, mode="fan_out", nonlinearity="relu")
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.backbone.get_input_embeddings()
 
     @can_return_tuple
     def forward(
@@ -150,4 +156,4 @@ class BackboneForSemanticSegmentation(InitializesEveryModule, PreTrainedModel):
         return slide(lambda part: self._segment(part)[0], pixel_values, window, stride, self.config.window_batch_size)
 
 
-__all__ = ["BackboneForSemanticSegmentation", "SegmentationClassifier"]
+__all__ = ["BackboneForSemanticSegmentation", "SegmentationClassifier", "SegmentationPreTrainedModel"]

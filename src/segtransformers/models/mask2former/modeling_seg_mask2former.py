@@ -11,7 +11,6 @@ from typing import TypedDict
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.backbone_utils import load_backbone
 from transformers.modeling_outputs import BackboneOutput, SemanticSegmenterOutput
@@ -20,8 +19,8 @@ from typing_extensions import Unpack
 
 from ...inference import slide, window_slices
 from ..backbones import STRIDES, check_images, padded_to_stride
-from ..initialization import InitializesEveryModule
 from ..losses import check_labels, check_pixel_values
+from ..modeling_segmentation import SegmentationPreTrainedModel
 from ..pyramid import DeformableAttention, Grid, cropped_to_input, resized
 from .configuration_seg_mask2former import MAPS, SegMask2FormerConfig
 from .loss_seg_mask2former import check_targets, mask2former_losses, semantic_targets
@@ -108,21 +107,11 @@ class Prediction:
         )
 
 
-class SegMask2FormerPreTrainedModel(InitializesEveryModule, PreTrainedModel):
-    """Weight initialisation, and what transformers asks of a family of models."""
+class SegMask2FormerPreTrainedModel(SegmentationPreTrainedModel):
+    """Weight initialisation."""
 
     config: SegMask2FormerConfig
-    base_model_prefix = "backbone"
-    main_input_name = "pixel_values"
-    input_modalities = ["image"]
-    supports_gradient_checkpointing = True
     _no_split_modules = [SegMask2FormerPixelDecoderLayer.__name__, SegMask2FormerDecoderLayer.__name__]
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    # the loss is a mean over the masks of one batch: Trainer divides it by the accumulation steps
-    accepts_loss_kwargs = False
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -171,9 +160,6 @@ class SegMask2FormerForSemanticSegmentation(SegMask2FormerPreTrainedModel):
         self.transformer_module = SegMask2FormerTransformerModule(config)
         self.class_predictor = nn.Linear(config.hidden_dim, config.num_labels + 1)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.backbone.get_input_embeddings()
 
     @can_return_tuple
     def forward(
