@@ -1,9 +1,4 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +7,7 @@ from reference_cases import ReferenceCase, relative_error
 from test_vit_adapter import small_config
 from torch import nn
 from torch.nn import functional as F
-from transformers import ConvNextConfig, Mask2FormerConfig, SwinConfig, Trainer, TrainingArguments, pipeline
+from transformers import ConvNextConfig, Mask2FormerConfig, SwinConfig, pipeline
 from transformers.modeling_outputs import BackboneOutput
 from transformers.models.mask2former import modeling_mask2former as theirs
 
@@ -521,129 +516,3 @@ def test_pipeline(tmp_path):
     segments = segmenter(picture)
     total = sum((np.asarray(segment["mask"]) == 255).astype(int) for segment in segments)
     assert total.shape == (100, 150) and (total == 1).all()
-
-
-class _Samples(torch.utils.data.Dataset):
-    def __len__(self):
-        return 4
-
-    def __getitem__(self, index):
-        generator = torch.Generator().manual_seed(index)
-        labels = torch.arange(5).repeat(13)[:64].expand(64, 64)  # every image has every class
-        return {"pixel_values": torch.randn(3, 64, 64, generator=generator), "labels": labels.contiguous()}
-
-
-def test_gradient_accumulation_changes_nothing(tmp_path, monkeypatch):
-    """The loss is a mean over masks, so this holds where every part of a batch has as many."""
-    fixed_points(monkeypatch)
-    weights = []
-    for accumulation in (1, 2):
-        torch.manual_seed(0)
-        model = SegMask2FormerForSemanticSegmentation(small_head())
-        trainer = Trainer(
-            model=model,
-            args=TrainingArguments(
-                output_dir=str(tmp_path),
-                per_device_train_batch_size=4 // accumulation,
-                gradient_accumulation_steps=accumulation,
-                max_steps=1,
-                learning_rate=1.0,
-                optim="sgd",
-                max_grad_norm=0.0,
-                report_to="none",
-                save_strategy="no",
-                use_cpu=True,
-                disable_tqdm=True,
-            ),
-            train_dataset=_Samples(),
-            eval_dataset=_Samples(),
-        )
-        trainer.train()
-        weights.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
-        assert trainer.evaluate()["eval_loss"] > 0
-        assert trainer.predict(_Samples()).predictions.shape == (4, 5, 64, 64)  # the logits alone
-    torch.testing.assert_close(weights[0], weights[1], rtol=1e-3, atol=1e-3)
-
-
-PROCESSES = """
-import sys
-import torch
-from test_seg_mask2former import two_processes
-two_processes(sys.argv[1])
-"""
-
-
-def joined_batch() -> tuple[torch.Tensor, torch.Tensor]:
-    """Two images for each of two processes: many masks and few in the first, one and none in the second."""
-    torch.manual_seed(1)
-    images, labels = torch.randn(4, 3, 64, 64).double(), coarse_labels(4, (64, 64))
-    labels[1] = torch.where(labels[1] < 2, labels[1], 255)
-    labels[2] = torch.where(labels[2] == 3, 3, 255)
-    labels[3] = 255
-    assert [len(image.unique()) for image in labels][2:] == [2, 1]
-    return images, labels
-
-
-def loss_and_gradients(model, images, labels):
-    loss = model(pixel_values=images, labels=labels).loss
-    loss.backward()
-    return loss.detach()
-
-
-def two_processes(wrapper: str) -> None:
-    """What each process of the test below runs: its half of the joined batch, compared with the whole."""
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        fixed_points(monkeypatch)
-        images, labels = joined_batch()
-        torch.manual_seed(0)
-        single = small_model().train()
-        expected = loss_and_gradients(single, images, labels)
-        torch.manual_seed(0)
-        model = small_model().train()
-        if wrapper == "accelerate":
-            from accelerate import Accelerator
-
-            parallel = Accelerator(cpu=True).prepare(model)
-        else:
-            torch.distributed.init_process_group("gloo")
-            parallel = nn.parallel.DistributedDataParallel(model)  # complains where a parameter has no gradient
-        rank = torch.distributed.get_rank()
-        assert torch.distributed.get_world_size() == 2
-        loss = loss_and_gradients(parallel, images[2 * rank :][:2], labels[2 * rank :][:2])
-        torch.distributed.all_reduce(loss)
-        torch.testing.assert_close(loss / 2, expected, rtol=1e-9, atol=0)
-        for (name, mine), other in zip(model.named_parameters(), single.parameters(), strict=True):
-            torch.testing.assert_close(mine.grad, other.grad, rtol=1e-7, atol=1e-10, msg=name)
-        # evaluation asks nobody: processes may have different numbers of batches
-        if rank == 0:
-            model.eval()(images, labels=labels)
-        torch.distributed.destroy_process_group()
-
-
-@pytest.mark.parametrize("wrapper", ["ddp", "accelerate"])
-def test_two_processes_equal_one(tmp_path, wrapper):
-    script = tmp_path / "script.py"
-    script.write_text(PROCESSES)
-    paths = [str(Path(__file__).parent), str(Path(losses.__file__).parents[3]), os.environ.get("PYTHONPATH", "")]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    done = subprocess.run(
-        [*command, wrapper],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
-@pytest.mark.slow
-def test_beit_large_at_896_needs_less_than_8_gib():
-    """Peak memory of a forward pass over the weights, float32, in a process of its own."""
-    if not Path("/proc/self/clear_refs").exists():
-        pytest.skip("the peak of a process is read from /proc")
-    script = Path(__file__).parent.parent / "benchmarks" / "memory.py"
-    row = "mask2former_beit_adapter_large_896_80k_ade20k_ss"
-    done = subprocess.run([sys.executable, script, row, "--only", "ours"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1])["peak_over_weights_gib"] < 8

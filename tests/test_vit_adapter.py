@@ -10,6 +10,7 @@ from reference_cases import ReferenceCase, relative_error
 
 from segtransformers import ViTAdapterBackbone, ViTAdapterConfig
 from segtransformers.conversion import convert_checkpoint
+from segtransformers.models.pyramid import SamplingGeometry
 
 CASES = [
     "vit",
@@ -315,3 +316,13 @@ def test_hidden_states_are_kept_only_if_asked_for():
     with torch.no_grad():
         outputs = model(torch.randn(1, 3, 64, 64))
     assert outputs.hidden_states is None and not any(reference() is not None for reference in alive)
+
+
+def test_what_interactions_are_given_moves_with_their_weights():
+    """Hooks of a device map move a module's arguments by their `to`, in lists too."""
+    geometry = SamplingGeometry.build([(2, 3)], [(4, 6), (2, 3)], torch.device("cpu"))
+    (moved,) = accelerate.utils.send_to_device([geometry], torch.device("meta"))
+    assert {moved.reference_points.device, moved.shapes_tensor.device, moved.level_starts.device} == {
+        torch.device("meta")
+    }
+    assert moved.shapes == [(4, 6), (2, 3)] and moved.reference_points.shape == (1, 6, 1, 2)

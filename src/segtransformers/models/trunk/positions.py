@@ -108,6 +108,9 @@ def resize_relative_position_table(table: torch.Tensor, old_grid: Grid, new_grid
     Offsets that the table knows are spread in a geometric progression, and a cubic spline through them gives the
     others. The rows of the class token stay. Where the grids agree, so does the table.
 
+    timm's `resize_rel_pos_bias_table` has the same coordinates but another interpolation: on the recorded tables it is
+    off by 0.4 to 0.6 in relative L2.
+
     Args:
         table: see [`relative_position_bias`].
 
