@@ -277,6 +277,18 @@ def test_missing_kernel_is_said_once(nothing_found, messages):
     assert len(messages()) == 1
 
 
+def test_advice_is_for_the_device_at_hand(nothing_found, messages):
+    hub._say_fallback("cuda")
+    (said,) = messages()
+    assert "no compiled kernel for cuda" in said and "build-kernels" not in said
+
+
+def test_shapes_alone_need_no_kernel(nothing_found):
+    with compiled_operators("force"):
+        chosen = hub.choose("dcnv3", torch.empty(1, device="meta"), fallback=dcnv3_fallback, reference=dcnv3_reference)
+    assert chosen is dcnv3_reference
+
+
 def test_forced_kernel_that_is_missing_is_an_error(nothing_found, monkeypatch):
     model, images = adapter()
     with compiled_operators("force"), pytest.raises(RuntimeError, match=r"forced, but there is none.* build-kernels"):
