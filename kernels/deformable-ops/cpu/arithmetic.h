@@ -3,7 +3,7 @@
 // Vectors, element types and exp, for one instruction set (see sampling.h).
 #pragma once
 
-#if defined(__F16C__)
+#if defined(DEFORMABLE_OPS_F16C)
 #include <immintrin.h>
 #endif
 
@@ -18,23 +18,25 @@ namespace DEFORMABLE_OPS_ARCH {
 
 #define DEFORMABLE_OPS_INLINE inline __attribute__((always_inline))
 
-// 32 bytes of T, as many 32-bit integers, and what comparisons of Ts give. Plain vector extensions: where registers are
-// shorter, the compiler uses several.
-template <typename T>
+constexpr int kVectorBytes = DEFORMABLE_OPS_VECTOR_BYTES;
+
+// `lanes` of T, as many 32-bit integers, what comparisons of Ts give, and four of T. Plain vector extensions: where
+// registers are shorter, the compiler uses several.
+template <typename T, int lanes = kVectorBytes / sizeof(T)>
 struct VectorOf;
-template <>
-struct VectorOf<float> {
-  typedef float type __attribute__((vector_size(32)));
+template <int lanes>
+struct VectorOf<float, lanes> {
+  typedef float type __attribute__((vector_size(4 * lanes)));
   typedef float quad __attribute__((vector_size(16)));
-  typedef int32_t integers __attribute__((vector_size(32)));
-  typedef int32_t mask __attribute__((vector_size(32)));
+  typedef int32_t integers __attribute__((vector_size(4 * lanes)));
+  typedef int32_t mask __attribute__((vector_size(4 * lanes)));
 };
-template <>
-struct VectorOf<double> {
-  typedef double type __attribute__((vector_size(32)));
+template <int lanes>
+struct VectorOf<double, lanes> {
+  typedef double type __attribute__((vector_size(8 * lanes)));
   typedef double quad __attribute__((vector_size(32)));
-  typedef int32_t integers __attribute__((vector_size(16)));
-  typedef int64_t mask __attribute__((vector_size(32)));
+  typedef int32_t integers __attribute__((vector_size(4 * lanes)));
+  typedef int64_t mask __attribute__((vector_size(8 * lanes)));
 };
 
 template <typename Vector, typename T>
@@ -49,52 +51,79 @@ DEFORMABLE_OPS_INLINE void store_vector(T* target, Vector vector) {
   __builtin_memcpy(target, &vector, sizeof(Vector));
 }
 
-// Writes a[0] b[0] c[0] d[0] a[1] b[1] c[1] d[1] ...
-template <typename Vector, typename T>
-DEFORMABLE_OPS_INLINE void store_interleaved(T* target, Vector a, Vector b, Vector c, Vector d) {
-  constexpr int kLanes = sizeof(Vector) / sizeof(T);
-  if constexpr (kLanes == 8) {
-    const Vector ab0 = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
-    const Vector ab1 = __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
-    const Vector cd0 = __builtin_shufflevector(c, d, 0, 8, 1, 9, 2, 10, 3, 11);
-    const Vector cd1 = __builtin_shufflevector(c, d, 4, 12, 5, 13, 6, 14, 7, 15);
-    store_vector<Vector>(target, __builtin_shufflevector(ab0, cd0, 0, 1, 8, 9, 2, 3, 10, 11));
-    store_vector<Vector>(target + 8, __builtin_shufflevector(ab0, cd0, 4, 5, 12, 13, 6, 7, 14, 15));
-    store_vector<Vector>(target + 16, __builtin_shufflevector(ab1, cd1, 0, 1, 8, 9, 2, 3, 10, 11));
-    store_vector<Vector>(target + 24, __builtin_shufflevector(ab1, cd1, 4, 5, 12, 13, 6, 7, 14, 15));
+// The first or second half of `lanes` 32-bit integers, as 64-bit ones. Intrinsics, because GCC makes a dozen shuffles of
+// the conversion of a vector.
+template <int lanes, int half, typename Integers>
+DEFORMABLE_OPS_INLINE typename VectorOf<double, lanes / 2>::mask widened(Integers vector) {
+  typedef typename VectorOf<double, lanes / 2>::mask Wide;
+  constexpr int i = half * lanes / 2;
+  if constexpr (lanes == 16) {
+    const auto part = __builtin_shufflevector(vector, vector, i, i + 1, i + 2, i + 3, i + 4, i + 5, i + 6, i + 7);
+#if DEFORMABLE_OPS_VECTOR_BYTES == 64
+    return (Wide)_mm512_cvtepi32_epi64((__m256i)part);
+#else
+    return __builtin_convertvector(part, Wide);
+#endif
+  } else if constexpr (lanes == 8) {
+    const auto part = __builtin_shufflevector(vector, vector, i, i + 1, i + 2, i + 3);
+#if defined(DEFORMABLE_OPS_F16C)
+    return (Wide)_mm256_cvtepi32_epi64((__m128i)part);
+#else
+    return __builtin_convertvector(part, Wide);
+#endif
   } else {
-    const Vector ab0 = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab1 = __builtin_shufflevector(a, b, 2, 6, 3, 7);
-    const Vector cd0 = __builtin_shufflevector(c, d, 0, 4, 1, 5), cd1 = __builtin_shufflevector(c, d, 2, 6, 3, 7);
-    store_vector<Vector>(target, __builtin_shufflevector(ab0, cd0, 0, 1, 4, 5));
-    store_vector<Vector>(target + 4, __builtin_shufflevector(ab0, cd0, 2, 3, 6, 7));
-    store_vector<Vector>(target + 8, __builtin_shufflevector(ab1, cd1, 0, 1, 4, 5));
-    store_vector<Vector>(target + 12, __builtin_shufflevector(ab1, cd1, 2, 3, 6, 7));
+    return __builtin_convertvector(__builtin_shufflevector(vector, vector, i, i + 1), Wide);
   }
 }
 
-// The inverse: four vectors from source[0] of each, source[1] of each...
+// x[0] y[0] x[1] y[1] ..., in two vectors, as x and y.
+template <typename Vector, typename T>
+DEFORMABLE_OPS_INLINE void split_pairs(Vector first, Vector second, Vector& x, Vector& y) {
+  constexpr int kLanes = sizeof(Vector) / sizeof(T);
+  if constexpr (kLanes == 16) {
+    x = __builtin_shufflevector(first, second, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    y = __builtin_shufflevector(first, second, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+  } else if constexpr (kLanes == 8) {
+    x = __builtin_shufflevector(first, second, 0, 2, 4, 6, 8, 10, 12, 14);
+    y = __builtin_shufflevector(first, second, 1, 3, 5, 7, 9, 11, 13, 15);
+  } else {
+    x = __builtin_shufflevector(first, second, 0, 2, 4, 6);
+    y = __builtin_shufflevector(first, second, 1, 3, 5, 7);
+  }
+}
+
+template <typename Vector, typename T>
+DEFORMABLE_OPS_INLINE void load_pairs(const T* source, Vector& x, Vector& y) {
+  split_pairs<Vector, T>(load_vector<Vector>(source), load_vector<Vector>(source + sizeof(Vector) / sizeof(T)), x, y);
+}
+
+// The inverse of load_pairs.
+template <typename Vector, typename T>
+DEFORMABLE_OPS_INLINE void store_pairs(T* target, Vector x, Vector y) {
+  constexpr int kLanes = sizeof(Vector) / sizeof(T);
+  Vector first, second;
+  if constexpr (kLanes == 16) {
+    first = __builtin_shufflevector(x, y, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    second = __builtin_shufflevector(x, y, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  } else if constexpr (kLanes == 8) {
+    first = __builtin_shufflevector(x, y, 0, 8, 1, 9, 2, 10, 3, 11);
+    second = __builtin_shufflevector(x, y, 4, 12, 5, 13, 6, 14, 7, 15);
+  } else {
+    first = __builtin_shufflevector(x, y, 0, 4, 1, 5);
+    second = __builtin_shufflevector(x, y, 2, 6, 3, 7);
+  }
+  store_vector<Vector>(target, first);
+  store_vector<Vector>(target + kLanes, second);
+}
+
+// a[0] b[0] c[0] d[0] a[1] ... as four vectors: pairs of pairs.
 template <typename Vector, typename T>
 DEFORMABLE_OPS_INLINE void load_interleaved(const T* source, Vector (&vectors)[4]) {
   constexpr int kLanes = sizeof(Vector) / sizeof(T);
-  const Vector v0 = load_vector<Vector>(source), v1 = load_vector<Vector>(source + kLanes);
-  const Vector v2 = load_vector<Vector>(source + 2 * kLanes), v3 = load_vector<Vector>(source + 3 * kLanes);
-  if constexpr (kLanes == 8) {
-    const Vector ab0 = __builtin_shufflevector(v0, v1, 0, 4, 8, 12, 1, 5, 9, 13);
-    const Vector cd0 = __builtin_shufflevector(v0, v1, 2, 6, 10, 14, 3, 7, 11, 15);
-    const Vector ab1 = __builtin_shufflevector(v2, v3, 0, 4, 8, 12, 1, 5, 9, 13);
-    const Vector cd1 = __builtin_shufflevector(v2, v3, 2, 6, 10, 14, 3, 7, 11, 15);
-    vectors[0] = __builtin_shufflevector(ab0, ab1, 0, 1, 2, 3, 8, 9, 10, 11);
-    vectors[1] = __builtin_shufflevector(ab0, ab1, 4, 5, 6, 7, 12, 13, 14, 15);
-    vectors[2] = __builtin_shufflevector(cd0, cd1, 0, 1, 2, 3, 8, 9, 10, 11);
-    vectors[3] = __builtin_shufflevector(cd0, cd1, 4, 5, 6, 7, 12, 13, 14, 15);
-  } else {
-    const Vector ab0 = __builtin_shufflevector(v0, v1, 0, 4, 1, 5), cd0 = __builtin_shufflevector(v0, v1, 2, 6, 3, 7);
-    const Vector ab1 = __builtin_shufflevector(v2, v3, 0, 4, 1, 5), cd1 = __builtin_shufflevector(v2, v3, 2, 6, 3, 7);
-    vectors[0] = __builtin_shufflevector(ab0, ab1, 0, 1, 4, 5);
-    vectors[1] = __builtin_shufflevector(ab0, ab1, 2, 3, 6, 7);
-    vectors[2] = __builtin_shufflevector(cd0, cd1, 0, 1, 4, 5);
-    vectors[3] = __builtin_shufflevector(cd0, cd1, 2, 3, 6, 7);
-  }
+  Vector ac[2], bd[2];
+  for (int half = 0; half < 2; ++half) load_pairs<Vector>(source + 2 * half * kLanes, ac[half], bd[half]);
+  split_pairs<Vector, T>(ac[0], ac[1], vectors[0], vectors[2]);
+  split_pairs<Vector, T>(bd[0], bd[1], vectors[1], vectors[3]);
 }
 
 // ---- element types -------------------------------------------------------------------------------------------------
@@ -118,7 +147,7 @@ DEFORMABLE_OPS_INLINE uint16_t to_bfloat16(float value) {
 }
 
 DEFORMABLE_OPS_INLINE float from_float16(uint16_t stored) {
-#if defined(__F16C__)
+#if defined(DEFORMABLE_OPS_F16C)
   return _cvtsh_ss(stored);
 #else
   const uint32_t sign = static_cast<uint32_t>(stored & 0x8000u) << 16;
@@ -137,7 +166,7 @@ DEFORMABLE_OPS_INLINE float from_float16(uint16_t stored) {
 }
 
 DEFORMABLE_OPS_INLINE uint16_t to_float16(float value) {
-#if defined(__F16C__)
+#if defined(DEFORMABLE_OPS_F16C)
   return static_cast<uint16_t>(_cvtss_sh(value, 0));
 #else
   Bits number;
@@ -180,7 +209,7 @@ void load_converted(const Array& array, int64_t offset, int64_t count, T* target
     case Scalar::float16: {
       const uint16_t* source = static_cast<const uint16_t*>(array.data) + offset;
       int64_t i = 0;
-#if defined(__F16C__)
+#if defined(DEFORMABLE_OPS_F16C)
       if (sizeof(T) == sizeof(float)) {
         for (; i + 8 <= count; i += 8) {
           const __m128i eight = _mm_loadu_si128(reinterpret_cast<const __m128i*>(source + i));
@@ -215,10 +244,7 @@ DEFORMABLE_OPS_INLINE void copy_row(const T* source, int64_t count, T* target) {
   constexpr int64_t kLanes = sizeof(Vector) / sizeof(T);
   int64_t i = 0;
   for (; i + kLanes <= count; i += kLanes) store_vector<Vector>(target + i, load_vector<Vector>(source + i));
-  if (i + 4 <= count) {
-    store_vector<Quad>(target + i, load_vector<Quad>(source + i));
-    i += 4;
-  }
+  for (; i + 4 <= count; i += 4) store_vector<Quad>(target + i, load_vector<Quad>(source + i));
   for (; i < count; ++i) target[i] = source[i];
 }
 
@@ -283,7 +309,7 @@ DEFORMABLE_OPS_INLINE void exponential(float* numbers, int64_t count) {
   typedef VectorOf<float>::type Vector;
   typedef VectorOf<float>::integers Integers;
   const Vector zero = {};
-  for (int64_t i = 0; i < count; i += 8) {
+  for (int64_t i = 0; i < count; i += kVectorBytes / sizeof(float)) {
     const Vector x = load_vector<Vector>(numbers + i);
     const Vector bounded = x < -87.0f ? zero - 87.0f : x;       // below that the result is zero, not a subnormal
     const Vector shifted = bounded * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23: rounds to an integer

@@ -8,8 +8,7 @@
 namespace deformable_ops {
 namespace DEFORMABLE_OPS_ARCH {
 
-constexpr int64_t kBlock = 256;   // points handled together, at least those of one query
-constexpr int64_t kWidest = 64;
+constexpr int64_t kBlock = 144;   // points handled together, at least those of one query
 
 // Walks over the items of a part.
 struct Items {
@@ -37,70 +36,88 @@ struct Block {
   int64_t per_query;  // points of one query: levels * points
   int64_t items;      // at most this many
   int64_t capacity;
-  T *x, *y, *weight;              // pixels; attention weights after the softmax
+  T* weight;                      // attention weights after the softmax
   T *lateral, *vertical;          // fractions to the right and the lower neighbour
   T *width, *height;              // of the point's level
   T *grid_x, *grid_y;             // kernel_grid: the kernel element relative to the middle
   T* gradient_weight;
   T* buffer;                      // pairs (x, y): as stored, or their gradients
-  // Four for each point: upper left, upper right, lower left, lower right
-  T* corner;                      // bilinear times attention weight
-  T* dot;                         // the row times the gradient of the output (backward)
-  int32_t* token;
+  // An array for each corner: upper left, upper right, lower left, lower right
+  T* corner[4];                   // bilinear times attention weight
+  int64_t* place[4];              // bytes from the first row of value to the corner's, or to the row of zeros
+  T* dot;                         // four for each point: the row times the gradient of the output (backward)
   int32_t *columns, *rows, *start;
-  T* zeros;                       // kWidest zeros, what lies outside
-  T* nowhere;                     // kWidest, takes the gradient of what lies outside
+  int64_t* line;                  // bytes from a row of value to the one below
+  int64_t row_bytes, to_outside;  // from a row to the next, from the first row to `outside`
+  const T *pairs, *factors;       // of the points at hand: in `buffer` and `weight`, or where they are stored
+  T* outside;                     // a row for what lies outside: zeros, or what takes their gradient
   T* channels;                    // output or gradient of one query and head
 
+  static int64_t row_of(const Problem& problem) { return problem.heads * problem.channels; }
   static int64_t points_of(const Problem& problem) { return problem.levels * problem.points; }
 
   static int64_t items_of(const Problem& problem) {
     const int64_t per_query = points_of(problem);
-    return per_query == 0 || per_query > kBlock ? 1 : kBlock / per_query;
+    int64_t items = per_query == 0 || per_query > kBlock ? 1 : kBlock / per_query;
+    while (items > 1 && items * per_query % kPadding != 0) --items;  // whole vectors, see `load`
+    return items;
   }
 
-  // Whole vectors are computed, so the arrays end at a multiple of 8 points.
-  static int64_t padded(int64_t points) { return (points + 7) / 8 * 8; }
+  // Whole vectors are computed, so the arrays end at a multiple of the longest.
+  static constexpr int64_t kPadding = 16;
+  static int64_t padded(int64_t points) { return (points + kPadding - 1) / kPadding * kPadding; }
 
   static size_t bytes(const Problem& problem) {
     const int64_t each = padded(items_of(problem) * points_of(problem));
-    return static_cast<size_t>((22 * each + 2 * kWidest + problem.channels) * sizeof(T) + 7 * each * sizeof(int32_t));
+    return static_cast<size_t>((20 * each + row_of(problem) + problem.channels) * sizeof(T) +
+                               5 * each * sizeof(int64_t) + 3 * each * sizeof(int32_t));
   }
 
-  Block(const Problem& problem, void* scratch) {
+  // `value_rows` and `row_stride` as in Kernels.
+  Block(const Problem& problem, void* scratch, const void* value_rows, int64_t row_stride) {
     per_query = points_of(problem);
     items = items_of(problem);
     capacity = items * per_query;
     const int64_t each = padded(capacity);
-    T* next = static_cast<T*>(scratch);
-    T** const arrays[] = {&x,      &y,      &weight,     &lateral,    &vertical,        &width,
-                          &height, &grid_x, &grid_y,     &gradient_weight};
+    int64_t* wide = static_cast<int64_t*>(scratch);
+    for (int64_t*& array : place) {
+      array = wide;
+      wide += each;
+    }
+    line = wide;
+    T* next = reinterpret_cast<T*>(wide + each);
+    T** const arrays[] = {&weight, &lateral, &vertical,        &width,     &height,    &grid_x,
+                          &grid_y, &gradient_weight, &corner[0], &corner[1], &corner[2], &corner[3]};
     for (T** array : arrays) {
       *array = next;
       next += each;
     }
     buffer = next;
-    corner = buffer + 2 * each;
-    dot = corner + 4 * each;
-    zeros = dot + 4 * each;
-    nowhere = zeros + kWidest;
-    channels = nowhere + kWidest;
-    token = reinterpret_cast<int32_t*>(channels + problem.channels);
-    columns = token + 4 * each;
-    rows = columns + each;
-    start = rows + each;
+    dot = buffer + 2 * each;
+    outside = dot + 4 * each;
+    channels = outside + row_of(problem);
+    row_bytes = row_stride * static_cast<int64_t>(sizeof(T));
+    to_outside = reinterpret_cast<intptr_t>(outside) - reinterpret_cast<intptr_t>(value_rows);
+    int32_t* integer = reinterpret_cast<int32_t*>(channels + problem.channels);
+    int32_t** const integers[] = {&columns, &rows, &start};
+    for (int32_t** array : integers) {
+      *array = integer;
+      integer += each;
+    }
     for (int64_t i = capacity; i < each; ++i) {
-      x[i] = y[i] = weight[i] = width[i] = height[i] = lateral[i] = vertical[i] = grid_x[i] = grid_y[i] = 0;
+      weight[i] = width[i] = height[i] = lateral[i] = vertical[i] = grid_x[i] = grid_y[i] = 0;
       buffer[2 * i] = buffer[2 * i + 1] = 0;
       columns[i] = rows[i] = start[i] = 0;
+      line[i] = 0;
     }
-    for (int64_t i = 0; i < kWidest; ++i) zeros[i] = nowhere[i] = 0;
+    for (int64_t i = 0; i < row_of(problem); ++i) outside[i] = 0;
     for (int64_t i = 0; i < capacity; ++i) {
       const int64_t point = i % per_query;
       const Level& level = problem.level[point / problem.points];
       columns[i] = level.width;
       rows[i] = level.height;
       start[i] = level.start;
+      line[i] = level.width * row_bytes;
       width[i] = static_cast<T>(level.width);
       height[i] = static_cast<T>(level.height);
     }
@@ -121,16 +138,22 @@ struct Block {
     return problem.dilation_height * (problem.kernel_height - 1) / 2;
   }
 
-  // Pixels and attention weights of the items [begin, begin + count) of a part.
+  // Corners and their weights for the items [begin, begin + count) of a part.
   void load(const Problem& problem, const Part& part, int64_t begin, int64_t count) {
     const int64_t used = count * per_query;
     const bool together = part.heads == problem.heads;  // then all that is read lies together
     Items item(problem, part, begin);
-    if (together) {
+    pairs = buffer;
+    factors = weight;
+    if (together && used % kPadding == 0 && problem.coordinates != Coordinates::offsets) {
+      pairs = view(problem.locations, 2 * item.row * per_query, 2 * used, buffer);
+      factors = view(problem.weights, item.row * per_query, used, weight);
+    } else if (together) {
       load_row(problem.locations, 2 * item.row * per_query, 2 * used, buffer);
       load_row(problem.weights, item.row * per_query, used, weight);
     }
-    for (int64_t first = 0; first < used; first += per_query, item.next()) {
+    for (int64_t first = 0; first < used && !(together && problem.coordinates != Coordinates::offsets);
+         first += per_query, item.next()) {
       if (!together) {
         const int64_t row = item.row * per_query;
         const int64_t ahead = row + kAhead * problem.heads * per_query;  // past the end at the end: only a hint
@@ -144,7 +167,6 @@ struct Block {
         set_reference(problem, part.image, item.query, first);
       }
     }
-    if (problem.coordinates == Coordinates::kernel_grid) set_middles(problem, part, begin, used);
     if (problem.coordinates == Coordinates::offsets) {
       exponential(weight, used);
       for (int64_t first = 0; first < used; first += per_query) {
@@ -153,7 +175,13 @@ struct Block {
         for (int64_t i = first; i < first + per_query; ++i) weight[i] /= sum;
       }
     }
-    place(problem, used);
+    switch (problem.coordinates) {
+      case Coordinates::normalised: find_corners<Coordinates::normalised>(problem, used); break;
+      case Coordinates::offsets: find_corners<Coordinates::offsets>(problem, used); break;
+      case Coordinates::kernel_grid:
+        set_middles(problem, part, begin, used);
+        find_corners<Coordinates::kernel_grid>(problem, used);
+    }
   }
 
   void subtract_largest(T* logits) const {
@@ -162,7 +190,7 @@ struct Block {
     for (int64_t i = 0; i < per_query; ++i) logits[i] -= largest;
   }
 
-  // Until find_corners overwrites them, `lateral` and `vertical` hold what the stored pairs are relative to.
+  // Until find_corners overwrites them, `lateral` and `vertical` hold what the pairs are relative to.
   void set_reference(const Problem& problem, int64_t image, int64_t query, int64_t first) {
     const int64_t stored_levels = problem.reference_level_stride == 0 ? 1 : problem.levels;
     const int64_t row = image * problem.reference_batch_stride + query * stored_levels;
@@ -199,48 +227,30 @@ struct Block {
     }
   }
 
-  // x and y of the pairs in `buffer`.
-  void place(const Problem& problem, int64_t used) {
-    typedef typename VectorOf<T>::type Vector;
-    constexpr int64_t kLanes = sizeof(Vector) / sizeof(T);
-    const T scale = static_cast<T>(problem.offset_scale);
-    for (int64_t i = 0; i < used; i += kLanes) {
-      const Vector first = load_vector<Vector>(buffer + 2 * i), second = load_vector<Vector>(buffer + 2 * i + kLanes);
-      Vector x_, y_;
-      if constexpr (kLanes == 8) {
-        x_ = __builtin_shufflevector(first, second, 0, 2, 4, 6, 8, 10, 12, 14);
-        y_ = __builtin_shufflevector(first, second, 1, 3, 5, 7, 9, 11, 13, 15);
-      } else {
-        x_ = __builtin_shufflevector(first, second, 0, 2, 4, 6);
-        y_ = __builtin_shufflevector(first, second, 1, 3, 5, 7);
-      }
-      if (problem.coordinates == Coordinates::normalised) {
-        x_ = x_ * load_vector<Vector>(width + i) - T(0.5);
-        y_ = y_ * load_vector<Vector>(height + i) - T(0.5);
-      } else {
-        if (problem.coordinates == Coordinates::kernel_grid) {
-          x_ = (load_vector<Vector>(grid_x + i) + x_) * scale;
-          y_ = (load_vector<Vector>(grid_y + i) + y_) * scale;
-        }
-        x_ += load_vector<Vector>(lateral + i);
-        y_ += load_vector<Vector>(vertical + i);
-      }
-      store_vector<Vector>(x + i, x_);
-      store_vector<Vector>(y + i, y_);
-    }
-  }
-
-  // Tokens of the four neighbours and their weights.
-  void find_corners(int64_t count) {
+  // Where the four neighbours of each point are, and their weights.
+  template <Coordinates coordinates>
+  void find_corners(const Problem& problem, int64_t used) {
     typedef typename VectorOf<T>::type Vector;
     typedef typename VectorOf<T>::integers Integers;
     typedef typename VectorOf<T>::mask Mask;
     constexpr int64_t kLanes = sizeof(Vector) / sizeof(T);
     const Vector zero = {}, one = zero + T(1);
-    for (int64_t i = 0; i < count * per_query; i += kLanes) {
-      const Vector x_ = load_vector<Vector>(x + i), y_ = load_vector<Vector>(y + i);
-      const Mask inside = (x_ > -one) & (x_ < load_vector<Vector>(width + i)) & (y_ > -one) &
-                          (y_ < load_vector<Vector>(height + i));
+    const T scale = static_cast<T>(problem.offset_scale);
+    for (int64_t i = 0; i < used; i += kLanes) {
+      Vector x_, y_;
+      load_pairs<Vector>(pairs + 2 * i, x_, y_);
+      const Vector width_ = load_vector<Vector>(width + i), height_ = load_vector<Vector>(height + i);
+      if constexpr (coordinates == Coordinates::normalised) {
+        x_ = x_ * width_ - T(0.5);
+        y_ = y_ * height_ - T(0.5);
+      } else if constexpr (coordinates == Coordinates::offsets) {
+        x_ += load_vector<Vector>(lateral + i);
+        y_ += load_vector<Vector>(vertical + i);
+      } else {
+        x_ = (load_vector<Vector>(grid_x + i) + x_) * scale + load_vector<Vector>(lateral + i);
+        y_ = (load_vector<Vector>(grid_y + i) + y_) * scale + load_vector<Vector>(vertical + i);
+      }
+      const Mask inside = (x_ > -one) & (x_ < width_) & (y_ > -one) & (y_ < height_);
       const Vector near_x = inside ? x_ : zero, near_y = inside ? y_ : zero;
       Integers column = __builtin_convertvector(near_x, Integers);  // towards zero: one too large below zero
       Integers row = __builtin_convertvector(near_y, Integers);
@@ -251,20 +261,35 @@ struct Block {
       const Vector lower = (near_y - __builtin_convertvector(row, Vector)) + (y_ - y_);
       store_vector<Vector>(lateral + i, right);
       store_vector<Vector>(vertical + i, lower);
-      const Vector upper_weight = (one - lower) * load_vector<Vector>(weight + i);
-      const Vector lower_weight = lower * load_vector<Vector>(weight + i);
-      store_interleaved<Vector>(corner + 4 * i, upper_weight * (one - right), upper_weight * right,
-                                lower_weight * (one - right), lower_weight * right);
+      const Vector attention = load_vector<Vector>(factors + i);
+      const Vector lower_weight = lower * attention, upper_weight = (one - lower) * attention;
+      store_vector<Vector>(corner[0] + i, upper_weight * (one - right));
+      store_vector<Vector>(corner[1] + i, upper_weight * right);
+      store_vector<Vector>(corner[2] + i, lower_weight * (one - right));
+      store_vector<Vector>(corner[3] + i, lower_weight * right);
 
-      const Integers width_ = load_vector<Integers>(columns + i), height_ = load_vector<Integers>(rows + i);
-      const Integers within = __builtin_convertvector(inside, Integers);
-      const Integers left_in = within & (column >= 0), right_in = within & (column + 1 < width_);
-      const Integers upper_in = row >= 0, lower_in = row + 1 < height_;
-      const Integers first = load_vector<Integers>(start + i) + row * width_ + column;
-      // all bits set is -1: what lies outside
-      store_interleaved<Integers>(token + 4 * i, first | ~(left_in & upper_in), (first + 1) | ~(right_in & upper_in),
-                                  (first + width_) | ~(left_in & lower_in),
-                                  (first + width_ + 1) | ~(right_in & lower_in));
+      const Integers columns_ = load_vector<Integers>(columns + i), rows_ = load_vector<Integers>(rows + i);
+      const Integers beside = ~__builtin_convertvector(inside, Integers);
+      const Integers left = beside | (column < 0), beyond = beside | (column + 1 >= columns_);
+      const Integers above = row < 0, below = row + 1 >= rows_;
+      const Integers first = load_vector<Integers>(start + i) + row * columns_ + column;
+      const Integers hidden[4] = {left | above, beyond | above, left | below, beyond | below};
+      store_places<0, kLanes>(i, first, hidden);
+      store_places<1, kLanes>(i, first, hidden);
+    }
+  }
+
+  // For half of the lanes, because bytes need 64 bits.
+  template <int half, int lanes, typename Integers>
+  DEFORMABLE_OPS_INLINE void store_places(int64_t i, Integers first, const Integers (&hidden)[4]) {
+    typedef typename VectorOf<double, lanes / 2>::mask Wide;
+    i += half * lanes / 2;
+    const Wide upper = widened<lanes, half>(first) * row_bytes, lower = upper + load_vector<Wide>(line + i);
+    const Wide bytes[4] = {upper, upper + row_bytes, lower, lower + row_bytes};
+#pragma GCC unroll 4
+    for (int corner = 0; corner < 4; ++corner) {
+      const Wide hide = widened<lanes, half>(hidden[corner]);
+      store_vector<Wide>(place[corner] + i, (bytes[corner] & ~hide) | (hide & to_outside));
     }
   }
 
@@ -283,18 +308,12 @@ struct Block {
       const Vector upper_row = (one - right) * dots[0] + right * dots[1];
       const Vector lower_row = (one - right) * dots[2] + right * dots[3];
       store_vector<Vector>(gradient_weight + i, (one - lower) * upper_row + lower * lower_row);
-      const Vector attention = load_vector<Vector>(weight + i);
+      const Vector attention = load_vector<Vector>(factors + i);
       Vector x_ = attention * ((one - lower) * (dots[1] - dots[0]) + lower * (dots[3] - dots[2]));
       Vector y_ = attention * ((one - right) * (dots[2] - dots[0]) + right * (dots[3] - dots[1]));
       x_ *= normalised ? load_vector<Vector>(width + i) : scale;
       y_ *= normalised ? load_vector<Vector>(height + i) : scale;
-      if constexpr (kLanes == 8) {
-        store_vector<Vector>(buffer + 2 * i, __builtin_shufflevector(x_, y_, 0, 8, 1, 9, 2, 10, 3, 11));
-        store_vector<Vector>(buffer + 2 * i + 8, __builtin_shufflevector(x_, y_, 4, 12, 5, 13, 6, 14, 7, 15));
-      } else {
-        store_vector<Vector>(buffer + 2 * i, __builtin_shufflevector(x_, y_, 0, 4, 1, 5));
-        store_vector<Vector>(buffer + 2 * i + 4, __builtin_shufflevector(x_, y_, 2, 6, 3, 7));
-      }
+      store_pairs<Vector>(buffer + 2 * i, x_, y_);
     }
   }
 };

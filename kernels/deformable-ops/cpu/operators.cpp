@@ -118,7 +118,8 @@ struct FreeDeleter {
 using Memory = std::unique_ptr<void, FreeDeleter>;
 
 Memory allocate(size_t bytes) {
-  void* memory = std::malloc(std::max<size_t>(bytes, 1));
+  constexpr size_t kLine = 64;  // vectors that cross lines of the cache are slow
+  void* memory = std::aligned_alloc(kLine, std::max<size_t>((bytes + kLine - 1) / kLine, 1) * kLine);
   if (memory == nullptr) throw std::bad_alloc();
   return Memory(memory);
 }
@@ -131,8 +132,15 @@ bool is_float64(const Problem& problem) {
 
 const Kernels& kernels_for(bool float64) {
 #if defined(__x86_64__)
-  static const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                           __builtin_cpu_supports("f16c") && std::getenv("DEFORMABLE_OPS_BASELINE") == nullptr;
+  // DEFORMABLE_OPS_INSTRUCTIONS=baseline or avx2 is for tests of those
+  static const char* const most = std::getenv("DEFORMABLE_OPS_INSTRUCTIONS");
+  static const bool baseline = most != nullptr && std::strcmp(most, "baseline") == 0;
+  static const bool avx2 = !baseline && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                           __builtin_cpu_supports("f16c");
+  static const bool avx512 = avx2 && (most == nullptr || std::strcmp(most, "avx2") != 0) &&
+                             __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (avx512) return avx512_kernels(float64);
   if (avx2) return avx2_kernels(float64);
 #endif
   return baseline_kernels(float64);

@@ -91,6 +91,7 @@ static constexpr int64_t widest(int64_t channels) {
 const Kernels& baseline_kernels(bool float64);
 #if defined(__x86_64__)
 const Kernels& avx2_kernels(bool float64);
+const Kernels& avx512_kernels(bool float64);
 #endif
 
 }  // namespace deformable_ops

@@ -5,10 +5,10 @@
 // or the linker could hand the wide one to an old processor. For the same reason nothing of the standard library is
 // used here.
 //
-// Points are handled in blocks of a few hundred: first the coordinates of the whole block become tokens and bilinear
-// weights (loops that the compiler vectorises over points), then rows are gathered or scattered (vectorised over
-// channels). A corner outside its level has token -1 and reads a row of zeros, so nothing outside is ever read, and a
-// NaN stored there cannot spread. A location that is not finite makes its own query and head NaN, as grid_sample does.
+// Points are handled in blocks of a hundred or more: first the coordinates of the whole block become places in memory
+// and bilinear weights (loops that are vectorised over points), then rows are gathered or scattered (vectorised over
+// channels). The place of a corner outside its level is a row of zeros: nothing outside is ever read, a NaN stored there
+// cannot spread, and no branch is needed, which nobody could predict. A location that is not finite makes its own query and head NaN, as grid_sample does.
 #pragma once
 
 #include "block.h"
@@ -18,96 +18,114 @@ namespace DEFORMABLE_OPS_ARCH {
 
 // ---- rows ----------------------------------------------------------------------------------------------------------
 
-// The loops over points and corners, for `Width` channels. `gather`: the sum of weight times row.
+// The loops over points and corners, for `Width` channels.
 template <typename T, int Width>
 struct Rows {
-  typedef typename VectorOf<T>::type Vector;
-  static constexpr int kLanes = sizeof(Vector) / sizeof(T);
+  // the longest vectors that fit, but none shorter than 32 bytes
+  static constexpr int kLongest = kVectorBytes / sizeof(T), kShortest = 32 / sizeof(T);
+  static constexpr int kLanes = Width >= kLongest ? kLongest : kShortest;
+  typedef typename VectorOf<T, kLanes>::type Vector;
   static constexpr int kVectors = Width / kLanes > 0 ? Width / kLanes : 1;
   static constexpr bool kWide = Width >= kLanes;
 
-  // The rows of the four corners of a point. Mostly all are inside, and then side by side.
-  template <typename Element>
-  static DEFORMABLE_OPS_INLINE void corners(Element* rows, int64_t stride, const int32_t* token, Element* outside,
-                                            Element* (&found)[4]) {
-    int64_t pairs[2];
-    __builtin_memcpy(pairs, token, sizeof(pairs));
-    if (__builtin_expect(((pairs[0] | pairs[1]) & kSigns) == 0, true)) {
-      found[0] = rows + token[0] * stride;
-      found[1] = found[0] + stride;
-      found[2] = rows + token[2] * stride;
-      found[3] = found[2] + stride;
-    } else {
+  // Where the corners of the points from `first` on are, and how much each counts. Copies, because the compiler has to
+  // assume that storing a row changes the arrays of the block.
+  struct Corners {
+    const int64_t* place[4];
+    const T* factor[4];
+
+    DEFORMABLE_OPS_INLINE Corners(const Block<T>& block, int64_t first) {
       for (int corner = 0; corner < 4; ++corner) {
-        found[corner] = token[corner] < 0 ? outside : rows + token[corner] * stride;
+        place[corner] = block.place[corner] + first;
+        factor[corner] = block.corner[corner] + first;
       }
     }
-  }
-  static constexpr int64_t kSigns = static_cast<int64_t>(0x8000000080000000u);
 
-  static DEFORMABLE_OPS_INLINE void gather(const Block<T>& block, int64_t first, const T* rows, int64_t stride,
-                                           T* result) {
-    const T* source[4];
-    if constexpr (kWide) {
-      // separate sums, because an addition has to wait for the one before it
-      constexpr int kSums = kVectors >= 8 ? 1 : (kVectors >= 4 ? 2 : 4);
-      Vector sums[kSums][kVectors] = {};
-      for (int64_t i = first; i < first + block.per_query; ++i) {
-        corners<const T>(rows, stride, block.token + 4 * i, block.zeros, source);
+    DEFORMABLE_OPS_INLINE void advance(int64_t points) {
+      for (int corner = 0; corner < 4; ++corner) {
+        place[corner] += points;
+        factor[corner] += points;
+      }
+    }
+
+    template <typename Element>
+    DEFORMABLE_OPS_INLINE Element* row(Element* rows, int corner, int64_t point) const {
+      return reinterpret_cast<Element*>(reinterpret_cast<uintptr_t>(rows) + place[corner][point]);
+    }
+  };
+
+  // Output of the items of a block from `start` on, for the channels from `channel` on.
+  static void gather(const Problem& problem, const Part& part, const Block<T>& block, int64_t start, int64_t count,
+                     const T* rows, int64_t channel) {
+    const int64_t points = block.per_query, channels = problem.channels;
+    const bool is_own = problem.output.type == own_type<T>();
+    T* const output = static_cast<T*>(problem.output.data);
+    Items item(problem, part, start);
+    Corners corners(block, 0);
+    for (int64_t i = 0; i < count; ++i, item.next(), corners.advance(points)) {
+      const T* source = rows + item.head * channels + channel;
+      const int64_t offset = item.row * channels + channel;
+      T* target = is_own ? output + offset : block.channels;
+      if constexpr (kWide) {
+        // separate sums, because an addition has to wait for the one before it
+        constexpr int kSums = kVectors >= 8 ? 1 : (kVectors >= 4 ? 2 : 4);
+        Vector sums[kSums][kVectors] = {};
+        for (int64_t point = 0; point < points; ++point) {
 #pragma GCC unroll 4
-        for (int corner = 0; corner < 4; ++corner) {
-          const T factor = block.corner[4 * i + corner];
+          for (int corner = 0; corner < 4; ++corner) {
+            const T* row = corners.row(source, corner, point);
+            const T factor = corners.factor[corner][point];
 #pragma GCC unroll 16
-          for (int v = 0; v < kVectors; ++v) {
-            sums[corner % kSums][v] += load_vector<Vector>(source[corner] + v * kLanes) * factor;
+            for (int v = 0; v < kVectors; ++v) {
+              sums[corner % kSums][v] += load_vector<Vector>(row + v * kLanes) * factor;
+            }
           }
         }
-      }
-      for (int v = 0; v < kVectors; ++v) {
-        for (int s = 1; s < kSums; ++s) sums[0][v] += sums[s][v];
-        store_vector<Vector>(result + v * kLanes, sums[0][v]);
-      }
-    } else {
-      T sums[Width] = {};
-      for (int64_t i = first; i < first + block.per_query; ++i) {
-        corners<const T>(rows, stride, block.token + 4 * i, block.zeros, source);
-        for (int corner = 0; corner < 4; ++corner) {
-          const T factor = block.corner[4 * i + corner];
-          for (int c = 0; c < Width; ++c) sums[c] += source[corner][c] * factor;
+        for (int v = 0; v < kVectors; ++v) {
+          for (int s = 1; s < kSums; ++s) sums[0][v] += sums[s][v];
+          store_vector<Vector>(target + v * kLanes, sums[0][v]);
         }
+      } else {
+        T sums[Width] = {};
+        for (int64_t point = 0; point < points; ++point) {
+          for (int corner = 0; corner < 4; ++corner) {
+            const T* row = corners.row(source, corner, point);
+            for (int c = 0; c < Width; ++c) sums[c] += row[c] * corners.factor[corner][point];
+          }
+        }
+        for (int c = 0; c < Width; ++c) target[c] = sums[c];
       }
-      for (int c = 0; c < Width; ++c) result[c] = sums[c];
+      if (!is_own) store(problem.output, offset, Width, target);
     }
   }
 
   // dot += row of the corner times gradient
-  static DEFORMABLE_OPS_INLINE void dots(const Block<T>& block, int64_t first, const T* rows, int64_t stride,
-                                         const T* gradient) {
-    const T* source[4];
+  static DEFORMABLE_OPS_INLINE void dots(const Block<T>& block, int64_t first, const T* rows, const T* gradient) {
+    const Corners corners(block, first);
+    const int64_t points = block.per_query;
+    T* dot = block.dot + 4 * first;
     if constexpr (kWide) {
+      typedef typename VectorOf<T>::quad Quad;
       Vector own[kVectors];
       for (int v = 0; v < kVectors; ++v) own[v] = load_vector<Vector>(gradient + v * kLanes);
-      for (int64_t i = first; i < first + block.per_query; ++i) {
+      for (int64_t i = 0; i < points; ++i) {
         Vector products[4];
-        corners<const T>(rows, stride, block.token + 4 * i, block.zeros, source);
 #pragma GCC unroll 4
         for (int corner = 0; corner < 4; ++corner) {
-          products[corner] = load_vector<Vector>(source[corner]) * own[0];
+          const T* row = corners.row(rows, corner, i);
+          products[corner] = load_vector<Vector>(row) * own[0];
 #pragma GCC unroll 16
-          for (int v = 1; v < kVectors; ++v) {
-            products[corner] += load_vector<Vector>(source[corner] + v * kLanes) * own[v];
-          }
+          for (int v = 1; v < kVectors; ++v) products[corner] += load_vector<Vector>(row + v * kLanes) * own[v];
         }
-        typedef typename VectorOf<T>::quad Quad;
-        store_vector<Quad>(block.dot + 4 * i, load_vector<Quad>(block.dot + 4 * i) + four_sums(products));
+        store_vector<Quad>(dot + 4 * i, load_vector<Quad>(dot + 4 * i) + four_sums(products));
       }
     } else {
-      for (int64_t i = first; i < first + block.per_query; ++i) {
-        corners<const T>(rows, stride, block.token + 4 * i, block.zeros, source);
+      for (int64_t i = 0; i < points; ++i) {
         for (int corner = 0; corner < 4; ++corner) {
+          const T* row = corners.row(rows, corner, i);
           T sum = 0;
-          for (int c = 0; c < Width; ++c) sum += source[corner][c] * gradient[c];
-          block.dot[4 * i + corner] += sum;
+          for (int c = 0; c < Width; ++c) sum += row[c] * gradient[c];
+          dot[4 * i + corner] += sum;
         }
       }
     }
@@ -115,47 +133,58 @@ struct Rows {
 
   // The sums over the lanes of four vectors.
   static DEFORMABLE_OPS_INLINE typename VectorOf<T>::quad four_sums(const Vector (&v)[4]) {
-    if constexpr (kLanes == 8) {
-      const Vector first = __builtin_shufflevector(v[0], v[1], 0, 1, 2, 3, 8, 9, 10, 11) +
-                           __builtin_shufflevector(v[0], v[1], 4, 5, 6, 7, 12, 13, 14, 15);
-      const Vector second = __builtin_shufflevector(v[2], v[3], 0, 1, 2, 3, 8, 9, 10, 11) +
-                            __builtin_shufflevector(v[2], v[3], 4, 5, 6, 7, 12, 13, 14, 15);
-      const Vector halves = __builtin_shufflevector(first, second, 0, 1, 4, 5, 8, 9, 12, 13) +
-                            __builtin_shufflevector(first, second, 2, 3, 6, 7, 10, 11, 14, 15);
-      return __builtin_shufflevector(halves, halves, 0, 2, 4, 6) + __builtin_shufflevector(halves, halves, 1, 3, 5, 7);
+    typename VectorOf<T, kShortest>::type half[4];
+    for (int i = 0; i < 4; ++i) {
+      if constexpr (kLanes == kShortest) {
+        half[i] = v[i];
+      } else if constexpr (kShortest == 8) {
+        half[i] = __builtin_shufflevector(v[i], v[i], 0, 1, 2, 3, 4, 5, 6, 7) +
+                  __builtin_shufflevector(v[i], v[i], 8, 9, 10, 11, 12, 13, 14, 15);
+      } else {
+        half[i] = __builtin_shufflevector(v[i], v[i], 0, 1, 2, 3) + __builtin_shufflevector(v[i], v[i], 4, 5, 6, 7);
+      }
+    }
+    if constexpr (kShortest == 8) {
+      const auto first = __builtin_shufflevector(half[0], half[1], 0, 8, 1, 9, 4, 12, 5, 13) +
+                         __builtin_shufflevector(half[0], half[1], 2, 10, 3, 11, 6, 14, 7, 15);
+      const auto second = __builtin_shufflevector(half[2], half[3], 0, 8, 1, 9, 4, 12, 5, 13) +
+                          __builtin_shufflevector(half[2], half[3], 2, 10, 3, 11, 6, 14, 7, 15);
+      const auto both = __builtin_shufflevector(first, second, 0, 1, 8, 9, 4, 5, 12, 13) +
+                        __builtin_shufflevector(first, second, 2, 3, 10, 11, 6, 7, 14, 15);
+      return __builtin_shufflevector(both, both, 0, 1, 2, 3) + __builtin_shufflevector(both, both, 4, 5, 6, 7);
     } else {
-      const Vector first = __builtin_shufflevector(v[0], v[1], 0, 1, 4, 5) +
-                           __builtin_shufflevector(v[0], v[1], 2, 3, 6, 7);
-      const Vector second = __builtin_shufflevector(v[2], v[3], 0, 1, 4, 5) +
-                            __builtin_shufflevector(v[2], v[3], 2, 3, 6, 7);
-      return __builtin_shufflevector(first, second, 0, 2, 4, 6) + __builtin_shufflevector(first, second, 1, 3, 5, 7);
+      const auto first = __builtin_shufflevector(half[0], half[1], 0, 4, 2, 6) +
+                         __builtin_shufflevector(half[0], half[1], 1, 5, 3, 7);
+      const auto second = __builtin_shufflevector(half[2], half[3], 0, 4, 2, 6) +
+                          __builtin_shufflevector(half[2], half[3], 1, 5, 3, 7);
+      return __builtin_shufflevector(first, second, 0, 1, 4, 5) + __builtin_shufflevector(first, second, 2, 3, 6, 7);
     }
   }
 
   // sums[token] += weight * gradient, for `Width` channels
-  static DEFORMABLE_OPS_INLINE void scatter(const Block<T>& block, int64_t first, T* sums, int64_t stride,
-                                            const T* gradient) {
-    T* target[4];
+  static DEFORMABLE_OPS_INLINE void scatter(const Block<T>& block, int64_t first, T* sums, const T* gradient) {
+    const Corners corners(block, first);
+    const int64_t points = block.per_query;
     if constexpr (kWide) {
       Vector own[kVectors];
       for (int v = 0; v < kVectors; ++v) own[v] = load_vector<Vector>(gradient + v * kLanes);
-      for (int64_t i = first; i < first + block.per_query; ++i) {
-        corners<T>(sums, stride, block.token + 4 * i, block.nowhere, target);
+      for (int64_t i = 0; i < points; ++i) {
 #pragma GCC unroll 4
         for (int corner = 0; corner < 4; ++corner) {
-          const T factor = block.corner[4 * i + corner];
+          T* row = corners.row(sums, corner, i);
+          const T factor = corners.factor[corner][i];
 #pragma GCC unroll 16
           for (int v = 0; v < kVectors; ++v) {
-            T* place = target[corner] + v * kLanes;
+            T* place = row + v * kLanes;
             store_vector<Vector>(place, load_vector<Vector>(place) + own[v] * factor);
           }
         }
       }
     } else {
-      for (int64_t i = first; i < first + block.per_query; ++i) {
-        corners<T>(sums, stride, block.token + 4 * i, block.nowhere, target);
+      for (int64_t i = 0; i < points; ++i) {
         for (int corner = 0; corner < 4; ++corner) {
-          for (int c = 0; c < Width; ++c) target[corner][c] += gradient[c] * block.corner[4 * i + corner];
+          T* row = corners.row(sums, corner, i);
+          for (int c = 0; c < Width; ++c) row[c] += gradient[c] * corners.factor[corner][i];
         }
       }
     }
@@ -211,24 +240,16 @@ void read_ahead(const Problem& problem, const Part& part, const Items& item, int
 template <typename T>
 void forward(const Problem& problem, const Part& part, int64_t begin, int64_t end, const void* rows,
              int64_t row_stride, void* scratch) {
-  Block<T> block(problem, scratch);
-  const bool is_own = problem.output.type == own_type<T>();
+  Block<T> block(problem, scratch, rows, row_stride);
   for (int64_t start = begin; start < end; start += block.items) {
     const int64_t count = end - start < block.items ? end - start : block.items;
     block.load(problem, part, start, count);
-    block.find_corners(count);
-    Items item(problem, part, start);
-    read_ahead<T>(problem, part, item, count, start == begin);
-    for (int64_t i = 0; i < count; ++i, item.next()) {
-      const int64_t offset = item.row * problem.channels;
-      T* target = is_own ? static_cast<T*>(problem.output.data) + offset : block.channels;
-      for (int64_t channel = 0; channel < problem.channels;) {
-        const int64_t width = widest(problem.channels - channel);
-        const T* source = static_cast<const T*>(rows) + item.head * problem.channels + channel;
-        DEFORMABLE_OPS_BY_WIDTH(T, width, gather(block, i * block.per_query, source, row_stride, target + channel));
-        channel += width;
-      }
-      if (!is_own) store(problem.output, offset, problem.channels, target);
+    read_ahead<T>(problem, part, Items(problem, part, start), count, start == begin);
+    for (int64_t channel = 0; channel < problem.channels;) {
+      const int64_t width = widest(problem.channels - channel);
+      DEFORMABLE_OPS_BY_WIDTH(T, width,
+                              gather(problem, part, block, start, count, static_cast<const T*>(rows), channel));
+      channel += width;
     }
   }
 }
@@ -236,13 +257,12 @@ void forward(const Problem& problem, const Part& part, int64_t begin, int64_t en
 template <typename T>
 void backward_points(const Problem& problem, const Part& part, int64_t begin, int64_t end, const void* rows,
                      int64_t row_stride, void* scratch) {
-  Block<T> block(problem, scratch);
+  Block<T> block(problem, scratch, rows, row_stride);
   const int64_t per_query = block.per_query;
   for (int64_t start = begin; start < end; start += block.items) {
     const int64_t count = end - start < block.items ? end - start : block.items;
     const int64_t used = count * per_query;
     block.load(problem, part, start, count);
-    block.find_corners(count);
     for (int64_t i = 0; i < 4 * used; ++i) block.dot[i] = 0;
     Items item(problem, part, start);
     read_ahead<T>(problem, part, item, count, start == begin);
@@ -252,7 +272,7 @@ void backward_points(const Problem& problem, const Part& part, int64_t begin, in
       for (int64_t channel = 0; channel < problem.channels;) {
         const int64_t width = widest(problem.channels - channel);
         const T* source = static_cast<const T*>(rows) + item.head * problem.channels + channel;
-        DEFORMABLE_OPS_BY_WIDTH(T, width, dots(block, i * per_query, source, row_stride, gradient + channel));
+        DEFORMABLE_OPS_BY_WIDTH(T, width, dots(block, i * per_query, source, gradient + channel));
         channel += width;
       }
     }
@@ -262,9 +282,9 @@ void backward_points(const Problem& problem, const Part& part, int64_t begin, in
       const int64_t first = i * per_query;
       if (problem.coordinates == Coordinates::offsets) {  // through the softmax
         T mean = 0;
-        for (int64_t j = first; j < first + per_query; ++j) mean += block.weight[j] * block.gradient_weight[j];
+        for (int64_t j = first; j < first + per_query; ++j) mean += block.factors[j] * block.gradient_weight[j];
         for (int64_t j = first; j < first + per_query; ++j) {
-          block.gradient_weight[j] = block.weight[j] * (block.gradient_weight[j] - mean);
+          block.gradient_weight[j] = block.factors[j] * (block.gradient_weight[j] - mean);
         }
       }
       const int64_t row = item.row * per_query;
@@ -277,12 +297,11 @@ void backward_points(const Problem& problem, const Part& part, int64_t begin, in
 template <typename T>
 void backward_value(const Problem& problem, const Part& part, int64_t first, int64_t count, void* sums,
                     int64_t row_stride, void* scratch) {
-  Block<T> block(problem, scratch);
+  Block<T> block(problem, scratch, sums, row_stride);
   const int64_t end = problem.queries * part.heads;
   for (int64_t start = 0; start < end; start += block.items) {
     const int64_t items = end - start < block.items ? end - start : block.items;
     block.load(problem, part, start, items);
-    block.find_corners(items);
     Items item(problem, part, start);
     for (int64_t i = 0; i < items; ++i, item.next()) {
       prefetch(problem.grad_output, (item.row + kAhead * problem.heads) * problem.channels + first, count);
@@ -290,7 +309,7 @@ void backward_value(const Problem& problem, const Part& part, int64_t first, int
       for (int64_t channel = 0; channel < count;) {
         const int64_t width = widest(count - channel);
         T* target = static_cast<T*>(sums) + item.head * count + channel;
-        DEFORMABLE_OPS_BY_WIDTH(T, width, scatter(block, i * block.per_query, target, row_stride, gradient + channel));
+        DEFORMABLE_OPS_BY_WIDTH(T, width, scatter(block, i * block.per_query, target, gradient + channel));
         channel += width;
       }
     }

@@ -10,6 +10,8 @@
 #endif
 
 #define DEFORMABLE_OPS_ARCH avx2
+#define DEFORMABLE_OPS_VECTOR_BYTES 32
+#define DEFORMABLE_OPS_F16C  // GCC does not define its own macros after a pragma
 #include "sampling.h"
 
 namespace deformable_ops {

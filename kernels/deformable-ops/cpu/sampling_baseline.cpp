@@ -2,6 +2,7 @@
 //
 // For every processor: what the compiler's default instruction set offers (SSE2 on x86-64, NEON on arm64).
 #define DEFORMABLE_OPS_ARCH baseline
+#define DEFORMABLE_OPS_VECTOR_BYTES 32
 #include "sampling.h"
 
 namespace deformable_ops {

@@ -60,12 +60,14 @@ def test_equals_the_original(ops, device, name):
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="there is one instruction set on this machine")
-def test_baseline_instruction_set_equals_the_original():
+@pytest.mark.parametrize("instructions", ["baseline", "avx2"])
+def test_other_instruction_sets_equal_the_original(instructions):
     """The kernel asks the processor once in a process, so that the other code needs a process of its own."""
-    if os.environ.get("DEFORMABLE_OPS_BASELINE"):
+    if "DEFORMABLE_OPS_INSTRUCTIONS" in os.environ:
         pytest.skip("this is that process")
     command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", str(Path(__file__))]
-    result = subprocess.run(command, env={**os.environ, "DEFORMABLE_OPS_BASELINE": "1"}, capture_output=True, text=True)
+    environment = {**os.environ, "DEFORMABLE_OPS_INSTRUCTIONS": instructions}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-3000:]
 
 
