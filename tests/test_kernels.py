@@ -219,7 +219,7 @@ def test_a_model_runs_the_compiled_operator(kernel):
     model, images = adapter()
     with Ran() as ran:
         maps = model(images).feature_maps
-    assert ran.compiled() == {"ms_deform_attn"} and "aten.grid_sampler_2d.default" not in ran.names
+    assert ran.compiled() == {"ms_deform_attn_fused"} and "aten.grid_sampler_2d.default" not in ran.names
     with compiled_operators("off"), Ran() as ran:
         expected = model(images).feature_maps
     assert not ran.compiled()
@@ -263,6 +263,46 @@ def test_kernelize_takes_the_build(kernel, build):
     with compiled_operators("off"), Ran() as ran:
         model(images)
     assert ran.compiled() == {"ms_deform_attn"}
+
+
+# transformers asks for a version of `kernels` that may be newer than the installed one: here it believes to have it
+USE_KERNELS = """
+import sys
+import transformers.utils.import_utils as utils
+
+asked = utils._is_package_available
+
+def answered(name, *arguments, **options):
+    newest = name == "kernels" and options.get("return_version")
+    return (True, utils.KERNELS_MIN_VERSION) if newest else asked(name, *arguments, **options)
+
+utils._is_package_available = answered
+utils.is_kernels_available.cache_clear()
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from segtransformers import ViTAdapterBackbone
+
+class Names(TorchDispatchMode):
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        print(function)
+        return function(*arguments, **(keywords or {}))
+
+model = ViTAdapterBackbone.from_pretrained(sys.argv[1], use_kernels=True)
+assert model.use_kernels
+with torch.no_grad(), Names():
+    model(torch.zeros(1, 3, 64, 64))
+"""
+
+
+def test_use_kernels_of_transformers(kernel, build, tmp_path):
+    """On a CPU transformers knows no kernel for the layer, and ours runs as without the option."""
+    adapter()[0].float().save_pretrained(tmp_path)
+    environment = {**os.environ, "LOCAL_KERNELS": f"{hub.KERNEL_ID}={build}"}
+    command = [sys.executable, "-c", USE_KERNELS, str(tmp_path)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "ms_deform_attn_fused" in result.stdout and "grid_sampler" not in result.stdout
 
 
 def test_missing_kernel_is_said_once(nothing_found, messages):
@@ -328,6 +368,7 @@ def test_found_in_the_cache_folder_unless_built_from_other_sources(nothing_found
     monkeypatch.undo()
     folder = hub.sources()
     assert folder is not None
+    monkeypatch.delenv("LOCAL_KERNELS", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(build / "cache"))
     shutil.copytree(build / "build", hub.cache_folder() / "build")
     elsewhere = build / "sources"

@@ -136,19 +136,15 @@ class DeformableAttention(nn.Module):
         with maybe_autocast(query.device.type, enabled=False):  # offsets in half precision are off by parts of pixels
             offsets = self.sampling_offsets(query.to(self.sampling_offsets.weight.dtype))
         offsets = offsets.unflatten(2, (self.num_heads, self.num_levels, self.num_points, 2))
-        weights = self.attention_weights(query).unflatten(2, (self.num_heads, self.num_levels * self.num_points))
-        weights = weights.softmax(-1).unflatten(3, (self.num_levels, self.num_points))
-        # (x, y) offsets are in pixels of their level; half-precision ones become float32 here
-        sides = geometry.shapes_tensor.flip(-1).to(geometry.reference_points.dtype)
-        locations = geometry.reference_points[:, :, :, None, None] + offsets / sides[:, None]
-        output = self.attn(
+        logits = self.attention_weights(query).unflatten(2, (self.num_heads, self.num_levels, self.num_points))
+        output = self.attn.attend(
             value,
             geometry.shapes_tensor,
             geometry.shapes,
             geometry.level_starts,
-            locations,
-            weights,
-            64,
+            geometry.reference_points,
+            offsets,
+            logits,
         )
         return self.output_proj(output)
 

@@ -86,35 +86,48 @@ def prepare() -> None:
         find_kernel()
 
 
-def choose(operator: str, value: torch.Tensor, *, fallback: Callable, reference: Callable) -> Callable:
-    """The implementation of an operator for `value`'s device and dtype.
+def compiled(operator: str, value: torch.Tensor) -> Callable | None:
+    """The kernel's function for an operator on `value`'s device and dtype; None where plain PyTorch has to serve.
 
     Args:
         operator: one of `OPERATORS`.
-        fallback: plain PyTorch that is fast forward, and compiled, on a CPU. `reference`: plain PyTorch for eager
-            training, other devices and export.
 
     Raises:
         RuntimeError: if kernels are forced and there is none for the device.
     """
     mode = _state.mode or default_mode()
-    exported = torch.compiler.is_exporting() or torch.jit.is_tracing()
-    if value.device.type == "meta":  # shapes alone: there is nothing to compute
-        return reference
-    if mode != "off" and (mode == "force" or not exported):
-        kernel = find_kernel() if not _state.searched else _state.kernel
-        if kernel is not None and value.device.type in kernel.devices and value.dtype in DTYPES:
-            return getattr(kernel.functions, operator)
-        if mode == "force":
-            raise RuntimeError(
-                f"compiled kernels are forced, but there is none for {operator} on {value.device.type} in "
-                f"{value.dtype}. {_advice(value.device.type)}"
-            )
-        if not torch.compiler.is_compiling():
-            _say_fallback(value.device.type)
+    if value.device.type == "meta" or mode == "off" or (mode == "auto" and _is_exported()):
+        return None
+    kernel = find_kernel() if not _state.searched else _state.kernel
+    if kernel is not None and value.device.type in kernel.devices and value.dtype in DTYPES:
+        return getattr(kernel.functions, operator)
+    if mode == "force":
+        raise RuntimeError(
+            f"compiled kernels are forced, but there is none for {operator} on {value.device.type} in "
+            f"{value.dtype}. {_advice(value.device.type)}"
+        )
+    if not torch.compiler.is_compiling():
+        _say_fallback(value.device.type)
+    return None
+
+
+def choose(operator: str, value: torch.Tensor, *, fallback: Callable, reference: Callable) -> Callable:
+    """The implementation of an operator for `value`'s device and dtype: [`compiled`], or one of these two.
+
+    Args:
+        fallback: plain PyTorch that is fast forward, and compiled, on a CPU. `reference`: plain PyTorch for eager
+            training, other devices and export.
+    """
+    implementation = compiled(operator, value)
+    if implementation is not None:
+        return implementation
     # measured: embedding_bag's gradient is slower than grid_sample's, unless compiled
     trains = torch.is_grad_enabled() and value.requires_grad and not torch.compiler.is_compiling()
-    return reference if exported or trains or value.device.type != "cpu" else fallback
+    return reference if _is_exported() or trains or value.device.type != "cpu" else fallback
+
+
+def _is_exported() -> bool:
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
 
 
 def find_kernel() -> Kernel | None:
