@@ -150,7 +150,7 @@ class MultiScaleDeformableAttention(nn.Module):
             attention_logits: `(B, queries, heads, levels, points)`; their softmax runs over levels and points.
         """
         # where `kernelize` gave this layer another `forward`, that is what the user wants
-        is_own = self.forward.__func__ is type(self).forward
+        is_own = self.forward.__func__ is type(self).forward  # type: ignore[attr-defined]
         fused = hub.compiled("ms_deform_attn_fused", value) if is_own else None
         if fused is not None:
             return fused(value, value_spatial_shapes_list, reference_points, sampling_offsets, attention_logits)
