@@ -8,6 +8,7 @@ resize label maps with another kind of nearest neighbour.
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -44,10 +45,16 @@ class SegmentationImageProcessorKwargs(ImagesKwargs, total=False):
         Whether label 0 means "no class": it becomes 255 and all others go down by one (255 stays).
     size_divisor (`int`, *optional*):
         After the resize, stretch both sides to the next multiple of this. 0 and None leave them.
+    multi_scale (`dict`, *optional*):
+        The multi-scale protocol, of which `inference.segment_image` makes use: `scales`, factors on `size`; `flip`,
+        whether mirror images are averaged, too; `size_divisor`, as above; `shortest_edge_at_least`, in pixels, which
+        the short side never falls below, while the long side has no limit (`SETR_Resize`); `pad_shortest_edge`, in
+        pixels, up to which shorter sides are padded with black (`PadShortSide`). None where a step is left out.
     """
 
     do_reduce_labels: bool
     size_divisor: int | None
+    multi_scale: dict[str, Any] | None
 
 
 def keep_ratio_size(height: int, width: int, short_limit: float, long_limit: float) -> tuple[int, int]:
@@ -157,6 +164,14 @@ class _SegmentationProcessing:
     rescale_factor = 1 / 255
     do_normalize = True
     do_reduce_labels = False
+    # what the originals' test.py --aug-test does
+    multi_scale = {
+        "scales": [0.5, 0.75, 1.0, 1.25, 1.5, 1.75],
+        "flip": True,
+        "size_divisor": 32,
+        "shortest_edge_at_least": None,
+        "pad_shortest_edge": None,
+    }
 
     def __init__(self, **kwargs: Unpack[SegmentationImageProcessorKwargs]):
         super().__init__(**kwargs)  # type: ignore[misc]
@@ -359,30 +374,54 @@ def argmax_resized(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     Returns:
         int64 `(height, width)`.
     """
-    classes, rows, columns = logits.shape
-    height, width = size
-    if (rows, columns) == (height, width):
-        return logits.argmax(dim=0)
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    # source row of each target row, as F.interpolate computes it
-    source = ((torch.arange(height, dtype=logits.dtype, device=logits.device) + 0.5) * (rows / height) - 0.5).clamp(
-        min=0
-    )
-    above = source.long().clamp(max=rows - 1)
-    below = (above + 1).clamp(max=rows - 1)
-    weight = (source - above).view(-1, 1)
-    band = max(BAND_BYTES // (classes * width * logits.element_size()), 1)
     result = torch.empty(size, dtype=torch.long, device=logits.device)
-    for start in range(0, height, band):
-        stop = min(start + band, height)
-        first, last = int(above[start]), int(below[stop - 1])
-        wide = F.interpolate(
-            logits[None, :, first : last + 1], size=(last + 1 - first, width), mode="bilinear", align_corners=False
-        )[0]
-        part = slice(start, stop)
-        resized = torch.lerp(wide[:, above[part] - first], wide[:, below[part] - first], weight[part])
-        result[part] = resized.argmax(dim=0)
+    resized = ResizedRows(iter([logits]), logits.shape[1], size)
+    for rows in resized.slices():
+        result[rows] = resized.take(rows).argmax(dim=0)
     return result
+
+
+class ResizedRows:
+    """Maps of which bands of rows come one after the other, resized bilinearly (align_corners False) band by band.
+
+    Args:
+        bands: `(channels, rows, w)`, from top to bottom.
+        height: how many rows they have together.
+        size: (height, width) to resize to.
+    """
+
+    def __init__(self, bands: Iterator[torch.Tensor], height: int, size: tuple[int, int]):
+        self.bands, self.height, self.size = bands, height, size
+        self.pending = next(bands)  # rows from self.first on
+        self.first = 0
+        dtype = torch.promote_types(self.pending.dtype, torch.float32)
+        # source row of each target row, as F.interpolate computes it
+        target = torch.arange(size[0], dtype=dtype, device=self.pending.device)
+        source = ((target + 0.5) * (height / size[0]) - 0.5).clamp(min=0)
+        self.above = source.long().clamp(max=height - 1)
+        self.below = (self.above + 1).clamp(max=height - 1)
+        self.weight = (source - self.above).view(-1, 1)
+
+    def slices(self) -> Iterator[slice]:
+        """Rows of the result that are made at once."""
+        row_bytes = len(self.pending) * self.size[1] * max(self.pending.element_size(), 4)
+        step = max(BAND_BYTES // row_bytes, 1)
+        for start in range(0, self.size[0], step):
+            yield slice(start, min(start + step, self.size[0]))
+
+    def take(self, rows: slice) -> torch.Tensor:
+        """`(channels, rows, width)`, float32 or wider. Rows have to be asked for from top to bottom."""
+        first, last = int(self.above[rows.start]), int(self.below[rows.stop - 1])
+        while self.first + self.pending.shape[1] <= last:
+            kept = self.pending[:, max(first - self.first, 0) :]
+            self.first += self.pending.shape[1] - kept.shape[1]
+            self.pending = torch.cat([kept, next(self.bands)], dim=1)
+        needed = self.pending[:, first - self.first : last + 1 - self.first].to(self.weight.dtype)
+        if (self.height, needed.shape[2]) == self.size:
+            return needed[:, : rows.stop - rows.start]
+        size = (needed.shape[1], self.size[1])
+        wide = F.interpolate(needed[None], size=size, mode="bilinear", align_corners=False)[0]
+        return torch.lerp(wide[:, self.above[rows] - first], wide[:, self.below[rows] - first], self.weight[rows])
 
 
 class SegmentationImageProcessor(_SegmentationProcessing, TorchvisionBackend):  # type: ignore[misc]

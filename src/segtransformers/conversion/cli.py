@@ -135,7 +135,9 @@ def _convert(
             f"{origin}; image processor: defaults, the config has no test_pipeline",
         )
     preprocessor = described.get("data_preprocessor")
-    return model, read_test_pipeline(pipeline, _reduces_labels(config, dataset), preprocessor), origin
+    reduce_labels = _reduces_labels(config, dataset)
+    processor = read_test_pipeline(pipeline, reduce_labels, preprocessor, config.get("multi_scale_pipeline"))
+    return model, processor, origin
 
 
 def _dataset_of(variant: Mapping[str, Any]) -> str | None:

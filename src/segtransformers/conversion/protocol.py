@@ -16,6 +16,7 @@ PLUMBING = (
     "Collect",
     "LoadAnnotations",
     "PackSegInputs",
+    "PadShortSide",  # of the multi-scale protocol alone
 )
 
 # Options that Mask2Former's configs inherit from panoptic segmentation and that nothing reads.
@@ -35,14 +36,19 @@ def read_test_cfg(test_cfg: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def read_test_pipeline(
-    pipeline: Sequence[Mapping[str, Any]], reduce_labels: bool, preprocessor: Mapping[str, Any] | None = None
+    pipeline: Sequence[Mapping[str, Any]],
+    reduce_labels: bool,
+    preprocessor: Mapping[str, Any] | None = None,
+    multi_scale_pipeline: Sequence[Mapping[str, Any]] | None = None,
 ) -> SegmentationImageProcessor:
-    """The image processor for the single-scale protocol of an mmseg test pipeline.
+    """The image processor for the protocols of an mmseg test pipeline: a single scale, and several with mirror images.
 
     Args:
         pipeline: the steps of `data.test.pipeline`; images are resized inside `MultiScaleFlipAug`.
         reduce_labels: whether the data set's label 0 means "no class".
         preprocessor: the model's `data_preprocessor`, which normalises in MMSegmentation 1.x.
+        multi_scale_pipeline: that of the config for several scales, where there is one. Else `pipeline` may be that
+            itself; if it has one scale only, the scales are those of the originals' `test.py --aug-test`.
 
     Raises:
         ConversionError: naming a step or a setting that the processor cannot reproduce.
@@ -55,10 +61,10 @@ def read_test_pipeline(
         settings.drop("type")
         if kind == "MultiScaleFlipAug":
             scale = settings.take("img_scale", None)
-        elif kind == "Resize":
+        elif kind in ("Resize", "SETR_Resize"):
             scale = settings.take("scale", scale)  # of MMSegmentation 1.x
             options |= {"do_resize": True, "size": _size(scale, settings.take("keep_ratio", True))}
-            settings.drop("img_scale", "ratio_range")
+            settings.drop("img_scale", "ratio_range", "crop_size", "setr_multi_scale")
             settings.finish()
         elif kind == "ResizeToMultiple":
             options["size_divisor"] = settings.take("size_divisor", 32)
@@ -77,7 +83,27 @@ def read_test_pipeline(
         options |= _normalization(settings)
         settings.drop("size", "pad_val", "seg_pad_val")  # of training
         settings.finish()
+    options["multi_scale"] = _read_multi_scale(pipeline if multi_scale_pipeline is None else multi_scale_pipeline)
     return SegmentationImageProcessor(**options, do_reduce_labels=reduce_labels)
+
+
+def _read_multi_scale(pipeline: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """`multi_scale` of the image processor."""
+    protocol = {**SegmentationImageProcessor.multi_scale, "size_divisor": 0}
+    for step in _flattened(pipeline):
+        kind = step.get("type")
+        settings = Settings(step, f"the test pipeline's {kind}")
+        if kind == "MultiScaleFlipAug" and settings.take("img_ratios", None):
+            protocol |= {"scales": list(step["img_ratios"]), "flip": settings.take("flip", False)}
+        elif kind == "ResizeToMultiple":
+            protocol["size_divisor"] = settings.take("size_divisor", 32)
+        elif kind == "SETR_Resize":
+            settings.expect("setr_multi_scale", True)
+            protocol["shortest_edge_at_least"] = settings.take("crop_size")[0]
+        elif kind == "PadShortSide":
+            settings.expect("pad_val", 0)
+            protocol["pad_shortest_edge"] = settings.take("size")
+    return protocol
 
 
 def _normalization(settings: Settings) -> dict[str, Any]:

@@ -18,7 +18,8 @@ PUBLISHED_FIELDS = ("dataset", "miou", "miou_ms", "parameters", "num_parameters"
 
 @functools.lru_cache
 def published_rows(family: str) -> dict[str, dict[str, Any]]:
-    """Config name -> `PUBLISHED_FIELDS`, mmseg's resolved `model` dict and `test_pipeline`, for one of `FAMILIES`."""
+    """Config name -> `PUBLISHED_FIELDS`, mmseg's resolved `model` dict, its `test_pipeline`, and
+    `multi_scale_pipeline`, that of the authors' config for several scales or None; for one of `FAMILIES`."""
     text = resources.files(__package__).joinpath(f"published_rows/{family}.json").read_text(encoding="utf-8")
     return json.loads(text)
 
