@@ -442,6 +442,6 @@ def test_published_table():
         (51.65, 53.58),
     ]
     for name, row in ROWS.items():
-        assert list(row) == [*PUBLISHED_FIELDS, "model", "test_pipeline"], name
+        assert list(row) == [*PUBLISHED_FIELDS, "model", "test_pipeline", "multi_scale_pipeline"], name
         assert row["download"].startswith("https://download.openmmlab.com/") and name in row["download"]
     assert "52.16 / 53.65" in ROWS["segmenter_vit-l_mask_8x1_640x640_160k_ade20k"]["note"]
