@@ -237,7 +237,7 @@ def test_script_runs_from_the_command_line(tmp_path):
 @pytest.mark.parametrize("name", ROWS)
 def test_published_rows_describe_models_that_exist(name):
     row = ROWS[name]
-    assert list(row) == [*PUBLISHED_FIELDS, "model", "test_pipeline"]
+    assert list(row) == [*PUBLISHED_FIELDS, "model", "test_pipeline", "multi_scale_pipeline"]
     info = get_dataset_info(row["dataset"])
     processor = read_test_pipeline(row["test_pipeline"], info.reduce_zero_label)
     assert dict(processor.size) == {"shortest_edge": 512, "longest_edge": 2048} and processor.size_divisor == 32
