@@ -62,7 +62,7 @@ def test_commands(folder):
 def test_python_snippets(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     snippets = [code for kind, code in BLOCKS if kind == "python"]
-    assert len(snippets) == 4
+    assert len(snippets) == 5
     names: dict[str, object] = {}
     for code in snippets:
         exec(code, names)
