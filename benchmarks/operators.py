@@ -3,7 +3,8 @@
 
     python benchmarks/operators.py [--threads 1 2] [--backward] [--compile] [--model] [--only NAME]
 
-Every round runs each implementation once, so that whatever else the machine does hits all of them alike.
+Every round runs each implementation twice and counts the second time: its inputs are in the caches then, as in a model
+that has just computed them, and whatever else the machine does hits all implementations alike.
 """
 
 import argparse
@@ -105,16 +106,17 @@ def implementations(case: dict, compiled: bool) -> dict[str, Callable[..., torch
 
 
 def interleaved(runs: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
-    """Medians in milliseconds, of as many rounds as fit into `seconds`, at least 3 after a first one."""
+    """Medians in milliseconds, of as many rounds as fit into `seconds`, at least 3."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     end, rounds = time.perf_counter() + seconds, 0
-    while rounds < 4 or (time.perf_counter() < end and rounds < 200):
+    while rounds < 3 or (time.perf_counter() < end and rounds < 200):
         for name, run in runs.items():
+            run()
             began = time.perf_counter()
             run()
             times[name].append(time.perf_counter() - began)
         rounds += 1
-    return {name: 1000 * statistics.median(values[1:]) for name, values in times.items()}
+    return {name: 1000 * statistics.median(values) for name, values in times.items()}
 
 
 def report(title: str, medians: dict[str, float], base: str) -> None:
