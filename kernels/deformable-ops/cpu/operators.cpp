@@ -1,6 +1,6 @@
 // Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 //
-// The operators on a CPU: checks, memory and threads. The arithmetic is in sampling.h.
+// The operators on a CPU: memory and threads. The arithmetic is in sampling.h.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -9,106 +9,17 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <limits>
 #include <memory>
-#include <sstream>
 #include <stdexcept>
-#include <string>
 #include <tuple>
 #include <vector>
 
+#include "../common/call.h"
 #include "../torch-ext/torch_binding.h"
 #include "problem.h"
 
 namespace deformable_ops {
 namespace {
-
-using Gradients = std::tuple<Tensor, Tensor, Tensor>;
-using torch::headeronly::ScalarType;
-
-// ---- checks --------------------------------------------------------------------------------------------------------
-
-template <typename... Parts>
-[[noreturn]] void fail(const Parts&... parts) {
-  std::ostringstream text;
-  (text << ... << parts);
-  throw std::runtime_error(text.str());
-}
-
-std::string shape_of(const Tensor& tensor) {
-  std::ostringstream text;
-  text << "(";
-  for (int64_t i = 0; i < tensor.dim(); ++i) text << (i ? ", " : "") << tensor.size(i);
-  text << ")";
-  return text.str();
-}
-
-std::string join(const std::vector<int64_t>& numbers) {
-  std::ostringstream text;
-  text << "[";
-  for (size_t i = 0; i < numbers.size(); ++i) text << (i ? ", " : "") << numbers[i];
-  text << "]";
-  return text.str();
-}
-
-Scalar scalar_of(const char* name, const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float: return Scalar::float32;
-    case ScalarType::Double: return Scalar::float64;
-    case ScalarType::BFloat16: return Scalar::bfloat16;
-    case ScalarType::Half: return Scalar::float16;
-    default: fail(name, " must be float32, float64, bfloat16 or float16");
-  }
-}
-
-// A contiguous CPU tensor of `rank` dimensions; `dimensions` describes them.
-Tensor checked(const char* name, const Tensor& tensor, int64_t rank, const char* dimensions) {
-  if (!tensor.is_cpu()) fail(name, " must be on the CPU as the other tensors are");
-  scalar_of(name, tensor);
-  if (tensor.dim() != rank) fail(name, " must be ", dimensions, ", got the shape ", shape_of(tensor));
-  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
-}
-
-Array array_of(const char* name, const Tensor& tensor) { return {tensor.data_ptr(), scalar_of(name, tensor)}; }
-
-bool same_shape(const Tensor& left, const Tensor& right, int64_t dimensions) {
-  for (int64_t i = 0; i < dimensions; ++i) {
-    if (left.size(i) != right.size(i)) return false;
-  }
-  return true;
-}
-
-Tensor empty_like_shape(const Tensor& tensor) { return torch::stable::new_empty(tensor, tensor.sizes()); }
-
-void check_grad_output(const Tensor& grad_output, const std::vector<int64_t>& expected) {
-  bool fits = grad_output.dim() == static_cast<int64_t>(expected.size());
-  for (size_t i = 0; fits && i < expected.size(); ++i) fits = grad_output.size(i) == expected[i];
-  if (!fits) fail("grad_output must have the shape of the output ", join(expected), ", got ", shape_of(grad_output));
-}
-
-// Tokens fit into 32 bits (element offsets have 64).
-constexpr int64_t kMostTokens = std::numeric_limits<int32_t>::max() / 2;
-
-std::vector<Level> levels_of(const std::vector<int64_t>& spatial_shapes, const Tensor& value) {
-  if (spatial_shapes.size() % 2 != 0) {
-    fail("spatial_shapes must be (height, width) of every level, flattened, got ", join(spatial_shapes));
-  }
-  std::vector<Level> levels;
-  int64_t tokens = 0;
-  for (size_t i = 0; i < spatial_shapes.size(); i += 2) {
-    const int64_t height = spatial_shapes[i], width = spatial_shapes[i + 1];
-    if (height < 0 || width < 0 || height > kMostTokens || width > kMostTokens || height * width > kMostTokens ||
-        tokens + height * width > kMostTokens) {
-      fail("spatial_shapes must be sizes of at most ", kMostTokens, " tokens together, got ", join(spatial_shapes));
-    }
-    levels.push_back({static_cast<int32_t>(height), static_cast<int32_t>(width), static_cast<int32_t>(tokens)});
-    tokens += height * width;
-  }
-  if (tokens != value.size(1)) {
-    fail("value has ", value.size(1), " tokens, but the levels ", join(spatial_shapes), " add up to ", tokens);
-  }
-  return levels;
-}
 
 // ---- threads -------------------------------------------------------------------------------------------------------
 
@@ -314,219 +225,29 @@ void run_backward(const Problem& problem) {
   });
 }
 
-// ---- multi-scale deformable attention ------------------------------------------------------------------------------
-
-// Owns what a Problem points at.
-struct Call {
-  Problem problem{};
-  std::vector<Level> levels;
-  std::vector<Tensor> tensors;
-  std::vector<int64_t> output_shape;
-
-  Array keep(const char* name, const Tensor& tensor) {
-    tensors.push_back(tensor);
-    return array_of(name, tensor);
-  }
-
-  Tensor forward(const Tensor& value) {
-    Tensor output = torch::stable::new_empty(value, output_shape);
-    problem.output = keep("output", output);
-    run_forward(problem);
-    return output;
-  }
-
-  Gradients backward(const Tensor& grad_output, const Tensor& value, const Tensor& locations, const Tensor& weights) {
-    check_grad_output(grad_output, output_shape);
-    const Tensor gradient = checked("grad_output", grad_output, static_cast<int64_t>(output_shape.size()), "");
-    Tensor grad_value = empty_like_shape(value), grad_locations = empty_like_shape(locations),
-           grad_weights = empty_like_shape(weights);
-    problem.grad_output = keep("grad_output", gradient);
-    problem.grad_value = keep("grad_value", grad_value);
-    problem.grad_locations = keep("grad_locations", grad_locations);
-    problem.grad_weights = keep("grad_weights", grad_weights);
-    run_backward(problem);
-    return {grad_value, grad_locations, grad_weights};
-  }
-};
-
-Call attention_call(const Tensor& value_, const std::vector<int64_t>& spatial_shapes, const char* locations_name,
-                    const Tensor& locations_, const char* weights_name, const Tensor& weights_) {
-  const Tensor value = checked("value", value_, 4, "(batch, tokens, heads, channels)");
-  const Tensor weights = checked(weights_name, weights_, 5, "(batch, queries, heads, levels, points)");
-  const Tensor locations = checked(locations_name, locations_, 6, "(batch, queries, heads, levels, points, 2)");
-  if (!same_shape(locations, weights, 5) || locations.size(5) != 2) {
-    fail(locations_name, " must have the shape of ", weights_name, " with (x, y) behind it, got ",
-         shape_of(locations), " and ", shape_of(weights));
-  }
-  Call call;
-  call.levels = levels_of(spatial_shapes, value);
-  const int64_t levels = static_cast<int64_t>(call.levels.size());
-  if (weights.size(0) != value.size(0) || weights.size(2) != value.size(2) || weights.size(3) != levels) {
-    fail(weights_name, " ", shape_of(weights), " do not fit value ", shape_of(value), " with ", levels,
-         " levels: batch, heads and levels must agree");
-  }
-  Problem& problem = call.problem;
-  problem.batch = value.size(0);
-  problem.tokens = value.size(1);
-  problem.heads = value.size(2);
-  problem.channels = value.size(3);
-  problem.queries = weights.size(1);
-  problem.levels = levels;
-  problem.points = weights.size(4);
-  problem.level = call.levels.data();
-  problem.value = call.keep("value", value);
-  problem.locations = call.keep(locations_name, locations);
-  problem.weights = call.keep(weights_name, weights);
-  call.output_shape = {problem.batch, problem.queries, problem.heads * problem.channels};
-  return call;
-}
-
-Call plain_call(const Tensor& value, const std::vector<int64_t>& spatial_shapes, const Tensor& sampling_locations,
-                const Tensor& attention_weights) {
-  Call call = attention_call(value, spatial_shapes, "sampling_locations", sampling_locations, "attention_weights",
-                             attention_weights);
-  call.problem.coordinates = Coordinates::normalised;
-  return call;
-}
-
-Call fused_call(const Tensor& value, const std::vector<int64_t>& spatial_shapes, const Tensor& reference_points,
-                const Tensor& sampling_offsets, const Tensor& attention_logits) {
-  Call call = attention_call(value, spatial_shapes, "sampling_offsets", sampling_offsets, "attention_logits",
-                             attention_logits);
-  Problem& problem = call.problem;
-  problem.coordinates = Coordinates::offsets;
-  const Tensor references = checked("reference_points", reference_points, 4, "(batch or 1, queries, levels or 1, 2)");
-  const bool fits = (references.size(0) == problem.batch || references.size(0) == 1) &&
-                    references.size(1) == problem.queries &&
-                    (references.size(2) == problem.levels || references.size(2) == 1) && references.size(3) == 2;
-  if (!fits) {
-    fail("reference_points must be (", problem.batch, " or 1, ", problem.queries, ", ", problem.levels,
-         " or 1, 2), got ", shape_of(references));
-  }
-  problem.references = call.keep("reference_points", references);
-  problem.reference_batch_stride = references.size(0) == 1 ? 0 : references.size(1) * references.size(2);
-  problem.reference_level_stride = references.size(2) == 1 ? 0 : 1;
-  return call;
-}
-
-// ---- DCNv3 ---------------------------------------------------------------------------------------------------------
-
-void check_pair(const char* name, const std::vector<int64_t>& pair, int64_t least) {
-  constexpr int64_t kMost = 1 << 20;
-  if (pair.size() != 2 || pair[0] < least || pair[1] < least || pair[0] > kMost || pair[1] > kMost) {
-    fail(name, " must be (height, width) of at least ", least, ", got ", join(pair));
-  }
-}
-
-Call dcnv3_call(const Tensor& value_, const Tensor& offset_, const Tensor& mask_,
-                const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& stride,
-                const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, int64_t groups,
-                double offset_scale, bool remove_center) {
-  const Tensor value = checked("value", value_, 4, "(batch, height, width, groups * channels)");
-  const Tensor offset = checked("offset", offset_, 4, "(batch, out_height, out_width, groups * points * 2)");
-  const Tensor mask = checked("mask", mask_, 4, "(batch, out_height, out_width, groups * points)");
-  check_pair("kernel_size", kernel_size, 1);
-  check_pair("stride", stride, 1);
-  check_pair("padding", padding, 0);
-  check_pair("dilation", dilation, 1);
-  if (groups < 1 || value.size(3) % groups != 0) {
-    fail("groups must divide the ", value.size(3), " channels of value, got ", groups);
-  }
-  if (remove_center && (kernel_size[0] != kernel_size[1] || kernel_size[0] % 2 == 0)) {
-    fail("remove_center needs a square kernel with an odd side, got ", join(kernel_size));
-  }
-  const int64_t height = value.size(1), width = value.size(2);
-  const int64_t reach_y = dilation[0] * (kernel_size[0] - 1) + 1, reach_x = dilation[1] * (kernel_size[1] - 1) + 1;
-  const int64_t room_y = height + 2 * padding[0] - reach_y, room_x = width + 2 * padding[1] - reach_x;
-  if (room_y < 0 || room_x < 0) {
-    fail("the kernel reaches over ", reach_y, " by ", reach_x, " pixels, more than the padded value has");
-  }
-  const int64_t out_height = room_y / stride[0] + 1, out_width = room_x / stride[1] + 1;
-  const int64_t points = kernel_size[0] * kernel_size[1] - (remove_center ? 1 : 0);
-  const auto expected = [&](int64_t per_point) {
-    return std::vector<int64_t>{value.size(0), out_height, out_width, groups * points * per_point};
-  };
-  const auto check = [&](const char* name, const Tensor& tensor, const std::vector<int64_t>& shape) {
-    for (int64_t i = 0; i < 4; ++i) {
-      if (tensor.size(i) != shape[i]) fail(name, " must have the shape ", join(shape), ", got ", shape_of(tensor));
-    }
-  };
-  check("offset", offset, expected(2));
-  check("mask", mask, expected(1));
-  if (height > kMostTokens || width > kMostTokens || height * width > kMostTokens) {
-    fail("value may have at most ", kMostTokens, " pixels, got ", shape_of(value));
-  }
-  Call call;
-  call.levels = {{static_cast<int32_t>(height), static_cast<int32_t>(width), 0}};
-  Problem& problem = call.problem;
-  problem.coordinates = Coordinates::kernel_grid;
-  problem.batch = value.size(0);
-  problem.tokens = height * width;
-  problem.heads = groups;
-  problem.channels = value.size(3) / groups;
-  problem.queries = out_height * out_width;
-  problem.levels = 1;
-  problem.points = points;
-  problem.level = call.levels.data();
-  problem.output_width = out_width;
-  problem.kernel_height = kernel_size[0];
-  problem.kernel_width = kernel_size[1];
-  problem.stride_height = stride[0];
-  problem.stride_width = stride[1];
-  problem.padding_height = padding[0];
-  problem.padding_width = padding[1];
-  problem.dilation_height = dilation[0];
-  problem.dilation_width = dilation[1];
-  problem.offset_scale = offset_scale;
-  problem.remove_center = remove_center;
-  problem.value = call.keep("value", value);
-  problem.locations = call.keep("offset", offset);
-  problem.weights = call.keep("mask", mask);
-  call.output_shape = {problem.batch, out_height, out_width, value.size(3)};
-  return call;
-}
-
 }  // namespace
+
+// ---- calls ---------------------------------------------------------------------------------------------------------
+
+Tensor Cpu::forward(Call call) {
+  Tensor output = torch::stable::new_empty(call.value, call.output_shape);
+  call.problem.output = array_of("output", output);
+  run_forward(call.problem);
+  return output;
+}
+
+Gradients Cpu::backward(Call call, const Tensor& grad_output) {
+  check_grad_output(grad_output, call.output_shape);
+  const int64_t rank = static_cast<int64_t>(call.output_shape.size());
+  const Tensor gradient = checked(Place::cpu, "grad_output", grad_output, rank, "");
+  Tensor grad_value = empty_like_shape(call.value), grad_locations = empty_like_shape(call.locations),
+         grad_weights = empty_like_shape(call.weights);
+  call.problem.grad_output = array_of("grad_output", gradient);
+  call.problem.grad_value = array_of("grad_value", grad_value);
+  call.problem.grad_locations = array_of("grad_locations", grad_locations);
+  call.problem.grad_weights = array_of("grad_weights", grad_weights);
+  run_backward(call.problem);
+  return {grad_value, grad_locations, grad_weights};
+}
+
 }  // namespace deformable_ops
-
-using namespace deformable_ops;
-
-Tensor ms_deform_attn_cpu(Tensor value, std::vector<int64_t> spatial_shapes, Tensor sampling_locations,
-                          Tensor attention_weights) {
-  return plain_call(value, spatial_shapes, sampling_locations, attention_weights).forward(value);
-}
-
-std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward_cpu(Tensor grad_output, Tensor value,
-                                                               std::vector<int64_t> spatial_shapes,
-                                                               Tensor sampling_locations, Tensor attention_weights) {
-  return plain_call(value, spatial_shapes, sampling_locations, attention_weights)
-      .backward(grad_output, value, sampling_locations, attention_weights);
-}
-
-Tensor ms_deform_attn_fused_cpu(Tensor value, std::vector<int64_t> spatial_shapes, Tensor reference_points,
-                                Tensor sampling_offsets, Tensor attention_logits) {
-  return fused_call(value, spatial_shapes, reference_points, sampling_offsets, attention_logits).forward(value);
-}
-
-std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_fused_backward_cpu(Tensor grad_output, Tensor value,
-                                                                     std::vector<int64_t> spatial_shapes,
-                                                                     Tensor reference_points, Tensor sampling_offsets,
-                                                                     Tensor attention_logits) {
-  return fused_call(value, spatial_shapes, reference_points, sampling_offsets, attention_logits)
-      .backward(grad_output, value, sampling_offsets, attention_logits);
-}
-
-Tensor dcnv3_cpu(Tensor value, Tensor offset, Tensor mask, std::vector<int64_t> kernel_size,
-                 std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation,
-                 int64_t groups, double offset_scale, bool remove_center) {
-  return dcnv3_call(value, offset, mask, kernel_size, stride, padding, dilation, groups, offset_scale, remove_center)
-      .forward(value);
-}
-
-std::tuple<Tensor, Tensor, Tensor> dcnv3_backward_cpu(Tensor grad_output, Tensor value, Tensor offset, Tensor mask,
-                                                      std::vector<int64_t> kernel_size, std::vector<int64_t> stride,
-                                                      std::vector<int64_t> padding, std::vector<int64_t> dilation,
-                                                      int64_t groups, double offset_scale, bool remove_center) {
-  return dcnv3_call(value, offset, mask, kernel_size, stride, padding, dilation, groups, offset_scale, remove_center)
-      .backward(grad_output, value, offset, mask);
-}

@@ -1,6 +1,8 @@
 // Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 #include "torch_binding.h"
 
+#include <torch/csrc/stable/library.h>
+
 #include "registration.h"
 
 // Shapes are SymInt[]: with int[] torch.compile would compile again for every size.
@@ -27,14 +29,20 @@ STABLE_TORCH_LIBRARY_EXPAND(TORCH_EXTENSION_NAME, ops) {
       "-> (Tensor, Tensor, Tensor)");
 }
 
+#define DEFORMABLE_OPS_IMPLEMENT(Device)                                                                     \
+  using Code = deformable_ops::Operators<deformable_ops::Device>;                                            \
+  ops.impl("ms_deform_attn", TORCH_BOX(&Code::ms_deform_attn));                                              \
+  ops.impl("ms_deform_attn_backward", TORCH_BOX(&Code::ms_deform_attn_backward));                            \
+  ops.impl("ms_deform_attn_fused", TORCH_BOX(&Code::ms_deform_attn_fused));                                  \
+  ops.impl("ms_deform_attn_fused_backward", TORCH_BOX(&Code::ms_deform_attn_fused_backward));                \
+  ops.impl("dcnv3", TORCH_BOX(&Code::dcnv3));                                                                \
+  ops.impl("dcnv3_backward", TORCH_BOX(&Code::dcnv3_backward));
+
 // In every variant: a model may stay on the CPU where torch was built for something else.
-STABLE_TORCH_LIBRARY_IMPL_EXPAND(TORCH_EXTENSION_NAME, CPU, ops) {
-  ops.impl("ms_deform_attn", TORCH_BOX(&ms_deform_attn_cpu));
-  ops.impl("ms_deform_attn_backward", TORCH_BOX(&ms_deform_attn_backward_cpu));
-  ops.impl("ms_deform_attn_fused", TORCH_BOX(&ms_deform_attn_fused_cpu));
-  ops.impl("ms_deform_attn_fused_backward", TORCH_BOX(&ms_deform_attn_fused_backward_cpu));
-  ops.impl("dcnv3", TORCH_BOX(&dcnv3_cpu));
-  ops.impl("dcnv3_backward", TORCH_BOX(&dcnv3_backward_cpu));
-}
+STABLE_TORCH_LIBRARY_IMPL_EXPAND(TORCH_EXTENSION_NAME, CPU, ops) { DEFORMABLE_OPS_IMPLEMENT(Cpu) }
+
+#if defined(CUDA_KERNEL)
+STABLE_TORCH_LIBRARY_IMPL_EXPAND(TORCH_EXTENSION_NAME, CUDA, ops) { DEFORMABLE_OPS_IMPLEMENT(Cuda) }
+#endif
 
 REGISTER_EXTENSION(TORCH_EXTENSION_NAME)

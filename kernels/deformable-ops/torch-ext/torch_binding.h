@@ -1,32 +1,70 @@
 // Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 #pragma once
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <cstdint>
-#include <tuple>
 #include <vector>
 
-using torch::stable::Tensor;
+#include "../common/call.h"
 
-Tensor ms_deform_attn_cpu(Tensor value, std::vector<int64_t> spatial_shapes, Tensor sampling_locations,
-                          Tensor attention_weights);
-std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward_cpu(Tensor grad_output, Tensor value,
-                                                               std::vector<int64_t> spatial_shapes,
-                                                               Tensor sampling_locations, Tensor attention_weights);
+namespace deformable_ops {
 
-Tensor ms_deform_attn_fused_cpu(Tensor value, std::vector<int64_t> spatial_shapes, Tensor reference_points,
-                                Tensor sampling_offsets, Tensor attention_logits);
-std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_fused_backward_cpu(Tensor grad_output, Tensor value,
-                                                                     std::vector<int64_t> spatial_shapes,
-                                                                     Tensor reference_points, Tensor sampling_offsets,
-                                                                     Tensor attention_logits);
+// What a kind of device can do with a call.
+struct Cpu {
+  static constexpr Place place = Place::cpu;
+  static Tensor forward(Call call);
+  static Gradients backward(Call call, const Tensor& grad_output);
+};
 
-Tensor dcnv3_cpu(Tensor value, Tensor offset, Tensor mask, std::vector<int64_t> kernel_size,
-                 std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation,
-                 int64_t groups, double offset_scale, bool remove_center);
-std::tuple<Tensor, Tensor, Tensor> dcnv3_backward_cpu(Tensor grad_output, Tensor value, Tensor offset, Tensor mask,
-                                                      std::vector<int64_t> kernel_size, std::vector<int64_t> stride,
-                                                      std::vector<int64_t> padding, std::vector<int64_t> dilation,
-                                                      int64_t groups, double offset_scale, bool remove_center);
+struct Cuda {
+  static constexpr Place place = Place::cuda;
+  static Tensor forward(Call call);
+  static Gradients backward(Call call, const Tensor& grad_output);
+};
+
+using Numbers = std::vector<int64_t>;
+
+// The operators of the schemas, for one of these.
+template <typename Device>
+struct Operators {
+  static Tensor ms_deform_attn(Tensor value, Numbers spatial_shapes, Tensor sampling_locations,
+                               Tensor attention_weights) {
+    return Device::forward(
+        plain_call(Device::place, value, spatial_shapes, sampling_locations, attention_weights));
+  }
+
+  static Gradients ms_deform_attn_backward(Tensor grad_output, Tensor value, Numbers spatial_shapes,
+                                           Tensor sampling_locations, Tensor attention_weights) {
+    return Device::backward(plain_call(Device::place, value, spatial_shapes, sampling_locations, attention_weights),
+                            grad_output);
+  }
+
+  static Tensor ms_deform_attn_fused(Tensor value, Numbers spatial_shapes, Tensor reference_points,
+                                     Tensor sampling_offsets, Tensor attention_logits) {
+    return Device::forward(fused_call(Device::place, value, spatial_shapes, reference_points, sampling_offsets,
+                                      attention_logits));
+  }
+
+  static Gradients ms_deform_attn_fused_backward(Tensor grad_output, Tensor value, Numbers spatial_shapes,
+                                                 Tensor reference_points, Tensor sampling_offsets,
+                                                 Tensor attention_logits) {
+    return Device::backward(fused_call(Device::place, value, spatial_shapes, reference_points, sampling_offsets,
+                                       attention_logits),
+                            grad_output);
+  }
+
+  static Tensor dcnv3(Tensor value, Tensor offset, Tensor mask, Numbers kernel_size, Numbers stride, Numbers padding,
+                      Numbers dilation, int64_t groups, double offset_scale, bool remove_center) {
+    return Device::forward(dcnv3_call(Device::place, value, offset, mask, kernel_size, stride, padding, dilation,
+                                      groups, offset_scale, remove_center));
+  }
+
+  static Gradients dcnv3_backward(Tensor grad_output, Tensor value, Tensor offset, Tensor mask, Numbers kernel_size,
+                                  Numbers stride, Numbers padding, Numbers dilation, int64_t groups,
+                                  double offset_scale, bool remove_center) {
+    return Device::backward(dcnv3_call(Device::place, value, offset, mask, kernel_size, stride, padding, dilation,
+                                       groups, offset_scale, remove_center),
+                            grad_output);
+  }
+};
+
+}  // namespace deformable_ops

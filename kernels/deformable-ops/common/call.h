@@ -1,0 +1,274 @@
+// Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+//
+// From the arguments of an operator, checked, to the Problem that a device computes: the same for every device.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <limits>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "../cpu/problem.h"
+
+namespace deformable_ops {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Gradients = std::tuple<Tensor, Tensor, Tensor>;
+
+enum class Place { cpu, cuda };
+
+// ---- checks --------------------------------------------------------------------------------------------------------
+
+template <typename... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+  std::ostringstream text;
+  (text << ... << parts);
+  throw std::runtime_error(text.str());
+}
+
+inline std::string shape_of(const Tensor& tensor) {
+  std::ostringstream text;
+  text << "(";
+  for (int64_t i = 0; i < tensor.dim(); ++i) text << (i ? ", " : "") << tensor.size(i);
+  text << ")";
+  return text.str();
+}
+
+inline std::string join(const std::vector<int64_t>& numbers) {
+  std::ostringstream text;
+  text << "[";
+  for (size_t i = 0; i < numbers.size(); ++i) text << (i ? ", " : "") << numbers[i];
+  text << "]";
+  return text.str();
+}
+
+inline Scalar scalar_of(const char* name, const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float: return Scalar::float32;
+    case ScalarType::Double: return Scalar::float64;
+    case ScalarType::BFloat16: return Scalar::bfloat16;
+    case ScalarType::Half: return Scalar::float16;
+    default: fail(name, " must be float32, float64, bfloat16 or float16");
+  }
+}
+
+// A contiguous tensor of `rank` dimensions; `dimensions` describes them.
+inline Tensor checked(Place place, const char* name, const Tensor& tensor, int64_t rank, const char* dimensions) {
+  if (place == Place::cpu && !tensor.is_cpu()) fail(name, " must be on the CPU as the other tensors are");
+  if (place == Place::cuda && !tensor.is_cuda()) fail(name, " must be on a CUDA device as the other tensors are");
+  scalar_of(name, tensor);
+  if (tensor.dim() != rank) fail(name, " must be ", dimensions, ", got the shape ", shape_of(tensor));
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+inline Array array_of(const char* name, const Tensor& tensor) { return {tensor.data_ptr(), scalar_of(name, tensor)}; }
+
+inline bool same_shape(const Tensor& left, const Tensor& right, int64_t dimensions) {
+  for (int64_t i = 0; i < dimensions; ++i) {
+    if (left.size(i) != right.size(i)) return false;
+  }
+  return true;
+}
+
+inline Tensor empty_like_shape(const Tensor& tensor) { return torch::stable::new_empty(tensor, tensor.sizes()); }
+
+inline void check_grad_output(const Tensor& grad_output, const std::vector<int64_t>& expected) {
+  bool fits = grad_output.dim() == static_cast<int64_t>(expected.size());
+  for (size_t i = 0; fits && i < expected.size(); ++i) fits = grad_output.size(i) == expected[i];
+  if (!fits) fail("grad_output must have the shape of the output ", join(expected), ", got ", shape_of(grad_output));
+}
+
+// Tokens fit into 32 bits (element offsets have 64).
+constexpr int64_t kMostTokens = std::numeric_limits<int32_t>::max() / 2;
+
+inline std::vector<Level> levels_of(const std::vector<int64_t>& spatial_shapes, const Tensor& value) {
+  if (spatial_shapes.size() % 2 != 0) {
+    fail("spatial_shapes must be (height, width) of every level, flattened, got ", join(spatial_shapes));
+  }
+  std::vector<Level> levels;
+  int64_t tokens = 0;
+  for (size_t i = 0; i < spatial_shapes.size(); i += 2) {
+    const int64_t height = spatial_shapes[i], width = spatial_shapes[i + 1];
+    if (height < 0 || width < 0 || height > kMostTokens || width > kMostTokens || height * width > kMostTokens ||
+        tokens + height * width > kMostTokens) {
+      fail("spatial_shapes must be sizes of at most ", kMostTokens, " tokens together, got ", join(spatial_shapes));
+    }
+    levels.push_back({static_cast<int32_t>(height), static_cast<int32_t>(width), static_cast<int32_t>(tokens)});
+    tokens += height * width;
+  }
+  if (tokens != value.size(1)) {
+    fail("value has ", value.size(1), " tokens, but the levels ", join(spatial_shapes), " add up to ", tokens);
+  }
+  return levels;
+}
+
+// ---- multi-scale deformable attention ------------------------------------------------------------------------------
+
+// A Problem without outputs and gradients, and what it points at. All tensors are contiguous.
+struct Call {
+  Problem problem{};
+  std::vector<Level> levels;
+  Tensor value, locations, weights;
+  std::optional<Tensor> references;  // Coordinates::offsets only
+  std::vector<int64_t> output_shape;
+
+  Call() = default;
+  Call(Call&&) = default;  // and no copies: `problem` points at `levels`
+};
+
+inline Call attention_call(Place place, const Tensor& value_, const std::vector<int64_t>& spatial_shapes,
+                           const char* locations_name, const Tensor& locations_, const char* weights_name,
+                           const Tensor& weights_) {
+  const Tensor value = checked(place, "value", value_, 4, "(batch, tokens, heads, channels)");
+  const Tensor weights = checked(place, weights_name, weights_, 5, "(batch, queries, heads, levels, points)");
+  const Tensor locations = checked(place, locations_name, locations_, 6, "(batch, queries, heads, levels, points, 2)");
+  if (!same_shape(locations, weights, 5) || locations.size(5) != 2) {
+    fail(locations_name, " must have the shape of ", weights_name, " with (x, y) behind it, got ",
+         shape_of(locations), " and ", shape_of(weights));
+  }
+  Call call;
+  call.levels = levels_of(spatial_shapes, value);
+  const int64_t levels = static_cast<int64_t>(call.levels.size());
+  if (weights.size(0) != value.size(0) || weights.size(2) != value.size(2) || weights.size(3) != levels) {
+    fail(weights_name, " ", shape_of(weights), " do not fit value ", shape_of(value), " with ", levels,
+         " levels: batch, heads and levels must agree");
+  }
+  Problem& problem = call.problem;
+  problem.batch = value.size(0);
+  problem.tokens = value.size(1);
+  problem.heads = value.size(2);
+  problem.channels = value.size(3);
+  problem.queries = weights.size(1);
+  problem.levels = levels;
+  problem.points = weights.size(4);
+  problem.level = call.levels.data();
+  call.value = value;
+  problem.value = array_of("value", value);
+  call.locations = locations;
+  problem.locations = array_of(locations_name, locations);
+  call.weights = weights;
+  problem.weights = array_of(weights_name, weights);
+  call.output_shape = {problem.batch, problem.queries, problem.heads * problem.channels};
+  return call;
+}
+
+inline Call plain_call(Place place, const Tensor& value, const std::vector<int64_t>& spatial_shapes,
+                       const Tensor& sampling_locations, const Tensor& attention_weights) {
+  Call call = attention_call(place, value, spatial_shapes, "sampling_locations", sampling_locations,
+                             "attention_weights", attention_weights);
+  call.problem.coordinates = Coordinates::normalised;
+  return call;
+}
+
+inline Call fused_call(Place place, const Tensor& value, const std::vector<int64_t>& spatial_shapes,
+                       const Tensor& reference_points, const Tensor& sampling_offsets,
+                       const Tensor& attention_logits) {
+  Call call = attention_call(place, value, spatial_shapes, "sampling_offsets", sampling_offsets, "attention_logits",
+                             attention_logits);
+  Problem& problem = call.problem;
+  problem.coordinates = Coordinates::offsets;
+  const Tensor references =
+      checked(place, "reference_points", reference_points, 4, "(batch or 1, queries, levels or 1, 2)");
+  const bool fits = (references.size(0) == problem.batch || references.size(0) == 1) &&
+                    references.size(1) == problem.queries &&
+                    (references.size(2) == problem.levels || references.size(2) == 1) && references.size(3) == 2;
+  if (!fits) {
+    fail("reference_points must be (", problem.batch, " or 1, ", problem.queries, ", ", problem.levels,
+         " or 1, 2), got ", shape_of(references));
+  }
+  call.references = references;
+  problem.references = array_of("reference_points", references);
+  problem.reference_batch_stride = references.size(0) == 1 ? 0 : references.size(1) * references.size(2);
+  problem.reference_level_stride = references.size(2) == 1 ? 0 : 1;
+  return call;
+}
+
+// ---- DCNv3 ---------------------------------------------------------------------------------------------------------
+
+inline void check_pair(const char* name, const std::vector<int64_t>& pair, int64_t least) {
+  constexpr int64_t kMost = 1 << 20;
+  if (pair.size() != 2 || pair[0] < least || pair[1] < least || pair[0] > kMost || pair[1] > kMost) {
+    fail(name, " must be (height, width) of at least ", least, ", got ", join(pair));
+  }
+}
+
+inline Call dcnv3_call(Place place, const Tensor& value_, const Tensor& offset_, const Tensor& mask_,
+                       const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& stride,
+                       const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, int64_t groups,
+                       double offset_scale, bool remove_center) {
+  const Tensor value = checked(place, "value", value_, 4, "(batch, height, width, groups * channels)");
+  const Tensor offset = checked(place, "offset", offset_, 4, "(batch, out_height, out_width, groups * points * 2)");
+  const Tensor mask = checked(place, "mask", mask_, 4, "(batch, out_height, out_width, groups * points)");
+  check_pair("kernel_size", kernel_size, 1);
+  check_pair("stride", stride, 1);
+  check_pair("padding", padding, 0);
+  check_pair("dilation", dilation, 1);
+  if (groups < 1 || value.size(3) % groups != 0) {
+    fail("groups must divide the ", value.size(3), " channels of value, got ", groups);
+  }
+  if (remove_center && (kernel_size[0] != kernel_size[1] || kernel_size[0] % 2 == 0)) {
+    fail("remove_center needs a square kernel with an odd side, got ", join(kernel_size));
+  }
+  const int64_t height = value.size(1), width = value.size(2);
+  const int64_t reach_y = dilation[0] * (kernel_size[0] - 1) + 1, reach_x = dilation[1] * (kernel_size[1] - 1) + 1;
+  const int64_t room_y = height + 2 * padding[0] - reach_y, room_x = width + 2 * padding[1] - reach_x;
+  if (room_y < 0 || room_x < 0) {
+    fail("the kernel reaches over ", reach_y, " by ", reach_x, " pixels, more than the padded value has");
+  }
+  const int64_t out_height = room_y / stride[0] + 1, out_width = room_x / stride[1] + 1;
+  const int64_t points = kernel_size[0] * kernel_size[1] - (remove_center ? 1 : 0);
+  const auto expected = [&](int64_t per_point) {
+    return std::vector<int64_t>{value.size(0), out_height, out_width, groups * points * per_point};
+  };
+  const auto check = [&](const char* name, const Tensor& tensor, const std::vector<int64_t>& shape) {
+    for (int64_t i = 0; i < 4; ++i) {
+      if (tensor.size(i) != shape[i]) fail(name, " must have the shape ", join(shape), ", got ", shape_of(tensor));
+    }
+  };
+  check("offset", offset, expected(2));
+  check("mask", mask, expected(1));
+  if (height > kMostTokens || width > kMostTokens || height * width > kMostTokens) {
+    fail("value may have at most ", kMostTokens, " pixels, got ", shape_of(value));
+  }
+  Call call;
+  call.levels = {{static_cast<int32_t>(height), static_cast<int32_t>(width), 0}};
+  Problem& problem = call.problem;
+  problem.coordinates = Coordinates::kernel_grid;
+  problem.batch = value.size(0);
+  problem.tokens = height * width;
+  problem.heads = groups;
+  problem.channels = value.size(3) / groups;
+  problem.queries = out_height * out_width;
+  problem.levels = 1;
+  problem.points = points;
+  problem.level = call.levels.data();
+  problem.output_width = out_width;
+  problem.kernel_height = kernel_size[0];
+  problem.kernel_width = kernel_size[1];
+  problem.stride_height = stride[0];
+  problem.stride_width = stride[1];
+  problem.padding_height = padding[0];
+  problem.padding_width = padding[1];
+  problem.dilation_height = dilation[0];
+  problem.dilation_width = dilation[1];
+  problem.offset_scale = offset_scale;
+  problem.remove_center = remove_center;
+  call.value = value;
+  problem.value = array_of("value", value);
+  call.locations = offset;
+  problem.locations = array_of("offset", offset);
+  call.weights = mask;
+  problem.weights = array_of("mask", mask);
+  call.output_shape = {problem.batch, out_height, out_width, value.size(3)};
+  return call;
+}
+
+}  // namespace deformable_ops
