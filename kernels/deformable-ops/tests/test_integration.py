@@ -2,12 +2,14 @@
 """The operators inside torch and the kernels package: schemas, autograd, torch.compile, refusals, layers."""
 
 import json
+from pathlib import Path
 
 import kernels
 import pytest
 import torch
 from cases import attention, convolution, fused, relative_error
 from conftest import FOLDER
+from kernels.cli.benchmark import discover_benchmark_classes
 from torch._dynamo.testing import CompileCounterWithBackend
 from transformers.models.rf_detr.modeling_rf_detr import MultiScaleDeformableAttention as TransformersLayer
 
@@ -217,3 +219,15 @@ def test_metadata_is_complete():
         backend = metadata["backend"]["type"]
         assert f"-{'cu' if backend == 'cuda' else backend}" in variant.name
         assert kernels.Metadata.read_from_file(variant / "metadata.json").id == metadata["id"]
+
+
+def test_benchmark_for_the_kernels_command(ops):
+    """`kernels benchmark` finds one class, whose every operator gives what plain PyTorch gives."""
+    folder = Path(__file__).parents[1]
+    (benchmark,) = discover_benchmark_classes(folder / "benchmarks" / "benchmark.py", folder)
+    for name in OPERATORS:
+        instance = benchmark()
+        instance.kernel = ops
+        getattr(instance, f"setup_{name}", instance.setup)()
+        getattr(instance, f"benchmark_{name}")()
+        assert relative_error(instance.out, getattr(instance, f"verify_{name}")()) < 1e-5

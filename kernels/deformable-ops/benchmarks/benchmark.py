@@ -1,0 +1,82 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""What `kernels benchmark` runs: each operator beside plain PyTorch, on shapes of released models.
+
+`benchmarks/operators.py` of the repository has more shapes, both directions and the implementations side by side.
+"""
+
+import torch
+from kernels.benchmark import Benchmark
+from torch.nn import functional as F
+
+
+def attention_reference(value, shapes, locations, weights):
+    """Sums of `grid_sample` over levels and points; see the functions of the kernel for the shapes."""
+    batch, _, heads, channels = value.shape
+    maps = value.split([height * width for height, width in shapes], dim=1)
+    total = 0
+    for level, (height, width) in enumerate(shapes):
+        image = maps[level].permute(0, 2, 3, 1).reshape(batch * heads, channels, height, width)
+        grid = (2 * locations[:, :, :, level] - 1).transpose(1, 2).flatten(0, 1)
+        weight = weights[:, :, :, level].transpose(1, 2).flatten(0, 1)[:, None]
+        total = total + (F.grid_sample(image, grid, align_corners=False) * weight).sum(-1)
+    return total.unflatten(0, (batch, heads)).permute(0, 3, 1, 2).flatten(2)
+
+
+def convolution_reference(value, offset, mask, groups):
+    """DCNv3 with a kernel of 3x3, padding 1: points column by column, offsets (x, y) in pixels."""
+    _, height, width, channels = value.shape
+    steps = torch.arange(-1.0, 2, device=value.device)
+    points = torch.stack(torch.meshgrid(steps, steps, indexing="ij"), -1).reshape(9, 2)  # x slow, y fast
+    y, x = torch.arange(height, device=value.device) + 0.5, torch.arange(width, device=value.device) + 0.5
+    centre = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)[:, :, None, None]
+    pixels = centre + points + offset.unflatten(-1, (groups, 9, 2))
+    locations = (pixels / torch.tensor([width, height], device=value.device)).flatten(1, 2)
+    return attention_reference(
+        value.flatten(1, 2).unflatten(-1, (groups, channels // groups)),
+        [(height, width)],
+        locations[:, :, :, None],
+        mask.unflatten(-1, (groups, 9)).flatten(1, 2)[:, :, :, None],
+    ).unflatten(1, (height, width))
+
+
+class DeformableOps(Benchmark):
+    seed = 0
+
+    def setup(self):
+        device = self.device
+        if device == "cuda" and not torch.cuda.is_available():  # torch for a GPU on a machine without one
+            device = "cpu"
+        self.shapes = [(64, 64), (32, 32), (16, 16)]
+        tokens = sum(height * width for height, width in self.shapes)
+        self.value = torch.randn(1, tokens, 6, 32, device=device)
+        self.references = torch.rand(1, 1024, 1, 2, device=device)
+        self.offsets = 2 * torch.randn(1, 1024, 6, 3, 4, 2, device=device)
+        self.logits = torch.randn(1, 1024, 6, 3, 4, device=device)
+        sides = torch.tensor(self.shapes, device=device).flip(-1)
+        self.locations = self.references[:, :, :, None, None] + self.offsets / sides[:, None]
+        self.weights = self.logits.flatten(-2).softmax(-1).unflatten(-1, (3, 4))
+
+    def setup_dcnv3(self):
+        self.setup()
+        device = self.value.device
+        self.pixels = torch.randn(1, 64, 64, 8 * 16, device=device)
+        self.offset = torch.randn(1, 64, 64, 8 * 9 * 2, device=device)
+        self.mask = torch.randn(1, 64, 64, 8, 9, device=device).softmax(-1).flatten(3)
+
+    def benchmark_ms_deform_attn(self):
+        self.out = self.kernel.ms_deform_attn(self.value, self.shapes, self.locations, self.weights)
+
+    def verify_ms_deform_attn(self):
+        return attention_reference(self.value, self.shapes, self.locations, self.weights)
+
+    def benchmark_ms_deform_attn_fused(self):
+        self.out = self.kernel.ms_deform_attn_fused(self.value, self.shapes, self.references, self.offsets, self.logits)
+
+    def verify_ms_deform_attn_fused(self):
+        return self.verify_ms_deform_attn()
+
+    def benchmark_dcnv3(self):
+        self.out = self.kernel.dcnv3(self.pixels, self.offset, self.mask, (3, 3), (1, 1), (1, 1), (1, 1), 8, 1.0, False)
+
+    def verify_dcnv3(self):
+        return convolution_reference(self.pixels, self.offset, self.mask, 8)
