@@ -2,18 +2,16 @@
 """What several commands do: load a model, read a picture, and say in one line what the user can mend."""
 
 import contextlib
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 import typer
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 from transformers.utils import logging
 
-from ..image_processing import usual_image
+from ..datasets.reading import DataError, read_image
 
 
 class UserError(Exception):
@@ -50,13 +48,8 @@ def load_model(name: str, device: str | None):
 def read_picture(path: Path) -> Image.Image:
     """An RGB picture, turned as its EXIF data says."""
     try:
-        with warnings.catch_warnings(), Image.open(path) as opened:
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            picture = ImageOps.exif_transpose(opened)
-            usual = usual_image(picture)
-            return Image.fromarray(usual[0]).convert("RGB") if isinstance(usual, np.ndarray) else usual
+        return read_image(path, str(path))
     except FileNotFoundError:
         raise UserError(f"there is no file {path}") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"cannot read {path} as a picture: {reason}") from None
+    except DataError as error:
+        raise UserError(str(error)) from None

@@ -1,6 +1,16 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Class names and palettes of the data sets that the published models were trained on."""
+"""Images with label maps: loading them, and what the known data sets call and colour their classes."""
 
 from .known import DATASETS, DatasetInfo, get_dataset_info
+from .loading import SegmentationDataset, SegmentationSample, load_segmentation_dataset
+from .reading import DataError
 
-__all__ = ["DATASETS", "DatasetInfo", "get_dataset_info"]
+__all__ = [
+    "DATASETS",
+    "DataError",
+    "DatasetInfo",
+    "SegmentationDataset",
+    "SegmentationSample",
+    "get_dataset_info",
+    "load_segmentation_dataset",
+]

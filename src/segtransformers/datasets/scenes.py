@@ -5,10 +5,13 @@ Colours overlap between the classes on purpose (a roof, a tree and a car may all
 is texture, shape and place. The same seed gives the same pixels on every machine.
 """
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from .scene_drawing import (
     Canvas,
@@ -96,6 +99,33 @@ def draw_scene(seed: int, size: Sequence[int] = (128, 192)) -> tuple[np.ndarray,
     return developed(canvas), canvas.labels
 
 
+def write_scenes(
+    folder: str | Path, count: int, seed: int = 0, size: Sequence[int] = (128, 192), split: str | None = None
+) -> Path:
+    """Scenes as a folder of images and a folder of masks that [`load_segmentation_dataset`] takes.
+
+    Args:
+        folder: where `images`, `masks` and `classes.json` go. Call it again for another split.
+        count: how many scenes.
+        seed: of the first scene; the others follow.
+        size: height and width in pixels.
+        split: the sub-folder of `images` and `masks`, for example `train`. None: there is none.
+
+    Returns:
+        `folder`.
+    """
+    folder = Path(folder)
+    places = [folder / name / (split or "") for name in ("images", "masks")]
+    for place in places:
+        place.mkdir(parents=True, exist_ok=True)
+    classes = [{"name": name, "color": colour} for name, colour in zip(CLASS_NAMES, PALETTE, strict=True)]
+    (folder / "classes.json").write_text(json.dumps(classes), encoding="utf-8")
+    for scene in range(seed, seed + count):
+        for place, pixels in zip(places, draw_scene(scene, size), strict=True):
+            Image.fromarray(pixels).save(place / f"scene_{scene:07d}.png")
+    return folder
+
+
 def normalized(image: np.ndarray) -> torch.Tensor:
     """A `(H, W, 3)` uint8 image as the model's `(3, H, W)` float32."""
     values = (image.astype(np.float32) - np.array(IMAGE_MEAN, np.float32)) / np.array(IMAGE_STD, np.float32)
@@ -136,4 +166,13 @@ class SceneDataset(torch.utils.data.Dataset):
         return {"pixel_values": normalized(image), "labels": torch.from_numpy(labels.astype(np.int64))}
 
 
-__all__ = ["CLASS_NAMES", "FIRST_TRAINING_SEED", "IMAGE_MEAN", "IMAGE_STD", "PALETTE", "SceneDataset", "draw_scene"]
+__all__ = [
+    "CLASS_NAMES",
+    "FIRST_TRAINING_SEED",
+    "IMAGE_MEAN",
+    "IMAGE_STD",
+    "PALETTE",
+    "SceneDataset",
+    "draw_scene",
+    "write_scenes",
+]

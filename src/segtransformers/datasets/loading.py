@@ -1,0 +1,359 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""Images and label maps of a data set, from a folder or the Hub, decoded when they are asked for."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import PIL.Image
+import torch
+from transformers.utils import logging
+
+from .class_names import Classes, checked_palette, classes_of_file, classes_of_folder, read_classes
+from .known import DATASETS, get_dataset_info
+from .pairs import DATASETS_FILES, Pairs, canonical_split, find_folders, find_known, pair_files, recognise
+from .reading import NO_CLASS, DataError, LabelRule, colour_table, contents, read_image, read_mask, turned_by_exif
+
+if TYPE_CHECKING:
+    import datasets
+
+logger = logging.get_logger(__name__)
+
+FOLDERS = "folders"  # the kind of one's own data
+IMAGE_COLUMNS = ("image", "img", "pixel_values", "images")
+MASK_COLUMNS = ("annotation", "label", "labels", "mask", "segmentation_mask", "semantic_segmentation", "segmentation")
+CONVERTED = "refs/convert/parquet"  # the branch to which the Hub converts data sets that are scripts
+
+
+@dataclass(frozen=True)
+class SegmentationSample:
+    """An image and its label map.
+
+    Attributes:
+        name: unique within the split.
+        image: RGB.
+        labels: `(height, width)` uint8, class indices, 255 where there is no class.
+    """
+
+    name: str
+    image: PIL.Image.Image
+    labels: np.ndarray
+
+
+class SegmentationDataset(torch.utils.data.Dataset):
+    """A split of a data set; items are [`SegmentationSample`]s. [`load_segmentation_dataset`] makes it.
+
+    Attributes:
+        names: of the samples, in order.
+        id2label: name of each class.
+        palette: `[red, green, blue]` of each class, or None.
+        rule: how the values in masks become class indices.
+        kind: a known data set, or `"folders"` for one's own.
+        source: where it was loaded from.
+        split: which part it is; None if the source has no parts, and this is all of it.
+        ignored_files: files beside the images and masks that are neither.
+    """
+
+    ignore_index = NO_CLASS
+
+    def __init__(
+        self,
+        rows: "datasets.Dataset",
+        names: Sequence[str],
+        classes: Classes,
+        rule: LabelRule,
+        kind: str,
+        source: str,
+        split: str | None,
+        ignored_files: Sequence[Path] = (),
+    ):
+        self.rows, self.names, self.rule, self.kind, self.source, self.split = (
+            rows,
+            list(names),
+            rule,
+            kind,
+            source,
+            split,
+        )
+        self.id2label = dict(enumerate(classes.names))
+        self.palette = classes.palette
+        self.ignored_files = list(ignored_files)
+
+    @property
+    def num_labels(self) -> int:
+        return len(self.id2label)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> SegmentationSample:
+        """
+        Raises:
+            DataError: if a file is damaged, image and mask differ in size, or a label is no class.
+        """
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        index = int(index) % len(self)
+        row = self.rows[index]
+        image_file, mask_file = (self._described(row[column], index) for column in ("image", "mask"))
+        try:
+            image = read_image(contents(row["image"]), image_file)
+            values = read_mask(contents(row["mask"]), mask_file)
+        except FileNotFoundError as error:
+            raise DataError(f"{error.filename} is gone since the data set was loaded") from None
+        if image.size != values.shape[1::-1]:
+            turned = image.size == values.shape[:2] and turned_by_exif(contents(row["image"]))
+            reason = (
+                ": its EXIF data turn the image, and masks are not turned. Save the image upright, or turn the mask"
+                if turned
+                else " (width x height): they must be of one picture"
+            )
+            sizes = f"{image.size[0]} x {image.size[1]}, its mask {mask_file} {values.shape[1]} x {values.shape[0]}"
+            raise DataError(f"the image {image_file} is {sizes}{reason}")
+        return SegmentationSample(self.names[index], image, self.rule.apply(values, mask_file))
+
+    def select(self, indices: Sequence[int]) -> "SegmentationDataset":
+        """The samples with these indices, in this order."""
+        indices = [int(index) for index in indices]
+        part = copy.copy(self)
+        part.rows, part.names = self.rows.select(indices), [self.names[index] for index in indices]
+        return part
+
+    def shard(self, num: int, index: int) -> "SegmentationDataset":
+        """Every `num`-th sample from `index` on: the share of one process of `num`."""
+        if not 0 <= index < num:
+            raise ValueError(f"shard {index} of {num} does not exist")
+        return self.select(range(index, len(self), num))
+
+    def __repr__(self) -> str:
+        split = "" if self.split is None else f", {self.split}"
+        return (
+            f"SegmentationDataset({self.source!r}{split}: {len(self)} samples, {self.num_labels} classes, {self.kind})"
+        )
+
+    def _described(self, entry: Mapping[str, Any], index: int) -> str:
+        if entry["bytes"] is None:
+            return str(entry["path"])
+        return f"{entry['path'] or 'without a name'} (row {index} of {self.source})"
+
+
+def load_segmentation_dataset(
+    source: str | Path,
+    split: str = "validation",
+    kind: str | None = None,
+    *,
+    classes: Any = None,
+    palette: Sequence[Sequence[int]] | None = None,
+    reduce_labels: bool | None = None,
+    label_map: Mapping[int, int] | None = None,
+    image_ending: str | None = None,
+    mask_ending: str | None = None,
+    image_column: str | None = None,
+    mask_column: str | None = None,
+    name: str | None = None,
+    revision: str | None = None,
+) -> SegmentationDataset:
+    """A split of a data set of images and label maps.
+
+    Args:
+        source: a folder, or a name on the Hub. A folder has the layout of a known data set, or a folder of images and a
+            folder of masks with the same names (`images/train/a.jpg`, `masks/train/a.png`; or `train/images`), or
+            files that `datasets` loads (Parquet, `save_to_disk`, an image folder with `metadata.jsonl`).
+        split: `train`, `validation` or `test`, or what the source calls it.
+        kind: a known data set (one of `DATASETS`), whose classes and label rule then hold, or `"folders"`. None: what
+            the source looks like.
+        classes: of one's own data: names, `{index: name}`, a list of `{"name": ..., "color": [r, g, b]}`, a file with
+            one of these as JSON or names one a line, or their number. None: the file `classes.json`, `id2label.json`,
+            `classes.txt` or `labels.txt` of the source.
+        palette: a colour of each class, needed for masks that hold colours.
+        reduce_labels: whether value 0 of the masks means "no class" and classes start at 1. None: as the known data set
+            has it, else no.
+        label_map: class index, or 255 for no class, of values in masks for which the usual rule does not hold.
+        image_ending, mask_ending: of the names in folders, for example `"_mask.png"`; None takes all pictures.
+        image_column, mask_column: of a `datasets` source; None looks for the usual names.
+        name, revision: configuration and revision of a source on the Hub.
+
+    Raises:
+        DataError: if files are missing or do not fit each other; the message says what to do.
+        ValueError: for an unknown kind.
+    """
+    datasets = _datasets()
+    if kind is not None and kind != FOLDERS:
+        get_dataset_info(kind)
+    folder = Path(source).expanduser()
+    found = None
+    if folder.is_dir():
+        if kind is None and classes is None and classes_of_folder(folder) is None:
+            kind = recognise(folder)
+            if kind is not None:
+                logger.info(f"{folder} looks like {kind}")
+        if kind in DATASETS and not _is_for_datasets(folder):
+            found = find_known(folder, str(kind), split)
+        elif kind not in DATASETS:
+            found = find_folders(folder, split, image_ending, mask_ending)
+        if found is None and not _is_for_datasets(folder):
+            raise DataError(
+                f"{folder} holds no data set: there should be a folder images and a folder masks, the folders of a "
+                f"known data set ({', '.join(DATASETS)}), or what the library datasets has saved"
+            )
+    elif folder.exists() or str(source).startswith((".", "/", "~")) or str(source).count("/") > 1:
+        raise DataError(f"there is no folder {source}")
+    elif kind is None:
+        kind = next((known for known in DATASETS if str(source) in get_dataset_info(known).hub), None)
+
+    chosen = _classes(kind, classes, palette, folder if folder.is_dir() else None, str(source), revision)
+    map_of_layout = found.layout.label_map if found is not None else None
+    if reduce_labels is None:
+        reduce_labels = kind in DATASETS and get_dataset_info(str(kind)).reduce_zero_label
+    rule = LabelRule(
+        num_labels=len(chosen.names),
+        reduce_labels=reduce_labels,
+        label_map={**(map_of_layout or {}), **(label_map or {})} or None,
+        only_map=map_of_layout is not None,
+        colours=colour_table(chosen.palette, chosen.no_class) if kind not in DATASETS and chosen.palette else None,
+        strict_binary=kind not in DATASETS,
+    )
+    if found is not None:
+        pairs = pair_files(found)
+        _warn_of_ignored(pairs)
+        if not found.divided:
+            logger.warning(f"{folder} has no parts for training and validation: all of it is taken for {split!r}")
+        rows, names = _rows_of_files(pairs, datasets), pairs.names
+        actual = canonical_split(split) if found.divided else None
+        return SegmentationDataset(rows, names, chosen, rule, kind or FOLDERS, str(source), actual, pairs.ignored)
+    rows, actual = _rows_of_datasets(str(source), folder, split, name, revision, datasets)
+    rows = _two_columns(rows, image_column, mask_column, str(source), datasets)
+    return SegmentationDataset(rows, _names_of_rows(rows, actual), chosen, rule, kind or FOLDERS, str(source), actual)
+
+
+def _datasets():
+    try:
+        import datasets
+    except ImportError:
+        raise ImportError("data sets need the library datasets: pip install 'segtransformers[train]'") from None
+    return datasets
+
+
+def _classes(
+    kind: str | None, given: Any, palette: Any, folder: Path | None, source: str, revision: str | None
+) -> Classes:
+    if kind in DATASETS:
+        if given is not None or palette is not None:
+            raise ValueError(f"{kind} has classes and colours of its own: leave out classes and palette, or kind")
+        info = get_dataset_info(str(kind))
+        return Classes(info.classes, info.palette)
+    if given is None:
+        found = classes_of_folder(folder) if folder is not None else _classes_on_hub(source, revision)
+        if found is None:
+            raise DataError(
+                f"{source} does not say which classes there are: put a file classes.txt with their names there, one a "
+                "line in the order of the labels, or pass classes=[...] or their number (--classes)"
+            )
+    elif isinstance(given, Path) or (isinstance(given, str) and Path(given).is_file()):
+        found = classes_of_file(Path(given))
+    else:
+        found = read_classes(given)
+    if palette is None:
+        return found
+    colours = checked_palette(palette, "palette")
+    if len(colours) != len(found.names):
+        raise DataError(f"palette has {len(colours)} colours for {len(found.names)} classes")
+    return Classes(found.names, colours, found.no_class)
+
+
+def _classes_on_hub(source: str, revision: str | None) -> Classes | None:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    for file in ("id2label.json", "classes.txt"):
+        try:
+            path = hf_hub_download(source, file, repo_type="dataset", revision=revision)
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError):
+            continue
+        return classes_of_file(Path(path))
+    return None
+
+
+def _is_for_datasets(folder: Path) -> bool:
+    if any((folder / name).is_file() for name in DATASETS_FILES):
+        return True
+    patterns = ("*.parquet", "metadata.*", "*.arrow")
+    return any(next(folder.glob(f"{deep}{pattern}"), None) for pattern in patterns for deep in ("", "*/", "*/*/"))
+
+
+def _rows_of_files(pairs: Pairs, datasets) -> "datasets.Dataset":
+    undecoded = datasets.Image(decode=False)
+    columns = {"image": [str(path) for path in pairs.images], "mask": [str(path) for path in pairs.masks]}
+    return datasets.Dataset.from_dict(columns, datasets.Features({"image": undecoded, "mask": undecoded}))
+
+
+def _rows_of_datasets(
+    source: str, folder: Path, split: str, name: str | None, revision: str | None, datasets
+) -> tuple["datasets.Dataset", str | None]:
+    try:
+        if any((folder / file).is_file() for file in DATASETS_FILES):
+            loaded = datasets.load_from_disk(str(folder))
+        else:
+            loaded = _load_dataset(str(folder) if folder.is_dir() else source, name, revision, datasets)
+    except Exception as error:  # no network, no such name, other files than these: all are one line
+        reason = " ".join(str(error).split())
+        raise DataError(f"cannot load the data set {source}: {reason[:300]}") from None
+    if not isinstance(loaded, datasets.DatasetDict):
+        return loaded, None
+    there = list(loaded)
+    part = next((part for part in there if canonical_split(part) == canonical_split(split)), None)
+    if part is None:
+        raise DataError(f"{source} has no split {split!r}: it has {', '.join(there)}")
+    return loaded[part], canonical_split(part)
+
+
+def _load_dataset(path: str, name: str | None, revision: str | None, datasets) -> "datasets.DatasetDict":
+    try:
+        return datasets.load_dataset(path, name, revision=revision)
+    except RuntimeError as error:
+        if "scripts are no longer supported" not in str(error) or revision is not None:
+            raise
+        return datasets.load_dataset(path, name, revision=CONVERTED)
+
+
+def _two_columns(
+    rows: "datasets.Dataset", image_column: str | None, mask_column: str | None, source: str, datasets
+) -> "datasets.Dataset":
+    """The columns of images and masks alone, called `image` and `mask`, undecoded."""
+    pictures = [column for column, feature in rows.features.items() if isinstance(feature, datasets.Image)]
+    listed = f"its columns of pictures are {', '.join(pictures) or 'none'}, all columns {', '.join(rows.column_names)}"
+    for column, option in ((image_column, "image_column"), (mask_column, "mask_column")):
+        if column is not None and column not in pictures:
+            raise DataError(f"{option}={column!r} is no column of pictures of {source}: {listed}")
+    mask_column = mask_column or next((column for column in MASK_COLUMNS if column in pictures), None)
+    image_column = image_column or next((column for column in IMAGE_COLUMNS if column in pictures), None)
+    if image_column is None or mask_column is None or image_column == mask_column:
+        raise DataError(f"cannot tell images from masks in {source}: {listed}. Say image_column=..., mask_column=...")
+    rows = rows.select_columns([image_column, mask_column])
+    if image_column != "image":
+        rows = rows.rename_column(image_column, "image")
+    if mask_column != "mask":
+        rows = rows.rename_column(mask_column, "mask")
+    undecoded = datasets.Image(decode=False)
+    return rows.cast_column("image", undecoded).cast_column("mask", undecoded)
+
+
+def _names_of_rows(rows: "datasets.Dataset", split: str | None) -> list[str]:
+    """File names without their endings where the images have unique ones, else split and row."""
+    paths = rows.select_columns(["image"]).flatten()["image.path"][:]
+    names = [Path(path).stem if path else "" for path in paths]
+    if all(names) and len(set(names)) == len(names):
+        return names
+    return [f"{split or 'sample'}-{index:06d}" for index in range(len(paths))]
+
+
+def _warn_of_ignored(pairs: Pairs) -> None:
+    if pairs.ignored:
+        listed = ", ".join(str(path) for path in pairs.ignored[:5])
+        logger.warning(
+            f"{len(pairs.ignored)} files are no pictures by their names and are left out: "
+            f"{listed}{', ...' if len(pairs.ignored) > 5 else ''}"
+        )

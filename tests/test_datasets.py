@@ -1,0 +1,470 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""Loading data sets: each known layout drawn small, one's own folders, `datasets` sources, and what can be wrong."""
+
+import json
+import logging
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from segtransformers.datasets import DATASETS, DataError, get_dataset_info, load_segmentation_dataset
+from segtransformers.datasets.scenes import CLASS_NAMES, PALETTE, draw_scene, write_scenes
+
+HEIGHT, WIDTH = 6, 9
+COLOURS = np.arange(HEIGHT * WIDTH * 3, dtype=np.uint8).reshape(HEIGHT, WIDTH, 3)
+
+
+def save(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.asarray(array)).save(path)
+
+
+def values(*present):
+    """A mask that holds these values in turn."""
+    return np.resize(np.array(present, np.uint8), (HEIGHT, WIDTH))
+
+
+def draw(root, images, masks, *present, number=2):
+    """`number` samples whose paths are made of format strings; the masks hold the values `present`."""
+    for index in range(number):
+        save(root / images.format(index), COLOURS)
+        save(root / masks.format(index), values(*present))
+
+
+KNOWN = {
+    "ade20k": ("images/validation/ADE_val_{:08d}.jpg", "annotations/validation/ADE_val_{:08d}.png"),
+    "cityscapes": (
+        "leftImg8bit/val/lindau/lindau_{:06d}_000019_leftImg8bit.png",
+        "gtFine/val/lindau/lindau_{:06d}_000019_gtFine_labelTrainIds.png",
+    ),
+    "coco_stuff10k": ("images/test2014/COCO_{:012d}.jpg", "annotations/test2014/COCO_{:012d}_labelTrainIds.png"),
+    "coco_stuff164k": ("images/val2017/{:012d}.jpg", "annotations/val2017/{:012d}_labelTrainIds.png"),
+    "mapillary": ("validation/images/{:022d}.jpg", "validation/labels/{:022d}.png"),
+    "mapillary_as_cityscapes": ("validation/images/{:022d}.jpg", "validation/v1.2/labels/{:022d}.png"),
+    "nyu_depth_v2": ("image/{:04d}.png", "label40/{:04d}.png"),
+    "pascal_context_59": ("JPEGImages/2008_{:06d}.jpg", "SegmentationClassContext/2008_{:06d}.png"),
+    "pascal_context_60": ("JPEGImages/2008_{:06d}.jpg", "SegmentationClassContext/2008_{:06d}.png"),
+}
+LISTS = {
+    "nyu_depth_v2": ("test.txt", "{:04d}"),
+    "pascal_context_59": ("ImageSets/SegmentationContext/val.txt", "2008_{:06d}"),
+    "pascal_context_60": ("ImageSets/SegmentationContext/val.txt", "2008_{:06d}"),
+}
+AMBIGUOUS = {"mapillary", "mapillary_as_cityscapes", "pascal_context_59", "pascal_context_60"}
+
+
+def draw_known(root, kind, *present):
+    draw(root, *KNOWN[kind], *present)
+    if kind in LISTS:
+        path, name = LISTS[kind]
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text("".join(name.format(index) + "\n" for index in range(2)))
+    return root
+
+
+@pytest.mark.parametrize("kind", DATASETS)
+def test_known_layouts_and_their_label_rules(kind, tmp_path):
+    info = get_dataset_info(kind)
+    last = len(info.classes) - 1
+    stored, expected = (0, 1, last + 1), (255, 0, last)
+    if not info.reduce_zero_label:
+        stored, expected = (0, 1, last, 255), (0, 1, last, 255)
+    if kind == "mapillary_as_cityscapes":  # bird; curb; road and its markings; building; bicycle; unlabelled
+        stored, expected = (0, 2, 13, 24, 41, 17, 52, 65), (255, 1, 0, 0, 0, 2, 18, 255)
+    draw_known(tmp_path, kind, *stored)
+    data = load_segmentation_dataset(tmp_path, "val", kind)
+    assert len(data) == 2 and data.kind == kind and data.split == "validation"
+    assert data.num_labels == len(info.classes) and data.palette == info.palette
+    assert data.id2label == dict(enumerate(info.classes))
+    sample = data[1]
+    assert sample.name == data.names[1] and sample.image.mode == "RGB" and sample.image.size == (WIDTH, HEIGHT)
+    assert sample.labels.dtype == np.uint8 and np.array_equal(sample.labels, values(*expected))
+    if kind in AMBIGUOUS:
+        with pytest.raises(DataError, match="say which"):
+            load_segmentation_dataset(tmp_path)
+    else:
+        assert load_segmentation_dataset(tmp_path).kind == kind
+
+
+def test_outer_folders_are_understood(tmp_path):
+    draw_known(tmp_path / "ADEChallengeData2016", "ade20k", 0, 1)
+    assert load_segmentation_dataset(tmp_path).kind == "ade20k"
+    draw_known(tmp_path / "VOCdevkit" / "VOC2010", "pascal_context_60", 0, 1)
+    assert len(load_segmentation_dataset(tmp_path, kind="pascal_context_60")) == 2
+
+
+def test_original_ids_of_cityscapes_and_coco(tmp_path):
+    """Without `labelTrainIds` files, the published tables make class indices of the original ids."""
+    images, masks = KNOWN["cityscapes"]
+    draw(tmp_path / "city", images, masks.replace("labelTrainIds", "labelIds"), 0, 7, 11, 26, 33)
+    save(tmp_path / "city/gtFine/val/lindau/lindau_000000_000019_gtFine_color.png", COLOURS)
+    data = load_segmentation_dataset(tmp_path / "city")
+    assert data[0].labels[0, :5].tolist() == [255, 0, 2, 13, 18]
+    assert data.names[0] == "lindau/lindau_000000_000019"
+    images, masks = KNOWN["coco_stuff164k"]
+    draw(tmp_path / "coco", images, masks.replace("_labelTrainIds", ""), 0, 12, 91, 181, 255)
+    assert load_segmentation_dataset(tmp_path / "coco")[0].labels[0, :5].tolist() == [0, 11, 80, 170, 255]
+    draw(tmp_path / "coco", images, masks, 5)  # once they are made, they count
+    assert (load_segmentation_dataset(tmp_path / "coco")[0].labels == 5).all()
+
+
+def test_drawn_scenes_as_a_folder(tmp_path):
+    write_scenes(tmp_path, 3, seed=5, size=(40, 64), split="train")
+    write_scenes(tmp_path, 2, seed=90, size=(40, 64), split="validation")
+    data = load_segmentation_dataset(tmp_path, split="train")
+    assert data.names == ["scene_0000005", "scene_0000006", "scene_0000007"] and data.kind == "folders"
+    assert list(data.id2label.values()) == list(CLASS_NAMES) and data.palette == PALETTE
+    image, labels = draw_scene(6, (40, 64))
+    assert np.array_equal(np.asarray(data[1].image), image) and np.array_equal(data[1].labels, labels)
+    assert load_segmentation_dataset(str(tmp_path)).names == ["scene_0000090", "scene_0000091"]
+    with pytest.raises(DataError, match="no split 'test': it has train, validation"):
+        load_segmentation_dataset(tmp_path, "test")
+
+
+def test_parts_pickling_and_workers(tmp_path):
+    data = load_segmentation_dataset(write_scenes(tmp_path, 5, size=(32, 32)))
+    assert data.split is None
+    assert data.select([3, 1]).names == [data.names[3], data.names[1]]
+    assert np.array_equal(data.select([3, 1])[1].labels, data[1].labels)
+    shards = [data.shard(2, index) for index in range(2)]
+    assert [len(shard) for shard in shards] == [3, 2] and shards[1].names == data.names[1::2]
+    assert np.array_equal(data[-1].labels, data[4].labels)
+    with pytest.raises(IndexError):
+        data[5]
+    with pytest.raises(ValueError, match="shard 2 of 2"):
+        data.shard(2, 2)
+    again = pickle.loads(pickle.dumps(data))
+    assert np.array_equal(again[2].labels, data[2].labels)
+    loader = torch.utils.data.DataLoader(data, batch_size=2, num_workers=2, collate_fn=list)
+    assert [sample.name for batch in loader for sample in batch] == data.names
+
+
+def own(root, *present, classes=3, number=2):
+    draw(root, "images/{}.png", "masks/{}.png", *present, number=number)
+    if classes:
+        (root / "classes.txt").write_text("".join(f"class {index}\n" for index in range(classes)))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("images", "masks"),
+    [
+        ("images/{}.jpg", "labels/{}.png"),
+        ("img_dir/val/{}.JPG", "ann_dir/val/{}.PNG"),
+        ("validation/images/{}.jpeg", "validation/masks/{}.tif"),
+        ("JPEGImages/valid/a/{}.bmp", "annotations/valid/a/{}.bmp"),
+    ],
+)
+def test_own_folders(images, masks, tmp_path):
+    draw(tmp_path, images, masks, 0, 1, 255)
+    (tmp_path / "images.txt").write_text("a file beside the folders does not matter")
+    data = load_segmentation_dataset(tmp_path, classes=["a", "b"])
+    assert len(data) == 2 and np.array_equal(data[0].labels, values(0, 1, 255))
+
+
+def test_an_undivided_folder_says_so(tmp_path, caplog):
+    logger = logging.getLogger("segtransformers.datasets.loading")
+    logger.addHandler(caplog.handler)
+    data = load_segmentation_dataset(own(tmp_path, 0, 1), "train")
+    logger.removeHandler(caplog.handler)
+    assert data.split is None and "all of it is taken for 'train'" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("classes.txt", "sky\nsea\n\n"),
+        ("classes.json", '["sky", "sea"]'),
+        ("id2label.json", '{"0": "sky", "1": "sea"}'),
+        ("classes.json", '[{"name": "sky", "color": [0, 0, 9]}, {"name": "sea", "color": [0, 9, 0]}]'),
+    ],
+)
+def test_class_files(file, text, tmp_path):
+    own(tmp_path, 0, 1, classes=None)
+    (tmp_path / file).write_text(text)
+    data = load_segmentation_dataset(tmp_path)
+    assert data.id2label == {0: "sky", 1: "sea"}
+    assert data.palette == ([[0, 0, 9], [0, 9, 0]] if "color" in text else None)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "cannot read class names from .*classes.json"),
+        ('{"1": "sky", "3": "sea"}', r"without gaps, got \[1, 3\]"),
+        ('["sky", "sky"]', "classes 0 and 1 are both called 'sky'"),
+        ('["sky", ""]', "class 1 has no name"),
+        ('[{"name": "sky", "color": [0, 0, 256]}]', "colour of class 0 must be"),
+        ("7.5", "must be a list of names"),
+    ],
+)
+def test_wrong_class_files(text, message, tmp_path):
+    own(tmp_path, 0, 1, classes=None)
+    (tmp_path / "classes.json").write_text(text)
+    with pytest.raises(DataError, match=message):
+        load_segmentation_dataset(tmp_path)
+
+
+def test_classes_are_asked_for(tmp_path):
+    own(tmp_path, 0, 1, classes=None)
+    with pytest.raises(DataError, match=r"put a file classes.txt"):
+        load_segmentation_dataset(tmp_path)
+    assert load_segmentation_dataset(tmp_path, classes=2).id2label == {0: "class 0", 1: "class 1"}
+    with pytest.raises(ValueError, match="1 to 255 classes"):
+        load_segmentation_dataset(tmp_path, classes=300)
+
+
+def test_label_rules_of_ones_own_data(tmp_path):
+    own(tmp_path, 0, 1, 3)
+    assert load_segmentation_dataset(tmp_path, reduce_labels=True)[0].labels[0, :3].tolist() == [255, 0, 2]
+    mapped = load_segmentation_dataset(tmp_path, label_map={3: 0})
+    assert mapped[0].labels[0, :3].tolist() == [0, 1, 0]
+    with pytest.raises(
+        DataError, match=r"masks/0.png has labels that are no class: 3 \(18 pixels\).*reduce_labels=True"
+    ):
+        load_segmentation_dataset(tmp_path)[0]
+    with pytest.raises(ValueError, match="label_map maps 3 to 7"):
+        load_segmentation_dataset(tmp_path, label_map={3: 7})
+
+
+def test_labels_of_known_data_outside_their_range(tmp_path):
+    draw_known(tmp_path, "ade20k", 0, 151)
+    with pytest.raises(DataError, match=r"ADE_val_00000000.png.*151.*expected are 1 to 150"):
+        load_segmentation_dataset(tmp_path)[0]
+    save(tmp_path / KNOWN["ade20k"][1].format(0), values(0, 150))
+    with pytest.raises(DataError, match="pass reduce_labels=True"):  # switched off by mistake
+        load_segmentation_dataset(tmp_path, reduce_labels=False)[0]
+
+
+def test_binary_masks(tmp_path):
+    own(tmp_path, 0, 255, classes=2)
+    with pytest.raises(DataError, match=r"masks/0.png holds only 0 and 255.*label_map=\{0: 0, 255: 1\}"):
+        load_segmentation_dataset(tmp_path)[0]
+    assert load_segmentation_dataset(tmp_path, label_map={255: 1})[0].labels[0, :2].tolist() == [0, 1]
+    assert load_segmentation_dataset(tmp_path, label_map={255: 255})[0].labels[0, :2].tolist() == [0, 255]
+    with pytest.raises(DataError, match="holds only 0 and 255"):
+        load_segmentation_dataset(tmp_path, classes=5, reduce_labels=True)[0]
+
+
+def test_colour_masks(tmp_path):
+    own(tmp_path, 0, classes=2, number=1)
+    mask = tmp_path / "masks/0.png"
+    red_and_green = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    red_and_green[:, :4, 0], red_and_green[:, 4:, 1] = 200, 200
+    save(mask, red_and_green)
+    with pytest.raises(DataError, match=r"0.png holds colours and no palette is given"):
+        load_segmentation_dataset(tmp_path)[0]
+    data = load_segmentation_dataset(tmp_path, palette=[[0, 200, 0], [200, 0, 0]])
+    assert data[0].labels[0].tolist() == [1, 1, 1, 1, 0, 0, 0, 0, 0]
+    with pytest.raises(DataError, match=r"1 colours that the palette lacks: \(200, 0, 0\) in 24 pixels"):
+        load_segmentation_dataset(tmp_path, palette=[[0, 200, 0], [1, 2, 3]])[0]
+    with pytest.raises(DataError, match="2 classes"):
+        load_segmentation_dataset(tmp_path, palette=[[0, 200, 0]])
+    with pytest.raises(ValueError, match="classes 0 and 1 have the same colour"):
+        load_segmentation_dataset(tmp_path, palette=[[0, 200, 0]] * 2)
+    classes = [{"name": "green", "color": [0, 200, 0]}, {"ignore": True, "color": [200, 0, 0]}]
+    (tmp_path / "classes.json").write_text(json.dumps(classes))
+    assert load_segmentation_dataset(tmp_path)[0].labels[0].tolist() == [255] * 4 + [0] * 5
+
+
+def test_masks_with_a_palette_are_read_as_indices(tmp_path):
+    own(tmp_path, 0, number=1)
+    mask = Image.fromarray(values(0, 2, 1))
+    mask.putpalette([9, 9, 9, 200, 0, 0, 0, 0, 200])
+    mask.save(tmp_path / "masks/0.png")
+    assert Image.open(tmp_path / "masks/0.png").mode == "P"
+    assert np.array_equal(load_segmentation_dataset(tmp_path)[0].labels, values(0, 2, 1))
+
+
+def test_other_kinds_of_masks(tmp_path):
+    own(tmp_path, 0, number=1)
+    mask = tmp_path / "masks/0.png"
+    save(mask, values(0, 1, 2).astype(np.uint16))
+    assert np.array_equal(load_segmentation_dataset(tmp_path)[0].labels, values(0, 1, 2))
+    save(mask, np.where(values(0, 1), np.uint16(65535), np.uint16(2)))
+    with pytest.raises(DataError, match=r"65535 .*label_map=\{65535: 255\}"):
+        load_segmentation_dataset(tmp_path)[0]
+    assert load_segmentation_dataset(tmp_path, label_map={65535: 255})[0].labels[0, :2].tolist() == [2, 255]
+    save(mask, values(0, 1).astype(bool))
+    assert np.array_equal(load_segmentation_dataset(tmp_path)[0].labels, values(0, 1))
+    save(mask, np.repeat(values(0, 1, 2)[..., None], 3, axis=2))  # grey in three channels
+    assert np.array_equal(load_segmentation_dataset(tmp_path)[0].labels, values(0, 1, 2))
+    opaque = np.stack([values(0, 1), values(255)], axis=2)
+    save(mask, opaque)
+    assert np.array_equal(load_segmentation_dataset(tmp_path)[0].labels, values(0, 1))
+    opaque[0, 0, 1] = 0
+    save(mask, opaque)
+    with pytest.raises(DataError, match=r"0.png has transparent pixels"):
+        load_segmentation_dataset(tmp_path)[0]
+    mask.unlink()
+    save(tmp_path / "masks/0.tif", values(0, 1).astype(np.float32))
+    with pytest.raises(DataError, match=r"0.tif holds floating-point numbers"):
+        load_segmentation_dataset(tmp_path)[0]
+    (tmp_path / "masks/0.tif").unlink()
+    save(tmp_path / "masks/0.jpg", values(0, 1))
+    with pytest.raises(DataError, match=r"0.jpg is a JPEG, which blurs labels"):
+        load_segmentation_dataset(tmp_path)[0]
+
+
+def test_wrong_pairs(tmp_path):
+    own(tmp_path, 0, 1, number=4)
+    (tmp_path / "masks/2.png").unlink()
+    with pytest.raises(DataError, match=r"1 of 4 images in .*images have no mask in .*masks: 2.png"):
+        load_segmentation_dataset(tmp_path)
+    (tmp_path / "images/2.png").unlink()
+    (tmp_path / "images/3.png").unlink()
+    with pytest.raises(DataError, match=r"1 of 3 masks in .*masks have no image in .*images: 3.png"):
+        load_segmentation_dataset(tmp_path)
+    (tmp_path / "masks/3.png").unlink()
+    assert len(load_segmentation_dataset(tmp_path)) == 2
+    save(tmp_path / "images/1.jpg", COLOURS)
+    with pytest.raises(DataError, match=r"1\.jpg and .*1\.png have the same name but for their endings"):
+        load_segmentation_dataset(tmp_path)
+
+
+def test_masks_with_another_ending(tmp_path):
+    draw(tmp_path, "images/{}.jpg", "masks/{}_mask.png", 0, 1)
+    with pytest.raises(DataError, match=r"pass mask_ending='_mask.png'"):
+        load_segmentation_dataset(tmp_path, classes=2)
+    assert len(load_segmentation_dataset(tmp_path, classes=2, mask_ending="_mask.png")) == 2
+
+
+def test_sizes_that_differ(tmp_path):
+    own(tmp_path, 0, 1)
+    save(tmp_path / "masks/1.png", values(0)[:, 1:])
+    data = load_segmentation_dataset(tmp_path)
+    assert data[0].labels.shape == (HEIGHT, WIDTH)
+    with pytest.raises(DataError, match=r"images/1.png is 9 x 6, its mask .*masks/1.png 8 x 6"):
+        data[1]
+
+
+def test_damaged_files(tmp_path):
+    own(tmp_path, 0, 1, number=1)
+    data = load_segmentation_dataset(tmp_path)
+    for folder, message in (
+        ("masks", "cannot read the mask .*masks/0.png"),
+        ("images", "cannot read .*images/0.png as"),
+    ):
+        path = tmp_path / folder / "0.png"
+        whole = path.read_bytes()
+        for damaged in (whole[: len(whole) // 2], b"", b"not a picture"):
+            path.write_bytes(damaged)
+            with pytest.raises(DataError, match=message):
+                data[0]
+        path.write_bytes(whole)
+    (tmp_path / "masks/0.png").unlink()
+    with pytest.raises(DataError, match=r"masks/0.png is gone"):
+        data[0]
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(DataError, match=r"there is no folder .*nowhere"):
+        load_segmentation_dataset(tmp_path / "nowhere", classes=2)
+    with pytest.raises(DataError, match="holds no data set"):
+        load_segmentation_dataset(tmp_path, classes=2)
+    (tmp_path / "images").mkdir()
+    with pytest.raises(DataError, match="has no folder of masks: call it masks"):
+        load_segmentation_dataset(tmp_path, classes=2)
+    (tmp_path / "masks").mkdir()
+    with pytest.raises(DataError, match="there are no images in"):
+        load_segmentation_dataset(tmp_path, classes=2)
+    (tmp_path / "labels").mkdir()
+    with pytest.raises(DataError, match="several folders that may hold the masks: masks, labels"):
+        load_segmentation_dataset(tmp_path, classes=2)
+    with pytest.raises(DataError, match="does not look like cityscapes: there should be folders"):
+        load_segmentation_dataset(tmp_path, kind="cityscapes")
+    with pytest.raises(ValueError, match="unknown data set 'imagenet'"):
+        load_segmentation_dataset(tmp_path, kind="imagenet")
+    with pytest.raises(DataError, match="ade20k has no split 'test'"):
+        load_segmentation_dataset(draw_known(tmp_path / "ade", "ade20k", 0, 1), "test")
+
+
+def test_lists_of_samples(tmp_path):
+    draw_known(tmp_path, "nyu_depth_v2", 0, 40)
+    save(tmp_path / "image/0007.png", COLOURS)  # of another split
+    assert load_segmentation_dataset(tmp_path).names == ["0000", "0001"]
+    (tmp_path / "test.txt").write_text("0000\n0009\n")
+    with pytest.raises(DataError, match=r"1 are listed but have no image in .*image: 0009"):
+        load_segmentation_dataset(tmp_path)
+    (tmp_path / "test.txt").write_text("0000\n0000\n")
+    with pytest.raises(DataError, match="listed twice"):
+        load_segmentation_dataset(tmp_path)
+
+
+def test_other_files_are_named(tmp_path, caplog):
+    own(tmp_path, 0, 1)
+    (tmp_path / "images/notes.txt").write_text("")
+    (tmp_path / "images/.hidden").write_text("")
+    logger = logging.getLogger("segtransformers.datasets.loading")
+    logger.addHandler(caplog.handler)
+    data = load_segmentation_dataset(tmp_path)
+    logger.removeHandler(caplog.handler)
+    assert [path.name for path in data.ignored_files] == ["notes.txt"] and "notes.txt" in caplog.text
+
+
+@pytest.fixture
+def hub_rows(tmp_path, monkeypatch):
+    """ADE20K as the Hub has it, small: columns `image`, `annotation` and `scene_category`."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    draw_known(tmp_path / "files", "ade20k", 0, 1, 150)
+    images, masks = (sorted((tmp_path / "files").glob(f"{name}/*/*")) for name in ("images", "annotations"))
+    images, masks = ([{"bytes": path.read_bytes(), "path": path.name} for path in paths] for paths in (images, masks))
+    columns = {"image": images, "annotation": masks, "scene_category": [1, 2]}
+    features = {"image": datasets.Image(), "annotation": datasets.Image(), "scene_category": datasets.Value("int64")}
+    return datasets.Dataset.from_dict(columns, datasets.Features(features))
+
+
+def test_parquet_layout_of_the_hub(hub_rows, tmp_path):
+    folder = tmp_path / "hub"
+    (folder / "data").mkdir(parents=True)
+    hub_rows.to_parquet(folder / "data" / "validation-00000-of-00001.parquet")
+    hub_rows.select([0]).to_parquet(folder / "data" / "train-00000-of-00001.parquet")
+    data = load_segmentation_dataset(folder, kind="ade20k")
+    assert data.names == ["ADE_val_00000000", "ADE_val_00000001"] and data.split == "validation"
+    assert np.array_equal(data[1].labels, values(255, 0, 149))
+    assert len(load_segmentation_dataset(folder, "train", "ade20k")) == 1
+    assert np.array_equal(pickle.loads(pickle.dumps(data))[0].labels, data[0].labels)
+    with pytest.raises(DataError, match="no split 'test': it has"):
+        load_segmentation_dataset(folder, "test", "ade20k")
+    with pytest.raises(DataError, match=r"the mask ADE_val_00000000.png \(row 0 of .*hub\).* 150 "):
+        load_segmentation_dataset(folder, classes=150)[0]
+    with pytest.raises(DataError, match="mask_column='scene_category' is no column of pictures"):
+        load_segmentation_dataset(folder, kind="ade20k", mask_column="scene_category")
+
+
+def test_saved_by_datasets(hub_rows, tmp_path):
+    import datasets
+
+    hub_rows = hub_rows.rename_columns({"image": "photo", "annotation": "truth"})
+    datasets.DatasetDict({"val": hub_rows}).save_to_disk(tmp_path / "saved")
+    with pytest.raises(DataError, match=r"cannot tell images from masks.*photo, truth"):
+        load_segmentation_dataset(tmp_path / "saved", classes=151)
+    options = {"image_column": "photo", "mask_column": "truth"}
+    data = load_segmentation_dataset(tmp_path / "saved", classes=151, **options)
+    assert np.array_equal(data[0].labels, values(0, 1, 150)) and data.split == "validation"
+    hub_rows.save_to_disk(tmp_path / "single")
+    assert load_segmentation_dataset(tmp_path / "single", classes=151, **options).split is None
+
+
+def test_image_folder_with_metadata(tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "folder"
+    draw(folder, "train/{}.png", "train/{}_truth.png", 0, 1)
+    lines = [{"file_name": f"{index}.png", "mask_file_name": f"{index}_truth.png"} for index in range(2)]
+    (folder / "train/metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = load_segmentation_dataset(folder, "train", classes=2)
+    assert len(data) == 2 and np.array_equal(data[0].labels, values(0, 1))
+
+
+def test_a_name_on_the_hub_that_cannot_be_had():
+    with pytest.raises(DataError, match="cannot load the data set scene_parse_150"):
+        load_segmentation_dataset("scene_parse_150")
+    with pytest.raises(DataError, match="someone/street does not say which classes there are"):
+        load_segmentation_dataset("someone/street")
