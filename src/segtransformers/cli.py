@@ -6,6 +6,7 @@ import typer
 from .commands.build_kernels import build_kernels
 from .commands.common import one_line_errors
 from .commands.info import info
+from .commands.recipes import recipes
 from .commands.segment import segment
 from .operators import hub
 
@@ -22,3 +23,4 @@ def _main() -> None:
 app.command()(segment)
 app.command()(info)
 app.command()(build_kernels)
+app.command()(recipes)

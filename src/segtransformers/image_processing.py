@@ -64,7 +64,9 @@ def keep_ratio_size(height: int, width: int, short_limit: float, long_limit: flo
     return int(height * factor + 0.5), int(width * factor + 0.5)
 
 
-def resize_image(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def resize_image(
+    image: torch.Tensor, size: tuple[int, int], window: tuple[slice, slice] = (slice(None), slice(None))
+) -> torch.Tensor:
     """Bilinear without smoothing. For uint8 the result is that of `cv2.resize`, bit by bit.
 
     OpenCV weighs in fixed point: weights have 11 bits, rows drop 4 bits before the vertical pass and 18 after it.
@@ -72,18 +74,24 @@ def resize_image(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     Args:
         image: `(channels, height, width)`.
         size: the new (height, width).
+        window: rows and columns of the result that are wanted; for uint8 the others are not computed.
     """
     if tuple(image.shape[1:]) == tuple(size):
-        return image
+        return image[:, window[0], window[1]]
     if image.dtype != torch.uint8:
-        return F.interpolate(image[None].float(), size=size, mode="bilinear", align_corners=False)[0]
-    left, right, left_weight, right_weight = _fixed_point_taps(image.shape[2], size[1], image.device, whole_edges=True)
-    above, below, above_weight, below_weight = _fixed_point_taps(image.shape[1], size[0], image.device)
-    rows = image.int()
+        resized = F.interpolate(image[None].float(), size=size, mode="bilinear", align_corners=False)[0]
+        return resized[:, window[0], window[1]]
+    columns = _fixed_point_taps(image.shape[2], size[1], image.device, whole_edges=True)
+    left, right, left_weight, right_weight = (taps[window[1]] for taps in columns)
+    above, below, above_weight, below_weight = (
+        taps[window[0]] for taps in _fixed_point_taps(image.shape[1], size[0], image.device)
+    )
+    first = int(above[0])  # rows above are not needed, nor are those below the last
+    rows = image[:, first : int(below[-1]) + 1].int()
     rows = rows[:, :, left] * left_weight + rows[:, :, right] * right_weight
     rows = rows >> 4
-    top = (rows[:, above] * above_weight[:, None]) >> 16
-    bottom = (rows[:, below] * below_weight[:, None]) >> 16
+    top = (rows[:, above - first] * above_weight[:, None]) >> 16
+    bottom = (rows[:, below - first] * below_weight[:, None]) >> 16
     return ((top + bottom + 2) >> 2).to(torch.uint8)
 
 
@@ -140,10 +148,12 @@ def usual_image(image: Any, channels_last: bool = False) -> Any:
     return image
 
 
-def resize_labels(labels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Nearest neighbour as `cv2.resize` has it, for label maps `(1, height, width)`."""
-    rows = torch.arange(size[0], device=labels.device) * labels.shape[1] // size[0]
-    columns = torch.arange(size[1], device=labels.device) * labels.shape[2] // size[1]
+def resize_labels(
+    labels: torch.Tensor, size: tuple[int, int], window: tuple[slice, slice] = (slice(None), slice(None))
+) -> torch.Tensor:
+    """Nearest neighbour as `cv2.resize` has it, for label maps `(1, height, width)`; `window` as for `resize_image`."""
+    rows = torch.arange(size[0], device=labels.device)[window[0]] * labels.shape[1] // size[0]
+    columns = torch.arange(size[1], device=labels.device)[window[1]] * labels.shape[2] // size[1]
     return labels[:, rows][:, :, columns]
 
 

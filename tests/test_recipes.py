@@ -1,0 +1,275 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""Recipes against the recorded settings of the originals, and the schedule against mmcv's formula."""
+
+import dataclasses
+import json
+import pickle
+
+import pytest
+import torch
+import yaml
+from reference_cases import FOLDER
+from typer.testing import CliRunner
+
+from segtransformers.cli import app
+from segtransformers.conversion.convert import empty_model
+from segtransformers.conversion.published import FAMILIES, published_rows
+from segtransformers.datasets.known import DATASETS
+from segtransformers.training import FAULTS, Recipe, Schedule, get_recipe, poly_schedule, recipe_names
+
+
+def recorded_rows(family: str) -> dict[str, dict]:
+    recorded = json.loads((FOLDER / family / "training_recipes.json").read_text())
+    return recorded.get("rows") or recorded["recipes"]
+
+
+RECORDED = [(family, name) for family in FAMILIES for name in recorded_rows(family)]
+
+
+def recorded_batch_size(row: dict) -> int:
+    if "global_batch" in row:
+        return row["global_batch"]
+    gpus = row.get("gpus") or int((row["readme_gpus_x_samples"] or f"{16 // row['samples_per_gpu']}x").split("x")[0])
+    return gpus * row["samples_per_gpu"]
+
+
+def test_there_is_one_for_each_published_row():
+    assert set(recipe_names()) == {name for _, name in RECORDED}
+    assert {name for family in FAMILIES for name in published_rows(family)} <= set(recipe_names())
+
+
+@pytest.mark.parametrize(("family", "name"), RECORDED)
+def test_recipes_are_what_was_recorded(family, name):
+    recipe, row = get_recipe(name), recorded_rows(family)[name]
+    assert (recipe.name, recipe.family) == (name, family)
+    optimizer, rates = row["optimizer"], row["optimizer"].get("paramwise_cfg", {})
+    assert recipe.optimizer.name == optimizer["type"].lower()
+    assert recipe.optimizer.learning_rate == optimizer["lr"]
+    assert recipe.optimizer.weight_decay == optimizer["weight_decay"]
+    assert list(recipe.optimizer.betas) == optimizer.get("betas", [0.9, 0.999])
+    assert recipe.optimizer.momentum == optimizer.get("momentum", 0.0)
+    assert recipe.layer_decay == rates.get("layer_decay_rate", 1.0)
+    assert recipe.optimizer.decay_vectors == ("constructor" not in optimizer)
+
+    assert dataclasses.asdict(recipe.schedule) == {
+        "steps": row["max_iters"] if "max_iters" in row else row["runner"]["max_iters"],
+        "warmup_steps": row["lr_config"].get("warmup_iters", 0),
+        "warmup_ratio": row["lr_config"].get("warmup_ratio", 1e-6),
+        "power": row["lr_config"]["power"],
+        "min_lr": row["lr_config"]["min_lr"],
+    }
+    assert recipe.batch_size == recorded_batch_size(row)
+    assert recipe.gradient_clipping == row["optimizer_config"].get("grad_clip", {}).get("max_norm")
+    assert recipe.half_precision == (row["fp16"] is not None)
+    assert recipe.drop_path_rate == row["drop_path_rate"]
+    assert recipe.gradient_checkpointing == row.get("with_cp", False)
+
+    steps = {step["type"]: step for step in row["train_pipeline"] if isinstance(step, dict)}
+    resize = row["resize"] if "resize" in row else steps["Resize"]
+    crop = row["crop_size"] if "crop_size" in row else steps["RandomCrop"]["crop_size"]
+    augmentation = recipe.augmentation
+    assert [augmentation.longest_edge, augmentation.shortest_edge] == sorted(resize["img_scale"], reverse=True)
+    assert list(augmentation.ratio_range) == resize["ratio_range"]
+    assert list(recipe.crop_size) == crop
+    assert augmentation.cat_max_ratio == 0.75
+    assert augmentation.photometric_distortion
+    assert augmentation.flip_probability == 0.5
+    normalize = steps.get("Normalize", {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]})
+    assert [255 * value for value in augmentation.image_mean] == pytest.approx(normalize["mean"])
+    assert [255 * value for value in augmentation.image_std] == pytest.approx(normalize["std"])
+    reduces = row["reduce_zero_label"][0] if "resize" in row else steps["LoadAnnotations"].get("reduce_zero_label")
+    assert augmentation.reduce_labels == bool(reduces)
+
+    protocol = recipe.test_protocol
+    assert protocol.inference_mode == row["test_cfg"]["mode"]
+    assert protocol.window_size == (tuple(row["test_cfg"]["crop_size"]) if "crop_size" in row["test_cfg"] else None)
+    assert protocol.window_stride == (tuple(row["test_cfg"]["stride"]) if "stride" in row["test_cfg"] else None)
+    (resizing,) = (step for step in row["test_pipeline"] if step["type"] == "MultiScaleFlipAug")
+    assert [protocol.size["longest_edge"], protocol.size["shortest_edge"]] == sorted(
+        resizing["img_scale"], reverse=True
+    )
+    divisors = [step["size_divisor"] for step in resizing["transforms"] if step["type"] == "ResizeToMultiple"]
+    assert [protocol.size_divisor] == (divisors or [0])
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_recipes_fit_the_models(name):
+    """Data set, processor and drop path of the published model are those of its recipe."""
+    recipe = get_recipe(name)
+    row = published_rows(recipe.family).get(name)
+    processor = recipe.image_processor()
+    assert processor.do_reduce_labels == recipe.augmentation.reduce_labels
+    if recipe.dataset != "mapillary":
+        assert recipe.dataset in DATASETS
+    if row is not None and recipe.dataset != "mapillary":  # whose models speak of Cityscapes' classes
+        assert recipe.dataset == row["dataset"]
+    assert set(recipe.known_faults) <= set(FAULTS)
+    has_layers = recipe.layer_decay != 1
+    assert ("mask_predictor_at_lowest_rate" in recipe.known_faults) == (has_layers and name.startswith("mask2former"))
+
+
+def test_test_protocol_is_the_models():
+    name = "upernet_deit_adapter_tiny_512_160k_ade20k"
+    model, _, _ = empty_model(published_rows("vit_adapter")[name]["model"])
+    protocol = get_recipe(name).test_protocol
+    assert model.config.inference_mode == protocol.inference_mode
+    assert tuple(model.config.window_size) == protocol.window_size
+    assert tuple(model.config.window_stride) == protocol.window_stride
+    assert model.config.backbone_config.drop_path_rate == get_recipe(name).drop_path_rate
+
+
+def mmcv_learning_rate(base: float, step: int, schedule: Schedule) -> float:
+    """mmcv's two hooks, once more and in its own order: decay, then warm-up."""
+    coefficient = (1 - step / schedule.steps) ** schedule.power
+    regular = (base - schedule.min_lr) * coefficient + schedule.min_lr
+    if step >= schedule.warmup_steps:
+        return regular
+    reduction = (1 - step / schedule.warmup_steps) * (1 - schedule.warmup_ratio)
+    return regular * (1 - reduction)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        get_recipe("upernet_deit_adapter_tiny_512_160k_ade20k").schedule,
+        get_recipe("segmenter_vit-b_mask_8x1_512x512_160k_ade20k").schedule,
+        Schedule(steps=3000, warmup_steps=500, warmup_ratio=0.1, power=0.9, min_lr=1e-6),
+    ],
+    ids=["linear", "segmenter", "all"],
+)
+def test_schedule_at_ten_steps(schedule):
+    """Of groups with several learning rates; every step is taken, as in training."""
+    bases = (1e-3, 6e-5, 2e-7)
+    steps = dataclasses.replace(schedule, steps=min(schedule.steps, 4000))
+    optimizer = torch.optim.SGD(
+        [{"params": [torch.nn.Parameter(torch.zeros(()))], "lr": base} for base in bases], lr=1.0
+    )
+    scheduler = poly_schedule(optimizer, steps)
+    checked = {0, 1, 2, 400, 499, 500, 1499, 1500, steps.steps // 2, steps.steps - 1}
+    for step in range(steps.steps):
+        if step in checked:
+            rates = [group["lr"] for group in optimizer.param_groups]
+            assert rates == pytest.approx([mmcv_learning_rate(base, step, steps) for base in bases], rel=1e-9), step
+        optimizer.step()
+        scheduler.step()
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([steps.min_lr] * 3, abs=1e-18)
+
+
+def test_published_values_of_the_schedule():
+    """Worked out by hand for the row that most people train: 1.2e-4, 160000 steps, 1500 of warm-up from 1e-6."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=1.2e-4)
+    factor = poly_schedule(optimizer, get_recipe("upernet_deit_adapter_tiny_512_160k_ade20k").schedule).lr_lambdas[0]
+    assert factor(0) == pytest.approx(1e-6)
+    assert factor(750) == pytest.approx((1 - 750 / 160000) * (1 - 0.5 * (1 - 1e-6)))
+    assert factor(1500) == pytest.approx(1 - 1500 / 160000)
+    assert factor(80000) == pytest.approx(0.5)
+    assert factor(160000) == 0
+    assert factor(200000) == 0
+
+
+def test_a_resumed_schedule_goes_on():
+    def begin():
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=1e-3)
+        return optimizer, poly_schedule(optimizer, Schedule(steps=20, warmup_steps=5))
+
+    optimizer, scheduler = begin()
+    rates = []
+    for step in range(20):
+        if step == 8:
+            saved = optimizer.state_dict(), pickle.loads(pickle.dumps(scheduler.state_dict()))
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    optimizer, scheduler = begin()
+    optimizer.load_state_dict(saved[0])
+    scheduler.load_state_dict(saved[1])
+    for expected in rates[8:]:
+        assert optimizer.param_groups[0]["lr"] == expected
+        optimizer.step()
+        scheduler.step()
+
+
+def test_with_steps():
+    recipe = get_recipe("upernet_deit_adapter_tiny_512_160k_ade20k")
+    assert recipe.with_steps(40000).schedule == dataclasses.replace(recipe.schedule, steps=40000)
+    assert recipe.with_steps(200).schedule.warmup_steps == 20
+    assert recipe.with_steps(3).schedule.warmup_steps == 0
+
+
+@pytest.mark.parametrize(
+    "name", [recipe_names()[0], recipe_names()[-1], "segmenter_vit-t_mask_8x1_512x512_160k_ade20k"]
+)
+def test_recipes_are_plain_data(name, tmp_path):
+    recipe = get_recipe(name)
+    (tmp_path / "a.json").write_text(json.dumps(recipe.to_dict()))
+    (tmp_path / "b.yaml").write_text(yaml.safe_dump(recipe.to_dict()))
+    assert Recipe.from_file(tmp_path / "a.json") == recipe
+    assert Recipe.from_file(tmp_path / "b.yaml") == recipe
+
+
+def test_a_file_may_say_what_differs(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "base: upernet_deit_adapter_tiny_512_160k_ade20k\n"
+        "optimizer: {learning_rate: 1e-4}\n"  # text for YAML 1.1
+        "schedule: {steps: 5000}\n"
+        "augmentation: {crop_size: 384}\n"
+    )
+    recipe, base = Recipe.from_file(path), get_recipe("upernet_deit_adapter_tiny_512_160k_ade20k")
+    assert recipe.optimizer == dataclasses.replace(base.optimizer, learning_rate=1e-4)
+    assert recipe.schedule == dataclasses.replace(base.schedule, steps=5000)
+    assert recipe.crop_size == (384, 384)
+    assert recipe.name == "upernet_deit_adapter_tiny_512_160k_ade20k (changed)"
+    assert recipe.source is None
+    assert recipe.known_faults == base.known_faults
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- 1", "a recipe must be a mapping of names to values, got list"),
+        ("{", "is no recipe"),
+        ("batch_size: 8", "the recipe has no name"),
+        ("{name: a, learning_rate: 1}", "the recipe has unknown settings: learning_rate; known are name, family"),
+        ("{name: a, optimizer: {lr: 1}}", "optimizer has unknown settings: lr; known are name, learning_rate"),
+        ("{name: a, optimizer: adamw}", "optimizer must be a mapping of names to values, got 'adamw'"),
+        ("{name: a, optimizer: {name: adam}}", "optimizer.name must be one of adamw, sgd, got 'adam'"),
+        ("{name: a, optimizer: {learning_rate: -1}}", "optimizer.learning_rate must be a number from 0 on, got -1"),
+        ("{name: a, optimizer: {learning_rate: .nan}}", "optimizer.learning_rate must be a number from 0 on, got nan"),
+        ("{name: a, optimizer: {layer_decay: 2}}", "optimizer.layer_decay must be a number from 0 to 1, got 2"),
+        ("{name: a, optimizer: {betas: [1]}}", r"optimizer.betas must be 2 numbers from 0 on, got \[1\]"),
+        ("{name: a, optimizer: {no_weight_decay: norm}}", "optimizer.no_weight_decay must be a list of parts of names"),
+        ("{name: a, schedule: {steps: 0}}", "schedule.steps must be a whole number from 1 on, got 0"),
+        ("{name: a, schedule: {steps: 1.5}}", "schedule.steps must be a whole number from 1 on, got 1.5"),
+        ("{name: a, augmentation: {ratio_range: [2, 1]}}", "augmentation.ratio_range must be"),
+        ("{name: a, augmentation: {crop_size: [0, 1]}}", "augmentation.crop_size must be 2 numbers from 1 on"),
+        ("{name: a, augmentation: {crop_size: [32.5, 32]}}", "augmentation.crop_size must be whole pixels"),
+        ("{name: a, augmentation: {reduce_labels: 3}}", "augmentation.reduce_labels must be true or false, got 3"),
+        ("{name: a, test_protocol: {inference_mode: slide}}", "test_protocol.window_size is needed"),
+        ("{name: a, test_protocol: {inference_mode: x}}", "test_protocol.inference_mode must be whole or slide"),
+        ("{name: a, test_protocol: {size: 512}}", "test_protocol.size must be a mapping, got 512"),
+        ("{name: a, batch_size: true}", "batch_size must be a whole number from 1 on, got True"),
+        ("{name: a, gradient_clipping: x}", "gradient_clipping must be a number from 0 on, got 'x'"),
+        ("{name: a, known_faults: [x]}", "there is no known fault 'x'"),
+        ("{name: 3}", "a recipe needs a name, got 3"),
+        ("{base: upernet_deit}", "there is no recipe 'upernet_deit'; .* such as upernet_"),
+    ],
+)
+def test_bad_recipes(text, message, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        Recipe.from_file(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_command():
+    result = CliRunner().invoke(app, ["recipes"])
+    assert result.exit_code == 0
+    lines = result.output.splitlines()
+    assert [line.split()[0] for line in lines] == recipe_names()
+    assert (
+        "upernet_deit_adapter_tiny_512_160k_ade20k  ade20k, adamw 0.00012, 160000 steps of 16 images 512x512, "
+        "layer decay 0.95, drop path 0.1"
+    ) in lines
