@@ -1,7 +1,7 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """Times of the deformable operators side by side, on the shapes of released models: medians, and ratios to grid_sample.
 
-    python benchmarks/operators.py [--threads 1 2] [--backward] [--compile] [--model] [--only NAME]
+    python benchmarks/operators.py [--threads 1 2] [--backward] [--compile] [--only NAME]
 
 Every round runs each implementation twice and counts the second time: its inputs are in the caches then, as in a model
 that has just computed them, and whatever else the machine does hits all implementations alike.
@@ -15,7 +15,6 @@ from collections.abc import Callable
 import torch
 
 from segtransformers.operators import (
-    compiled_operators,
     dcnv3_fallback,
     dcnv3_reference,
     hub,
@@ -135,41 +134,11 @@ def with_backward(run: Callable[..., torch.Tensor], tensors: list[torch.Tensor])
     return both
 
 
-def model(seconds: float, threads: int) -> None:
-    """ViT-Adapter-T with UperNet, 512x512, as one would use it."""
-    from segtransformers import SegUperNetConfig, SegUperNetForSemanticSegmentation, ViTAdapterConfig
-
-    adapter = ViTAdapterConfig(
-        trunk="vit_tiny_patch16_224", pretrain_image_size=512, out_features=["stage1", "stage2", "stage3", "stage4"]
-    )
-    network = SegUperNetForSemanticSegmentation(SegUperNetConfig(backbone_config=adapter, num_labels=150)).eval()
-    images = torch.randn(1, 3, 512, 512)
-
-    def run(module: torch.nn.Module, mode: str) -> Callable[[], None]:
-        def forward() -> None:
-            with compiled_operators(mode), torch.no_grad():
-                module(images)
-
-        return forward
-
-    medians = interleaved(
-        {
-            "plain PyTorch": run(network, "off"),
-            "compiled operators": run(network, "force"),
-            "backbone, plain PyTorch": run(network.backbone, "off"),
-            "backbone, compiled operators": run(network.backbone, "force"),
-        },
-        seconds,
-    )
-    report(f"ViT-Adapter-T UperNet 512x512, forward, {threads} threads", medians, "plain PyTorch")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--backward", action="store_true", help="forward and backward")
     parser.add_argument("--compile", action="store_true", help="the fallback with torch.compile too")
-    parser.add_argument("--model", action="store_true", help="a whole model instead of the operators")
     parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument("--seconds", type=float, default=5, help="for each case and number of threads")
     arguments = parser.parse_args()
@@ -177,9 +146,6 @@ def main() -> None:
     print(hub.describe())
     for threads in arguments.threads:
         torch.set_num_threads(threads)
-        if arguments.model:
-            model(arguments.seconds, threads)
-            continue
         for name, make in CASES.items():
             if arguments.only not in name:
                 continue
