@@ -113,6 +113,18 @@ class ModelTests:
         alone = [torch.cat(maps) for maps in zip(*(self.run(model, image[None]) for image in images), strict=True)]
         self.assert_same(self.run(model, images), alone, rtol=1e-10, atol=1e-12)
 
+    def test_gradients_of_a_batch_are_those_of_its_images(self):
+        model, images = self.model(), self.images()
+        gradients = []
+        for parts in (images.split(2), images.split(1)):
+            model.zero_grad()
+            for index, part in enumerate(parts):
+                for tensor in self.tensors(model(part)):
+                    weights = torch.randn(2, *tensor.shape[1:], generator=torch.Generator().manual_seed(0)).double()
+                    (tensor * weights[index : index + len(part)]).sum().backward(retain_graph=True)
+            gradients.append([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
+        self.assert_same(*gradients, rtol=1e-8, atol=1e-10)
+
     def test_is_deterministic(self):
         model, images = self.model(), self.images()
         self.assert_same(self.run(model, images), self.run(model, images))

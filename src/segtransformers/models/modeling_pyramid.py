@@ -189,6 +189,9 @@ class PyramidBackbone(TrunkBackbone):
         maps = [self.upsample(maps[0]) + stride4, *maps]
         for index, feature in enumerate(trunk_features):
             maps[index] = maps[index] + resized(feature, maps[index].shape[2:])
+        if maps[0].shape[0] == 1:
+            # torch's batch norm on a CPU has wrong gradients for one map that is cut out of others (torch 2.14)
+            maps = [map_.clone(memory_format=torch.channels_last) for map_ in maps]
         return [norm(map_) for norm, map_ in zip(self.norms, maps, strict=True)]
 
 
