@@ -8,7 +8,8 @@ python conversion_scripts/convert_segmenter.py --checkpoint FILE [--config NAME|
 
 import sys
 
-from segtransformers.conversion.cli import VARIANT, main
+from segtransformers.conversion.cli import main
+from segtransformers.conversion.config_source import VARIANT
 
 if __name__ == "__main__":
     sys.exit(main("segmenter", backbones=("VisionTransformer", VARIANT)))

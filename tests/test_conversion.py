@@ -20,7 +20,8 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from segtransformers.conversion import ConversionError, convert_checkpoint
 from segtransformers.conversion.checkpoint import read_checkpoint
-from segtransformers.conversion.cli import VARIANT, main
+from segtransformers.conversion.cli import main
+from segtransformers.conversion.config_source import VARIANT
 from segtransformers.conversion.config_text import parse_config
 from segtransformers.conversion.convert import empty_model
 from segtransformers.conversion.protocol import read_test_pipeline
@@ -80,7 +81,7 @@ def test_converted_checkpoint_gives_the_originals_numbers(tmp_path, capsys, chec
     if suffix == ".zip":
         with zipfile.ZipFile(file, "w") as archive:
             archive.writestr("read me.txt", "weights inside")
-            archive.write(tmp_path / "best.pth.tar", "../some/folder/best.pth.tar")
+            archive.write(tmp_path / "best.pth.tar", "some/folder/best.pth.tar")
     output = tmp_path / "out" / "converted"
     status, said, complaint = convert(capsys, "--checkpoint", file, "--config", config_file, "--output", output)
     assert (status, complaint) == (0, "")
@@ -107,7 +108,7 @@ def test_script_runs_from_the_command_line(tmp_path, checkpoint, config_file):
     done = subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     written = sorted(path.name for path in (tmp_path / "converted").iterdir())
-    assert written == ["config.json", "model.safetensors", "preprocessor_config.json"]
+    assert written == ["config.json", "conversion.json", "model.safetensors", "preprocessor_config.json"]
     again = subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True)
     assert again.returncode == 1 and "is not a new or empty folder" in again.stderr and "Traceback" not in again.stderr
 

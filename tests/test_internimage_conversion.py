@@ -124,7 +124,7 @@ def test_published_checkpoints_with_other_names_than_outputs(tmp_path, capsys, m
     for head in ("decode_head", "auxiliary_head"):
         model[head]["num_classes"] = ROWS[name]["model"][head]["num_classes"]
     row = {**ROWS[name], "model": model}
-    monkeypatch.setattr("segtransformers.conversion.cli.published_rows", lambda family: {name: row})
+    monkeypatch.setattr("segtransformers.conversion.converter.published_rows", lambda family: {name: row})
     state_dict = fill.state_dict(
         [
             [key, [outputs, *shape[1:]] if "conv_seg" in key else shape, dtype]

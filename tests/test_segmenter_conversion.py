@@ -17,7 +17,8 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, p
 
 from segtransformers import SegmenterForSemanticSegmentation, SegmenterViTBackbone, ViTAdapterBackbone, ViTAdapterConfig
 from segtransformers.conversion import ConversionError, convert_checkpoint, load_pretrained_trunk
-from segtransformers.conversion.cli import VARIANT, main
+from segtransformers.conversion.cli import main
+from segtransformers.conversion.config_source import VARIANT
 from segtransformers.conversion.config_text import parse_variant
 from segtransformers.conversion.convert import empty_model
 from segtransformers.conversion.mapping import Settings

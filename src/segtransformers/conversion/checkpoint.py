@@ -3,9 +3,9 @@
 
 import argparse
 import importlib
+import os
 import pickle
 import re
-import shutil
 import tarfile
 import tempfile
 import zipfile
@@ -19,11 +19,11 @@ import numpy
 import torch
 from safetensors.torch import load_file
 
+from .archive import check_pytorch_archive, check_ratio, unpacked_checkpoint
 from .mapping import ConversionError
 
 # Where mmcv (epoch and iteration hooks), mmseg and the originals' own trainers put the weights.
 WEIGHT_KEYS = ("state_dict", "model", "module")
-WEIGHT_SUFFIXES = (".pth", ".pth.tar", ".pt", ".bin")
 
 
 class _Dropped:
@@ -63,7 +63,9 @@ _ALLOWED: list[Any] = [
     *(
         (_Dropped, name)
         for name in (
-            "mmengine.logging.history_buffer.HistoryBuffer",
+            "mmengine.logging.history_buffer.HistoryBuffer",  # its state refers to its methods through getattr
+            "builtins.getattr",
+            "__builtin__.getattr",
             "datetime.datetime",
             "datetime.timedelta",
             "pathlib.PosixPath",
@@ -81,11 +83,14 @@ class Checkpoint:
 
     Attributes:
         state_dict: tensors by their original names.
-        meta: mmcv's `meta`: among others `CLASSES`, `PALETTE` and the text `config`. Empty where there is none.
+        meta: mmcv's `meta`: among others `CLASSES`, `PALETTE` and the text `config`; mmengine's has `dataset_meta` and
+            `cfg`. Empty where there is none.
+        others: what else the file holds, such as `optimizer`.
     """
 
     state_dict: dict[str, torch.Tensor]
     meta: dict[str, Any] = field(default_factory=dict)
+    others: list[str] = field(default_factory=list)
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -106,41 +111,24 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             raise ConversionError(f"{path} is damaged or no safetensors file: {_reason(error)}") from error
     if path.suffix.lower() == ".npz":
         try:
+            check_ratio(path)
             with numpy.load(path, allow_pickle=False) as arrays:
                 return Checkpoint({name: torch.from_numpy(arrays[name]) for name in arrays.files})
+        except ConversionError:
+            raise
         except Exception as error:  # a damaged file can raise anything
             raise ConversionError(f"{path} is damaged or no file of numpy arrays: {_reason(error)}") from error
     if path.suffix.lower() != ".zip":
         return _read(path, str(path))
     with tempfile.TemporaryDirectory() as folder:
-        return _read(_unpacked(path, Path(folder)), f"the checkpoint in {path}", mmap=False)
-
-
-def _unpacked(archive: Path, folder: Path) -> Path:
-    try:
-        with zipfile.ZipFile(archive) as opened:
-            members = [name for name in opened.namelist() if _is_checkpoint_name(name)]
-            if len(members) != 1:
-                found = ", ".join(members) or "none"
-                raise ConversionError(f"{archive} must hold exactly one checkpoint file (.pth), found {found}")
-            target = folder / "checkpoint.pth"  # the member's own path is never used
-            with opened.open(members[0]) as source, target.open("wb") as copy:
-                shutil.copyfileobj(source, copy)
-            return target
-    except ConversionError:
-        raise
-    except Exception as error:  # each compression has errors of its own
-        raise ConversionError(f"{archive} is damaged or no zip archive: {_reason(error)}") from error
-
-
-def _is_checkpoint_name(name: str) -> bool:
-    """Whether a member of an archive is a checkpoint, and not the shadow of one that macOS adds."""
-    return name.lower().endswith(WEIGHT_SUFFIXES) and not Path(name).name.startswith("._")
+        # a mapped file outlives its name, except on Windows
+        return _read(unpacked_checkpoint(path, Path(folder)), f"the checkpoint in {path}", mmap=os.name != "nt")
 
 
 def _read(path: Path, name: str, mmap: bool = True) -> Checkpoint:
     if tarfile.is_tarfile(path):
         raise ConversionError(f"{name} is a tar archive: unpack it and give the checkpoint inside")
+    check_pytorch_archive(path, name)
     try:
         with torch.serialization.safe_globals(_ALLOWED):
             mmap = mmap and zipfile.is_zipfile(path)  # torch's format before 1.6 cannot be mapped
@@ -156,6 +144,8 @@ def _read(path: Path, name: str, mmap: bool = True) -> Checkpoint:
             "such files are refused"
         ) from error
     except Exception as error:  # a damaged pickle can raise anything
+        if re.search(r"record size|resize storage|calculation overflowed|allocate memory|out of bounds", str(error)):
+            raise ConversionError(f"{name} declares a tensor larger than what it holds ({_reason(error)})") from error
         raise ConversionError(f"{name} is damaged or no PyTorch checkpoint ({_reason(error)})") from error
     return _checkpoint(loaded, name)
 
@@ -169,9 +159,16 @@ def _checkpoint(loaded: Any, name: str) -> Checkpoint:
     others = [key for key in weights if key not in state_dict]
     if state_dict and others and weights is not loaded:
         raise ConversionError(f"{name} holds a {type(weights[others[0]]).__name__} under {others[0]!r}, not a tensor")
+    for key, tensor in state_dict.items():
+        if tensor.layout != torch.strided:
+            continue  # refused later
+        held = tensor.untyped_storage().nbytes()
+        if tensor.numel() * tensor.itemsize > held:
+            raise ConversionError(f"{name} declares {key} as {tuple(tensor.shape)}, but holds {held} bytes of it")
     if not state_dict:
         raise ConversionError(f"{name} holds no weights under {', '.join(WEIGHT_KEYS)}; found {list(loaded)[:8]}")
-    return Checkpoint(state_dict, dict(meta) if isinstance(meta, Mapping) else {})
+    beside = [str(key) for key in loaded if key != "meta" and loaded[key] is not weights and key not in state_dict]
+    return Checkpoint(state_dict, dict(meta) if isinstance(meta, Mapping) else {}, beside)
 
 
 def _reason(error: Exception) -> str:

@@ -19,6 +19,7 @@ from ..models.upernet import SegUperNetForSemanticSegmentation
 from . import internimage, mask2former, segformer, segmenter, upernet, vit_adapter, vit_comer
 from .mapping import ConversionError, Head, Rule, Settings, checked_tensors, load_converted, prefixed
 from .protocol import read_test_cfg
+from .report import ConversionReport
 
 logger = logging.get_logger(__name__)
 
@@ -31,7 +32,10 @@ BACKBONES = {
 }
 HEADS = {
     "UPerHead": Head(SegUperNetForSemanticSegmentation, upernet.RULES, upernet.read_config),
-    "Mask2FormerHead": Head(SegMask2FormerForSemanticSegmentation, mask2former.RULES, mask2former.read_config),
+    **dict.fromkeys(
+        ("Mask2FormerHead", "AdapterMask2FormerHead"),  # the second is what ports to MMSegmentation 1.x call it
+        Head(SegMask2FormerForSemanticSegmentation, mask2former.RULES, mask2former.read_config),
+    ),
     "SegformerHead": Head(SegSegformerForSemanticSegmentation, segformer.RULES, segformer.read_config),
     "SegmenterMaskTransformerHead": Head(SegmenterForSemanticSegmentation, segmenter.RULES, segmenter.read_mask_head),
     "FCNHead": Head(SegmenterForSemanticSegmentation, segmenter.RULES, segmenter.read_linear_head),
@@ -59,11 +63,20 @@ def convert_checkpoint(state_dict: Mapping[str, torch.Tensor], config: Mapping[s
     Raises:
         ConversionError: naming what is not understood, missing, left over or of another shape.
     """
+    return convert_with_report(state_dict, config)[0]
+
+
+def convert_with_report(
+    state_dict: Mapping[str, torch.Tensor], config: Mapping[str, Any]
+) -> tuple[PreTrainedModel, ConversionReport]:
+    """As [`convert_checkpoint`], and what became of every tensor."""
     state_dict = checked_tensors(state_dict)
     config = segmenter.with_patch_bias(_with_counted_classes(config, state_dict), state_dict)
     model, rules, prepare = empty_model(config)
-    load_converted(model, prepare(state_dict), rules)
-    return model.eval()
+    prepared = prepare(state_dict)
+    report = load_converted(model, prepared, rules)
+    report.note_preparation(state_dict, prepared)
+    return model.eval(), report
 
 
 def empty_model(config: Mapping[str, Any]) -> tuple[PreTrainedModel, list[Rule], Callable]:

@@ -53,7 +53,11 @@ RULES = [
 _HUB_FIELDS = {*PreTrainedConfig().to_dict(), "model_type", "torch_dtype", "auto_map", "initializer_range"}
 _CLASSIFIER = r"(?:model\.)?"  # what the Hub's layout puts in front
 CLASSIFIER_RULES = [
-    Rule(_CLASSIFIER + r"(?:conv_head|head|dcnv3_head_x[34]|clip_projector|fc_norm)\..+", None),
+    Rule(
+        _CLASSIFIER + r"(?:conv_head|head|dcnv3_head_x[34]|clip_projector|fc_norm)\..+",
+        None,
+        why="of the image classifier",
+    ),
     *(replace(rule, pattern=_CLASSIFIER + rule.pattern) for rule in RULES),
 ]
 

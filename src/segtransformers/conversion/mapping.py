@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from .report import ConversionReport
+
 _REQUIRED = object()
 SHOWN = 6  # names in an error message
 
@@ -91,6 +93,7 @@ class Rule:
         parts: what stands for `{part}` in the new names of the equal parts that the tensor is then cut into, along its
             first dimension. Empty: it stays whole.
         optional: whether the model does not need these tensors where it has no place for them.
+        why: the reason why the model does not need these tensors; of rules without a name, and of optional ones.
     """
 
     pattern: str
@@ -98,6 +101,7 @@ class Rule:
     change: Callable[[str, torch.Tensor], torch.Tensor] | None = None
     parts: Sequence[str] = ()
     optional: bool = False
+    why: str = "the original builds it but does not use it with this configuration"
 
     def apply(self, name: str, new_name: str, tensor: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
         """The model's tensors, under their names, that the tensor `name` becomes; `new_name` is from the template."""
@@ -153,19 +157,25 @@ class Head:
     read_config: Callable[..., Any]
 
 
-def load_converted(model: PreTrainedModel, state_dict: Mapping[str, torch.Tensor], rules: Iterable[Rule]) -> None:
+def load_converted(
+    model: PreTrainedModel, state_dict: Mapping[str, torch.Tensor], rules: Iterable[Rule]
+) -> ConversionReport:
     """Give a model that was built on the meta device the tensors of an original checkpoint, under their new names.
 
     Every tensor must find its place, or a rule that says it has none, and every place its tensor. Counters of batch
     norms, which some tools strip, may be missing: only training without momentum would read them. Where a checkpoint
     mixes floating dtypes, all become the widest.
 
+    Returns:
+        what became of every tensor.
+
     Raises:
         ConversionError: naming the tensors that are left over, missing or of another shape, by their original names
             where they have one.
     """
     rules = list(rules)
-    state_dict = {name: tensor for name, tensor in state_dict.items() if not _is_unused(name, rules)}
+    report = ConversionReport(unused=_unused(state_dict, rules))
+    state_dict = {name: tensor for name, tensor in state_dict.items() if name not in report.unused}
     expected = model.state_dict()
     dtype, storages = widest_dtype(state_dict), set()
     renamed: dict[str, torch.Tensor] = {}
@@ -178,7 +188,12 @@ def load_converted(model: PreTrainedModel, state_dict: Mapping[str, torch.Tensor
         if any(new_name not in expected for new_name, _ in pieces) or not pieces:
             if rule is None or not rule.optional:
                 leftover.append(name)
+            else:
+                report.unused[name] = rule.why
             continue
+        report.used[name] = [new_name for new_name, _ in pieces]
+        if rule is not None and (rule.change is not None or rule.parts):
+            report.changed.add(name)
         for new_name, piece in pieces:
             if new_name in renamed:
                 raise ConversionError(f"{original_names[new_name]!r} and {name!r} are the same tensor of the model")
@@ -195,6 +210,7 @@ def load_converted(model: PreTrainedModel, state_dict: Mapping[str, torch.Tensor
     missing = [name for name in expected if name not in renamed and name not in misshapen]
     for name in [name for name in missing if name.endswith("num_batches_tracked")]:
         renamed[name] = torch.zeros((), dtype=torch.long)
+        report.made[name] = "a counter that was stripped from the checkpoint; it starts at 0"
         missing.remove(name)
 
     problems = []
@@ -209,6 +225,7 @@ def load_converted(model: PreTrainedModel, state_dict: Mapping[str, torch.Tensor
     model.load_state_dict(renamed, strict=True, assign=True)
     _make_unsaved_buffers(model)
     model.to(dtype)  # type: ignore[arg-type]  # transformers wraps it
+    return report
 
 
 def find_rule(name: str, rules: Iterable[Rule]) -> tuple[Rule | None, str | None]:
@@ -233,9 +250,10 @@ def _make_unsaved_buffers(model: PreTrainedModel) -> None:
     model.init_weights()
 
 
-def _is_unused(name: str, rules: list[Rule]) -> bool:
-    rule, _ = find_rule(name, rules)
-    return rule is not None and rule.name is None
+def _unused(names: Iterable[str], rules: list[Rule]) -> dict[str, str]:
+    """The tensors that a rule says have no place, and why."""
+    found = ((name, find_rule(name, rules)[0]) for name in names)
+    return {name: rule.why for name, rule in found if rule is not None and rule.name is None}
 
 
 def checked_tensors(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -55,7 +55,7 @@ _DECODER = [
 RULES = [
     *prefixed("decode_head.pixel_decoder.", _PIXEL_DECODER, "pixel_decoder."),
     Rule(r"decode_head\.cls_embed\.(.+)", r"class_predictor.\1"),
-    Rule(r"decode_head\.conv_seg\..+", None),  # the first version of the head had one, and never used it
+    Rule(r"decode_head\.conv_seg\..+", None, why="the first version of the head had one, and never used it"),
     *prefixed("decode_head.", _DECODER, "transformer_module."),
 ]
 

@@ -70,7 +70,7 @@ def _as_convolution(name: str, matrix: torch.Tensor) -> torch.Tensor:
 
 
 OFFICIAL_RULES = [
-    Rule(r"encoder\.head(_dist)?\..+", None),  # ImageNet's classes
+    Rule(r"encoder\.head(_dist)?\..+", None, why="classifies ImageNet"),
     Rule(r"encoder\.(cls_token|dist_token|pos_embed|patch_embed\..+)", r"backbone.trunk.embeddings.\1"),
     Rule(r"encoder\.((?:blocks|norm)\..+)", r"backbone.trunk.\1"),
     Rule(r"decoder\.head\.weight", r"decode_head.classifier.weight", _as_convolution),

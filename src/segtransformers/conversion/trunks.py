@@ -24,9 +24,9 @@ from .vit_adapter import UNIPERCEIVER_RULES, with_whole_positions
 
 # New names are timm's. What a trunk has no place for, because it stands behind the blocks or follows from the grid:
 _VIT_RULES = [
-    Rule(r"(fc_norm|head|head_dist|pre_logits|lm_head|fc)\..+", None),
-    Rule(r"mask_token", None),
-    Rule(r"(.+\.)?relative_position_index", None),
+    Rule(r"(fc_norm|head|head_dist|pre_logits|lm_head|fc)\..+", None, why="of the classifier"),
+    Rule(r"mask_token", None, why="of pre-training"),
+    Rule(r"(.+\.)?relative_position_index", None, why="follows from the grid"),
     Rule(r"(.+)", r"\1"),
 ]
 
@@ -51,7 +51,7 @@ def _flat(name: str, bias: torch.Tensor) -> torch.Tensor:
 _JAX_BLOCK = r"(?:opt/target/)?Transformer/encoderblock_(\d+)/"
 _JAX_ATTENTION = _JAX_BLOCK + r"MultiHeadDotProductAttention_1/"
 _JAX_RULES = [
-    Rule(r"(?:opt/target/)?(?:head|pre_logits)/.+", None),
+    Rule(r"(?:opt/target/)?(?:head|pre_logits)/.+", None, why="of the classifier"),
     Rule(r"(?:opt/target/)?cls", r"cls_token"),
     Rule(r"(?:opt/target/)?Transformer/posembed_input/pos_embedding", r"pos_embed"),
     Rule(r"(?:opt/target/)?embedding/kernel", r"patch_embed.proj.weight", _as_patches),

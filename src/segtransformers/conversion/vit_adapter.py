@@ -51,8 +51,9 @@ VIT_RULES = [*PLAIN_VIT_RULES, *_ADAPTER_RULES]
 BEIT_RULES = [
     Rule(r"cls_token", r"trunk.embeddings.cls_token"),
     Rule(r"patch_embed\.(.+)", r"trunk.embeddings.patch_embed.\1"),
-    Rule(r"blocks\.\d+\.attn\.relative_position_index", None),  # follows from the grid
-    Rule(r"rel_pos_bias\..+", None),  # use_shared_rel_pos_bias makes a table that the original never reads
+    Rule(r"blocks\.\d+\.attn\.relative_position_index", None, why="follows from the grid"),
+    # use_shared_rel_pos_bias makes it
+    Rule(r"rel_pos_bias\..+", None, why="a shared table that the original never reads"),
     Rule(r"blocks\.(\d+)\.attn\.relative_position_bias_table", r"trunk.blocks.\1.relative_position_bias_table"),
     Rule(r"blocks\.(.+)", r"trunk.blocks.\1"),
     *_ADAPTER_RULES,

@@ -1,0 +1,112 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""Checks on a folder that was just written: every tensor against the checkpoint, and a forward pass after a reload."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from transformers import PreTrainedModel
+from transformers.backbone_utils import BackboneMixin
+
+from .mapping import ConversionError
+from .report import ConversionReport
+
+CHECK_SIZE = (160, 224)  # height and width of the image for the forward pass, in pixels
+# A reload of the same float32 weights gives the same numbers but for the order of additions.
+EXACT_TOLERANCE = 1e-5
+
+
+@dataclass
+class Verification:
+    """How far the outputs of the written folder are from those of the converted model in memory.
+
+    Attributes:
+        relative_error: L2 distance of the outputs over their L2 norm.
+        same_class: part of the pixels whose class is the same; None for a backbone.
+    """
+
+    relative_error: float
+    same_class: float | None
+
+    def describe(self) -> str:
+        agreement = "" if self.same_class is None else f", same class in {100 * self.same_class:.2f} % of the pixels"
+        return f"relative error {self.relative_error:.1e} after a reload in float32{agreement}"
+
+    def to_dict(self) -> dict[str, float | None]:
+        return asdict(self)
+
+
+@torch.no_grad()
+def outputs_of(model: PreTrainedModel) -> list[torch.Tensor]:
+    """The logits, or the feature maps of a backbone, for one made-up image. The model must be in float32."""
+    height, width = CHECK_SIZE
+    waves = torch.linspace(0, 9, height)[:, None].sin() * torch.linspace(0, 13, width)[None].cos()
+    noise = torch.rand(3, height, width, generator=torch.Generator().manual_seed(0))
+    outputs = model((2 * waves + noise)[None])
+    return list(outputs.feature_maps) if isinstance(model, BackboneMixin) else [outputs.logits]
+
+
+def verify_outputs(folder: Path, model_class: type[PreTrainedModel], expected: list[torch.Tensor]) -> Verification:
+    """Load the folder anew, in float32, and compare its outputs with those of the model that was written.
+
+    Raises:
+        ConversionError: if they are no numbers.
+    """
+    reloaded = model_class.from_pretrained(folder, dtype=torch.float32).eval()
+    actual = outputs_of(reloaded)
+    if not all(output.isfinite().all() for output in actual):
+        raise ConversionError("the written model gives infinities or NaN: choose another --dtype")
+    distance = sum((one - other).double().square().sum() for one, other in zip(actual, expected, strict=True))
+    norm = sum(other.double().square().sum() for other in expected)
+    same = None
+    if not isinstance(reloaded, BackboneMixin):
+        same = (actual[0].argmax(1) == expected[0].argmax(1)).double().mean().item()
+    return Verification(float(torch.as_tensor(distance).sqrt() / torch.as_tensor(norm).sqrt()), same)
+
+
+def verify_tensors(
+    folder: Path,
+    model: PreTrainedModel,
+    state_dict: Mapping[str, torch.Tensor],
+    report: ConversionReport,
+) -> int:
+    """Read every tensor back from the folder: it must equal the model's, and the checkpoint's if it was only renamed.
+
+    Args:
+        folder: with the `.safetensors` files just written.
+        model: that was written.
+        state_dict: the checkpoint's tensors under their original names.
+        report: what became of them.
+
+    Returns:
+        how many tensors were compared.
+
+    Raises:
+        ConversionError: naming a tensor that differs, that is missing, or that overflowed in its new dtype.
+    """
+    expected = model.state_dict()
+    originals = {new[0]: old for old, new in report.used.items() if old not in report.changed and old in state_dict}
+    seen: set[str] = set()
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118  # it is no mapping
+                saved = opened.get_tensor(name)
+                seen.add(name)
+                sources = [expected[name]]
+                if name in originals:
+                    sources.append(state_dict[originals[name]])
+                _compare(name, saved, sources)
+    lacking = sorted(set(expected) - seen)
+    if lacking:
+        raise ConversionError(f"{folder} lacks the tensor {lacking[0]}")
+    return len(seen)
+
+
+def _compare(name: str, saved: torch.Tensor, sources: list[torch.Tensor]) -> None:
+    for source in sources:
+        if not torch.equal(saved.nan_to_num(), source.to(saved.dtype).nan_to_num()):
+            raise ConversionError(f"the written tensor {name} differs from the converted one")
+        if saved.isinf().any() and not source.isinf().any():
+            raise ConversionError(f"{name} overflows in {saved.dtype}: choose --dtype bf16, or none")
