@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""transformers' own pipeline on our models, and sliding windows."""
+"""transformers' own pipeline on our models, ours, and sliding windows."""
 
 import logging
 
@@ -8,10 +8,11 @@ import pytest
 import torch
 from PIL import Image
 from test_seg_upernet import small_head
-from transformers import pipeline
+from transformers import AutoConfig, pipeline
 
-from segtransformers import SegmentationImageProcessor, SegUperNetForSemanticSegmentation
-from segtransformers.inference import slide, window_origins
+from segtransformers import SegmentationImageProcessor, SegmentationPipeline, SegUperNetForSemanticSegmentation
+from segtransformers.inference import multi_scale_options, segment_image, slide, window_origins
+from segtransformers.pipeline import PIPELINE_TASK, custom_pipelines
 
 NAMES = ["sky", "wall", "floor", "tree", "car"]
 
@@ -77,6 +78,93 @@ def test_pipeline_turns_pictures_as_their_exif_data_says(folder, tmp_path):
     exif[0x0112] = 6  # a camera held upright
     picture().save(tmp_path / "upright.jpg", exif=exif)
     check(pipeline("image-segmentation", model=folder)(str(tmp_path / "upright.jpg")), (100, 150))
+
+
+def ours(folder, **options):
+    return pipeline("image-segmentation", model=folder, pipeline_class=SegmentationPipeline, **options)
+
+
+def label_map(segments) -> np.ndarray:
+    result = np.full(np.asarray(segments[0]["mask"]).shape, 255)
+    for segment in segments:
+        result[np.asarray(segment["mask"]) == 255] = NAMES.index(segment["label"])
+    return result
+
+
+def test_our_pipeline_without_options_is_transformers_own(folder):
+    plain, segmenter = pipeline("image-segmentation", model=folder), ours(folder)
+    for image in (picture(), picture("L", size=(33, 70))):
+        check(segmenter(image), image.size)
+        assert (label_map(segmenter(image)) == label_map(plain(image))).all()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"flip": True},
+        {"scales": [0.75, 1.25]},
+        {"multi_scale": True},
+        {"multi_scale": True, "flip": False},
+        {"window": [48, 48], "stride": [32, 32]},
+        {"window": [48, 64], "flip": True},
+    ],
+)
+def test_options_of_our_pipeline(folder, options):
+    """Given at once or with each call."""
+    segmenter, image = ours(folder), picture()
+    expected = dict(options)
+    if expected.pop("multi_scale", False):
+        expected = {**multi_scale_options(segmenter.image_processor), **expected}
+    labels = segment_image(segmenter.model, segmenter.image_processor, image, **expected).numpy()
+    assert (label_map(segmenter(image, **options)) == labels).all()
+    assert (label_map(ours(folder, **options)(image)) == labels).all()
+    assert (label_map(segmenter(image)) != labels).any()  # and the next call has none of them
+
+
+def test_our_pipeline_takes_batches_of_any_sizes(folder, capsys):
+    segmenter = ours(folder, flip=True)
+    pictures = [picture(), picture(size=(120, 90)), picture().rotate(180), picture(size=(30, 44)), picture()]
+    one_by_one = segmenter(pictures)
+    shapes = []
+    hook = segmenter.model.backbone.register_forward_pre_hook(lambda _, args: shapes.append(len(args[0])))
+    batched = segmenter(pictures, batch_size=4, progress=True)
+    hook.remove()
+    assert max(shapes) == 2 and len(batched) == 5
+    for alone, together, image in zip(one_by_one, batched, pictures, strict=True):
+        check(together, image.size)
+        assert (label_map(alone) != label_map(together)).mean() < 1e-3
+    assert "5/5" in capsys.readouterr().err
+    streamed = list(segmenter(one for one in pictures))
+    assert [segment["label"] for segment in streamed[1]] == [segment["label"] for segment in one_by_one[1]]
+
+
+def test_our_pipeline_reads_in_other_processes(folder):
+    pictures = [picture(), picture(size=(120, 90))]
+    found = ours(folder, num_workers=1)(pictures, batch_size=2)
+    assert [segments[0]["mask"].size for segments in found] == [(150, 100), (120, 90)]
+
+
+def test_our_pipeline_names_what_it_does_not_know(folder):
+    with pytest.raises(TypeError, match="takes no scale"):
+        ours(folder)(picture(), scale=[1.0])
+    with pytest.raises(ValueError, match="subtask must be 'semantic'"):
+        ours(folder)(picture(), subtask="panoptic")
+
+
+def test_pipeline_of_a_repository(folder, tmp_path):
+    """Declared under a name of its own, so that the plain pipeline needs no trust."""
+    config = AutoConfig.from_pretrained(folder)
+    config.custom_pipelines = custom_pipelines("stub")
+    model = SegUperNetForSemanticSegmentation.from_pretrained(folder, config=config)
+    model.save_pretrained(tmp_path)
+    SegmentationImageProcessor.from_pretrained(folder).save_pretrained(tmp_path)
+    (tmp_path / "stub.py").write_text("from segtransformers import SegmentationPipeline\n")
+    assert type(pipeline("image-segmentation", model=str(tmp_path))).__name__ == "ImageSegmentationPipeline"
+    declared = pipeline(PIPELINE_TASK, model=str(tmp_path), trust_remote_code=True)
+    assert isinstance(declared, SegmentationPipeline)
+    assert (label_map(declared(picture(), flip=True)) == label_map(ours(folder)(picture(), flip=True))).all()
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        pipeline(PIPELINE_TASK, model=str(tmp_path))
 
 
 @pytest.mark.parametrize(

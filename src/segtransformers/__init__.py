@@ -19,6 +19,7 @@ from .models.upernet import SegUperNetConfig, SegUperNetForSemanticSegmentation
 from .models.vit_adapter import ViTAdapterBackbone, ViTAdapterConfig
 from .models.vit_comer import ViTCoMerBackbone, ViTCoMerConfig
 from .packaged import example_image_path, packaged_model_path
+from .pipeline import SegmentationPipeline
 from .registration import register
 
 __version__ = "0.1.0"
@@ -40,6 +41,7 @@ __all__ = [
     "SegmenterViTBackbone",
     "SegmenterViTConfig",
     "SegmentationImageProcessorPil",
+    "SegmentationPipeline",
     "ViTAdapterBackbone",
     "ViTAdapterConfig",
     "ViTCoMerBackbone",

@@ -19,6 +19,8 @@ from transformers.image_utils import get_image_size
 
 from .image_processing import ResizedRows, keep_ratio_size, usual_image
 
+PIECE_BYTES = 1 << 26  # of merged logits that leave a row of windows at once
+
 
 def window_origins(size: int, window: int, stride: int) -> list[int]:
     """First pixels of the windows that cover one side of an image; the last window is shifted back to fit.
@@ -60,8 +62,14 @@ def slide(
     Returns:
         `(B, num_labels, H, W)` in the dtype of the logits, accumulated in float32 or wider.
     """
-    bands = list(slide_bands(forward, pixel_values, window_size, window_stride, window_batch_size))
-    return bands[0] if len(bands) == 1 else torch.cat(bands, dim=2)
+    result, top = None, 0
+    for band in slide_bands(forward, pixel_values, window_size, window_stride, window_batch_size):
+        if result is None:
+            result = band.new_empty((*band.shape[:2], *pixel_values.shape[2:]))
+        result[:, :, top : top + band.shape[2]] = band
+        top += band.shape[2]
+    assert result is not None  # there is at least one window
+    return result
 
 
 def slide_bands(
@@ -71,7 +79,10 @@ def slide_bands(
     window_stride: Sequence[int],
     window_batch_size: int = 1,
 ) -> Iterator[torch.Tensor]:
-    """[`slide`] from the top to the bottom of the image, as soon as rows are done: memory for one row of windows.
+    """[`slide`] from the top to the bottom of the image, as soon as rows are done.
+
+    What is held is one row of windows, `num_labels * window height * W` numbers, and a few rows that were asked for;
+    with `window_batch_size` more than 1, a call may reach into the next row of windows.
 
     Args:
         forward: from windows `(n * B, 3, h, w)` to logits `(n * B, num_labels, h, w)`, with n up to
@@ -93,35 +104,48 @@ def slide_bands(
             )
     batch, _, height, width = pixel_values.shape
     windows = window_slices((height, width), window_size, window_stride)
-    counts = pixel_values.new_zeros((0, width), dtype=torch.float32)
-    total, top = None, 0  # sums and counts are of the rows from `top` on, as far as windows were there
-    for start in range(0, len(windows), window_batch_size):
-        chunk = windows[start : start + window_batch_size]
+    chunks = [windows[start : start + window_batch_size] for start in range(0, len(windows), window_batch_size)]
+    held = max(chunk[-1][1].stop - chunk[0][1].start for chunk in chunks)
+    row_counts, column_counts = (
+        _coverage(side, window_size[axis], window_stride[axis], pixel_values.device)
+        for axis, side in enumerate((height, width))
+    )
+    total = None  # sums over windows, of the rows from the chunk's first one on
+    for index, chunk in enumerate(chunks):
+        top = chunk[0][1].start
         logits = forward(torch.cat([pixel_values[window] for window in chunk]))
         if total is None:
             dtype = torch.promote_types(logits.dtype, torch.float32)
-            total = logits.new_zeros((batch, logits.shape[1], 0, width), dtype=dtype)
-        added = chunk[-1][1].stop - top - len(counts)
-        if added > 0:
-            total = torch.cat([total, total.new_zeros((*total.shape[:2], added, width))], dim=2)
-            counts = torch.cat([counts, counts.new_zeros((added, width))])
+            total = logits.new_zeros((batch, logits.shape[1], held, width), dtype=dtype)
         for (_, rows, columns), part in zip(chunk, logits.unflatten(0, (len(chunk), batch)), strict=True):
-            place = (..., slice(rows.start - top, rows.stop - top), columns)
-            total[place] += part
-            counts[place] += 1
-        following = start + window_batch_size
-        done = (windows[following][1].start if following < len(windows) else height) - top
-        if done > 0:
-            yield (total[:, :, :done] / counts[:done]).to(logits.dtype)
-            total, counts, top = total[:, :, done:], counts[done:], top + done
+            total[..., rows.start - top : rows.stop - top, columns] += part
+        done = (chunks[index + 1][0][1].start if index + 1 < len(chunks) else height) - top
+        step = max(PIECE_BYTES // (total[:, :, 0].numel() * total.element_size()), 1)
+        for start in range(0, done, step):
+            stop = min(start + step, done)
+            counts = row_counts[top + start : top + stop, None] * column_counts
+            yield (total[:, :, start:stop] / counts).to(logits.dtype)
+        if 0 < done < held:
+            for start in range(0, held - done, done):  # rows that do not overlap: no copy of them all
+                stop = min(start + done, held - done)
+                total[:, :, start:stop] = total[:, :, start + done : stop + done]
+            total[:, :, held - done :] = 0
+
+
+def _coverage(size: int, window: int, stride: int, device: torch.device) -> torch.Tensor:
+    """How many windows cover each pixel of one side, float32 `(size,)`."""
+    counts = torch.zeros(size, device=device)
+    for origin in window_origins(size, window, stride):
+        counts[origin : origin + window] += 1
+    return counts
 
 
 @dataclass(frozen=True)
 class View:
-    """One of the pictures that a model sees of an image.
+    """One of the pictures that a model sees of an image, or of several images whose pictures have the same sizes.
 
     Attributes:
-        pixel_values: `(1, 3, h, w)`.
+        pixel_values: `(B, 3, h, w)`.
         size: (height, width) without what was padded at the right and the bottom.
         flipped: whether left and right are exchanged.
     """
@@ -233,42 +257,94 @@ def _window(model: PreTrainedModel, window: Sequence[int] | None, stride: Sequen
             setattr(config, field, value)
 
 
-def _logit_bands(model: PreTrainedModel, view: View) -> tuple[int, Iterator[torch.Tensor]]:
-    """Height and, from top to bottom, bands `(num_labels, rows, w)` of the logits of a view, without its padding."""
-    pixel_values = view.pixel_values.to(model.device, model.dtype)
+def _slides(model: PreTrainedModel, view: View) -> bool:
+    """Whether the picture is as large as a window, so that bands are done before the whole is."""
     config: Any = model.config
     window = config.sliding_window() if hasattr(config, "sliding_window") else None
+    sides = view.pixel_values.shape[2:]
+    return window is not None and all(side >= least for side, least in zip(sides, window[0], strict=True))
+
+
+def _logit_bands(model: PreTrainedModel, view: View) -> tuple[int, Iterator[torch.Tensor]]:
+    """Height and, from top to bottom, bands `(B, num_labels, rows, w)` of the logits of a view, without its padding."""
+    pixel_values = view.pixel_values.to(model.device, model.dtype)
+    config: Any = model.config
 
     def forward(part: torch.Tensor) -> torch.Tensor:
-        return model(pixel_values=part).logits
+        logits = getattr(model(pixel_values=part), "logits", None)
+        if logits is None:
+            raise ValueError(f"{type(model).__name__} gives no logits: a model for semantic segmentation is needed")
+        return logits
 
     sides = tuple(pixel_values.shape[2:])
     height, width = view.size
-    if window is not None and all(side >= least for side, least in zip(sides, window[0], strict=True)):
-        bands = slide_bands(forward, pixel_values, window[0], window[1], config.window_batch_size)
-        return height, _cut((band[0] for band in bands), height, width)
-    logits = forward(pixel_values)[0]  # one window, or whole: the model knows
+    if _slides(model, view):
+        bands = slide_bands(forward, pixel_values, *config.sliding_window(), config.window_batch_size)
+        return height, _cut(bands, height, width)
+    logits = forward(pixel_values)  # one window, or whole: the model knows
     if view.size == sides:
-        return logits.shape[1], iter([logits])
-    if logits.shape[1:] != sides:
+        return logits.shape[2], iter([logits])
+    if logits.shape[2:] != sides:
         raise ValueError(f"{type(model).__name__} gives logits of another size than its images: it takes no padding")
-    return height, iter([logits[:, :height, :width]])
+    return height, iter([logits[:, :, :height, :width]])
 
 
 def _cut(bands: Iterator[torch.Tensor], height: int, width: int) -> Iterator[torch.Tensor]:
     for band in bands:
         if height > 0:
-            yield band[:, :height, :width]
-        height -= band.shape[1]
+            yield band[:, :, :height, :width]
+        height -= band.shape[2]
 
 
-def _score_bands(model: PreTrainedModel, view: View, size: tuple[int, int]) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Logits `(num_labels, rows, width)` at the size of the image, and which rows they are, from top to bottom."""
+def _resized(model: PreTrainedModel, view: View, sizes: Sequence[tuple[int, int]]) -> list[ResizedRows]:
+    """The logits of a view at the size of each of its images. For one image they come band by band."""
     height, bands = _logit_bands(model, view)
-    resized = ResizedRows(bands, height, size)
-    for rows in resized.slices():
-        logits = resized.take(rows)
-        yield rows, logits.flip(-1) if view.flipped else logits
+    if len(sizes) == 1:
+        return [ResizedRows((band[0] for band in bands), height, sizes[0])]
+    logits = torch.cat(list(bands), dim=2)
+    return [ResizedRows(iter([one]), height, size) for one, size in zip(logits, sizes, strict=True)]
+
+
+def _probabilities(resized: ResizedRows, rows: slice, flipped: bool) -> torch.Tensor:
+    logits = resized.take(rows)
+    return (logits.flip(-1) if flipped else logits).softmax(dim=0)
+
+
+def _mean_scores(model: PreTrainedModel, views: Sequence[View], sizes: Sequence[tuple[int, int]]) -> list[torch.Tensor]:
+    """For each image `(num_labels, height, width)`: view after view is added to what holds them all."""
+    totals: list[torch.Tensor] = []
+    for view in views:
+        for index, resized in enumerate(_resized(model, view, sizes)):
+            if index == len(totals):
+                totals.append(resized.weight.new_zeros((len(resized.pending), *sizes[index])))
+            for rows in resized.slices():
+                totals[index][:, rows] += _probabilities(resized, rows, view.flipped)
+    return [total.div_(len(views)) for total in totals]
+
+
+def _labels_in_step(model: PreTrainedModel, views: Sequence[View], size: tuple[int, int]) -> torch.Tensor:
+    """Labels of one image, band after band, each from all views."""
+    labels = torch.empty(size, dtype=torch.long, device=model.device)
+    maps = [_resized(model, view, [size])[0] for view in views]
+    for rows in maps[0].slices():
+        if len(views) == 1:
+            labels[rows] = maps[0].take(rows).argmax(dim=0)
+            continue
+        total = _probabilities(maps[0], rows, views[0].flipped)
+        for resized, view in zip(maps[1:], views[1:], strict=True):
+            total += _probabilities(resized, rows, view.flipped)
+        labels[rows] = total.div_(len(views)).argmax(dim=0)
+    return labels
+
+
+def _in_step_is_smaller(model: PreTrainedModel, views: Sequence[View], size: tuple[int, int]) -> bool:
+    """Whether what all views hold at once is less than the scores of the whole image."""
+    config: Any = model.config
+    held = 0
+    for view in views:
+        height, width = view.pixel_values.shape[2:]
+        held += (min(height, config.sliding_window()[0][0]) if _slides(model, view) else height) * width
+    return held < size[0] * size[1]
 
 
 @torch.no_grad()
@@ -290,18 +366,10 @@ def image_scores(
         `(num_labels, height, width)`, float32 (float64 of such a model), on the model's device.
     """
     views, size = image_views(processor, image, scales, flip), image_size(image)
-    total: torch.Tensor | None = None
     with _window(model, window, stride):
-        for view in views:
-            for rows, logits in _score_bands(model, view, size):
-                if total is None:
-                    total = logits.new_zeros((len(logits), *size))
-                total[:, rows] += logits.softmax(dim=0)
-    assert total is not None  # there is at least one view
-    return total.div_(len(views))
+        return _mean_scores(model, views, [size])[0]
 
 
-@torch.no_grad()
 def segment_image(
     model: PreTrainedModel,
     processor: Any,
@@ -314,9 +382,9 @@ def segment_image(
 ) -> torch.Tensor:
     """The class of every pixel of an image, by the checkpoint's protocol or another.
 
-    A single view (no `scales`, no `flip`) is worked off in bands of rows, so that memory does not grow with the number
-    of pixels times classes: photos of any size fit, if the model runs in windows. Several views hold the scores of all
-    classes at the image's size, `num_labels * height * width` numbers.
+    The image is worked off in bands of rows, so that memory does not grow with the number of pixels times classes:
+    photos of any size fit, if the model runs in windows. Several views (`scales`, `flip`) are worked off in step, each
+    with its own row of windows, where that takes less than the scores of all classes at the image's size.
 
     Args:
         model: in evaluation mode; one of ours, or any model for semantic segmentation.
@@ -331,16 +399,61 @@ def segment_image(
         int64 `(height, width)` on the model's device.
 
     Raises:
-        ValueError: for a scale that is not positive, a model without windows, a processor that cannot scale.
+        ValueError: for a scale that is not positive, a model in training mode or without windows, a processor that
+            cannot scale.
+    """
+    views = image_views(processor, image, scales, flip)
+    return segment_views(model, [views], [image_size(image)], window=window, stride=stride)[0]
+
+
+@torch.no_grad()
+def segment_views(
+    model: PreTrainedModel,
+    views: Sequence[Sequence[View]],
+    sizes: Sequence[tuple[int, int]],
+    *,
+    window: Sequence[int] | None = None,
+    stride: Sequence[int] | None = None,
+) -> list[torch.Tensor]:
+    """[`segment_image`] for several images, whose [`image_views`] are there already.
+
+    Images whose views have the same sizes share the calls of the network. Of those, the logits of a whole view are held
+    at once, and with several views the scores of all classes: batches are for images of usual sizes.
+
+    Args:
+        views: of each image, from one call of [`image_views`] each, with the same options.
+        sizes: (height, width) of each image.
+        model, window, stride, errors: as of [`segment_image`].
+
+    Returns:
+        int64 `(height, width)` for each image.
     """
     if model.training:
         raise ValueError("the model is in training mode: call model.eval() first")
-    views, size = image_views(processor, image, scales, flip), image_size(image)
-    if len(views) > 1:
-        options: dict[str, Any] = {"scales": scales, "flip": flip, "window": window, "stride": stride}
-        return image_scores(model, processor, image, **options).argmax(dim=0)
-    labels = torch.empty(size, dtype=torch.long, device=model.device)
+    groups: dict[tuple, list[int]] = {}
+    for index, own in enumerate(views):
+        shapes = tuple((*view.pixel_values.shape[2:], *view.size) for view in own)
+        groups.setdefault(shapes, []).append(index)
+    labels: dict[int, torch.Tensor] = {}
     with _window(model, window, stride):
-        for rows, logits in _score_bands(model, views[0], size):
-            labels[rows] = logits.argmax(dim=0)
-    return labels
+        for members in groups.values():
+            own_sizes = [sizes[index] for index in members]
+            own_views = [_stacked(same) for same in zip(*(views[index] for index in members), strict=True)]
+            if len(members) == 1 and (len(own_views) == 1 or _in_step_is_smaller(model, own_views, own_sizes[0])):
+                found = [_labels_in_step(model, own_views, own_sizes[0])]
+            elif len(own_views) == 1:
+                found = [
+                    torch.cat([resized.take(rows).argmax(dim=0) for rows in resized.slices()])
+                    for resized in _resized(model, own_views[0], own_sizes)
+                ]
+            else:
+                found = [scores.argmax(dim=0) for scores in _mean_scores(model, own_views, own_sizes)]
+            labels.update(zip(members, found, strict=True))
+    return [labels[index] for index in range(len(views))]
+
+
+def _stacked(views: Sequence[View]) -> View:
+    """The same view of several images as one."""
+    if len(views) == 1:
+        return views[0]
+    return View(torch.cat([view.pixel_values for view in views]), views[0].size, views[0].flipped)

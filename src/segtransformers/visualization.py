@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 Palette = Sequence[Sequence[int]]
+BAND_PIXELS = 1 << 20  # mixed at once: a huge photo costs no more than its bytes
 PAPER, INK = (255, 255, 255), (32, 32, 32)
 
 
@@ -42,13 +43,17 @@ def draw_overlay(image: Image.Image, labels: np.ndarray, palette: Palette, opaci
     Raises:
         ValueError: if the sizes differ.
     """
-    picture = np.asarray(image.convert("RGB"))
+    picture = np.array(image.convert("RGB"))
     if labels.shape != picture.shape[:2]:
         raise ValueError(f"labels are {labels.shape}, the picture is {picture.shape[:2]} (height, width)")
-    known = (labels >= 0) & (labels < len(palette))
-    colours = np.asarray(palette, dtype=np.uint8)[np.where(known, labels, 0)]
-    mixed = np.float32(1 - opacity) * picture + np.float32(opacity) * colours
-    return Image.fromarray(np.where(known[..., None], mixed.round(), picture).astype(np.uint8))
+    step = max(BAND_PIXELS // picture.shape[1], 1)
+    for start in range(0, len(picture), step):
+        rows, own = picture[start : start + step], labels[start : start + step]
+        known = (own >= 0) & (own < len(palette))
+        colours = np.asarray(palette, dtype=np.uint8)[np.where(known, own, 0)]
+        mixed = np.float32(1 - opacity) * rows + np.float32(opacity) * colours
+        rows[...] = np.where(known[..., None], mixed.round(), rows)
+    return Image.fromarray(picture)
 
 
 def draw_legend(names: Mapping[int, str], areas: Mapping[int, float], palette: Palette, height: int) -> Image.Image:

@@ -4,6 +4,7 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -12,6 +13,21 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 from transformers.utils import logging
 
 from ..datasets.reading import DataError, read_image
+from ..inference import multi_scale_options
+
+# how a picture is looked at: options that several commands have
+MultiScale = Annotated[
+    bool, typer.Option("--multi-scale", help="Average the scales that the checkpoint was tested at.")
+]
+Scales = Annotated[str | None, typer.Option(metavar="S,S,...", help="Average these factors on the usual size instead.")]
+Flip = Annotated[bool, typer.Option("--flip", help="Average with the mirror image, too.")]
+Window = Annotated[
+    str | None,
+    typer.Option(metavar="PIXELS", help="Run in windows of this side or HEIGHTxWIDTH; not the checkpoint's."),
+]
+Stride = Annotated[
+    str | None, typer.Option(metavar="PIXELS", help="Step between windows; by default two thirds of --window.")
+]
 
 
 class UserError(Exception):
@@ -43,6 +59,45 @@ def load_model(name: str, device: str | None):
             reason = "there is no such folder, and it is no name on the Hub"
         raise UserError(f"cannot load the model {name}: {reason[:300]}") from None
     return network, processor
+
+
+def view_options(
+    processor: Any, multi_scale: bool, scales: str | None, flip: bool, window: str | None, stride: str | None
+) -> dict[str, Any]:
+    """What the options above say, as [`~inference.segment_image`] takes it."""
+    if multi_scale and scales is not None:
+        raise UserError("--multi-scale and --scales exclude each other: the first takes the checkpoint's own scales")
+    if stride is not None and window is None:
+        raise UserError("--stride needs --window, whose step it is")
+    factors = None
+    if multi_scale:
+        try:
+            factors = multi_scale_options(processor)["scales"]
+        except ValueError as error:
+            raise UserError(f"--multi-scale: {error}") from None
+    elif scales is not None:
+        factors = _numbers("--scales", scales, ",", float)
+    sides, steps = (
+        None if text is None else _numbers(name, text, "x", int)
+        for name, text in (("--window", window), ("--stride", stride))
+    )
+    for name, found in (("--window", sides), ("--stride", steps)):
+        if found is not None and len(found) > 2:
+            raise UserError(f"{name} is one side or HEIGHTxWIDTH in pixels, got {'x'.join(map(str, found))}")
+    sides, steps = (None if found is None else found * (2 // len(found)) for found in (sides, steps))
+    if sides is not None and steps is not None and any(a > b for a, b in zip(steps, sides, strict=True)):
+        raise UserError("--stride must not exceed --window: pixels would be left out")
+    return {"scales": factors, "flip": flip, "window": sides, "stride": steps}
+
+
+def _numbers(name: str, text: str, separator: str, kind: type) -> tuple:
+    try:
+        numbers = tuple(kind(part) for part in text.lower().split(separator))
+    except ValueError:
+        numbers = ()
+    if not numbers or not all(0 < number < 1e6 for number in numbers):
+        raise UserError(f"{name} must be positive numbers with {separator!r} between them, got {text!r}")
+    return numbers
 
 
 def read_picture(path: Path) -> Image.Image:

@@ -4,18 +4,29 @@
 import contextlib
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
-import torch
 import typer
 from PIL import Image
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from ..inference import segment_image
 from ..packaged import example_image_path, packaged_model_path
 from ..visualization import class_areas, draw_segmentation
-from .common import UserError, load_model, one_line_errors, read_picture
+from .common import (
+    Flip,
+    MultiScale,
+    Scales,
+    Stride,
+    UserError,
+    Window,
+    load_model,
+    one_line_errors,
+    read_picture,
+    view_options,
+)
 
 READABLE = {extension for extension, kind in Image.registered_extensions().items() if kind in Image.OPEN}
 WRITABLE = {extension for extension, kind in Image.registered_extensions().items() if kind in Image.SAVE}
@@ -31,22 +42,28 @@ def segment(
         "segmentation.png"
     ),
     device: Annotated[str | None, typer.Option(help="Such as cpu or cuda; by default a GPU if there is one.")] = None,
+    multi_scale: MultiScale = False,
+    scales: Scales = None,
+    flip: Flip = False,
+    window: Window = None,
+    stride: Stride = None,
 ) -> None:
     """Lay the predicted classes over pictures, with a legend, and print what they cover.
 
     Without pictures, the packaged example scene is segmented; without --model, the packaged model, which knows drawn
-    scenes only.
+    scenes only. Pictures may be huge: a model that runs in windows takes them in bands of rows.
     """
     with one_line_errors():
         paths = _expanded(images) if images else [example_image_path()]
         targets = _targets(paths, output, single=not images or (len(images) == 1 and not images[0].is_dir()))
         network, processor = load_model(model or str(packaged_model_path()), device)
+        options = view_options(processor, multi_scale, scales, flip, window, stride)
     failed = 0
     hidden = True if len(paths) == 1 else None  # None: shown on a terminal only
     for path, target in tqdm(list(zip(paths, targets, strict=True)), unit="picture", disable=hidden):
         try:
             picture = read_picture(path)
-            labels = _predict(network, processor, picture, path)
+            labels = _predict(network, processor, picture, path, options)
             palette = getattr(network.config, "palette", None)  # other people's models have none
             _save(draw_segmentation(picture, labels, network.config.id2label, palette), target)
         except UserError as error:
@@ -106,15 +123,11 @@ def _targets(paths: list[Path], output: Path, single: bool) -> list[Path]:
     return targets
 
 
-@torch.inference_mode()
-def _predict(network: PreTrainedModel, processor, picture: Image.Image, path: Path) -> np.ndarray:
+def _predict(
+    network: PreTrainedModel, processor: Any, picture: Image.Image, path: Path, options: dict[str, Any]
+) -> np.ndarray:
     try:
-        inputs = processor(images=picture, return_tensors="pt").to(network.device)
-        outputs = network(**inputs)
-        (labels,) = processor.post_process_semantic_segmentation(
-            outputs, target_sizes=[(picture.height, picture.width)]
-        )
-        return labels.cpu().numpy()
+        return segment_image(network, processor, picture, **options).cpu().numpy()
     except (ValueError, RuntimeError) as error:  # too small a picture, too little memory
         reason = " ".join(str(error).split())
         raise UserError(f"cannot segment {path}: {reason[:300]}") from None
