@@ -5,6 +5,7 @@ import typer
 
 from .commands.build_kernels import build_kernels
 from .commands.common import one_line_errors
+from .commands.evaluate import evaluate
 from .commands.info import info
 from .commands.recipes import recipes
 from .commands.segment import segment
@@ -21,6 +22,7 @@ def _main() -> None:
 
 
 app.command()(segment)
+app.command()(evaluate)
 app.command()(info)
 app.command()(build_kernels)
 app.command()(recipes)

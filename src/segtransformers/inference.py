@@ -257,6 +257,15 @@ def _window(model: PreTrainedModel, window: Sequence[int] | None, stride: Sequen
             setattr(config, field, value)
 
 
+def window_in_use(
+    model: PreTrainedModel, window: Sequence[int] | None = None, stride: Sequence[int] | None = None
+) -> tuple[list[int], list[int]] | None:
+    """Size and stride (height, width) of the windows that [`segment_image`] runs with these options; None is none."""
+    with _window(model, window, stride):
+        config: Any = model.config
+        return config.sliding_window() if hasattr(config, "sliding_window") else None
+
+
 def _slides(model: PreTrainedModel, view: View) -> bool:
     """Whether the picture is as large as a window, so that bands are done before the whole is."""
     config: Any = model.config

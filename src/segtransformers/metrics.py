@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import distributed
 from transformers import EvalPrediction
 
 from .image_processing import argmax_resized
@@ -24,7 +25,7 @@ class MeanIoU:
     `evaluate.Metric`, whose constructor makes folders in the cache.
 
     Counts are int64 and stay on the device of the predictions, so a result is exact in any order and for any division
-    of the images among processes: sum their `confusion`, or [`merge`] them.
+    of the images among processes: [`merge`] them, or [`all_reduce`].
 
     It also is a `compute_metrics` for `Trainer`; with `batch_eval_metrics=True` no logits are kept.
 
@@ -84,6 +85,16 @@ class MeanIoU:
         if other.confusion.shape != self.confusion.shape:
             raise ValueError(f"cannot merge the counts of {other.num_labels} classes with those of {self.num_labels}")
         self.confusion = self.confusion + other.confusion.to(self.confusion.device)
+
+    def all_reduce(self) -> None:
+        """Sum the counts of all processes of `torch.distributed`, if it is in use; each of them has the sum then.
+
+        To be called by every process, once: each has counted its own images.
+        """
+        if distributed.is_available() and distributed.is_initialized():
+            counts = self.confusion.to("cuda" if distributed.get_backend() == "nccl" else "cpu")
+            distributed.all_reduce(counts)
+            self.confusion = counts
 
     def figures(self, nan_to_num: float | None = None) -> dict[str, Any]:
         """What [`compute`] returns, of the counts so far, which stay."""

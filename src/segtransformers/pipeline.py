@@ -106,7 +106,7 @@ class SegmentationPipeline(ImageSegmentationPipeline):
     def postprocess(self, model_outputs):
         (labels,) = model_outputs["labels"]
         values = labels.numpy()
-        names = self.model.config.id2label
+        names: Any = self.model.config.id2label
         return [
             {"score": None, "label": names[index], "mask": Image.fromarray(np.uint8(255) * (values == index))}
             for index in np.flatnonzero(torch.bincount(labels.flatten()).numpy()).tolist()

@@ -24,6 +24,18 @@ def published_rows(family: str) -> dict[str, dict[str, Any]]:
     return json.loads(text)
 
 
+def published_row(name: str) -> dict[str, Any]:
+    """The row of a config of any family.
+
+    Raises:
+        ValueError: if there is none of that name.
+    """
+    for family in FAMILIES:
+        if name in published_rows(family):
+            return published_rows(family)[name]
+    raise ValueError(f"{name!r} is no published config: the tables in the README name them")
+
+
 def published_table(family: str) -> str:
     """The rows of a family as a Markdown table, with footnotes for notes."""
     lines = [
