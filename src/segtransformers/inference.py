@@ -288,7 +288,8 @@ def _logit_bands(model: PreTrainedModel, view: View) -> tuple[int, Iterator[torc
     sides = tuple(pixel_values.shape[2:])
     height, width = view.size
     if _slides(model, view):
-        bands = slide_bands(forward, pixel_values, *config.sliding_window(), config.window_batch_size)
+        window, stride = config.sliding_window()
+        bands = slide_bands(forward, pixel_values, window, stride, config.window_batch_size)
         return height, _cut(bands, height, width)
     logits = forward(pixel_values)  # one window, or whole: the model knows
     if view.size == sides:

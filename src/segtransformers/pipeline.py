@@ -70,11 +70,11 @@ class SegmentationPipeline(ImageSegmentationPipeline):
         views = {name: kwargs[name] for name in ("multi_scale", "scales", "flip", "timeout") if name in kwargs}
         return views, {name: kwargs[name] for name in ("window", "stride") if name in kwargs}, {}
 
-    def __call__(self, inputs, progress: bool | None = None, **kwargs):
+    def __call__(self, inputs: Any, progress: bool | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
         if not isinstance(inputs, list) or not (self.progress if progress is None else progress):
             return super().__call__(inputs, **kwargs)
-        found = super().__call__(_ListDataset(inputs), **kwargs)
-        return list(tqdm(found, total=len(inputs), unit="image"))
+        items: Any = _ListDataset(inputs)
+        return list(tqdm(super().__call__(items, **kwargs), total=len(inputs), unit="image"))
 
     def get_iterator(self, inputs, num_workers, batch_size, preprocess_params, forward_params, postprocess_params):
         """As transformers has it, but batches are lists, not tensors."""
@@ -88,22 +88,19 @@ class SegmentationPipeline(ImageSegmentationPipeline):
         outputs = PipelineIterator(loader, self.forward, forward_params, loader_batch_size=batch_size)
         return PipelineIterator(outputs, self.postprocess, postprocess_params)
 
-    def preprocess(self, image, multi_scale=False, scales=None, flip=None, timeout=None):
+    def preprocess(self, image, multi_scale=False, scales=None, flip=None, timeout=None):  # type: ignore[override]
         image = load_image(image, timeout=timeout)
-        own = multi_scale_options(self.image_processor) if multi_scale else {"scales": None, "flip": False}
-        views = image_views(
-            self.image_processor,
-            image,
-            own["scales"] if scales is None else scales,
-            own["flip"] if flip is None else flip,
-        )
+        options: dict[str, Any] = multi_scale_options(self.image_processor) if multi_scale else {}
+        given = {"scales": scales, "flip": flip}
+        options |= {name: value for name, value in given.items() if value is not None}
+        views = image_views(self.image_processor, image, **options)
         return {"views": [views], "sizes": [image_size(image)]}
 
-    def _forward(self, model_inputs, window=None, stride=None):
+    def _forward(self, model_inputs, window=None, stride=None):  # type: ignore[override]
         views, sizes = model_inputs["views"], model_inputs["sizes"]
         return {"labels": segment_views(self.model, views, sizes, window=window, stride=stride)}
 
-    def postprocess(self, model_outputs):
+    def postprocess(self, model_outputs):  # type: ignore[override]
         (labels,) = model_outputs["labels"]
         values = labels.numpy()
         names: Any = self.model.config.id2label

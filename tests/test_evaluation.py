@@ -1,0 +1,348 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""Evaluation of a data set: the figures, several processes, kills, other people's journals, and the command."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+from typer.testing import CliRunner
+
+from segtransformers import packaged_model_path
+from segtransformers.cli import app
+from segtransformers.conversion.published import published_row
+from segtransformers.datasets import load_segmentation_dataset
+from segtransformers.datasets.scenes import CLASS_NAMES, draw_scene
+from segtransformers.evaluation import check_classes, compare_with_published, evaluate_segmentation, results_table
+from segtransformers.evaluation_journal import Journal, JournalError
+from segtransformers.inference import segment_image
+from segtransformers.metrics import MeanIoU
+
+SIZES = ((64, 96), (128, 192), (90, 70))
+NAME = "upernet_deit_adapter_tiny_512_160k_ade20k"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Nine scenes of three sizes, some without labels at an edge."""
+    path = tmp_path_factory.mktemp("scenes")
+    for part in ("images", "masks"):
+        (path / part).mkdir()
+    (path / "classes.txt").write_text("\n".join(CLASS_NAMES))
+    for seed in range(9):
+        image, labels = draw_scene(seed, SIZES[seed % 3])
+        labels[:, : seed % 4] = 255
+        Image.fromarray(image).save(path / "images" / f"{seed}.png")
+        Image.fromarray(labels).save(path / "masks" / f"{seed}.png")
+    return path
+
+
+@pytest.fixture(scope="module")
+def packaged():
+    path = packaged_model_path()
+    model = AutoModelForSemanticSegmentation.from_pretrained(path, dtype=torch.float32).eval()
+    return model, AutoImageProcessor.from_pretrained(path)
+
+
+def command(folder, output, *options) -> list[str]:
+    words = ["evaluate", "--model", packaged_model_path(), "--data", folder, "--output", output, "--device", "cpu"]
+    return [str(word) for word in (*words, *options)]
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, command(*arguments))
+
+
+def environment() -> dict[str, str]:
+    """As many threads as in this process: so the numbers are the same."""
+    return {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+
+
+def assert_refused(result, message):
+    assert result.exit_code == 1 and not result.stdout, result.stdout
+    assert message in result.stderr and result.stderr.splitlines()[-1].startswith("error: "), result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("options", [{}, {"scales": [0.9, 1.1], "flip": True, "window": (64, 64)}])
+def test_figures_are_those_of_image_by_image(folder, packaged, options):
+    model, processor = packaged
+    data = load_segmentation_dataset(folder)
+    metric = MeanIoU(10)
+    for sample in data:
+        metric.add(prediction=segment_image(model, processor, sample.image, **options), reference=sample.labels)
+    expected = metric.compute()
+    found = evaluate_segmentation(model, processor, data, **options)
+    for name in ("mean_iou", "mean_accuracy", "overall_accuracy", "mean_dice"):
+        assert found[name] == expected[name], name
+    assert [one["iou"] for one in found["classes"]] == expected["per_category_iou"].tolist()
+    assert [one["name"] for one in found["classes"]] == list(CLASS_NAMES)
+    assert found["images"] == 9 and found["protocol"]["flip"] == bool(options)
+    assert found["protocol"]["window_size"] == ([64, 64] if options else [128, 128])
+    assert found["protocol"]["window_stride"] == ([42, 42] if options else [85, 85])
+    json.dumps(found, allow_nan=False)
+
+
+def test_command(folder, tmp_path):
+    done = run(folder, tmp_path / "r" / "one.json", "--save-predictions", tmp_path / "p", "--workers", "1")
+    assert done.exit_code == 0, done.stderr
+    results = json.loads((tmp_path / "r" / "one.json").read_text())
+    assert os.listdir(tmp_path / "r") == ["one.json"]
+    assert "9/9" in done.stderr and f"mIoU {100 * results['mean_iou']:.2f}" in done.stderr and "image" in done.stderr
+    assert done.stdout.startswith(results_table(results))
+    lines = done.stdout.splitlines()
+    assert lines[2].split() == ["|", "Class", "|", "IoU", "|", "Acc", "|"]
+    car = results["classes"][CLASS_NAMES.index("car")]
+    assert ["|", "car", "|", f"{100 * car['iou']:.2f}", "|", f"{100 * car['accuracy']:.2f}", "|"] in [
+        line.split() for line in lines
+    ]
+    # predictions are label maps, from which the figures follow
+    data = load_segmentation_dataset(folder)
+    metric = MeanIoU(10)
+    for sample in data:
+        with Image.open(tmp_path / "p" / f"{sample.name}.png") as picture:
+            assert picture.mode == "P" and picture.getpalette()[:3] == [135, 190, 235]
+            metric.add(prediction=np.array(picture), reference=sample.labels)
+    assert metric.compute()["mean_iou"] == results["mean_iou"]
+    limited = run(folder, tmp_path / "two.json", "--limit", "2", "--multi-scale", "--flip")
+    assert limited.exit_code == 0
+    limited = json.loads((tmp_path / "two.json").read_text())
+    assert limited["images"] == 2 and len(limited["protocol"]["scales"]) > 1 and limited["protocol"]["flip"]
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        "torch.distributed.run --standalone --nproc-per-node 2",
+        # accelerate's --cpu starts several processes through MPI only; this is how it starts them itself
+        pytest.param("accelerate.commands.launch --multi_gpu --num_processes 2", marks=pytest.mark.slow),
+    ],
+)
+def test_two_processes_give_what_one_gives(folder, tmp_path, launcher):
+    """Nine images: one process takes five, the other four."""
+    alone = run(folder, tmp_path / "one.json")
+    assert alone.exit_code == 0, alone.stderr
+    start = [sys.executable, "-m", *launcher.split(), "-m", "segtransformers"]
+    words = [*start, *command(folder, tmp_path / "two.json")]
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == alone.stdout.replace("one.json", "two.json")
+    assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
+    assert sorted(os.listdir(tmp_path)) == ["one.json", "two.json"]
+
+
+def test_killed_and_resumed(folder, tmp_path):
+    """Killed by SIGKILL halfway, and once more a line of the journal is cut off: the same file in the end."""
+    assert run(folder, tmp_path / "whole.json").exit_code == 0
+    words = [sys.executable, "-m", "segtransformers", *command(folder, tmp_path / "two.json")]
+    process = subprocess.Popen(words, env=environment(), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    journal = tmp_path / "two.json.journal" / "process-0.jsonl"
+    while process.poll() is None and (not journal.exists() or journal.read_bytes().count(b"\n") < 4):
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait() == -9 and not (tmp_path / "two.json").exists()
+    done = journal.read_bytes().count(b"\n") - 1
+    assert 3 <= done < 9
+    journal.write_bytes(journal.read_bytes() + b'{"index":8,"name":"8","cou')
+
+    refused = run(folder, tmp_path / "two.json")
+    assert_refused(refused, f"interrupted after {done} images: --resume goes on with it")
+    assert_refused(run(folder, tmp_path / "two.json", "--flip", "--resume"), "protocol.flip is false, now it is true")
+    assert_refused(run(folder, tmp_path / "two.json", "--limit", "5", "--resume"), "data.images is 9, now it is 5")
+
+    resumed = run(folder, tmp_path / "two.json", "--resume")
+    assert resumed.exit_code == 0 and f"{9 - done}/{9 - done}" in resumed.stderr
+    assert (tmp_path / "two.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
+    assert not journal.parent.exists()
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupted(model, processor, data, after: int, **options):
+    """Evaluate until so many images are done."""
+
+    class Until:
+        def __init__(self):
+            self.__dict__ = dict(data.__dict__)
+            self.num_labels, self.ignore_index = data.num_labels, data.ignore_index
+
+        def __len__(self):
+            return len(data)
+
+        def __getitem__(self, index):
+            if index == after:
+                raise Interrupted
+            return data[index]
+
+    with pytest.raises(Interrupted):
+        evaluate_segmentation(model, processor, Until(), **options)
+
+
+def test_another_model_does_not_go_on(folder, packaged, tmp_path):
+    model, processor = packaged
+    data = load_segmentation_dataset(folder).select(range(4))
+    interrupted(model, processor, data, 2, journal=tmp_path / "j")
+    weight = next(model.parameters())
+    before = weight.detach().clone()
+    with torch.no_grad():
+        weight.view(-1)[0] += 1e-3
+    try:
+        with pytest.raises(JournalError, match=r"its model\.sha256 is"):
+            evaluate_segmentation(model, processor, data, journal=tmp_path / "j", resume=True)
+    finally:
+        with torch.no_grad():
+            weight.copy_(before)
+    found = evaluate_segmentation(model, processor, data, journal=tmp_path / "j", resume=True)
+    assert found == evaluate_segmentation(model, processor, data)
+
+
+def test_lost_predictions_are_made_again_and_counted_once(folder, packaged, tmp_path):
+    model, processor = packaged
+    data = load_segmentation_dataset(folder).select(range(4))
+    options = {"journal": tmp_path / "j", "save_predictions": tmp_path / "p"}
+    interrupted(model, processor, data, 3, **options)
+    (tmp_path / "p" / f"{data.names[1]}.png").unlink()
+    found = evaluate_segmentation(model, processor, data, **options, resume=True)
+    assert len(list((tmp_path / "p").iterdir())) == 4
+    assert found == evaluate_segmentation(model, processor, data)
+    # even when all is done, and by a journal that knows an image twice
+    assert found == evaluate_segmentation(model, processor, data, **options, resume=True)
+    Journal(tmp_path / "j", {}).remove()
+    assert not (tmp_path / "j").exists()
+
+
+def test_a_damaged_journal_is_refused(tmp_path):
+    (tmp_path / "process-0.jsonl").write_text('{"a": 1}\n{"index": 0}\n')
+    with pytest.raises(JournalError, match=r"process-0.jsonl is damaged"):
+        Journal(tmp_path, {"a": 1}).read(resume=True)
+
+
+def test_what_is_wrong_with_an_image_is_said_with_its_name(folder, packaged, tmp_path):
+    shutil.copytree(folder, tmp_path / "data")
+    Image.fromarray(np.zeros((20, 40, 3), np.uint8)).save(tmp_path / "data" / "images" / "3.png")
+    Image.fromarray(np.zeros((20, 40), np.uint8)).save(tmp_path / "data" / "masks" / "3.png")
+    assert_refused(run(tmp_path / "data", tmp_path / "r.json"), "cannot evaluate 3: ")
+    (tmp_path / "data" / "masks" / "3.png").write_bytes(b"nothing")
+    result = run(tmp_path / "data", tmp_path / "s.json", "--workers", "1")
+    assert_refused(result, "3.png")
+    assert not (tmp_path / "s.json").exists()
+
+
+def test_wrong_arguments(folder, tmp_path):
+    out = tmp_path / "r.json"
+    assert_refused(run(tmp_path / "nothing", out), "there is no folder")
+    assert_refused(run(folder, tmp_path), "is a folder: a JSON file is needed")
+    assert_refused(run(folder, out, "--published", "nonsense"), "'nonsense' is no published config")
+    assert_refused(run(folder, out, "--stride", "5"), "--stride needs --window")
+    assert_refused(run(folder, out, "--model", tmp_path), "cannot load the model")
+    assert_refused(run(folder, out, "--kind", "nonsense"), "nonsense")
+    assert not out.exists()
+
+
+def test_classes_must_fit(packaged, folder):
+    model, _ = packaged
+    data = load_segmentation_dataset(folder)
+    names = dict(data.id2label)
+    check_classes(model, data)
+    data.id2label = {**names, 0: names[1], 1: names[0]}
+    with pytest.raises(ValueError, match="another order: class 0 is 'sky' for the model and 'mountain' in"):
+        check_classes(model, data)
+    data.id2label = {**names, 10: "person"}
+    with pytest.raises(ValueError, match="the model knows 10 classes, but the data set has 11"):
+        check_classes(model, data)
+    data.id2label = {index: names[index] for index in range(8)}
+    with pytest.raises(ValueError, match="the model's 'car' and 1 more have no counterpart"):
+        check_classes(model, data)
+
+
+def test_outputs_beyond_the_classes_are_never_right(packaged, folder, monkeypatch):
+    """As in the original, where they fall out of the histogram; some published rows have such."""
+    model, processor = packaged
+    data = load_segmentation_dataset(folder).select([0])
+    (sample,) = data
+    whole = segment_image(model, processor, sample.image)
+    monkeypatch.setattr(model.config, "id2label", {**model.config.id2label, 8: "unused 8", 9: "unused 9"})
+    data.id2label = {index: data.id2label[index] for index in range(8)}
+    monkeypatch.setattr(
+        "segtransformers.evaluation.segment_image", lambda *_, **__: torch.where(whole == 2, 9, whole.clamp(max=7))
+    )
+    labels = np.minimum(sample.labels, 7)
+    monkeypatch.setattr(type(data), "__getitem__", lambda *_: type(sample)(sample.name, sample.image, labels))
+    found = evaluate_segmentation(model, processor, data)
+    assert found["classes"][2]["iou"] == 0 and len(found["classes"]) == 8 and found["classes"][0]["iou"] > 0.8
+
+
+def results_of(row_name, processor, **changes):
+    row = published_row(row_name)
+    protocol = {"scales": None, "flip": False, "window_is_own": False, **changes}
+    data = {"kind": row["dataset"], "split": "validation"}
+    return {"mean_iou": 0.4251, "model": {"source_config": row_name}, "data": data, "protocol": protocol}
+
+
+def test_comparison_with_the_published_figures(packaged):
+    _, processor = packaged
+    found = compare_with_published(results_of(NAME, processor), processor)
+    assert (found["config"], found["published"]) == (NAME, 42.6)
+    assert found["measured"] == pytest.approx(42.51) and found["difference"] == pytest.approx(-0.09)
+    both = {"scales": processor.multi_scale["scales"], "flip": True}
+    assert compare_with_published(results_of(NAME, processor, **both), processor)["published"] == 43.6
+    for changes, reason in (
+        ({"flip": True}, "single scale"),
+        ({"scales": [1.0], "flip": True}, "single scale"),
+        ({"window_is_own": True}, "windows of the checkpoint"),
+    ):
+        assert reason in compare_with_published(results_of(NAME, processor, **changes), processor)["reason"]
+    results = results_of(NAME, processor)
+    assert "whole split" in compare_with_published(results, processor, complete=False)["reason"]
+    results["data"]["split"] = "train"
+    assert "validation split" in compare_with_published(results, processor)["reason"]
+    results["data"]["kind"] = "folders"
+    assert "these data are folders" in compare_with_published(results, processor)["reason"]
+    results["model"]["source_config"] = None
+    assert compare_with_published(results, processor) is None
+    with pytest.raises(ValueError, match="no published config"):
+        compare_with_published(results, processor, "nonsense")
+    unknown = "upernet_deit_adapter_light_base_512_160k_ade20k"
+    assert "no figure" in compare_with_published(results_of(unknown, processor), processor)["reason"]
+
+
+def test_exit_status_says_whether_the_published_figure_was_met(folder, tmp_path, monkeypatch):
+    """The comparison itself is that of the test above; here, drawn scenes stand for ADE20K."""
+    assert_status = {0.5: 0, 0.01: 2}
+    row = {**published_row(NAME), "dataset": "folders"}
+    first = run(folder, tmp_path / "a.json", "--limit", "2", "--tolerance", "1")
+    assert first.exit_code == 1 and "--tolerance needs a published figure" in first.stderr
+    measured = json.loads((tmp_path / "a.json").read_text())["mean_iou"]
+    row["miou"] = round(100 * measured + 0.2, 4)
+    monkeypatch.setattr("segtransformers.evaluation.published_row", lambda name: row)
+    small = tmp_path / "data"
+    for part in ("images", "masks"):
+        (small / part).mkdir(parents=True)
+        for name in "01":
+            shutil.copy(folder / part / f"{name}.png", small / part)
+    shutil.copy(folder / "classes.txt", small)
+    for tolerance, status in assert_status.items():
+        done = run(small, tmp_path / "b.json", "--published", NAME, "--tolerance", str(tolerance))
+        assert done.exit_code == status, done.stderr
+        assert f"published for {NAME}: {row['miou']} (-0.20)" in done.stdout
+
+
+def test_figures_of_nothing():
+    table = results_table(
+        {
+            "classes": [{"name": "sky", "iou": None, "accuracy": None}],
+            "overall_accuracy": 0.5,
+            "mean_iou": 0.25,
+            "mean_accuracy": None,
+        }
+    )
+    assert "|  sky  | nan | nan |" in table and "| 50.00 | 25.00 | nan  |" in table
