@@ -4,11 +4,12 @@
 import json
 import logging
 import pickle
+import unicodedata
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from segtransformers.datasets import DATASETS, DataError, get_dataset_info, load_segmentation_dataset
 from segtransformers.datasets.scenes import CLASS_NAMES, PALETTE, draw_scene, write_scenes
@@ -279,6 +280,59 @@ def test_masks_with_a_palette_are_read_as_indices(tmp_path):
     assert np.array_equal(load_segmentation_dataset(tmp_path)[0].labels, values(0, 2, 1))
 
 
+def test_a_palette_that_contradicts_the_indices(tmp_path):
+    """As a paint program saves colours that it has counted: its indices are in no order."""
+    own(tmp_path, 0, number=1)
+    mask = Image.fromarray(values(0, 1))
+    mask.putpalette([0, 0, 200, 200, 0, 0])
+    mask.save(tmp_path / "masks/0.png")
+    options = {"classes": ["red", "blue"], "palette": [[200, 0, 0], [0, 0, 200]]}
+    with pytest.raises(DataError, match=r"masks/0\.png has a palette that shows 0 in the colour of class 1"):
+        load_segmentation_dataset(tmp_path, **options)[0]
+    mask.convert("RGB").save(tmp_path / "masks/0.png")
+    assert np.array_equal(load_segmentation_dataset(tmp_path, **options)[0].labels, values(1, 0))
+    mask.putpalette([200, 0, 0, 0, 0, 200])
+    mask.save(tmp_path / "masks/0.png")
+    assert np.array_equal(load_segmentation_dataset(tmp_path, **options)[0].labels, values(0, 1))
+
+
+def test_exif_turns_images_and_not_masks(tmp_path):
+    """As mmcv does it: OpenCV reads images and turns them, Pillow reads masks as they are."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # to be turned clockwise
+    own(tmp_path, 0, 1, 2, number=1)
+    upright = np.rot90(COLOURS)  # stored lying on its left side
+    Image.fromarray(upright).save(tmp_path / "images/0.png", exif=exif)
+    sample = load_segmentation_dataset(tmp_path)[0]
+    assert np.array_equal(np.asarray(sample.image), COLOURS) and np.array_equal(sample.labels, values(0, 1, 2))
+    Image.fromarray(values(0, 1, 2)).save(tmp_path / "masks/0.png", exif=exif)
+    assert np.array_equal(load_segmentation_dataset(tmp_path)[0].labels, values(0, 1, 2))
+    save(tmp_path / "masks/0.png", np.rot90(values(0, 1, 2)))
+    with pytest.raises(DataError, match=r"0\.png is 9 x 6, its mask .* 6 x 9: its EXIF data turn the image"):
+        load_segmentation_dataset(tmp_path)[0]
+
+
+def test_names_in_any_script(tmp_path):
+    """Spaces, dots and accents; an accent may be a letter of its own in one folder and not in the other."""
+    composed, apart = unicodedata.normalize("NFC", "Straße in Orléans v1.2"), unicodedata.normalize("NFD", "Orléans")
+    for image, mask in ((composed, composed), ("Orl\u00e9ans", apart), ("街 景", "街 景")):
+        save(tmp_path / f"images/{image}.png", COLOURS)
+        save(tmp_path / f"masks/{mask}.png", values(0, 1))
+    data = load_segmentation_dataset(tmp_path, classes=2)
+    assert sorted(data.names) == sorted([composed, "Orl\u00e9ans", "街 景"])
+    assert all(np.array_equal(sample.labels, values(0, 1)) for sample in data)
+
+
+def test_huge_images(tmp_path, monkeypatch):
+    own(tmp_path, 0, 1, number=1)
+    data = load_segmentation_dataset(tmp_path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", HEIGHT * WIDTH - 1)  # Pillow warns from here on: we do not
+    assert data[0].labels.shape == (HEIGHT, WIDTH)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", HEIGHT * WIDTH // 2 - 1)
+    with pytest.raises(DataError, match=r"images/0\.png.*more than 0 million pixels\. Cut it into tiles, or raise"):
+        data[0]
+
+
 def test_other_kinds_of_masks(tmp_path):
     own(tmp_path, 0, number=1)
     mask = tmp_path / "masks/0.png"
@@ -374,7 +428,9 @@ def test_nothing_there(tmp_path):
     (tmp_path / "labels").mkdir()
     with pytest.raises(DataError, match="several folders that may hold the masks: masks, labels"):
         load_segmentation_dataset(tmp_path, classes=2)
-    with pytest.raises(DataError, match="does not look like cityscapes: there should be folders"):
+    with pytest.raises(
+        DataError, match=r"cityscapes has folders leftImg8bit/\(split\) and gtFine/\(split\); it holds images"
+    ):
         load_segmentation_dataset(tmp_path, kind="cityscapes")
     with pytest.raises(ValueError, match="unknown data set 'imagenet'"):
         load_segmentation_dataset(tmp_path, kind="imagenet")
@@ -435,6 +491,32 @@ def test_parquet_layout_of_the_hub(hub_rows, tmp_path):
         load_segmentation_dataset(folder, classes=150)[0]
     with pytest.raises(DataError, match="mask_column='scene_category' is no column of pictures"):
         load_segmentation_dataset(folder, kind="ade20k", mask_column="scene_category")
+
+
+def test_converted_by_the_hub(hub_rows, tmp_path, monkeypatch):
+    """ADE20K on the Hub is a script, which `datasets` no longer runs: the branch of its converted files serves."""
+    import datasets
+
+    folder = tmp_path / "converted"
+    for configuration in ("instance_segmentation", "scene_parsing"):
+        (folder / configuration / "validation").mkdir(parents=True)
+    hub_rows.to_parquet(folder / "scene_parsing" / "validation" / "0000.parquet")
+    hub_rows.rename_column("annotation", "other").to_parquet(folder / "instance_segmentation/validation/0000.parquet")
+    load_dataset, asked = datasets.load_dataset, []
+
+    def on_hub(path, name=None, revision=None, **options):
+        asked.append((path, name, revision, options))
+        if revision is None:
+            raise RuntimeError("Dataset scripts are no longer supported, but found scene_parse_150.py")
+        return load_dataset(str(folder), name, **options)
+
+    monkeypatch.setattr(datasets, "load_dataset", on_hub)
+    data = load_segmentation_dataset("scene_parse_150")
+    assert asked == [
+        ("scene_parse_150", "scene_parsing", None, {}),
+        ("scene_parse_150", None, "refs/convert/parquet", {"data_dir": "scene_parsing"}),
+    ]
+    assert data.kind == "ade20k" and np.array_equal(data[0].labels, values(255, 0, 149))
 
 
 def test_saved_by_datasets(hub_rows, tmp_path):

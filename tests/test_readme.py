@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from segtransformers.cli import app
 from segtransformers.conversion.published import FAMILIES, published_table
+from segtransformers.datasets.scenes import write_scenes
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -22,9 +23,11 @@ BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with what a user has downloaded: here, the published shapes with made-up weights."""
+    """A folder with what a user has: here, drawn scenes, and the published shapes with made-up weights."""
     path = tmp_path_factory.mktemp("readme")
     case = ReferenceCase("vit_adapter/full-upernet_deit_adapter_tiny_512_160k_ade20k")
+    write_scenes(path / "my-data", 2, split="train")
+    write_scenes(path / "my-data", 1, seed=2, split="validation")
     torch.save({"meta": {}, "state_dict": case.state_dict(torch.float32)}, path / _word("--checkpoint"))
     return path
 
@@ -38,7 +41,7 @@ def _word(option: str) -> str:
 
 def test_commands(folder):
     commands = [code.strip() for kind, code in BLOCKS if kind == "bash"]
-    assert len(commands) == 4
+    assert len(commands) == 5
     for command in commands:
         words = shlex.split(command)
         if words[:2] == ["pip", "install"]:
@@ -62,7 +65,7 @@ def test_commands(folder):
 def test_python_snippets(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     snippets = [code for kind, code in BLOCKS if kind == "python"]
-    assert len(snippets) == 5
+    assert len(snippets) == 6
     names: dict[str, object] = {}
     for code in snippets:
         exec(code, names)

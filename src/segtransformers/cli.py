@@ -4,6 +4,7 @@
 import typer
 
 from .commands.build_kernels import build_kernels
+from .commands.check_data import check_data
 from .commands.common import one_line_errors
 from .commands.evaluate import evaluate
 from .commands.info import info
@@ -23,6 +24,7 @@ def _main() -> None:
 
 app.command()(segment)
 app.command()(evaluate)
+app.command()(check_data)
 app.command()(info)
 app.command()(build_kernels)
 app.command()(recipes)

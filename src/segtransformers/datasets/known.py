@@ -58,7 +58,7 @@ class DatasetInfo:
         ignore_index: the label of pixels without a class.
         source: where these were taken from.
         layouts: of its files on disk, the usual one first.
-        hub: names of copies on the Hub.
+        hub: names of copies on the Hub, and the configuration of each.
     """
 
     classes: list[str]
@@ -67,7 +67,7 @@ class DatasetInfo:
     ignore_index: int
     source: str
     layouts: list[Layout] = field(default_factory=list)
-    hub: list[str] = field(default_factory=list)
+    hub: dict[str, str] = field(default_factory=dict)
 
 
 @functools.lru_cache

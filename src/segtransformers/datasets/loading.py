@@ -14,7 +14,18 @@ from transformers.utils import logging
 
 from .class_names import Classes, checked_palette, classes_of_file, classes_of_folder, read_classes
 from .known import DATASETS, get_dataset_info
-from .pairs import DATASETS_FILES, Pairs, canonical_split, find_folders, find_known, pair_files, recognise
+from .pairs import (
+    DATASETS_FILES,
+    MissingSplitError,
+    Pairs,
+    canonical_split,
+    expected_folders,
+    find_folders,
+    find_known,
+    pair_files,
+    recognise,
+    what_is_in,
+)
 from .reading import NO_CLASS, DataError, LabelRule, colour_table, contents, read_image, read_mask, turned_by_exif
 
 if TYPE_CHECKING:
@@ -25,7 +36,11 @@ logger = logging.get_logger(__name__)
 FOLDERS = "folders"  # the kind of one's own data
 IMAGE_COLUMNS = ("image", "img", "pixel_values", "images")
 MASK_COLUMNS = ("annotation", "label", "labels", "mask", "segmentation_mask", "semantic_segmentation", "segmentation")
-CONVERTED = "refs/convert/parquet"  # the branch to which the Hub converts data sets that are scripts
+CONVERTED = "refs/convert/parquet"  # where the Hub keeps what scripts make, in a folder for each configuration
+
+
+class MissingClassesError(DataError):
+    """Nothing says which classes there are."""
 
 
 @dataclass(frozen=True)
@@ -101,19 +116,20 @@ class SegmentationDataset(torch.utils.data.Dataset):
         image_file, mask_file = (self._described(row[column], index) for column in ("image", "mask"))
         try:
             image = read_image(contents(row["image"]), image_file)
-            values = read_mask(contents(row["mask"]), mask_file)
+            mask = read_mask(contents(row["mask"]), mask_file)
         except FileNotFoundError as error:
             raise DataError(f"{error.filename} is gone since the data set was loaded") from None
-        if image.size != values.shape[1::-1]:
-            turned = image.size == values.shape[:2] and turned_by_exif(contents(row["image"]))
+        height, width = mask.values.shape[:2]
+        if image.size != (width, height):
+            turned = image.size == (height, width) and turned_by_exif(contents(row["image"]))
             reason = (
                 ": its EXIF data turn the image, and masks are not turned. Save the image upright, or turn the mask"
                 if turned
                 else " (width x height): they must be of one picture"
             )
-            sizes = f"{image.size[0]} x {image.size[1]}, its mask {mask_file} {values.shape[1]} x {values.shape[0]}"
+            sizes = f"{image.size[0]} x {image.size[1]}, its mask {mask_file} {width} x {height}"
             raise DataError(f"the image {image_file} is {sizes}{reason}")
-        return SegmentationSample(self.names[index], image, self.rule.apply(values, mask_file))
+        return SegmentationSample(self.names[index], image, self.rule.apply(mask, mask_file))
 
     def select(self, indices: Sequence[int]) -> "SegmentationDataset":
         """The samples with these indices, in this order."""
@@ -190,19 +206,18 @@ def load_segmentation_dataset(
             kind = recognise(folder)
             if kind is not None:
                 logger.info(f"{folder} looks like {kind}")
-        if kind in DATASETS and not _is_for_datasets(folder):
+        if kind in DATASETS:
             found = find_known(folder, str(kind), split)
-        elif kind not in DATASETS:
+        else:
             found = find_folders(folder, split, image_ending, mask_ending)
         if found is None and not _is_for_datasets(folder):
-            raise DataError(
-                f"{folder} holds no data set: there should be a folder images and a folder masks, the folders of a "
-                f"known data set ({', '.join(DATASETS)}), or what the library datasets has saved"
-            )
+            raise DataError(f"{folder} holds no data set: {_expected(kind)}; {what_is_in(folder)}")
     elif folder.exists() or str(source).startswith((".", "/", "~")) or str(source).count("/") > 1:
         raise DataError(f"there is no folder {source}")
     elif kind is None:
         kind = next((known for known in DATASETS if str(source) in get_dataset_info(known).hub), None)
+    if name is None and kind in DATASETS:
+        name = get_dataset_info(str(kind)).hub.get(str(source))
 
     chosen = _classes(kind, classes, palette, folder if folder.is_dir() else None, str(source), revision)
     map_of_layout = found.layout.label_map if found is not None else None
@@ -229,6 +244,15 @@ def load_segmentation_dataset(
     return SegmentationDataset(rows, _names_of_rows(rows, actual), chosen, rule, kind or FOLDERS, str(source), actual)
 
 
+def _expected(kind: str | None) -> str:
+    if kind in DATASETS:
+        return expected_folders(str(kind))
+    return (
+        f"there should be a folder images and a folder masks, the folders of a known data set ({', '.join(DATASETS)}), "
+        "or files that the library datasets loads"
+    )
+
+
 def _datasets():
     try:
         import datasets
@@ -248,7 +272,7 @@ def _classes(
     if given is None:
         found = classes_of_folder(folder) if folder is not None else _classes_on_hub(source, revision)
         if found is None:
-            raise DataError(
+            raise MissingClassesError(
                 f"{source} does not say which classes there are: put a file classes.txt with their names there, one a "
                 "line in the order of the labels, or pass classes=[...] or their number (--classes)"
             )
@@ -306,7 +330,7 @@ def _rows_of_datasets(
     there = list(loaded)
     part = next((part for part in there if canonical_split(part) == canonical_split(split)), None)
     if part is None:
-        raise DataError(f"{source} has no split {split!r}: it has {', '.join(there)}")
+        raise MissingSplitError(f"{source} has no split {split!r}: it has {', '.join(there)}")
     return loaded[part], canonical_split(part)
 
 
@@ -316,7 +340,7 @@ def _load_dataset(path: str, name: str | None, revision: str | None, datasets) -
     except RuntimeError as error:
         if "scripts are no longer supported" not in str(error) or revision is not None:
             raise
-        return datasets.load_dataset(path, name, revision=CONVERTED)
+        return datasets.load_dataset(path, data_dir=name or "default", revision=CONVERTED)
 
 
 def _two_columns(

@@ -23,6 +23,10 @@ MASK_ENDINGS = (".png", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".jpg", ".jpeg
 DATASETS_FILES = ("dataset_dict.json", "state.json")  # of a folder that `datasets` saved
 
 
+class MissingSplitError(DataError):
+    """There is no such part of a data set."""
+
+
 @dataclass
 class Pairs:
     """Names, images and masks of the samples, in the order of the names; and files that are neither."""
@@ -55,32 +59,35 @@ def canonical_split(split: str) -> str:
     return next((name for name, others in SPLITS.items() if split.lower() in others), split)
 
 
-def find_known(folder: Path, kind: str, split: str) -> Found:
-    """The layout of the data set `kind` that `folder` has.
+def find_known(folder: Path, kind: str, split: str) -> Found | None:
+    """The layout of the data set `kind` that `folder` has, or None if it has none.
 
     Raises:
-        DataError: if it has none of them, or the data set has no such split.
+        DataError: if there is no such split, or it has no masks.
     """
     layouts = get_dataset_info(kind).layouts
     present = [(root, layout) for layout in layouts for root in _roots(folder, layout) if _is_there(root, layout)]
     if not present:
-        options = " or ".join(sorted({f"{_shown(layout.images)} and {_shown(layout.masks)}" for layout in layouts}))
-        raise DataError(f"{folder} does not look like {kind}: there should be folders {options}; {_what_is_in(folder)}")
-    parts = present[0][1].parts
-    name = canonical_split(split)
-    part = parts.get(name, split if split in parts.values() else None)
-    if part is None:
-        raise DataError(f"{kind} has no split {split!r}: it has {', '.join(parts)}")
-    for root, layout in present:  # the first whose masks are there
-        folder_of_masks = root / layout.masks.format(part=part)
-        if _holds(folder_of_masks, layout.mask_endings):
-            return Found(root, layout, part)
-    endings = " or ".join(sorted({ending for _, layout in present for ending in layout.mask_endings}))
+        return None
     root, layout = present[0]
-    where = root / layout.masks.format(part=part)
-    raise DataError(
-        f"{where} has no masks *{endings} of the split {split!r}" if where.is_dir() else f"{where} is missing"
-    )
+    part = layout.parts.get(canonical_split(split), split if split in layout.parts.values() else None)
+    if part is None:
+        raise MissingSplitError(f"{kind} has no split {split!r}: it has {', '.join(layout.parts)}")
+    if not (root / layout.images.format(part=part)).is_dir():
+        raise MissingSplitError(f"{folder} has no split {split!r}: {root / layout.images.format(part=part)} is missing")
+    for root, layout in present:  # the first whose masks are there
+        if _holds(root / layout.masks.format(part=part), layout.mask_endings):
+            return Found(root, layout, part)
+    endings = " or *".join(dict.fromkeys(ending for _, layout in present for ending in layout.mask_endings))
+    places = dict.fromkeys(str(root / layout.masks.format(part=part)) for root, layout in present)
+    raise DataError(f"there are no masks *{endings} in {' or '.join(places)}")
+
+
+def expected_folders(kind: str) -> str:
+    """In words, what [`find_known`] looks for."""
+    layouts = get_dataset_info(kind).layouts
+    options = dict.fromkeys(f"{_shown(layout.images)} and {_shown(layout.masks)}" for layout in layouts)
+    return f"{kind} has folders {' or '.join(options)}"
 
 
 def recognise(folder: Path) -> str | None:
@@ -125,7 +132,7 @@ def find_folders(
         return None
     if images is None or masks is None:
         missing, names = ("images", IMAGE_FOLDERS) if images is None else ("masks", MASK_FOLDERS)
-        raise DataError(f"{root} has no folder of {missing}: call it {' or '.join(names[:3])}; {_what_is_in(root)}")
+        raise DataError(f"{root} has no folder of {missing}: call it {' or '.join(names[:3])}; {what_is_in(root)}")
     if not divided:
         parts = [spelling for spelling in every if (root / images / spelling).is_dir()]
         if parts:
@@ -219,7 +226,7 @@ def _part(folder: Path, split: str, spellings: Iterable[str], there: list[str]) 
     for spelling in spellings:
         if spelling in there:
             return spelling
-    raise DataError(f"{folder} has no split {split!r}: it has {', '.join(there)}")
+    raise MissingSplitError(f"{folder} has no split {split!r}: it has {', '.join(there)}")
 
 
 def _files_by_name(folder: Path, endings: Sequence[str]) -> tuple[dict[str, Path], list[Path]]:
@@ -289,6 +296,6 @@ def _shown(path: str) -> str:
     return path.replace("{part}", "(split)")
 
 
-def _what_is_in(folder: Path) -> str:
+def what_is_in(folder: Path) -> str:
     names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
     return f"it holds {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}" if names else "it is empty"

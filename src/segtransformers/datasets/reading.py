@@ -47,8 +47,21 @@ def read_image(file: Path | BinaryIO, name: str) -> Image.Image:
         raise DataError(f"cannot read {name} as a picture: {_in_one_line(error)}") from None
 
 
-def read_mask(file: Path | BinaryIO, name: str) -> np.ndarray:
-    """The values of a mask as they are stored: `(height, width)` integers, or `(height, width, 3)` colours.
+@dataclass(frozen=True)
+class Mask:
+    """A mask as it is stored.
+
+    Attributes:
+        values: `(height, width)` integers, or `(height, width, 3)` colours.
+        shown_as: the colour `(colours, 3)` of each value, if the file has a palette.
+    """
+
+    values: np.ndarray
+    shown_as: np.ndarray | None = None
+
+
+def read_mask(file: Path | BinaryIO, name: str) -> Mask:
+    """The values of a mask: of a file with a palette its indices, of one whose channels are all equal one of them.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -60,6 +73,7 @@ def read_mask(file: Path | BinaryIO, name: str) -> np.ndarray:
             with Image.open(file) as opened:
                 opened.load()
                 kind, mode, values = opened.format, opened.mode, np.asarray(opened)
+                palette = opened.getpalette("RGB") if mode == "P" else None
     except FileNotFoundError:
         raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -79,7 +93,9 @@ def read_mask(file: Path | BinaryIO, name: str) -> np.ndarray:
         raise DataError(f"the mask {name} is of PIL's mode {mode}: save class indices in one channel, as PNG")
     if values.ndim == 3 and (values[..., :1] == values[..., 1:]).all():
         values = values[..., 0]  # grey, stored three times
-    return values.astype(np.uint8) if values.dtype == bool else values
+    if values.dtype == bool:
+        values = values.astype(np.uint8)
+    return Mask(values, None if palette is None else np.array(palette, np.uint8).reshape(-1, 3))
 
 
 def turned_by_exif(file: Path | BinaryIO) -> bool:
@@ -117,6 +133,8 @@ class LabelRule:
     _table: np.ndarray = field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
+        if self.only_map and self.reduce_labels:
+            raise ValueError("reduce_labels makes no sense here: the masks' original ids are mapped to classes")
         if not 1 <= self.num_labels <= NO_CLASS:
             raise ValueError(f"there must be 1 to 255 classes (label 255 means no class), got {self.num_labels}")
         for value, label in (self.label_map or {}).items():
@@ -134,15 +152,18 @@ class LabelRule:
             table[value] = label
         object.__setattr__(self, "_table", table)
 
-    def apply(self, values: np.ndarray, name: str) -> np.ndarray:
-        """Class indices `(height, width)` uint8 of what [`read_mask`] gives.
+    def apply(self, mask: Mask, name: str) -> np.ndarray:
+        """Class indices `(height, width)` uint8.
 
         Raises:
-            DataError: for values or colours that are no class, and for masks of 0 and 255 that look like foreground and
-                background.
+            DataError: for values or colours that are no class, for masks of 0 and 255 that look like foreground and
+                background, and where the colours that a file shows are those of other classes than its indices.
         """
+        values = mask.values
         if values.ndim == 3:
             return self._of_colours(values, name)
+        if mask.shown_as is not None and self.colours is not None:
+            self._check_colours_shown(values, mask.shown_as, name)
         if values.dtype != np.uint8 and not 0 <= values.min(initial=0) <= values.max(initial=0) < 1 << 16:
             raise DataError(f"the mask {name} has values {values.min()} to {values.max()}; {self._expected()}")
         labels = self._table[values]
@@ -153,8 +174,20 @@ class LabelRule:
             self._check_not_binary(values, name)
         return labels.astype(np.uint8)
 
+    def _check_colours_shown(self, values: np.ndarray, shown_as: np.ndarray, name: str) -> None:
+        used = np.flatnonzero(np.bincount(values.ravel()))
+        if used.max(initial=0) >= len(shown_as):
+            return
+        shown = [(self.colours or {}).get(tuple(shown_as[value].tolist())) for value in used]
+        if None not in shown and shown != self._table[used].tolist():
+            value, label = next(pair for pair in zip(used, shown, strict=True) if pair[1] != self._table[pair[0]])
+            raise DataError(
+                f"the mask {name} has a palette that shows {value} in the colour of class {label}: if its colours "
+                "count, save it as RGB; if its indices do, pass no palette"
+            )
+
     def _check_not_binary(self, values: np.ndarray, name: str) -> None:
-        if values.max(initial=0) != NO_CLASS or not ((values == 0) | (values == NO_CLASS)).all():
+        if values.max(initial=0) != NO_CLASS or values.min() != 0 or not np.isin(values, (0, NO_CLASS)).all():
             return
         raise DataError(
             f"the mask {name} holds only 0 and 255, and 255 means no class here. If 255 is the foreground, pass "
@@ -223,4 +256,7 @@ def _packed(colours: np.ndarray) -> np.ndarray:
 
 
 def _in_one_line(error: BaseException) -> str:
+    if isinstance(error, Image.DecompressionBombError):
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000
+        return f"it has more than {most} million pixels. Cut it into tiles, or raise PIL.Image.MAX_IMAGE_PIXELS"
     return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,108 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""`segtransformers check-data`: every image and mask read once, before a training relies on them."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import Annotated
+
+import numpy as np
+import typer
+from tqdm import tqdm
+
+from ..datasets import DataReport, SegmentationDataset, check_dataset, loading
+from ..datasets.loading import MissingClassesError, MissingSplitError
+from .common import UserError, one_line_errors
+from .data_options import (
+    ClassesOption,
+    KindOption,
+    LabelMapOption,
+    MaskEndingOption,
+    ReduceLabelsOption,
+    load_data,
+)
+
+LISTED_FAULTS = 20
+UNKNOWN_CLASSES = "255"
+
+
+def check_data(
+    source: Annotated[str, typer.Argument(metavar="FOLDER_OR_ID", help="A folder, or a data set on the Hub.")],
+    split: Annotated[str | None, typer.Option(help="Such as train; by default all there are.")] = None,
+    kind: KindOption = None,
+    classes: ClassesOption = None,
+    reduce_labels: ReduceLabelsOption = None,
+    label_map: LabelMapOption = None,
+    mask_ending: MaskEndingOption = None,
+) -> None:
+    """Read every image and mask of a data set, print how often each class occurs, and name what is wrong."""
+    options = (reduce_labels, label_map, mask_ending)
+    faults = 0
+    with one_line_errors(ValueError, ImportError), _without_warnings():
+        for data, named in _splits(source, split, kind, classes, options):
+            with tqdm(total=len(data), unit="sample", disable=None, leave=False) as bar:
+                report = check_dataset(data, bar.update)
+            typer.echo("\n".join(_lines(data, report, named)))
+            for fault in report.faults[:LISTED_FAULTS]:
+                typer.echo(f"error: {fault}", err=True)
+            faults += len(report.faults)
+        if faults:
+            raise UserError(f"{faults} samples or splits have faults; the first are listed above")
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """What the loader warns of is in the report."""
+    logger = logging.getLogger(loading.__name__)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _splits(
+    source: str, split: str | None, kind: str | None, classes: str | None, options: tuple
+) -> Iterator[tuple[SegmentationDataset, bool]]:
+    """Each split, and whether its classes have names."""
+    found = False
+    for name in ("train", "validation", "test") if split is None else (split,):
+        named = True
+        try:
+            try:
+                data = load_data(source, name, kind, classes, *options)
+            except MissingClassesError:
+                data, named = load_data(source, name, kind, UNKNOWN_CLASSES, *options), False
+        except MissingSplitError:
+            if split is not None:
+                raise
+            continue
+        found = True
+        yield data, named
+        if data.split is None:  # there are no parts
+            return
+    if not found:
+        raise UserError(f"{source} has none of the splits train, validation and test: say --split")
+
+
+def _lines(data: SegmentationDataset, report: DataReport, named: bool) -> list[str]:
+    part = "" if data.split is None else f" of {data.split}"
+    sizes = ""
+    if report.smallest is not None and report.largest is not None:
+        ends = [f"{width} x {height}" for width, height in dict.fromkeys((report.smallest, report.largest))]
+        sizes = f", {' to '.join(ends)} pixels"
+    lines = [f"{data.source}: {report.samples} of {len(data)} samples{part} are right ({data.kind}){sizes}"]
+    total = max(1, int(report.pixels.sum()) + report.no_class)
+    shown = list(range(data.num_labels)) if named else np.flatnonzero(report.images).tolist()
+    width = max([len("no class"), *(len(data.id2label[index]) for index in shown)])
+    lines.append(f"  {'':>4} {'class':<{width}}  {'pixels':>8}  {'samples':>7}")
+    for index in shown:
+        share = 100 * report.pixels[index] / total
+        lines.append(f"  {index:>4} {data.id2label[index]:<{width}}  {share:6.2f} %  {report.images[index]:>7}")
+    lines.append(f"  {'':>4} {'no class':<{width}}  {100 * report.no_class / total:6.2f} %")
+    if not named:
+        count = shown[-1] + 1 if shown else 0
+        lines.append(f"The classes have no names: write {count} of them into {data.source}/classes.txt, one a line")
+        return lines + [f"note: {remark}" for remark in report.remarks if "never occur" not in remark]
+    return lines + [f"note: {remark}" for remark in report.remarks]

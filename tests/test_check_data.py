@@ -1,0 +1,121 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""The pass over all samples of a data set, and the command that prints it."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from segtransformers.cli import app
+from segtransformers.datasets import check_dataset, load_segmentation_dataset
+from segtransformers.datasets.checking import LARGE_IMAGE
+from segtransformers.datasets.scenes import CLASS_NAMES, write_scenes
+
+
+def run(*words):
+    return CliRunner().invoke(app, ["check-data", *map(str, words)])
+
+
+def write_masks(folder, *masks, classes=3):
+    """Grey images, and masks of these values in turn."""
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True)
+    for index, present in enumerate(masks):
+        Image.new("RGB", (6, 4)).save(folder / "images" / f"{index}.png")
+        mask = np.resize(np.array(present, np.uint8), (4, 6))
+        Image.fromarray(mask).save(folder / "masks" / f"{index}.png")
+    (folder / "classes.txt").write_text("".join(f"class {index}\n" for index in range(classes)))
+    return folder
+
+
+def test_report(tmp_path):
+    write_scenes(tmp_path, 6, size=(40, 48))
+    (tmp_path / "masks/scene_0000004.png").write_bytes(b"")
+    data = load_segmentation_dataset(tmp_path)
+    done = []
+    report = check_dataset(data, done.append, workers=3)
+    samples = [data[index] for index in (0, 1, 2, 3, 5)]
+    labels = np.stack([sample.labels for sample in samples])
+    assert report.samples == 5 and sum(done) == 6
+    assert report.pixels.tolist() == np.bincount(labels.ravel(), minlength=10).tolist()
+    assert report.images.tolist() == [sum((label == map_).any() for map_ in labels) for label in range(10)]
+    assert report.smallest == report.largest == (48, 40) and report.no_class == 0
+    (fault,) = report.faults
+    assert "scene_0000004.png" in fault
+
+
+def test_remarks_on_what_looks_like_a_mistake(tmp_path):
+    def remarks(data):
+        return " ".join(check_dataset(data).remarks)
+
+    one_based = load_segmentation_dataset(write_masks(tmp_path / "one", [1, 2]))
+    assert "if classes start at 1, pass reduce_labels=True" in remarks(one_based)
+    from_zero = load_segmentation_dataset(write_masks(tmp_path / "zero", [0, 1, 2], [255]), reduce_labels=True)
+    assert "if 0 is a class, leave out reduce_labels" in remarks(from_zero)
+    assert "1 samples have no pixel with a class" in remarks(from_zero)
+    binary = load_segmentation_dataset(write_masks(tmp_path / "binary", [0, 255], [255, 0, 0]))
+    assert "label_map={0: 0, 255: 1}" in remarks(binary)
+    fine = load_segmentation_dataset(write_masks(tmp_path / "fine", [0, 1, 255], [2]))
+    assert check_dataset(fine).remarks == check_dataset(fine).faults == []
+
+
+def test_masks_without_any_class(tmp_path):
+    data = load_segmentation_dataset(write_masks(tmp_path, [0], [0]), reduce_labels=True)
+    assert check_dataset(data).faults == [
+        "no pixel of any mask has a class; are the masks 0 throughout, where 0 means no class?"
+    ]
+
+
+def test_large_images_are_remarked(tmp_path, monkeypatch):
+    monkeypatch.setattr("segtransformers.datasets.checking.LARGE_IMAGE", 20)
+    data = load_segmentation_dataset(write_masks(tmp_path, [0, 1, 2]))
+    assert "1 images have more than" in " ".join(check_dataset(data).remarks) and LARGE_IMAGE > 10**7
+
+
+def test_command(tmp_path):
+    write_scenes(tmp_path, 3, size=(40, 48), split="train")
+    write_scenes(tmp_path, 2, seed=30, size=(64, 48), split="val")
+    done = run(tmp_path)
+    assert done.exit_code == 0, done.output
+    assert "3 of 3 samples of train are right (folders), 48 x 40 pixels" in done.stdout
+    assert "2 of 2 samples of validation are right" in done.stdout
+    assert all(done.stdout.count(f" {name} ") == 2 for name in CLASS_NAMES)
+    (tmp_path / "masks/train/scene_0000001.png").write_bytes(b"broken")
+    done = run(tmp_path, "--split", "train")
+    assert done.exit_code == 1 and "2 of 3 samples of train are right" in done.stdout
+    assert "error: cannot read the mask" in done.stderr and "scene_0000001.png" in done.stderr
+    assert "validation" not in done.stdout
+    done = run(tmp_path, "--split", "test")
+    assert done.exit_code == 1 and "no split 'test': it has train, val" in done.stderr
+
+
+def test_command_on_data_without_class_names(tmp_path):
+    write_masks(tmp_path, [0, 1, 4], classes=0)
+    (tmp_path / "classes.txt").unlink()
+    done = run(tmp_path)
+    assert done.exit_code == 0 and "write 5 of them into" in done.stdout and "class 3" not in done.stdout
+
+
+def test_options_of_the_command(tmp_path):
+    write_masks(tmp_path, [0, 255], classes=2)
+    assert "holds only 0 and 255" in run(tmp_path).stderr
+    done = run(tmp_path, "--label-map", "0:0, 255:1")
+    assert done.exit_code == 0 and "50.00 %" in done.stdout
+    done = run(tmp_path, "--reduce-labels", "--classes", "254")
+    assert done.exit_code == 1 and "holds only 0 and 255" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--label-map", "0=1"], "expected VALUE:CLASS"),
+        (["--classes", "nothing.txt"], "there is no such file, and it is no number"),
+        (["--kind", "imagenet"], "unknown data set 'imagenet'"),
+        (["--kind", "cityscapes"], "cityscapes has folders leftImg8bit"),
+        (["--mask-ending", "_x.png"], "images have no mask"),
+    ],
+)
+def test_wrong_options_are_one_line(words, message, tmp_path):
+    done = run(write_masks(tmp_path, [0, 1, 2]), *words)
+    assert done.exit_code == 1 and message in done.stderr
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: ")
