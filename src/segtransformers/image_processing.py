@@ -87,12 +87,12 @@ def resize_image(
         taps[window[0]] for taps in _fixed_point_taps(image.shape[1], size[0], image.device)
     )
     first = int(above[0])  # rows above are not needed, nor are those below the last
-    rows = image[:, first : int(below[-1]) + 1].int()
-    rows = rows[:, :, left] * left_weight + rows[:, :, right] * right_weight
-    rows = rows >> 4
-    top = (rows[:, above - first] * above_weight[:, None]) >> 16
-    bottom = (rows[:, below - first] * below_weight[:, None]) >> 16
-    return ((top + bottom + 2) >> 2).to(torch.uint8)
+    image = image[:, first : int(below[-1]) + 1]
+    rows = image.index_select(2, left).int().mul_(left_weight)
+    rows.add_(image.index_select(2, right).int().mul_(right_weight)).bitwise_right_shift_(4)
+    top = rows.index_select(1, above - first).mul_(above_weight[:, None]).bitwise_right_shift_(16)
+    bottom = rows.index_select(1, below - first).mul_(below_weight[:, None]).bitwise_right_shift_(16)
+    return top.add_(bottom).add_(2).bitwise_right_shift_(2).to(torch.uint8)
 
 
 def _fixed_point_taps(old: int, new: int, device: torch.device, whole_edges: bool = False) -> tuple[torch.Tensor, ...]:
@@ -154,7 +154,7 @@ def resize_labels(
     """Nearest neighbour as `cv2.resize` has it, for label maps `(1, height, width)`; `window` as for `resize_image`."""
     rows = torch.arange(size[0], device=labels.device)[window[0]] * labels.shape[1] // size[0]
     columns = torch.arange(size[1], device=labels.device)[window[1]] * labels.shape[2] // size[1]
-    return labels[:, rows][:, :, columns]
+    return labels.index_select(1, rows).index_select(2, columns)
 
 
 class _SegmentationProcessing:

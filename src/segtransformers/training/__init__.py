@@ -1,7 +1,7 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """Fine-tuning as the papers did it: recipes as data, and what reads them."""
 
-from .augmentation import PhotometricDistortion, TrainingAugmentation, generator_for
+from .augmentation import PhotometricDistortion, TrainingAugmentation
 from .layer_decay import create_optimizer, parameter_groups
 from .recipes import FAULTS, AugmentationSettings, OptimizerSettings, Recipe, Schedule, get_recipe, recipe_names
 from .schedule import poly_schedule
@@ -15,7 +15,6 @@ __all__ = [
     "Schedule",
     "TrainingAugmentation",
     "create_optimizer",
-    "generator_for",
     "get_recipe",
     "parameter_groups",
     "poly_schedule",

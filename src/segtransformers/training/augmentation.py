@@ -49,31 +49,28 @@ class PhotometricDistortion:
         Args:
             image: uint8 `(3, H, W)`, red, green and blue.
         """
-        levels = torch.arange(256, dtype=torch.float32)  # what each level becomes, until all must be known
         if _coin(generator):
-            levels = _whole(levels + _uniform(-self.brightness_delta, self.brightness_delta, generator))
+            image = _scaled(image, 1.0, _uniform(-self.brightness_delta, self.brightness_delta, generator))
         contrast_first = _coin(generator)
         if contrast_first and _coin(generator):
-            levels = _whole(levels * _uniform(*self.contrast_range, generator))
-        image = _looked_up(image, levels)
+            image = _scaled(image, _uniform(*self.contrast_range, generator))
         if _coin(generator):
             hue, saturation, value = rgb_to_hsv(image)
-            factor = _uniform(*self.saturation_range, generator)
-            image = hsv_to_rgb(hue, _looked_up(saturation, _whole(torch.arange(256.0) * factor)), value)
+            image = hsv_to_rgb(hue, _scaled(saturation, _uniform(*self.saturation_range, generator)), value)
         if _coin(generator):
             hue, saturation, value = rgb_to_hsv(image)
             shift = _whole_number(-self.hue_delta, self.hue_delta, generator)
-            image = hsv_to_rgb(_looked_up(hue, (torch.arange(256.0) + shift) % HUES), saturation, value)
+            image = hsv_to_rgb((hue.short() + shift) % HUES, saturation, value)
         if not contrast_first and _coin(generator):
-            image = _looked_up(image, _whole(torch.arange(256.0) * _uniform(*self.contrast_range, generator)))
+            image = _scaled(image, _uniform(*self.contrast_range, generator))
         return image
 
 
 class TrainingAugmentation:
     """From a picture and its label map to what a model is trained on.
 
-    Random numbers come from torch's global generator, which a `DataLoader` seeds for each worker and epoch; or from the
-    generator given. [`generator_for`] makes one for each picture and epoch, so that nothing depends on workers.
+    Random numbers come from torch's global generator, which a `DataLoader` seeds for each worker and epoch; or from a
+    seed given with each picture, such as (seed of the run, epoch, index), so that nothing depends on workers.
 
     Args:
         shortest_edge, longest_edge, ratio_range, crop_size, cat_max_ratio, flip_probability: see
@@ -140,12 +137,12 @@ class TrainingAugmentation:
             reduce_labels=reduces if reduce_labels is None else reduce_labels,
         )
 
-    def __call__(self, image: Any, labels: Any, generator: torch.Generator | None = None) -> dict[str, torch.Tensor]:
+    def __call__(self, image: Any, labels: Any, seed: int | Sequence[int] | None = None) -> dict[str, torch.Tensor]:
         """
         Args:
             image: a picture (any mode of PIL), or bytes `(3, H, W)` or `(H, W, 3)`.
             labels: its label map `(H, W)`: a picture, an array or a tensor of class indices.
-            generator: of random numbers; torch's global one by default.
+            seed: of the random numbers: one number or several, from 0 on. None draws from torch's global generator.
 
         Returns:
             `pixel_values`, float32 `(3, *crop_size)`, and `labels`, int64 `crop_size`.
@@ -153,6 +150,7 @@ class TrainingAugmentation:
         Raises:
             ValueError: if the two do not fit each other.
         """
+        generator = None if seed is None else _generator(seed)
         pixels, classes = _as_pixels(image), _as_classes(labels)
         if classes.shape[1:] != pixels.shape[1:]:
             raise ValueError(
@@ -207,17 +205,16 @@ class TrainingAugmentation:
         return int((counts > 0).sum()) > 1 and float(counts.max() / counts.sum()) < self.cat_max_ratio
 
 
-def generator_for(seed: int, epoch: int, index: int) -> torch.Generator:
-    """Random numbers of one picture in one epoch, whichever worker or process reads it."""
-    state = np.random.SeedSequence([seed, epoch, index]).generate_state(2, np.uint32)
-    return torch.Generator().manual_seed(int(state[0]) << 32 | int(state[1]))
+def _generator(seed: int | Sequence[int]) -> torch.Generator:
+    low, high = np.random.SeedSequence(seed).generate_state(2, np.uint32)
+    return torch.Generator().manual_seed(int(high) << 32 | int(low))
 
 
 def _as_pixels(image: Any) -> torch.Tensor:
     image = usual_image(image)
     if isinstance(image, PIL.Image.Image):
         return TF.pil_to_tensor(image)
-    pixels = torch.as_tensor(image)
+    pixels = _as_tensor(image)
     if pixels.dim() == 3 and pixels.shape[0] != 3 and pixels.shape[2] == 3:
         pixels = pixels.permute(2, 0, 1)
     if pixels.dim() == 3 and pixels.shape[0] == 1:
@@ -227,15 +224,21 @@ def _as_pixels(image: Any) -> torch.Tensor:
     return pixels
 
 
+def _as_tensor(values: Any) -> torch.Tensor:
+    if isinstance(values, PIL.Image.Image) or (isinstance(values, np.ndarray) and not values.flags.writeable):
+        values = np.array(values)  # torch warns of memory that must not be written to
+    return torch.as_tensor(values)
+
+
 def _as_classes(labels: Any) -> torch.Tensor:
-    classes = torch.as_tensor(np.asarray(labels) if isinstance(labels, PIL.Image.Image) else labels)
+    classes = _as_tensor(labels)
     if classes.dim() == 3 and classes.shape[0] == 1:
         classes = classes[0]
     if classes.dim() != 2 or classes.is_floating_point():
         raise ValueError(
             f"a label map must be whole numbers (height, width), got {classes.dtype} {tuple(classes.shape)}"
         )
-    return classes[None].int()
+    return classes[None] if classes.dtype == torch.uint8 else classes[None].int()
 
 
 def _coin(generator: torch.Generator | None) -> bool:
@@ -251,12 +254,9 @@ def _whole_number(low: int, high: int, generator: torch.Generator | None) -> int
     return int(torch.randint(low, high, (), generator=generator))
 
 
-def _whole(levels: torch.Tensor) -> torch.Tensor:
-    return levels.clamp(0, 255).floor()
+def _scaled(levels: torch.Tensor, factor: float, offset: float = 0.0) -> torch.Tensor:
+    """Levels times a factor plus an offset, cut to whole numbers from 0 to 255."""
+    return levels.float().mul_(factor).add_(offset).clamp_(0, 255).to(torch.uint8)
 
 
-def _looked_up(channel: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-    return levels.to(torch.uint8)[channel.int()]
-
-
-__all__ = ["PhotometricDistortion", "TrainingAugmentation", "generator_for"]
+__all__ = ["PhotometricDistortion", "TrainingAugmentation"]
