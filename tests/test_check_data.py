@@ -111,7 +111,6 @@ def test_options_of_the_command(tmp_path):
         (["--label-map", "0=1"], "expected VALUE:CLASS"),
         (["--classes", "nothing.txt"], "there is no such file, and it is no number"),
         (["--kind", "imagenet"], "unknown data set 'imagenet'"),
-        (["--kind", "cityscapes"], "cityscapes has folders leftImg8bit"),
         (["--mask-ending", "_x.png"], "images have no mask"),
     ],
 )

@@ -97,6 +97,18 @@ def test_outer_folders_are_understood(tmp_path):
     assert len(load_segmentation_dataset(tmp_path, kind="pascal_context_60")) == 2
 
 
+def test_known_data_in_ones_own_folders(tmp_path):
+    """With `kind`, a folder of images and a folder of masks has that data set's classes and label rule."""
+    draw(tmp_path / "ade", "images/{}.jpg", "masks/{}.png", 0, 150)
+    data = load_segmentation_dataset(tmp_path / "ade", kind="ade20k")
+    assert data.kind == "ade20k" and data[0].labels[0, :2].tolist() == [255, 149]
+    draw(tmp_path / "street", "images/{}.jpg", "masks/{}.png", 13, 65)
+    data = load_segmentation_dataset(tmp_path / "street", kind="mapillary_as_cityscapes")
+    assert data.num_labels == 19 and data[0].labels[0, :2].tolist() == [0, 255]
+    with pytest.raises(ValueError, match="reduce_labels makes no sense here"):
+        load_segmentation_dataset(tmp_path / "street", kind="mapillary_as_cityscapes", reduce_labels=True)
+
+
 def test_original_ids_of_cityscapes_and_coco(tmp_path):
     """Without `labelTrainIds` files, the published tables make class indices of the original ids."""
     images, masks = KNOWN["cityscapes"]
@@ -419,6 +431,8 @@ def test_nothing_there(tmp_path):
         load_segmentation_dataset(tmp_path / "nowhere", classes=2)
     with pytest.raises(DataError, match="holds no data set"):
         load_segmentation_dataset(tmp_path, classes=2)
+    with pytest.raises(DataError, match=r"cityscapes has folders leftImg8bit/\(split\) and gtFine.*; it is empty"):
+        load_segmentation_dataset(tmp_path, kind="cityscapes")
     (tmp_path / "images").mkdir()
     with pytest.raises(DataError, match="has no folder of masks: call it masks"):
         load_segmentation_dataset(tmp_path, classes=2)
@@ -428,10 +442,6 @@ def test_nothing_there(tmp_path):
     (tmp_path / "labels").mkdir()
     with pytest.raises(DataError, match="several folders that may hold the masks: masks, labels"):
         load_segmentation_dataset(tmp_path, classes=2)
-    with pytest.raises(
-        DataError, match=r"cityscapes has folders leftImg8bit/\(split\) and gtFine/\(split\); it holds images"
-    ):
-        load_segmentation_dataset(tmp_path, kind="cityscapes")
     with pytest.raises(ValueError, match="unknown data set 'imagenet'"):
         load_segmentation_dataset(tmp_path, kind="imagenet")
     with pytest.raises(DataError, match="ade20k has no split 'test'"):
@@ -543,10 +553,15 @@ def test_image_folder_with_metadata(tmp_path, monkeypatch):
     (folder / "train/metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     data = load_segmentation_dataset(folder, "train", classes=2)
     assert len(data) == 2 and np.array_equal(data[0].labels, values(0, 1))
+    flat = tmp_path / "flat"
+    draw(flat, "images/{}.png", "images/{}_truth.png", 0, 1)
+    lines = [{"file_name": f"images/{index}.png", "mask_file_name": f"images/{index}_truth.png"} for index in range(2)]
+    (flat / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert len(load_segmentation_dataset(flat, "train", classes=2)) == 2
 
 
 def test_a_name_on_the_hub_that_cannot_be_had():
     with pytest.raises(DataError, match="cannot load the data set scene_parse_150"):
         load_segmentation_dataset("scene_parse_150")
-    with pytest.raises(DataError, match="someone/street does not say which classes there are"):
+    with pytest.raises(DataError, match="cannot load the data set someone/street"):
         load_segmentation_dataset("someone/street")

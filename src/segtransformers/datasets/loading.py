@@ -36,6 +36,7 @@ logger = logging.get_logger(__name__)
 FOLDERS = "folders"  # the kind of one's own data
 IMAGE_COLUMNS = ("image", "img", "pixel_values", "images")
 MASK_COLUMNS = ("annotation", "label", "labels", "mask", "segmentation_mask", "semantic_segmentation", "segmentation")
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # of a folder of images
 CONVERTED = "refs/convert/parquet"  # where the Hub keeps what scripts make, in a folder for each configuration
 
 
@@ -208,7 +209,7 @@ def load_segmentation_dataset(
                 logger.info(f"{folder} looks like {kind}")
         if kind in DATASETS:
             found = find_known(folder, str(kind), split)
-        else:
+        if found is None and not any((folder / file).is_file() for file in METADATA):
             found = find_folders(folder, split, image_ending, mask_ending)
         if found is None and not _is_for_datasets(folder):
             raise DataError(f"{folder} holds no data set: {_expected(kind)}; {what_is_in(folder)}")
@@ -219,29 +220,37 @@ def load_segmentation_dataset(
     if name is None and kind in DATASETS:
         name = get_dataset_info(str(kind)).hub.get(str(source))
 
-    chosen = _classes(kind, classes, palette, folder if folder.is_dir() else None, str(source), revision)
-    map_of_layout = found.layout.label_map if found is not None else None
-    if reduce_labels is None:
-        reduce_labels = kind in DATASETS and get_dataset_info(str(kind)).reduce_zero_label
-    rule = LabelRule(
-        num_labels=len(chosen.names),
-        reduce_labels=reduce_labels,
-        label_map={**(map_of_layout or {}), **(label_map or {})} or None,
-        only_map=map_of_layout is not None,
-        colours=colour_table(chosen.palette, chosen.no_class) if kind not in DATASETS and chosen.palette else None,
-        strict_binary=kind not in DATASETS,
-    )
     if found is not None:
         pairs = pair_files(found)
         _warn_of_ignored(pairs)
         if not found.divided:
             logger.warning(f"{folder} has no parts for training and validation: all of it is taken for {split!r}")
-        rows, names = _rows_of_files(pairs, datasets), pairs.names
-        actual = canonical_split(split) if found.divided else None
-        return SegmentationDataset(rows, names, chosen, rule, kind or FOLDERS, str(source), actual, pairs.ignored)
-    rows, actual = _rows_of_datasets(str(source), folder, split, name, revision, datasets)
-    rows = _two_columns(rows, image_column, mask_column, str(source), datasets)
-    return SegmentationDataset(rows, _names_of_rows(rows, actual), chosen, rule, kind or FOLDERS, str(source), actual)
+        rows, names, ignored = _rows_of_files(pairs, datasets), pairs.names, pairs.ignored
+        part = canonical_split(split) if found.divided else None
+    else:
+        rows, part = _rows_of_datasets(str(source), folder, split, name, revision, datasets)
+        rows = _two_columns(rows, image_column, mask_column, str(source), datasets)
+        names, ignored = _names_of_rows(rows, part), []
+
+    chosen = _classes(kind, classes, palette, folder if folder.is_dir() else None, str(source), revision)
+    original_ids = found.layout.label_map if found is not None and found.layout.parts else _original_ids(kind)
+    if reduce_labels is None:
+        reduce_labels = kind in DATASETS and get_dataset_info(str(kind)).reduce_zero_label
+    rule = LabelRule(
+        num_labels=len(chosen.names),
+        reduce_labels=reduce_labels,
+        label_map={**(original_ids or {}), **(label_map or {})} or None,
+        only_map=original_ids is not None,
+        colours=colour_table(chosen.palette, chosen.no_class) if kind not in DATASETS and chosen.palette else None,
+        strict_binary=kind not in DATASETS,
+    )
+    return SegmentationDataset(rows, names, chosen, rule, kind or FOLDERS, str(source), part, ignored)
+
+
+def _original_ids(kind: str | None) -> Mapping[int, int] | None:
+    """The label map of a known data set whose files never hold class indices."""
+    layouts = get_dataset_info(str(kind)).layouts if kind in DATASETS else []
+    return layouts[0].label_map if layouts and all(layout.label_map for layout in layouts) else None
 
 
 def _expected(kind: str | None) -> str:
@@ -302,10 +311,8 @@ def _classes_on_hub(source: str, revision: str | None) -> Classes | None:
 
 
 def _is_for_datasets(folder: Path) -> bool:
-    if any((folder / name).is_file() for name in DATASETS_FILES):
-        return True
-    patterns = ("*.parquet", "metadata.*", "*.arrow")
-    return any(next(folder.glob(f"{deep}{pattern}"), None) for pattern in patterns for deep in ("", "*/", "*/*/"))
+    patterns = (*DATASETS_FILES, *METADATA, "*.parquet", "*.arrow")
+    return any(next(folder.glob(f"{deep}{pattern}"), None) for deep in ("", "*/", "*/*/") for pattern in patterns)
 
 
 def _rows_of_files(pairs: Pairs, datasets) -> "datasets.Dataset":
