@@ -248,6 +248,29 @@ def test_wrong_arguments(folder, tmp_path):
     assert not out.exists()
 
 
+def test_options_of_the_data(folder, tmp_path):
+    """Masks that count from 1, with names of another ending, and without class names: the same figures."""
+    other, names = tmp_path / "other", ["3.png", "4.png"]
+    for part in ("images", "masks"):
+        (other / part).mkdir(parents=True)
+    for name in names:
+        shutil.copy(folder / "images" / name, other / "images" / name)
+        labels = np.asarray(Image.open(folder / "masks" / name))
+        counted_from_one = np.where(labels == 255, 0, labels + 1).astype(np.uint8)
+        Image.fromarray(counted_from_one).save(other / "masks" / name.replace(".png", "_mask.png"))
+    options = ["--classes", folder / "classes.txt", "--mask-ending", "_mask.png"]
+    done = run(other, tmp_path / "one.json", *options, "--reduce-labels")
+    assert done.exit_code == 0, done.stderr
+    done = run(
+        other, tmp_path / "two.json", *options, "--label-map", "0:255," + ",".join(f"{i + 1}:{i}" for i in range(10))
+    )
+    assert done.exit_code == 0, done.stderr
+    one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
+    assert one["classes"] == two["classes"] and one["images"] == 2 and one["mean_iou"] > 0.3
+    assert one["data"]["reduce_labels"] and two["data"]["label_map"]["1"] == 0
+    assert_refused(run(other, tmp_path / "three.json", *options), "3_mask.png has labels that are no class: 10")
+
+
 def test_classes_must_fit(packaged, folder):
     model, _ = packaged
     data = load_segmentation_dataset(folder)

@@ -281,6 +281,7 @@ def _describe_data(data: "SegmentationDataset") -> dict[str, Any]:
         "images": len(data),
         "num_labels": data.num_labels,
         "ignore_index": data.ignore_index,
+        **data.rule.describe(),
         "names_sha256": names.hexdigest(),
     }
 

@@ -28,15 +28,18 @@ from .common import (
     one_line_errors,
     view_options,
 )
+from .data_options import ClassesOption, KindOption, LabelMapOption, MaskEndingOption, ReduceLabelsOption, load_data
 
 
 def evaluate(
     model: Annotated[str, typer.Option(metavar="DIR_OR_ID", help="A converted folder or a Hub id.")],
     data: Annotated[str, typer.Option(metavar="DIR_OR_ID", help="A folder with images and masks, or a Hub id.")],
     split: Annotated[str, typer.Option(help="The part to evaluate.")] = "validation",
-    kind: Annotated[
-        str | None, typer.Option(help="Which data set it is, such as ade20k; by default what its folders look like.")
-    ] = None,
+    kind: KindOption = None,
+    classes: ClassesOption = None,
+    reduce_labels: ReduceLabelsOption = None,
+    label_map: LabelMapOption = None,
+    mask_ending: MaskEndingOption = None,
     multi_scale: MultiScale = False,
     scales: Scales = None,
     flip: Flip = False,
@@ -68,15 +71,13 @@ def evaluate(
     Under torchrun or accelerate launch every process takes its share of the images. While it runs, what was counted
     is kept in a folder beside the output, so that --resume can go on after a kill with the same result.
     """
-    from ..datasets import load_segmentation_dataset
-
     with _process_group() as (rank, place), one_line_errors(ValueError, OSError, ImportError):
         _check_output(output)
         if published is not None:
             published_row(published)  # that there is one
         network, processor = load_model(model, device or place)
         options = view_options(processor, multi_scale, scales, flip, window, stride)
-        samples = load_segmentation_dataset(data, split, kind)
+        samples = load_data(data, split, kind, classes, reduce_labels, label_map, mask_ending)
         complete = limit is None or limit >= len(samples)
         if not complete:
             samples = samples.select(range(limit or 0))

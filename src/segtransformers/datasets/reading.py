@@ -152,6 +152,12 @@ class LabelRule:
             table[value] = label
         object.__setattr__(self, "_table", table)
 
+    def describe(self) -> dict:
+        """What decides over labels, as JSON can hold it."""
+        table = {str(value): label for value, label in sorted((self.label_map or {}).items())}
+        colours = {" ".join(map(str, colour)): label for colour, label in sorted((self.colours or {}).items())}
+        return {"reduce_labels": self.reduce_labels, "label_map": table or None, "colours": colours or None}
+
     def apply(self, mask: Mask, name: str) -> np.ndarray:
         """Class indices `(height, width)` uint8.
 
