@@ -319,8 +319,10 @@ def test_missing_kernel_is_said_once(nothing_found, messages):
 
 def test_advice_is_for_the_device_at_hand(nothing_found, messages):
     hub._say_fallback("cuda")
-    (said,) = messages()
-    assert "no compiled kernel for cuda" in said and "build-kernels" not in said
+    hub._say_fallback("mps")
+    on_cuda, on_mps = messages()
+    assert "build-kernels` compiles one for this GPU" in on_cuda and "nvcc" in on_cuda
+    assert "no compiled kernel for mps" in on_mps and "build-kernels" not in on_mps
 
 
 def test_shapes_alone_need_no_kernel(nothing_found):

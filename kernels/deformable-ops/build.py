@@ -1,11 +1,18 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Build this kernel project for the installed torch: `python build.py [--output FOLDER]`.
+"""Build this kernel project for the installed torch: `python build.py [--output FOLDER] [--cuda]`.
 
 Reads `build.toml` as kernel-builder does and writes the same layout, `FOLDER/build/<variant>/`, but needs only a C++17
 compiler (`$CXX`, else c++) and torch: no Nix, no network, no Python headers. The binary uses torch's stable ABI, so it
 also serves newer versions of torch. It depends on this machine's C library: right for use here, not for uploading.
 
-`$CXXFLAGS` is added to the compiler's options, for example `-fsanitize=address -g`.
+CUDA code needs nvcc (`$CUDACXX`, else nvcc on the path or in `$CUDA_HOME/bin` or `/usr/local/cuda/bin`) of the major
+version that torch was built for, and takes minutes. So without an option it is compiled only where torch finds a GPU,
+and for that GPU alone. `--cuda` compiles it for all of build.toml's `cuda-capabilities`, also on a machine without a
+GPU; `--no-cuda` never does. Where torch was built for CUDA, a variant for that is written in any case: without CUDA
+code it serves CPUs.
+
+`$CXXFLAGS` is added to the C++ compiler's options, for example `-fsanitize=address -g`; nvcc reads
+`$NVCC_APPEND_FLAGS`.
 """
 
 import argparse
@@ -13,12 +20,15 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
@@ -112,8 +122,88 @@ def _compiler() -> str:
     return found
 
 
-def build(output: Path, folder: Path = FOLDER) -> list[Path]:
+@dataclass(frozen=True)
+class Nvcc:
+    """CUDA's compiler: its path, the folder of its toolkit, and the capabilities to compile for, such as "9.0"."""
+
+    path: str
+    toolkit: Path
+    capabilities: tuple[str, ...]
+
+    def flags(self, compiler: str) -> list[str]:
+        flags = ["-std=c++17", "-O3", "-ccbin", compiler, "-Xcompiler=-fPIC,-fvisibility=hidden"]
+        for capability in self.capabilities:
+            number = capability.replace(".", "")
+            flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+        return flags
+
+
+def find_nvcc(capabilities: Sequence[str]) -> Nvcc:
+    """
+    Raises:
+        BuildError: if there is none, or not of the major version of CUDA that torch was built for.
+    """
+    import torch
+
+    if torch.version.cuda is None:
+        raise BuildError(f"torch {torch.__version__} was built without CUDA: install a CUDA build of torch")
+    folders = [Path(os.environ[name], "bin") for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    places = [os.environ.get("CUDACXX") or "nvcc", *(str(f / "nvcc") for f in [*folders, Path("/usr/local/cuda/bin")])]
+    path = next(filter(None, map(shutil.which, places)), None)
+    major = torch.version.cuda.split(".")[0]
+    if path is None:
+        raise BuildError(
+            f"there is no CUDA compiler nvcc: install CUDA {major} (its toolkit, or conda's cuda-nvcc) or set CUDACXX"
+        )
+    found = re.search(r"release (\d+)\.(\d+)", _version(path))
+    if found is None or found[1] != major:
+        has = "an unknown version" if found is None else f"CUDA {found[1]}.{found[2]}"
+        raise BuildError(f"{path} is of {has}, but torch was built for CUDA {torch.version.cuda}: take an nvcc {major}")
+    # on some systems nvcc is a script or a link; what it prints is where it really is
+    dry = subprocess.run([path, "--dryrun", "-c", "x.cu"], capture_output=True, text=True)
+    top = re.search(r"^#\$ TOP=(.*)$", dry.stdout + dry.stderr, re.MULTILINE)
+    toolkit = Path(top[1]) if top else Path(path).resolve().parents[1]
+    return Nvcc(path, toolkit.resolve(), tuple(capabilities))
+
+
+def _wanted_nvcc(config: dict, cuda: bool | None) -> Nvcc | None:
+    import torch
+
+    if cuda:
+        return find_nvcc(config["kernel"]["cuda"]["cuda-capabilities"])
+    if cuda is None and torch.version.cuda is not None and torch.cuda.is_available():
+        try:
+            return find_nvcc([".".join(map(str, torch.cuda.get_device_capability()))])
+        except BuildError as error:
+            print(f"only for the CPU: {error}", file=sys.stderr)
+    return None
+
+
+def _libraries(nvcc: Nvcc | None) -> list[str]:
+    """What a variant is linked with. CUDA's runtime is the library that torch loads: a copy of its own would not know
+    torch's current device."""
+    import torch
+
+    if platform.system() == "Darwin":
+        return ["-undefined", "dynamic_lookup"]
+    linking = [f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu"]
+    if nvcc is None:
+        return linking
+    name = f"libcudart.so.{str(torch.version.cuda).split('.')[0]}"
+    packages = Path(torch.__file__).parents[1] / "nvidia"
+    folders = [nvcc.toolkit / "lib64", nvcc.toolkit / "lib", *sorted(packages.glob("*/lib"))]
+    found = next((path for folder in folders for path in sorted(folder.glob(f"{name}*"))), None)
+    if found is None:
+        raise BuildError(f"{name} is in none of {', '.join(map(str, folders))}")
+    return [*linking, "-ltorch_cuda", str(found)]
+
+
+def build(output: Path, folder: Path = FOLDER, cuda: bool | None = None, emulate: bool = False) -> list[Path]:
     """Build every variant that this machine's torch can use; give their folders.
+
+    Args:
+        cuda: whether to compile CUDA code, for the capabilities in build.toml; None: for the GPU at hand, if any.
+        emulate: compile the CUDA code for the CPU in place of the CPU's own. For tests: it is slow.
 
     Raises:
         BuildError: without a compiler, with a torch that is too old, or with what the compiler printed.
@@ -129,47 +219,56 @@ def build(output: Path, folder: Path = FOLDER) -> list[Path]:
         raise BuildError(f"torch {torch.__version__} is too old, {'.'.join(map(str, target))} or newer is needed")
 
     compiler = _compiler()
+    nvcc = None if emulate else _wanted_nvcc(config, cuda)
+    name = config["general"]["name"].replace("-", "_")
     include = Path(torch.__file__).parent / "include"
     extra = os.environ.get("CXXFLAGS", "").split()
     shared = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", f"-ffile-prefix-map={folder}=."]
     shared += [f"-DTORCH_TARGET_VERSION={(target[0] << 56) | (target[1] << 48):#x}", "-isystem", str(include), *extra]
     if "GCC" in _version(compiler) or "g++" in _version(compiler):
         shared.append("-fno-gnu-unique")
-    linking = (
-        ["-undefined", "dynamic_lookup"]
-        if platform.system() == "Darwin"
-        else [f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu"]
-    )
+    if emulate:
+        header = str(folder / "tests" / "emulation.h")
+        shared += ["-DDEFORMABLE_OPS_EMULATED", "-Wno-unknown-pragmas", "-include", header]
 
-    name = config["general"]["name"].replace("-", "_")
-    components = {key: value for key, value in config["kernel"].items() if value["backend"] == "cpu"}
     written = []
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         (work / "registration.h").write_text(REGISTRATION)
-        commands, objects = [], []
-        for component in components.values():
-            for source in component["src"]:
-                if source.endswith(".cpp"):
-                    objects.append(work / f"{source.replace('/', '-')}.o")
-                    flags = shared + component.get("cxx-flags", [])
-                    commands.append([compiler, *flags, "-c", str(folder / source), "-o", str(objects[-1])])
-        bindings = {}
+        commands: dict[Path, list[str]] = {}  # by the object they make; what variants share is compiled once
+        objects: dict[str, list[Path]] = {}
         for variant, backend in variants(config).items():
-            identifier = f"_{name}_{backend}_{source_hash(folder)}"
-            bindings[variant] = (backend, identifier, work / f"{variant}.o")
-            flags = [*shared, f"-DTORCH_EXTENSION_NAME={identifier}", "-I", str(work)]
+            identifier = f"_{name}_{'emulated' if emulate else backend}_{source_hash(folder)}"
+            has_cuda = backend == "cuda" and nvcc is not None
+            component = config["kernel"]["cuda" if has_cuda or emulate else "cpu"]
+            objects[variant] = []
+            for source in component["src"]:
+                made, place = work / f"{source.replace('/', '-')}.o", str(folder / source)
+                if source.endswith(".cu") and nvcc is not None:
+                    commands[made] = [nvcc.path, *nvcc.flags(compiler), "-c", place, "-o", str(made)]
+                elif source.endswith((".cpp", ".cu")) and not (emulate and source.startswith("cpu/")):
+                    flags = [*shared, *component.get("cxx-flags", []), "-x", "c++"]
+                    commands[made] = [compiler, *flags, "-c", place, "-o", str(made)]
+                else:
+                    continue
+                objects[variant].append(made)
             binding = next(source for source in config["torch"]["src"] if source.endswith(".cpp"))
-            commands.append([compiler, *flags, "-c", str(folder / binding), "-o", str(bindings[variant][2])])
+            made = work / f"{variant}.o"
+            flags = [*shared, f"-DTORCH_EXTENSION_NAME={identifier}", "-I", str(work)]
+            flags += ["-DCUDA_KERNEL"] if has_cuda else []
+            commands[made] = [compiler, *flags, "-c", str(folder / binding), "-o", str(made)]
+            objects[variant].append(made)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(_run, commands))
+            longest_first = sorted(commands, key=lambda made: not made.name.endswith(".cu.o"))
+            list(pool.map(_run, [commands[made] for made in longest_first]))
 
-        for variant, (backend, identifier, binding_object) in bindings.items():
+        for variant, backend in variants(config).items():
+            identifier = f"_{name}_{'emulated' if emulate else backend}_{source_hash(folder)}"
             made = work / variant
             shutil.copytree(folder / "torch-ext" / name, made, ignore=shutil.ignore_patterns("__pycache__", "_ops.py"))
-            library = made / f"{identifier}.so"
-            everything = [*map(str, objects), str(binding_object)]
-            _run([compiler, "-shared", *extra, *everything, *linking, "-o", str(library)])
+            used = nvcc if backend == "cuda" else None
+            library = str(made / f"{identifier}.so")
+            _run([compiler, "-shared", *extra, *map(str, objects[variant]), *_libraries(used), "-o", library])
             (made / "_ops.py").write_text(OPS.format(identifier=identifier))
             metadata = {
                 "name": config["general"]["name"],
@@ -177,7 +276,7 @@ def build(output: Path, folder: Path = FOLDER) -> list[Path]:
                 "version": config["general"]["version"],
                 "license": config["general"]["license"],
                 "python-depends": [],
-                "backend": {"type": backend},
+                "backend": {"type": backend} | ({} if used is None else {"archs": list(used.capabilities)}),
             }
             (made / "metadata.json").write_text(json.dumps(metadata, indent=2) + "\n")
             final = output / "build" / variant
@@ -197,10 +296,18 @@ def _version(compiler: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, default=FOLDER, help="the folder that build/ is written to")
+    parser.add_argument(
+        "--cuda",
+        action=argparse.BooleanOptionalAction,
+        help="compile CUDA code, for all GPUs of build.toml; without the option for the GPU at hand, if there is one",
+    )
+    parser.add_argument(
+        "--emulate-cuda", action="store_true", help="for tests: CUDA code compiled for the CPU, in place of its own"
+    )
     arguments = parser.parse_args()
     began = time.perf_counter()
     try:
-        written = build(arguments.output.resolve())
+        written = build(arguments.output.resolve(), cuda=arguments.cuda, emulate=arguments.emulate_cuda)
     except (BuildError, OSError) as error:
         sys.exit(f"error: {error}")
     for path in written:

@@ -16,9 +16,14 @@ def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return (difference / expected.double().norm().clamp_min(1e-300).cpu()).item()
 
 
+def moved(arguments: dict, device: str) -> dict:
+    """The arguments with their tensors on a device."""
+    return {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in arguments.items()}
+
+
 def recorded(name: str, device: str) -> tuple[dict[str, torch.Tensor], dict]:
     """A recorded case of the original operator: its tensors, and the settings that are not tensors."""
-    tensors = {key: tensor.to(device) for key, tensor in load_file(REFERENCE / name / "tensors.safetensors").items()}
+    tensors = moved(load_file(REFERENCE / name / "tensors.safetensors"), device)
     if name.startswith("ms_deform_attn"):
         return tensors, {"spatial_shapes": [tuple(shape) for shape in tensors.pop("spatial_shapes").tolist()]}
     params = json.loads((REFERENCE / name / "manifest.json").read_text())["params"]

@@ -25,7 +25,7 @@ def ops():
         return kernels.get_local_kernel(FOLDER, backend="cpu")
 
 
-@pytest.fixture(params=DEVICES)
+@pytest.fixture(scope="session", params=DEVICES)
 def device(request, ops):
     if request.param == "cuda":
         if not torch.cuda.is_available():

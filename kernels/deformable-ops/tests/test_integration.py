@@ -2,7 +2,9 @@
 """The operators inside torch and the kernels package: schemas, autograd, torch.compile, refusals, layers."""
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import kernels
 import pytest
@@ -11,6 +13,7 @@ from cases import attention, convolution, fused, relative_error
 from conftest import FOLDER
 from kernels.cli.benchmark import discover_benchmark_classes
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.models.rf_detr.modeling_rf_detr import MultiScaleDeformableAttention as TransformersLayer
 
 
@@ -25,6 +28,7 @@ def all_arguments(dtype=torch.float64, device="cpu") -> dict[str, dict]:
 
 
 OPERATORS = list(all_arguments())
+SUPPORTED = ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 
 
 def flat(arguments: dict) -> tuple:
@@ -69,7 +73,12 @@ def test_gradcheck(ops, device, name):
     rest = {key: value for key, value in arguments.items() if key not in tensors}
     inputs = tuple(tensor.requires_grad_() for tensor in tensors.values())
     operator = getattr(ops, name)
-    assert torch.autograd.gradcheck(lambda *values: operator(**dict(zip(tensors, values, strict=True)), **rest), inputs)
+    # on a GPU atomic sums come in any order
+    assert torch.autograd.gradcheck(
+        lambda *values: operator(**dict(zip(tensors, values, strict=True)), **rest),
+        inputs,
+        nondet_tol=0.0 if device == "cpu" else 1e-12,
+    )
     output = operator(**arguments)
     (first,) = torch.autograd.grad(output.sum(), inputs[0], create_graph=True)
     if first.requires_grad:
@@ -78,7 +87,7 @@ def test_gradcheck(ops, device, name):
 
 
 @pytest.mark.parametrize("name", OPERATORS)
-def test_compiles_once_for_all_sizes(ops, name):
+def test_compiles_once_for_all_sizes(ops, device, name):
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("inductor")
     operator = getattr(ops, name)
@@ -95,9 +104,10 @@ def test_compiles_once_for_all_sizes(ops, name):
     compiled = torch.compile(Layer(), backend=counter, fullgraph=True, dynamic=True)
     for size in (4, 5, 7):
         if name == "dcnv3":
-            arguments = convolution(height=size, width=size + 3, dtype=torch.float32)
+            arguments = convolution(height=size, width=size + 3, dtype=torch.float32, device=device)
         else:
-            arguments = attention(shapes=((size, size + 2), (size + 1, size)), queries=size * 3, dtype=torch.float32)
+            options = {"dtype": torch.float32, "device": device}
+            arguments = attention(shapes=((size, size + 2), (size + 1, size)), queries=size * 3, **options)
             if name == "ms_deform_attn_fused":
                 arguments = fused(arguments)
         inputs = {key: value for key, value in arguments.items() if isinstance(value, torch.Tensor)}
@@ -158,10 +168,31 @@ def test_bad_input_is_refused(ops, device, name, changes, message):
     assert ".cpp" not in str(caught.value)  # a message for users
 
 
-def test_a_gradient_of_another_shape_is_refused(ops):
-    arguments = flat(all_arguments()["ms_deform_attn"])
+def test_a_gradient_of_another_shape_is_refused(ops, device):
+    arguments = flat(all_arguments(device=device)["ms_deform_attn"])
     with pytest.raises(RuntimeError, match="grad_output must have the shape of the output"):
-        ops.ops.ms_deform_attn_backward(torch.zeros(2, 3, 5, dtype=torch.float64), *arguments)
+        ops.ops.ms_deform_attn_backward(torch.zeros(2, 3, 5, dtype=torch.float64, device=device), *arguments)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_determinism_is_refused_as_torch_does(ops, name):
+    """On a CUDA device the gradient of value is a sum of atomic additions. Fake tensors: no GPU is needed to see it."""
+    wanted, unwanted = SimpleNamespace(needs_input_grad=[True]), SimpleNamespace(needs_input_grad=[False])
+    functions = sys.modules[ops.ms_deform_attn.__module__]
+    with FakeTensorMode():
+        on_cpu, on_gpu = torch.empty(1), torch.empty(1, device="cuda")
+    functions._alert_not_deterministic(wanted, name, on_gpu)
+    torch.use_deterministic_algorithms(True)
+    try:
+        functions._alert_not_deterministic(wanted, name, on_cpu)
+        functions._alert_not_deterministic(unwanted, name, on_gpu)
+        with pytest.raises(RuntimeError, match=f"^{name} does not have a deterministic implementation, but you set"):
+            functions._alert_not_deterministic(wanted, name, on_gpu)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        with pytest.warns(UserWarning, match=f"^{name} does not have a deterministic implementation"):
+            functions._alert_not_deterministic(wanted, name, on_gpu)
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_other_devices_are_refused(ops):
@@ -218,6 +249,8 @@ def test_metadata_is_complete():
         assert (variant / f"{metadata['id']}.so").is_file()
         backend = metadata["backend"]["type"]
         assert f"-{'cu' if backend == 'cuda' else backend}" in variant.name
+        capabilities = metadata["backend"].get("archs", [])  # of a variant without CUDA code there are none
+        assert set(capabilities) <= set(SUPPORTED) and (backend == "cuda" or not capabilities)
         assert kernels.Metadata.read_from_file(variant / "metadata.json").id == metadata["id"]
 
 

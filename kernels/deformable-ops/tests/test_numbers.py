@@ -14,6 +14,7 @@ from cases import (
     convolution,
     expected_attention,
     fused,
+    moved,
     recorded,
     relative_error,
     unfused,
@@ -138,19 +139,20 @@ def test_precision_of_gradients(ops, device, dtype, bound):
         assert relative_error(gradients[name], expected[name]) < bound, name
 
 
-def test_half_precision_keeps_every_value(ops):
+def test_half_precision_keeps_every_value(ops, device):
     """All finite float16 and bfloat16 numbers go in and come out, subnormal ones and the largest too."""
     for dtype in (torch.float16, torch.bfloat16):
-        numbers = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+        numbers = torch.arange(-(2**15), 2**15, dtype=torch.int32, device=device).to(torch.int16).view(dtype)
         numbers = numbers[numbers.isfinite()]
         value = numbers.view(1, -1, 1, 1)
         count = len(numbers)
-        x = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+        x = (torch.arange(count, dtype=torch.float64, device=device) + 0.5) / count
+        ones = torch.ones(1, count, 1, 1, 1, device=device)
         locations = torch.stack([x, torch.full_like(x, 0.5)], -1).view(1, count, 1, 1, 1, 2)
-        output = ops.ms_deform_attn(value, [(1, count)], locations, torch.ones(1, count, 1, 1, 1))
+        output = ops.ms_deform_attn(value, [(1, count)], locations, ones)
         # a neighbour's weight is 0 or a rounding of it, and some neighbours are huge
         assert (output.flatten() == numbers).double().mean() > 0.98
-        exact = ops.ms_deform_attn(value[:, :1024], [(1, 1024)], locations[:, :0], torch.ones(1, 0, 1, 1, 1))
+        exact = ops.ms_deform_attn(value[:, :1024], [(1, 1024)], locations[:, :0], ones[:, :0])
         assert exact.shape == (1, 0, 1)
 
 
@@ -186,11 +188,11 @@ def attention_arguments(draw):
 
 @settings(max_examples=150, deadline=None)
 @given(arguments=attention_arguments())
-def test_any_shape_and_place(ops, arguments):
-    output, gradients = with_gradients(ops.ms_deform_attn, arguments, TENSORS["ms_deform_attn"])
+def test_any_shape_and_place(ops, device, arguments):
+    output, gradients = with_gradients(ops.ms_deform_attn, moved(arguments, device), TENSORS["ms_deform_attn"])
     expected = expected_attention(**arguments)
     scale = expected.abs().max().clamp_min(1e-3)
-    assert ((output - expected).abs() <= 1e-9 * scale).all()
+    assert ((output.cpu() - expected).abs() <= 1e-9 * scale).all()
     assert all(gradient.isfinite().all() for gradient in gradients.values())
     # the sum of the gradients of the values is the sum of the weights that fell inside
     ones = {**arguments, "value": torch.ones_like(arguments["value"])}
@@ -200,13 +202,14 @@ def test_any_shape_and_place(ops, arguments):
 
 @settings(max_examples=100, deadline=None)
 @given(data=st.data(), bad=st.sampled_from([float("nan"), float("inf"), float("-inf")]))
-def test_not_a_number_stays_where_it_belongs(ops, data, bad):
+def test_not_a_number_stays_where_it_belongs(ops, device, data, bad):
     """A bad location spoils its own query and head; a bad value only those that read it. Nothing else is touched."""
     arguments = attention(shapes=((3, 4), (2, 2)), batch=2, queries=4, heads=2, channels=8, points=2)
     locations = arguments["sampling_locations"].clamp_(0.2, 0.8)
     index = tuple(data.draw(st.integers(0, size - 1)) for size in locations.shape)
     locations[index] = bad
-    output, gradients = with_gradients(ops.ms_deform_attn, arguments, TENSORS["ms_deform_attn"])
+    output, gradients = with_gradients(ops.ms_deform_attn, moved(arguments, device), TENSORS["ms_deform_attn"])
+    output, gradients = output.cpu(), moved(gradients, "cpu")
     spoiled = torch.zeros(2, 4, 2, dtype=torch.bool)
     spoiled[index[:3]] = True
     assert torch.equal(output.unflatten(2, (2, 8)).isnan(), spoiled[..., None].expand(2, 4, 2, 8))
@@ -218,13 +221,13 @@ def test_not_a_number_stays_where_it_belongs(ops, data, bad):
     locations[index] = 0.5
     image, token, head = (data.draw(st.integers(0, size - 1)) for size in (2, 16, 2))
     arguments["value"][image, token, head] = bad
-    output = ops.ms_deform_attn(**arguments)
+    output = ops.ms_deform_attn(**moved(arguments, device)).cpu()
     expected = expected_attention(**arguments)
     assert torch.equal(output.isfinite(), expected.isfinite())
     torch.testing.assert_close(output[expected.isfinite()], expected[expected.isfinite()], rtol=1e-9, atol=1e-9)
 
 
-def test_what_lies_outside_is_not_read(ops):
+def test_what_lies_outside_is_not_read(ops, device):
     """Rows of other levels, heads and images beside the map are infinite."""
     arguments = attention(shapes=((2, 3), (3, 3), (2, 2)), batch=3, queries=500, heads=3, channels=16, points=4)
     locations = arguments["sampling_locations"]
@@ -237,22 +240,23 @@ def test_what_lies_outside_is_not_read(ops):
     for level in (0, 2):
         locations[:, :, :, level] = 50.0  # outside: the infinite rows of these levels do not count
     arguments["attention_weights"] = weights
-    output = ops.ms_deform_attn(**arguments).unflatten(2, (3, 16))
+    output = ops.ms_deform_attn(**moved(arguments, device)).unflatten(2, (3, 16))
     assert output[1, :, 1].isfinite().all() and output[1, :, 1].any()
 
 
-def test_outputs_are_written_completely(ops):
+def test_outputs_are_written_completely(ops, device):
     """New tensors start as NaN in this mode, so that whatever is left out shows."""
-    torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(True, warn_only=device == "cuda")
     try:
-        assert torch.empty(3).isnan().all()
-        arguments = attention(shapes=((50, 60), (1, 1)), queries=3, channels=19)  # most rows are never read
+        assert torch.empty(3, device=device).isnan().all()
+        options = {"queries": 3, "channels": 19, "device": device}
+        arguments = attention(shapes=((50, 60), (1, 1)), **options)  # most rows are never read
         output, gradients = with_gradients(ops.ms_deform_attn, arguments, TENSORS["ms_deform_attn"])
         assert output.isfinite().all() and all(gradient.isfinite().all() for gradient in gradients.values())
         fused_arguments = fused(arguments)
         output, gradients = with_gradients(ops.ms_deform_attn_fused, fused_arguments, TENSORS["ms_deform_attn_fused"])
         assert output.isfinite().all() and all(gradient.isfinite().all() for gradient in gradients.values())
-        arguments = convolution(stride=2, channels=5)
+        arguments = convolution(stride=2, channels=5, device=device)
         output, gradients = with_gradients(ops.dcnv3, arguments, TENSORS["dcnv3"])
         assert output.isfinite().all() and all(gradient.isfinite().all() for gradient in gradients.values())
     finally:
@@ -298,7 +302,9 @@ def test_strides_do_not_matter(ops, device):
     names = TENSORS["ms_deform_attn"]
     _, expected_gradients = with_gradients(ops.ms_deform_attn, arguments, names, gradient.contiguous())
     _, gradients = with_gradients(ops.ms_deform_attn, {**arguments, **views}, names, gradient)
-    assert all(torch.equal(gradients[name], expected_gradients[name]) for name in names)
+    for name in names:
+        same = name != "value" or device == "cpu"  # there, atomic sums come in any order
+        assert relative_error(gradients[name], expected_gradients[name]) <= (0 if same else 1e-14), name
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

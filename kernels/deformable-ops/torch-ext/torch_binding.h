@@ -16,7 +16,11 @@ struct Cpu {
 };
 
 struct Cuda {
+#if defined(DEFORMABLE_OPS_EMULATED)
+  static constexpr Place place = Place::cpu;
+#else
   static constexpr Place place = Place::cuda;
+#endif
   static Tensor forward(Call call);
   static Gradients backward(Call call, const Tensor& grad_output);
 };

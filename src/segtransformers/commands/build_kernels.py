@@ -14,11 +14,15 @@ def build_kernels(
     output: Annotated[
         Path | None, typer.Option(help="Folder to write build/ to; by default in your cache folder, where it is found.")
     ] = None,
+    cuda: Annotated[
+        bool | None,
+        typer.Option(help="Compile CUDA code for all supported GPUs; by default for the GPU at hand, if there is one."),
+    ] = None,
 ) -> None:
-    """Compile the operators for this machine's torch: needs a C++ compiler (GCC or Clang), no network."""
+    """Compile the operators for this machine's torch: needs a C++ compiler (GCC or Clang), for a GPU also nvcc."""
     with one_line_errors(RuntimeError, OSError):
         script = hub.build_script()
-        folders = script.build((output or hub.cache_folder()).resolve())
+        folders = script.build((output or hub.cache_folder()).resolve(), cuda=cuda)
     for folder in folders:
         typer.echo(f"built {folder}")
     hub.forget()

@@ -229,8 +229,12 @@ def _load_own(folder: Path) -> ModuleType:
 def _load_folder(folder: Path) -> ModuleType:
     try:
         return kernels.get_local_kernel(folder)
-    except FileNotFoundError:  # where torch is built for a GPU that the kernel is not built for
-        return kernels.get_local_kernel(folder, backend="cpu")
+    except (FileNotFoundError, RuntimeError) as error:
+        # torch is built for another kind of GPU than the kernel, or the GPU at hand is another
+        try:
+            return kernels.get_local_kernel(folder, backend="cpu")
+        except FileNotFoundError:
+            raise error from None
 
 
 def _load_repository(repository: str) -> ModuleType:
@@ -267,6 +271,8 @@ def _say_fallback(device: str) -> None:
 
 
 def _advice(device: str) -> str:
-    if device != "cpu":  # the sources have code for CPUs alone
-        return f"This package has no compiled kernel for {device} yet."
-    return "`segtransformers build-kernels` compiles a CPU kernel (it needs a C++ compiler, about a minute)."
+    if device == "cpu":
+        return "`segtransformers build-kernels` compiles a CPU kernel (it needs a C++ compiler, about a minute)."
+    if device == "cuda":
+        return "`segtransformers build-kernels` compiles one for this GPU (it needs nvcc and a C++ compiler, minutes)."
+    return f"This package has no compiled kernel for {device} yet."

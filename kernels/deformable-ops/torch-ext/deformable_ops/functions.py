@@ -2,10 +2,14 @@
 """The operators as functions, with what torch.compile (shapes) and autograd (gradients) need.
 
 All tensors may be float32, float64, bfloat16 or float16, each its own. Coordinates, softmax and sums are float32, or
-float64 where any tensor is. The output has the dtype of `value`, a gradient that of its tensor. Gradients are the same
-bit by bit in every run; second derivatives are not implemented.
+float64 where any tensor is. The output has the dtype of `value`, a gradient that of its tensor. Second derivatives are
+not implemented.
+
+On a CPU gradients are the same bit by bit in every run. On a CUDA device the gradient of `value` is a sum of atomic
+additions in float32 (float64), whose order differs: under `torch.use_deterministic_algorithms(True)` it is refused.
 """
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -106,6 +110,22 @@ def _refuse_second_derivative(ctx, *gradients):
     raise RuntimeError("deformable_ops has no second derivatives: use the plain PyTorch reference for them")
 
 
+def _alert_not_deterministic(ctx, name, gradient):
+    """As torch does for operators of its own. Called where the gradient of `value` is wanted: the others are sums in a
+    fixed order."""
+    wanted = ctx.needs_input_grad[0] and torch.are_deterministic_algorithms_enabled()
+    if not wanted or gradient.device.type != "cuda":
+        return
+    message = (
+        f"{name} does not have a deterministic implementation, but you set 'torch.use_deterministic_algorithms(True)'. "
+        "You can turn off determinism just for this operation, or you can use the 'warn_only=True' option, if that's "
+        "acceptable for your application."
+    )
+    if not torch.is_deterministic_algorithms_warn_only_enabled():
+        raise RuntimeError(message)
+    warnings.warn(message, stacklevel=2)
+
+
 def _register(name, fake, setup_context, backward, fake_backward):
     torch.library.register_fake(add_op_namespace_prefix(name), fake)
     torch.library.register_autograd(add_op_namespace_prefix(name), backward, setup_context=setup_context)
@@ -137,6 +157,7 @@ def _attention_context(ctx, inputs, output):
 
 
 def _attention_backward(ctx, gradient):
+    _alert_not_deterministic(ctx, "ms_deform_attn_backward", gradient)
     value, locations, weights = ctx.saved_tensors
     grad_value, grad_locations, grad_weights = ops.ms_deform_attn_backward(
         gradient, value, ctx.spatial_shapes, locations, weights
@@ -164,6 +185,7 @@ def _fused_context(ctx, inputs, output):
 
 
 def _fused_backward(ctx, gradient):
+    _alert_not_deterministic(ctx, "ms_deform_attn_fused_backward", gradient)
     value, references, offsets, logits = ctx.saved_tensors
     shapes = ctx.spatial_shapes
     grad_value, grad_offsets, grad_logits = ops.ms_deform_attn_fused_backward(
@@ -204,6 +226,7 @@ def _dcnv3_context(ctx, inputs, output):
 
 
 def _dcnv3_backward(ctx, gradient):
+    _alert_not_deterministic(ctx, "dcnv3_backward", gradient)
     gradients = ops.dcnv3_backward(gradient, *ctx.saved_tensors, *ctx.options)
     return *gradients, *[None] * len(ctx.options)
 

@@ -1,0 +1,246 @@
+// Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+//
+// Element types, 16-byte loads, conversions, atomics, shuffles. All that differs between a GPU and the emulation of the
+// tests (tests/emulation.h) is here, under DEFORMABLE_OPS_EMULATED.
+#pragma once
+
+#include <cstdint>
+
+#include "task.h"
+
+namespace deformable_ops {
+
+#define DEFORMABLE_OPS_DEVICE static __device__ __forceinline__
+
+// ---- element types -------------------------------------------------------------------------------------------------
+
+// The type of sums, and how many elements 16 bytes hold.
+template <typename V>
+struct Element {
+  typedef float Compute;
+  static constexpr int kVector = 16 / sizeof(V);
+};
+template <>
+struct Element<double> {
+  typedef double Compute;
+  static constexpr int kVector = 2;
+};
+
+DEFORMABLE_OPS_DEVICE float to_compute(float x) { return x; }
+DEFORMABLE_OPS_DEVICE double to_compute(double x) { return x; }
+DEFORMABLE_OPS_DEVICE float to_compute(BFloat16 x) { return __uint_as_float(static_cast<uint32_t>(x.bits) << 16); }
+DEFORMABLE_OPS_DEVICE float to_compute(Half x) {
+#if defined(DEFORMABLE_OPS_EMULATED)
+  return emulated_half_to_float(x.bits);
+#else
+  float y;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
+  return y;
+#endif
+}
+
+DEFORMABLE_OPS_DEVICE void from_compute(float x, float& y) { y = x; }
+DEFORMABLE_OPS_DEVICE void from_compute(double x, double& y) { y = x; }
+DEFORMABLE_OPS_DEVICE void from_compute(float x, Half& y) {
+#if defined(DEFORMABLE_OPS_EMULATED)
+  y.bits = emulated_float_to_half(x);
+#else
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
+#endif
+}
+DEFORMABLE_OPS_DEVICE void from_compute(float x, BFloat16& y) {
+#if defined(DEFORMABLE_OPS_EMULATED)
+  y.bits = emulated_float_to_bfloat16(x);
+#else
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
+#endif
+}
+
+// ---- rows of value -------------------------------------------------------------------------------------------------
+
+// kElements neighbouring elements as they are stored: 16 bytes, or one.
+template <typename V, int kElements>
+struct Stored {
+  static_assert(kElements * sizeof(V) == 16, "whole vectors or single elements");
+  uint4 words;
+
+  DEFORMABLE_OPS_DEVICE Stored zero() { return {make_uint4(0, 0, 0, 0)}; }
+
+  // read-only for as long as the kernel runs, aligned to 16 bytes
+  DEFORMABLE_OPS_DEVICE Stored load(const V* source) { return {__ldg(reinterpret_cast<const uint4*>(source))}; }
+};
+
+template <typename V>
+struct Stored<V, 1> {
+  V element;
+
+  DEFORMABLE_OPS_DEVICE Stored zero() { return {V{}}; }
+  DEFORMABLE_OPS_DEVICE Stored load(const V* source) { return {*source}; }
+};
+
+DEFORMABLE_OPS_DEVICE void unpack(const Stored<float, 4>& stored, float (&x)[4]) {
+  x[0] = __uint_as_float(stored.words.x);
+  x[1] = __uint_as_float(stored.words.y);
+  x[2] = __uint_as_float(stored.words.z);
+  x[3] = __uint_as_float(stored.words.w);
+}
+DEFORMABLE_OPS_DEVICE void unpack(const Stored<double, 2>& stored, double (&x)[2]) {
+  x[0] = __hiloint2double(static_cast<int>(stored.words.y), static_cast<int>(stored.words.x));
+  x[1] = __hiloint2double(static_cast<int>(stored.words.w), static_cast<int>(stored.words.z));
+}
+DEFORMABLE_OPS_DEVICE void unpack(const Stored<BFloat16, 8>& stored, float (&x)[8]) {
+  const uint32_t words[4] = {stored.words.x, stored.words.y, stored.words.z, stored.words.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    x[2 * i] = __uint_as_float(words[i] << 16);
+    x[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+  }
+}
+DEFORMABLE_OPS_DEVICE void unpack(const Stored<Half, 8>& stored, float (&x)[8]) {
+  const uint32_t words[4] = {stored.words.x, stored.words.y, stored.words.z, stored.words.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    x[2 * i] = to_compute(Half{static_cast<uint16_t>(words[i] & 0xffffu)});
+    x[2 * i + 1] = to_compute(Half{static_cast<uint16_t>(words[i] >> 16)});
+  }
+}
+template <typename V>
+DEFORMABLE_OPS_DEVICE void unpack(const Stored<V, 1>& stored, typename Element<V>::Compute (&x)[1]) {
+  x[0] = to_compute(stored.element);
+}
+
+// Write kElements sums to where they lie; 16 bytes at once where they make up a vector.
+template <typename V, int kElements>
+DEFORMABLE_OPS_DEVICE void store(V* target, const typename Element<V>::Compute (&x)[kElements]) {
+  struct alignas(kElements * sizeof(V)) Vector {
+    V elements[kElements];
+  } vector;
+#pragma unroll
+  for (int i = 0; i < kElements; ++i) from_compute(x[i], vector.elements[i]);
+  *reinterpret_cast<Vector*>(target) = vector;
+}
+
+// ---- tensors whose type is known at run time only ------------------------------------------------------------------
+
+template <typename V>
+DEFORMABLE_OPS_DEVICE V element(const Array& array, int64_t index) {
+  return static_cast<const V*>(array.data)[index];
+}
+
+template <typename T>
+DEFORMABLE_OPS_DEVICE T load_element(const Array& array, int64_t index) {
+  switch (array.type) {
+    case Scalar::float32: return static_cast<T>(element<float>(array, index));
+    case Scalar::float64: return static_cast<T>(element<double>(array, index));
+    case Scalar::bfloat16: return static_cast<T>(to_compute(element<BFloat16>(array, index)));
+    default: return static_cast<T>(to_compute(element<Half>(array, index)));
+  }
+}
+
+template <typename T>
+DEFORMABLE_OPS_DEVICE void store_element(const Array& array, int64_t index, T x) {
+  switch (array.type) {
+    case Scalar::float32: static_cast<float*>(array.data)[index] = static_cast<float>(x); break;
+    case Scalar::float64: static_cast<double*>(array.data)[index] = static_cast<double>(x); break;
+    case Scalar::bfloat16: from_compute(static_cast<float>(x), static_cast<BFloat16*>(array.data)[index]); break;
+    default: from_compute(static_cast<float>(x), static_cast<Half*>(array.data)[index]);
+  }
+}
+
+// A pair (x, y) at once: tensors are aligned to 16 bytes.
+template <typename V>
+struct alignas(2 * sizeof(V)) Pair {
+  V x, y;
+};
+
+template <typename V, typename T>
+DEFORMABLE_OPS_DEVICE void pair_of(const Array& array, int64_t index, T& x, T& y) {
+  const Pair<V> pair = static_cast<const Pair<V>*>(array.data)[index];
+  x = static_cast<T>(to_compute(pair.x));
+  y = static_cast<T>(to_compute(pair.y));
+}
+
+template <typename T>
+DEFORMABLE_OPS_DEVICE void load_pair(const Array& array, int64_t index, T& x, T& y) {
+  switch (array.type) {
+    case Scalar::float32: pair_of<float>(array, index, x, y); break;
+    case Scalar::float64: pair_of<double>(array, index, x, y); break;
+    case Scalar::bfloat16: pair_of<BFloat16>(array, index, x, y); break;
+    default: pair_of<Half>(array, index, x, y);
+  }
+}
+
+template <typename V, typename T>
+DEFORMABLE_OPS_DEVICE void put_pair(const Array& array, int64_t index, T x, T y) {
+  Pair<V> pair;
+  from_compute(static_cast<typename Element<V>::Compute>(x), pair.x);
+  from_compute(static_cast<typename Element<V>::Compute>(y), pair.y);
+  static_cast<Pair<V>*>(array.data)[index] = pair;
+}
+
+template <typename T>
+DEFORMABLE_OPS_DEVICE void store_pair(const Array& array, int64_t index, T x, T y) {
+  switch (array.type) {
+    case Scalar::float32: put_pair<float>(array, index, x, y); break;
+    case Scalar::float64: put_pair<double>(array, index, x, y); break;
+    case Scalar::bfloat16: put_pair<BFloat16>(array, index, x, y); break;
+    default: put_pair<Half>(array, index, x, y);
+  }
+}
+
+// ---- atomic sums ---------------------------------------------------------------------------------------------------
+
+// target[0..3] += x[0..3]: one instruction where the chip has it
+DEFORMABLE_OPS_DEVICE void add_four(float* target, const float* x) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};"
+               :
+               : "l"(target), "f"(x[0]), "f"(x[1]), "f"(x[2]), "f"(x[3])
+               : "memory");
+#else
+#pragma unroll
+  for (int i = 0; i < 4; ++i) atomicAdd(target + i, x[i]);
+#endif
+}
+
+template <int kElements>
+DEFORMABLE_OPS_DEVICE void add(float* target, const float (&x)[kElements]) {
+  if constexpr (kElements % 4 == 0) {
+#pragma unroll
+    for (int i = 0; i < kElements; i += 4) add_four(target + i, x + i);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kElements; ++i) atomicAdd(target + i, x[i]);
+  }
+}
+
+template <int kElements>
+DEFORMABLE_OPS_DEVICE void add(double* target, const double (&x)[kElements]) {
+#pragma unroll
+  for (int i = 0; i < kElements; ++i) atomicAdd(target + i, x[i]);
+}
+
+// ---- lanes of a warp -----------------------------------------------------------------------------------------------
+
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+template <typename T>
+DEFORMABLE_OPS_DEVICE T from_lane(T x, int lane) {
+  return __shfl_sync(kAllLanes, x, lane);
+}
+
+template <typename T>
+DEFORMABLE_OPS_DEVICE T across(T x, int mask) {
+  return __shfl_xor_sync(kAllLanes, x, mask);
+}
+
+// index / divisor for index below kMostPoints, from reciprocal_of(divisor)
+DEFORMABLE_OPS_DEVICE int quotient(int index, uint32_t reciprocal) {
+  return static_cast<int>((static_cast<uint64_t>(index) * reciprocal) >> 31);
+}
+
+static inline uint32_t reciprocal_of(int64_t divisor) {
+  return divisor > 0 ? static_cast<uint32_t>((int64_t{1} << 31) / divisor + 1) : 0;
+}
+
+}  // namespace deformable_ops

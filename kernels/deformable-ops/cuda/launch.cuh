@@ -1,0 +1,113 @@
+// Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+//
+// Kernels for one type of value, and their launch. Included by one file for each type, so that they compile side by side.
+#pragma once
+
+#include <algorithm>
+
+#include "sampling.cuh"
+
+namespace deformable_ops {
+
+template <bool kBackward, typename V, int kElements, int kLanes>
+__global__ void __launch_bounds__(kMostThreads, kBackward ? 2 : 3) kernel(const __grid_constant__ Task task) {
+  __shared__ Slots<typename Element<V>::Compute, kLanes> slots[kMostThreads / kWarp];
+  auto& own = slots[threadIdx.x / kWarp];
+  const int32_t blocks = static_cast<int32_t>(task.problem.heads) / task.heads_together;
+  for (int64_t image = blockIdx.z; image < task.problem.batch; image += gridDim.z) {
+    for (int32_t block = blockIdx.y; block < blocks; block += gridDim.y) {
+      const int32_t tile = static_cast<int32_t>(blockIdx.x), first_head = block * task.heads_together;
+      if constexpr (kBackward) {
+        backward_items<V, kElements, kLanes>(task, image, tile, first_head, own);
+      } else {
+        forward_items<V, kElements, kLanes>(task, image, tile, first_head, own);
+      }
+    }
+  }
+}
+
+#if !defined(DEFORMABLE_OPS_EMULATED)
+static inline int multiprocessors_of(int device) {
+  int count = 0;
+  return cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) == cudaSuccess ? count : 1;
+}
+#endif
+
+static inline int64_t divide_up(int64_t number, int64_t divisor) { return (number + divisor - 1) / divisor; }
+
+// Which items a block of `threads` has; the number of blocks.
+static inline int64_t share_out(Task& task, int64_t item_bytes, int threads) {
+  constexpr int64_t kLine = 128;  // bytes of a line of the cache
+  const Problem& problem = task.problem;
+  const int64_t items = threads / task.lanes;
+  int64_t heads = 1;
+  while (2 * heads <= items && 2 * heads * item_bytes <= kLine && problem.heads % (2 * heads) == 0) heads *= 2;
+  task.heads_together = static_cast<int32_t>(heads);
+  const int64_t queries = items / heads;
+  task.queries_together = static_cast<int32_t>(queries);
+  task.tile_width = 0;
+  task.tile_columns = 0;
+  int64_t tiles = divide_up(problem.queries, queries);
+  if (problem.coordinates == Coordinates::kernel_grid && queries >= 16) {
+    task.tile_width = 8;
+    task.tile_columns = static_cast<int32_t>(divide_up(problem.output_width, 8));
+    tiles = task.tile_columns * divide_up(problem.queries / problem.output_width, queries / 8);
+  }
+  task.tiles = static_cast<int32_t>(tiles);
+  return tiles * (problem.heads / heads) * problem.batch;
+}
+
+template <typename V, int kElements, int kLanes>
+int launch_kernel(Task task, bool backward, const Launch& launch) {
+  constexpr int64_t kMostBlocks = 65535;  // of y and z
+  const Problem& problem = task.problem;
+  if (kLanes > 0) {
+    task.lanes = kLanes;
+  } else {
+    task.lanes = 1;
+    while (task.lanes < kWarp && task.lanes * kElements < problem.channels) task.lanes *= 2;
+  }
+  const int64_t divisor = problem.coordinates == Coordinates::kernel_grid ? problem.kernel_height : problem.points;
+  task.reciprocal = reciprocal_of(divisor);
+  // blocks are large, so that neighbours share what they read, but all multiprocessors get some
+  const int64_t enough = 2 * multiprocessors_of(launch.device);
+  int threads = kMostThreads;
+  while (share_out(task, problem.channels * static_cast<int64_t>(sizeof(V)), threads) < enough &&
+         threads > 64) {
+    threads /= 2;
+  }
+  const dim3 blocks(static_cast<unsigned>(task.tiles),
+                    static_cast<unsigned>(std::min(problem.heads / task.heads_together, kMostBlocks)),
+                    static_cast<unsigned>(std::min(problem.batch, kMostBlocks)));
+#if defined(DEFORMABLE_OPS_EMULATED)
+  emulate(blocks, threads, [&] {
+    backward ? kernel<true, V, kElements, kLanes>(task) : kernel<false, V, kElements, kLanes>(task);
+  });
+  return 0;
+#else
+  cudaStream_t stream = static_cast<cudaStream_t>(launch.stream);
+  if (backward) {
+    kernel<true, V, kElements, kLanes><<<blocks, threads, 0, stream>>>(task);
+  } else {
+    kernel<false, V, kElements, kLanes><<<blocks, threads, 0, stream>>>(task);
+  }
+  return static_cast<int>(cudaGetLastError());
+#endif
+}
+
+template <typename V>
+int launch(Task task, bool backward, const Launch& launch) {
+  constexpr int kVector = Element<V>::kVector;
+  const int64_t channels = task.problem.channels;
+  if (channels % kVector != 0) return launch_kernel<V, 1, 0>(task, backward, launch);
+  if constexpr (sizeof(V) < sizeof(double)) {
+    switch (channels) {
+      case 16: return launch_kernel<V, kVector, 16 / kVector>(task, backward, launch);
+      case 32: return launch_kernel<V, kVector, 32 / kVector>(task, backward, launch);
+      case 64: return launch_kernel<V, kVector, 64 / kVector>(task, backward, launch);
+    }
+  }
+  return launch_kernel<V, kVector, 0>(task, backward, launch);
+}
+
+}  // namespace deformable_ops

@@ -1,0 +1,232 @@
+// Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+//
+// As much of CUDA's language as the kernels use, on a CPU: for tests without a GPU. Included before the kernels' sources,
+// which a C++ compiler then takes as they are.
+//
+// The threads of a block are fibers of one thread of the CPU. One runs until it waits (at a barrier of its warp, or in a
+// shuffle, where all 32 have to meet), then the next does; which is next changes from block to block, so that what
+// depends on the order shows. Blocks run one after the other. A warp whose threads wait in different functions, or of
+// which some have ended, is an error, as it would hang or give garbage on a GPU.
+#pragma once
+
+#undef _FORTIFY_SOURCE  // jumps between stacks are what this is about
+
+#include <setjmp.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#define __device__
+#define __global__
+#define __forceinline__ inline
+#define __grid_constant__
+#define __launch_bounds__(...)
+#define __shared__ static
+using std::exp;
+using std::floor;
+
+struct dim3 {
+  unsigned x, y, z;
+  explicit dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+
+struct alignas(16) uint4 {
+  uint32_t x, y, z, w;
+};
+inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
+
+inline float __uint_as_float(uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+inline uint32_t __float_as_uint(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return bits;
+}
+inline double __hiloint2double(int high, int low) {
+  const uint64_t bits = static_cast<uint64_t>(static_cast<uint32_t>(high)) << 32 | static_cast<uint32_t>(low);
+  double x;
+  std::memcpy(&x, &bits, 8);
+  return x;
+}
+
+// A load of 16 bytes at a place that is no multiple of 16 ends the program, as on a GPU.
+inline void check_alignment(const void* pointer) {
+  if (reinterpret_cast<uintptr_t>(pointer) % 16 == 0) return;
+  std::fprintf(stderr, "emulation: misaligned load\n");
+  std::abort();
+}
+inline uint4 __ldg(const uint4* source) {
+  check_alignment(source);
+  uint4 words;
+  std::memcpy(&words, source, 16);
+  return words;
+}
+
+template <typename T>
+inline void atomicAdd(T* target, T x) {
+  *target += x;
+}
+
+inline float emulated_half_to_float(uint16_t half) {
+  const uint32_t sign = static_cast<uint32_t>(half & 0x8000) << 16, exponent = half >> 10 & 0x1f, rest = half & 0x3ff;
+  if (exponent == 0x1f) return __uint_as_float(sign | 0x7f800000 | rest << 13);
+  if (exponent == 0) return std::copysign(std::ldexp(static_cast<float>(rest), -24), __uint_as_float(sign | 0x3f800000));
+  return __uint_as_float(sign | (exponent + 112) << 23 | rest << 13);
+}
+inline uint16_t emulated_float_to_half(float x) {
+  const uint16_t sign = static_cast<uint16_t>(__float_as_uint(x) >> 16 & 0x8000);
+  const float size = std::fabs(x);
+  if (!(size == size)) return 0x7fff;
+  if (size >= 65520.0f) return sign | 0x7c00;
+  if (size < 6.103515625e-05f) {  // subnormal: multiples of 2 ** -24, rounded to even
+    return sign | static_cast<uint16_t>(std::nearbyint(std::ldexp(size, 24)));
+  }
+  const uint32_t bits = __float_as_uint(size);
+  return sign | static_cast<uint16_t>((bits - (112u << 23) + 0xfff + (bits >> 13 & 1)) >> 13);
+}
+inline uint16_t emulated_float_to_bfloat16(float x) {
+  const uint32_t bits = __float_as_uint(x);
+  if (!(x == x)) return 0x7fff;
+  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+// ---- threads -------------------------------------------------------------------------------------------------------
+
+inline dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+namespace emulation {
+
+constexpr int kWarpThreads = 32;
+constexpr size_t kStack = 64 * 1024;
+
+struct Fiber {
+  ucontext_t start;
+  jmp_buf place;
+  std::unique_ptr<char[]> stack{new char[kStack]};
+  bool begun = false, ended = false, waiting = false;
+  int where = 0;  // what it waits in
+};
+
+struct Block {
+  std::vector<Fiber> fibers;
+  std::vector<char> exchanged;  // what threads give each other in shuffles
+  jmp_buf scheduler;
+  ucontext_t home;
+  int current = 0;
+  const std::function<void()>* work = nullptr;
+};
+
+inline Block block;
+
+inline void fail(const char* what) {
+  std::fprintf(stderr, "emulation: %s (thread %d)\n", what, block.current);
+  std::abort();
+}
+
+inline void begin() {
+  (*block.work)();
+  block.fibers[block.current].ended = true;
+  _longjmp(block.scheduler, 1);
+}
+
+// Until all threads of the warp are here.
+inline void meet(int where) {
+  Fiber& fiber = block.fibers[block.current];
+  fiber.waiting = true;
+  fiber.where = where;
+  if (_setjmp(fiber.place) == 0) _longjmp(block.scheduler, 1);
+}
+
+inline void resume(int index) {
+  Fiber& fiber = block.fibers[index];
+  block.current = index;
+  threadIdx = dim3(index);
+  if (_setjmp(block.scheduler) != 0) return;
+  if (fiber.begun) _longjmp(fiber.place, 1);
+  fiber.begun = true;
+  getcontext(&fiber.start);
+  fiber.start.uc_stack.ss_sp = fiber.stack.get();
+  fiber.start.uc_stack.ss_size = kStack;
+  fiber.start.uc_link = nullptr;
+  makecontext(&fiber.start, &begin, 0);
+  setcontext(&fiber.start);
+}
+
+inline void run_warp(int first, unsigned order) {
+  const unsigned step = 2 * (order % 16) + 1;  // odd: visits all 32
+  for (;;) {
+    int ended = 0;
+    for (int i = 0; i < kWarpThreads; ++i) {
+      const int index = first + static_cast<int>((order + i * step) % kWarpThreads);
+      if (!block.fibers[index].ended) resume(index);
+      ended += block.fibers[index].ended;
+    }
+    if (ended == kWarpThreads) return;
+    if (ended > 0) fail("some threads of a warp have ended, others wait for them");
+    for (int i = 0; i < kWarpThreads; ++i) {
+      Fiber& fiber = block.fibers[first + i];
+      if (!fiber.waiting || fiber.where != block.fibers[first].where) fail("threads of a warp wait in different functions");
+      fiber.waiting = false;
+    }
+  }
+}
+
+template <typename T>
+T exchange(T x, int source, int where) {
+  std::memcpy(block.exchanged.data() + block.current * sizeof(double), &x, sizeof(T));
+  meet(where);
+  T other;
+  const int lane = block.current / kWarpThreads * kWarpThreads + source;
+  std::memcpy(&other, block.exchanged.data() + lane * sizeof(double), sizeof(T));
+  meet(where);
+  return other;
+}
+
+}  // namespace emulation
+
+inline void __syncwarp() { emulation::meet(1); }
+
+template <typename T>
+T __shfl_sync(unsigned, T x, int lane) {
+  return emulation::exchange(x, lane, 2);
+}
+template <typename T>
+T __shfl_xor_sync(unsigned, T x, int mask) {
+  return emulation::exchange(x, emulation::block.current % emulation::kWarpThreads ^ mask, 2 + mask);
+}
+
+// Runs `work` as every thread of every block.
+inline void emulate(const dim3& blocks, int threads, const std::function<void()>& work) {
+  static std::mutex one_at_a_time;
+  const std::lock_guard<std::mutex> guard(one_at_a_time);
+  if (threads % emulation::kWarpThreads != 0) emulation::fail("blocks have whole warps");
+  emulation::block.work = &work;
+  emulation::block.fibers.resize(static_cast<size_t>(threads));
+  emulation::block.exchanged.resize(static_cast<size_t>(threads) * sizeof(double));
+  gridDim = blocks;
+  blockDim = dim3(static_cast<unsigned>(threads));
+  unsigned order = 0;
+  for (unsigned z = 0; z < blocks.z; ++z) {
+    for (unsigned y = 0; y < blocks.y; ++y) {
+      for (unsigned x = 0; x < blocks.x; ++x) {
+        blockIdx = dim3(x, y, z);
+        for (emulation::Fiber& fiber : emulation::block.fibers) fiber.begun = fiber.ended = fiber.waiting = false;
+        for (int first = 0; first < threads; first += emulation::kWarpThreads) emulation::run_warp(first, order++);
+      }
+    }
+  }
+}
+
+inline int multiprocessors_of(int) { return 4; }
