@@ -1,0 +1,182 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""What a training run starts from: a model of any kind, with the classes of the data."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForSemanticSegmentation,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING
+from transformers.utils import logging
+
+from ..conversion import load_pretrained_trunk
+from ..conversion.convert import empty_model
+from ..conversion.published import FAMILIES, published_rows
+from ..image_processing import SegmentationImageProcessor
+from ..models.trunk import trunk_normalization
+from ..models.upernet import SegUperNetConfig
+from ..models.vit_adapter import ViTAdapterBackbone
+from .recipes import Recipe
+
+logger = logging.get_logger(__name__)
+
+STAGES = ["stage1", "stage2", "stage3", "stage4"]
+
+
+def starting_model(
+    name: str | None,
+    recipe: Recipe,
+    id2label: Mapping[int, str],
+    palette: Sequence[Sequence[int]] | None = None,
+    *,
+    crop_size: tuple[int, int] | None = None,
+    trunk_weights: str | Path | None = None,
+) -> tuple[PreTrainedModel, SegmentationImageProcessor | Any]:
+    """A model for these classes and its image processor.
+
+    Args:
+        name: a folder or Hub id of a whole model or of a backbone, around which the recipe's head is put; or the name
+            of a plain ViT of timm, whose weights are downloaded into a ViT-Adapter with the recipe's head. None is the
+            recipe's own model, with random weights.
+        recipe: whose head, drop path and test protocol to use. A whole model keeps its own head and protocol.
+        id2label: the classes of the data. A whole model whose classes are others gets a new classifier.
+        palette: their colours.
+        crop_size: (height, width) of the training crops where it is not the recipe's: the windows and image sizes of
+            the test protocol change with it.
+        trunk_weights: a file that the originals started from, for the trunk.
+
+    Raises:
+        ValueError: if there is no such model, or the recipe does not say which head.
+        OSError: from transformers, if files are missing.
+    """
+    classes = {"id2label": dict(id2label), "label2id": {label: index for index, label in id2label.items()}}
+    own = _own_config(recipe)
+    if name is None:
+        if own is None:
+            raise ValueError(f"the recipe {recipe.name!r} has no model of its own: a model must be chosen")
+        config = _whole_config(own, own.backbone_config, recipe, classes, crop_size)
+        model, processor = AutoModelForSemanticSegmentation.from_config(config), _processor(recipe, crop_size)
+    elif _is_timm_trunk(name):
+        backbone = ViTAdapterBackbone.from_trunk(
+            name,
+            pretrained=trunk_weights is None,
+            pretrain_image_size=min(crop_size or recipe.crop_size),
+            drop_path_rate=recipe.drop_path_rate,
+            out_features=STAGES,
+        )
+        config = _whole_config(own, backbone.config, recipe, classes, crop_size)
+        model = AutoModelForSemanticSegmentation.from_config(config)
+        model.backbone.load_state_dict(backbone.state_dict())
+        normalization = trunk_normalization(name) if trunk_weights is None else {}
+        processor = _processor(recipe, crop_size, **normalization)
+    else:
+        config = AutoConfig.from_pretrained(name)
+        _set_drop_path(config, recipe.drop_path_rate)
+        if type(config) in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING:
+            model, processor = _with_classes(name, config, classes), AutoImageProcessor.from_pretrained(name)
+        else:
+            config = _whole_config(own, config, recipe, classes, crop_size)
+            model_class: Any = MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING[type(config)]
+            model = model_class.from_pretrained(name, config=config, dtype=torch.float32)
+            processor = _processor(recipe, crop_size)
+    if trunk_weights is not None:
+        load_pretrained_trunk(model, trunk_weights)
+    model.config.palette = [list(colour) for colour in palette] if palette is not None else None
+    return model.train(), processor
+
+
+def _is_timm_trunk(name: str) -> bool:
+    return not Path(name).exists() and timm.is_model(name.partition(".")[0])
+
+
+def _own_config(recipe: Recipe) -> Any:
+    """Config of the model that a published recipe trains; None where it is not known."""
+    rows = published_rows(recipe.family) if recipe.family in FAMILIES else {}
+    row = rows.get(recipe.name.removesuffix(" (changed)"))
+    return empty_model(row["model"])[0].config if row is not None else None
+
+
+def _whole_config(
+    own: Any, backbone: PreTrainedConfig, recipe: Recipe, classes: dict[str, Any], crop_size: tuple[int, int] | None
+) -> PreTrainedConfig:
+    """The head of a recipe around a backbone, with its test protocol; UperNet where the recipe knows no head."""
+    if own is None:
+        logger.warning(f"the recipe {recipe.name!r} is none of a published model: UperNet is put on the backbone")
+        own = SegUperNetConfig(backbone_config=backbone)
+    protocol, scale = recipe.test_protocol, _scale(recipe, crop_size)
+    settings = {**own.to_dict(), **classes, "palette": None, "inference_mode": protocol.inference_mode}
+    for field in ("window_size", "window_stride"):
+        sides = getattr(protocol, field)
+        settings[field] = None if sides is None else [max(round(scale * side), 1) for side in sides]
+    if list(protocol.window_size or ()) == list(recipe.crop_size) and crop_size is not None:
+        settings["window_size"] = list(crop_size)
+    backbone = type(backbone).from_dict({**backbone.to_dict(), "out_features": _features(backbone)})
+    _set_drop_path(backbone, recipe.drop_path_rate)
+    return type(own).from_dict({**settings, "backbone_config": backbone.to_dict()})
+
+
+def _features(backbone: Any) -> list[str]:
+    """The maps that a backbone gives to a head: all of them, where it was saved to give one."""
+    if len(backbone.out_features) > 1 or not set(STAGES) <= set(backbone.stage_names):
+        return list(backbone.out_features)
+    return STAGES
+
+
+def _scale(recipe: Recipe, crop_size: tuple[int, int] | None) -> float:
+    return 1.0 if crop_size is None else min(crop_size) / min(recipe.crop_size)
+
+
+def _processor(recipe: Recipe, crop_size: tuple[int, int] | None, **fields: Any) -> SegmentationImageProcessor:
+    processor, scale = recipe.image_processor(), _scale(recipe, crop_size)
+    processor.size = {side: round(scale * length) for side, length in dict(processor.size).items() if length}
+    for field, value in fields.items():
+        setattr(processor, field, value)
+    return processor
+
+
+def _set_drop_path(config: Any, rate: float) -> None:
+    backbone = getattr(config, "backbone_config", None) or config
+    if hasattr(backbone, "drop_path_rate"):
+        backbone.drop_path_rate = rate
+
+
+def _with_classes(name: str, config: Any, classes: dict[str, Any]) -> PreTrainedModel:
+    """A trained model, with a new classifier where its classes are others."""
+    before = [str(config.id2label[index]) for index in sorted(config.id2label)]
+    wanted = [classes["id2label"][index] for index in sorted(classes["id2label"])]
+    if before == wanted:
+        return AutoModelForSemanticSegmentation.from_pretrained(name, config=config, dtype=torch.float32)
+    config = type(config).from_dict({**config.to_dict(), **classes})
+    model = AutoModelForSemanticSegmentation.from_pretrained(
+        name, config=config, dtype=torch.float32, ignore_mismatched_sizes=True
+    )
+    new = class_parameters(config)
+    if len(before) == len(wanted):  # the old classifier fitted
+        kept = {name: tensor for name, tensor in model.state_dict().items() if name not in new}
+        model = type(model).from_pretrained(None, config=config, state_dict=kept)
+    logger.warning(f"{name} knows other classes: these of its parameters start at random: {', '.join(new)}")
+    return model
+
+
+def class_parameters(config: Any) -> list[str]:
+    """Names of the parameters and buffers whose shape depends on the number of classes."""
+    shapes = []
+    for count in (config.num_labels, config.num_labels + 1):
+        other = copy.deepcopy(config)
+        other.num_labels = count
+        with torch.device("meta"):
+            model = AutoModelForSemanticSegmentation.from_config(other)
+        shapes.append({name: tensor.shape for name, tensor in model.state_dict().items()})
+    return [name for name, shape in shapes[0].items() if shapes[1][name] != shape]
+
+
+__all__ = ["class_parameters", "starting_model"]

@@ -1,0 +1,233 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""`Trainer` for semantic segmentation: recipes, evaluation by mean IoU at the images' own sizes, clean interruption."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers import EvalPrediction, Trainer
+from transformers.utils import logging
+
+from ..image_processing import argmax_resized
+from ..metrics import MeanIoU
+from .callbacks import EpochCallback, InterruptCallback, PictureCallback
+from .samples import SAMPLE_INDEX, collate
+
+if TYPE_CHECKING:
+    from .recipes import Recipe
+
+logger = logging.get_logger(__name__)
+
+
+class SegmentationTrainer(Trainer):
+    """transformers' `Trainer` for any model for semantic segmentation.
+
+    What it adds:
+
+    - With a recipe, `create_optimizer` and `create_scheduler` do as the original did: its groups of parameters, its
+      optimizer and its schedule. What `TrainingArguments` can say too (learning rate, weight decay, steps, warm-up)
+      is taken from there: [`training_arguments`] makes them from a recipe.
+    - Evaluation counts a confusion matrix of each image, at the size of its labels and by the model's own protocol
+      (sliding windows), and keeps nothing else. Each image counts once however many processes share them. The results
+      are `eval_loss`, `eval_mean_iou`, `eval_mean_accuracy`, `eval_mean_dice` and `eval_overall_accuracy`;
+      `class_metrics` then holds those of each class. With a `compute_metrics` of your own, evaluation is `Trainer`'s.
+    - Ctrl-C ends the step, saves a checkpoint and then raises `KeyboardInterrupt`; a second one ends at once.
+    - A loss that is no finite number raises `FloatingPointError` and names the batch.
+    - On several GPUs batch norms become `torch.nn.SyncBatchNorm`.
+
+    Args:
+        model, args, train_dataset, eval_dataset: as of `Trainer`. Items are dicts of `pixel_values` `(3, h, w)` and
+            `labels` `(H, W)`, as those of [`TrainingDataset`] and [`EvaluationDataset`]; in evaluation images may have
+            different sizes, and labels other sizes than their images.
+        recipe: whose optimizer and schedule to use; None is `Trainer`'s own.
+        pictures: how many images of each evaluation are drawn with their labels and the prediction, into the folder
+            `pictures` of the output folder and into TensorBoard, trackio or Weights & Biases where they are reported
+            to.
+        kwargs: other arguments of `Trainer`.
+    """
+
+    def __init__(
+        self,
+        model: Any = None,
+        args: Any = None,
+        *,
+        recipe: "Recipe | None" = None,
+        pictures: int = 0,
+        **kwargs: Any,
+    ):
+        self.recipe = recipe
+        self.class_metrics: dict[str, Any] = {}
+        self._metric: MeanIoU | None = None
+        self._own_metric = kwargs.get("compute_metrics") is None
+        self._counting = False
+        self._interrupt = InterruptCallback()
+        if self._own_metric:
+            kwargs["compute_metrics"] = self._add_counts
+            if args is not None:
+                args.batch_eval_metrics = True
+        kwargs.setdefault("data_collator", collate)
+        super().__init__(model, args, **kwargs)
+        self.args.batch_eval_metrics = self.args.batch_eval_metrics or self._own_metric
+        self.add_callback(self._interrupt)
+        self.add_callback(EpochCallback())
+        self.pictures = PictureCallback(pictures) if pictures else None
+        if self.pictures is not None:
+            self.add_callback(self.pictures)
+        if self.args.world_size > 1:
+            self._synchronize_batch_norms()
+
+    def _synchronize_batch_norms(self) -> None:
+        network: Any = self.model
+        if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()):
+            return
+        if self.args.device.type == "cpu":
+            logger.warning(
+                "torch has no synchronised batch norm on a CPU: each process normalises by its own part of the batch"
+            )
+            return
+        nn.SyncBatchNorm.convert_sync_batchnorm(network)
+
+    # the recipe
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.recipe is None or self.optimizer is not None:
+            return super().create_optimizer(model)
+        from .arguments import build_optimizer
+
+        network: Any = self.model if model is None else model
+        self.optimizer = build_optimizer(network, self.recipe, self.args)
+        return self.optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        if self.recipe is None or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        from .arguments import build_scheduler
+
+        scheduled: Any = self.optimizer if optimizer is None else optimizer
+        self.lr_scheduler = build_scheduler(scheduled, self.recipe, self.args, num_training_steps)
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    # training
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        with self._interrupt.catching():
+            result = super().train(*args, **kwargs)
+        if self._interrupt.stopped:
+            raise KeyboardInterrupt(f"stopped after step {self.state.global_step}; a checkpoint is saved")
+        return result
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        indices = inputs.pop(SAMPLE_INDEX, None)
+        if not isinstance(inputs.get("pixel_values"), torch.Tensor):
+            raise ValueError(f"the images of a training batch must have one size: {self._named(indices)} have not")
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss is {loss.item()} in step {self.state.global_step + 1}, in the batch of "
+                f"{self._named(indices)}: no step was made with it. Look at these samples, lower the learning rate, "
+                "or train in bf16 or float32 instead of fp16"
+            )
+        return loss
+
+    def _named(self, indices: torch.Tensor | None) -> str:
+        """The samples of a batch, for a message."""
+        if indices is None:
+            return "samples without a name"
+        name = getattr(self.train_dataset, "name", lambda index: f"sample {index}")
+        return ", ".join(name(index) for index in indices.tolist())
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        columns: Any = self._signature_columns
+        if SAMPLE_INDEX not in columns:
+            columns.append(SAMPLE_INDEX)  # the collator may see it: it never reaches the model
+
+    # evaluation
+
+    def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> Any:
+        self._counting = self._own_metric and description != "Prediction"
+        self._metric = None  # the last evaluation may have been interrupted
+        if self.pictures is not None:
+            self.pictures.start()
+        return super().evaluation_loop(dataloader, description, *args, **kwargs)
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor | None, Any, Any]:
+        """
+        Returns:
+            in [`evaluate`], the mean loss, the confusion matrices `(B, num_labels, num_labels + 1)` as of [`MeanIoU`],
+            and `(B,)` zeros in place of labels; otherwise as `Trainer`.
+        """
+        inputs = {name: value for name, value in inputs.items() if name != SAMPLE_INDEX}
+        if not self._counting or prediction_loss_only:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        images: Any
+        labels: Any
+        images, labels = (self._prepare_input(inputs[name]) for name in ("pixel_values", "labels"))
+        losses, counts = [], []
+        with torch.no_grad():
+            for start, stop in _runs(images):
+                shape = images[start].shape[1:]
+                batch = {
+                    "pixel_values": torch.stack(list(images[start:stop])),
+                    "labels": torch.stack([_nearest(one, shape) for one in labels[start:stop]]),
+                }
+                with self.compute_loss_context_manager():
+                    loss, outputs = self.compute_loss(model, batch, return_outputs=True)
+                losses.append(loss.detach().float() * (stop - start))
+                for index, logits in enumerate(outputs["logits"], start=start):
+                    metric, (height, width) = self._new_metric(), labels[index].shape
+                    predicted = argmax_resized(logits, (height, width))
+                    metric.add(prediction=predicted, reference=labels[index])
+                    counts.append(metric.confusion)
+                    if self.pictures is not None and self.is_world_process_zero():
+                        self.pictures.keep(images[index], labels[index], predicted)
+        confusion = torch.stack(counts)
+        return torch.stack(losses).sum() / len(images), confusion, torch.zeros(len(confusion), device=confusion.device)
+
+    def _new_metric(self) -> MeanIoU:
+        config = self.accelerator.unwrap_model(self.model).config
+        return MeanIoU(config.num_labels, ignore_index=getattr(config, "semantic_loss_ignore_index", 255))
+
+    def _add_counts(self, eval_prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
+        """`compute_metrics` of the matrices that [`prediction_step`] gives, gathered from all processes."""
+        if self._metric is None:
+            self._metric = self._new_metric()
+        if not self._counting:  # `predict`
+            return self._metric(eval_prediction, compute_result)
+        total = torch.as_tensor(eval_prediction.predictions).sum(0)
+        self._metric.confusion = self._metric.confusion.to(total.device) + total
+        if not compute_result:
+            return {}
+        figures = self._metric.compute()
+        self._metric = None
+        self.class_metrics = {name: value for name, value in figures.items() if name.startswith("per_category")}
+        return {name: value for name, value in figures.items() if name not in self.class_metrics}
+
+
+def _runs(images: Sequence[torch.Tensor]) -> list[tuple[int, int]]:
+    """First and one past the last of neighbours with the same size: they share a call of the model."""
+    starts = [index for index, image in enumerate(images) if not index or image.shape != images[index - 1].shape]
+    return list(zip(starts, [*starts[1:], len(images)], strict=True))
+
+
+def _nearest(labels: torch.Tensor, size: torch.Size) -> torch.Tensor:
+    """A label map `(H, W)` at the size of its picture: the loss needs it there."""
+    if labels.shape == size:
+        return labels
+    resized = nn.functional.interpolate(labels[None, None].float(), size=tuple(size), mode="nearest")
+    return resized[0, 0].to(labels.dtype)
+
+
+__all__ = ["SegmentationTrainer"]

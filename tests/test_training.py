@@ -1,0 +1,311 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""`Trainer` and `SegmentationTrainer` with UperNet, Mask2Former and Segmenter."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from training_cases import KINDS, SIDE, Scenes, adapter, arguments, crop, losses, processor, small_model, trainer
+from transformers import AutoModelForSemanticSegmentation, Trainer, TrainerCallback
+
+from segtransformers.inference import segment_image
+from segtransformers.metrics import MeanIoU
+from segtransformers.training import EvaluationDataset, TrainingDataset
+from segtransformers.training.trunks import add_lora, freeze_trunk, merge_lora, trunk_linears
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_trains_evaluates_and_saves(tmp_path, kind):
+    run = trainer(small_model(kind), tmp_path, max_steps=3, eval_strategy="steps", eval_steps=3)
+    run.train()
+    assert len(losses(run)) == 3 and np.isfinite(losses(run)).all()
+    figures = run.state.log_history[-2]
+    assert {"eval_loss", "eval_mean_iou", "eval_mean_accuracy", "eval_overall_accuracy"} <= figures.keys()
+    run.save_model()
+    loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path)
+    for (name, tensor), other in zip(run.model.state_dict().items(), loaded.state_dict().values(), strict=True):
+        assert torch.equal(tensor, other), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_evaluation_is_that_of_each_image_alone(tmp_path, kind):
+    """Sizes differ within a batch, and the labels are larger than what the processor makes of the image."""
+    model, scenes = small_model(kind).eval(), Scenes(5, sizes=((SIDE, 96), (SIDE, 96), (80, 72)))
+    shrunk = processor(do_resize=True, size={"height": SIDE, "width": 80})
+    run = trainer(model, tmp_path, eval_dataset=EvaluationDataset(scenes, shrunk))
+    figures = run.evaluate()
+    metric = MeanIoU(10)
+    for sample in scenes:
+        metric.add(prediction=segment_image(model, shrunk, sample.image), reference=sample.labels)
+    expected = metric.compute()
+    assert figures["eval_mean_iou"] == expected["mean_iou"] > 0
+    np.testing.assert_array_equal(run.class_metrics["per_category_iou"], expected["per_category_iou"])
+    assert np.isfinite(figures["eval_loss"])
+
+
+def still_norms(model: nn.Module) -> nn.Module:
+    """Batch norms that never look at the batch: what is the same for any division of it stays so."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval().train = lambda mode=True, module=module: module  # type: ignore[method-assign, misc]
+    return model
+
+
+@pytest.mark.parametrize("kind", ["upernet", "segmenter"])
+def test_accumulation_changes_nothing(tmp_path, kind):
+    """Mask2Former, whose loss is a mean over masks, has its own test."""
+    settings = {"optim": "sgd", "learning_rate": 1.0, "max_steps": 2, "train_sampling_strategy": "sequential"}
+    norms, weights = [], []
+    for accumulation in (1, 2, 4):
+        changes = {"classifier_dropout": 0.0} | ({"decoder_drop_path_rate": 0.0} if kind == "segmenter" else {})
+        model = still_norms(small_model(kind, **changes))
+        run = trainer(
+            model,
+            tmp_path,
+            per_device_train_batch_size=4 // accumulation,
+            gradient_accumulation_steps=accumulation,
+            **settings,
+        )
+        run.train()
+        norms.append([entry["grad_norm"] for entry in run.state.log_history if "grad_norm" in entry])
+        weights.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
+    assert len(norms[0]) == 2 and min(norms[0]) > 0
+    for other in (1, 2):
+        np.testing.assert_allclose(norms[other], norms[0], rtol=1e-4)
+        torch.testing.assert_close(weights[other], weights[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_plain_trainer_works(tmp_path, kind):
+    """With what stock transformers needs: `MeanIoU` as metric, images of one size in evaluation."""
+    data = EvaluationDataset(Scenes(3), processor())
+    model = small_model(kind)
+    metric = MeanIoU(10)
+    run = Trainer(
+        model,
+        arguments(tmp_path, batch_eval_metrics=True),
+        train_dataset=TrainingDataset(Scenes(8), crop),
+        eval_dataset=data,
+        compute_metrics=metric,
+    )
+    run.train()
+    figures = run.evaluate()
+    assert np.isfinite(losses(run)).all() and np.isfinite(figures["eval_loss"])
+    ours = trainer(model, tmp_path, eval_dataset=data).evaluate()
+    assert figures["eval_mean_iou"] == ours["eval_mean_iou"]
+    assert figures["eval_loss"] == pytest.approx(ours["eval_loss"], rel=0.1 if kind == "mask2former" else 1e-5)
+
+
+@pytest.mark.parametrize(("kind", "workers"), [("upernet", 2), ("mask2former", 0), ("segmenter", 0)])
+def test_resumed_run_is_the_uninterrupted_one(tmp_path, kind, workers):
+    """In the middle of an epoch and at its end: the order of the data, augmentation, dropout and random points."""
+    settings = {
+        "max_steps": 6,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "dataloader_num_workers": workers,
+        "lr_scheduler_type": "linear",
+    }
+    backbone = adapter(drop_path_rate=0.3) if kind != "segmenter" else None
+    run = trainer(small_model(kind, backbone=backbone), tmp_path, **settings)
+    run.train()
+    whole, weights = losses(run), run.model.state_dict()
+    assert len(set(whole)) == 6
+    for step in (3, 4):  # an epoch has four
+        again = trainer(small_model(kind, seed=7, backbone=backbone), tmp_path / str(step), **settings)
+        again.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+        assert losses(again) == whole
+        for name, tensor in again.model.state_dict().items():
+            assert torch.equal(tensor, weights[name]), name
+
+
+def test_epochs_differ(tmp_path):
+    data = TrainingDataset(Scenes(4, sizes=((80, 120),)), crop)
+    first = data[0]["pixel_values"]
+    assert torch.equal(first, data[0]["pixel_values"])
+    data.set_epoch(1)
+    assert not torch.equal(first, data[0]["pixel_values"])
+
+    seen = []
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            seen.append(int(data._epoch))
+
+    trainer(small_model("segmenter"), tmp_path, train_dataset=data, max_steps=6, callbacks=[Watch()]).train()
+    assert seen == [0, 0, 1, 1, 2, 2]
+
+
+class PressCtrlC(TrainerCallback):
+    def __init__(self, step: int, times: int = 1):
+        self.step, self.times = step, times
+
+    def on_step_begin(self, args, state, control, **_):
+        if state.global_step == self.step:
+            for _ in range(self.times):
+                os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_saves_a_checkpoint(tmp_path):
+    model, settings = small_model("segmenter"), {"max_steps": 5, "eval_strategy": "steps", "eval_steps": 3}
+    handler = signal.getsignal(signal.SIGINT)
+    run = trainer(model, tmp_path, callbacks=[PressCtrlC(2)], **settings)
+    with pytest.raises(KeyboardInterrupt, match="after step 3; a checkpoint is saved"):
+        run.train()
+    assert signal.getsignal(signal.SIGINT) is handler and run.state.global_step == 3
+    assert not any("eval_loss" in entry for entry in run.state.log_history)  # that would have to be waited for
+    loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "checkpoint-3")
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name]), name
+    whole = trainer(small_model("segmenter"), tmp_path / "whole", **settings)
+    whole.train()
+    again = trainer(small_model("segmenter", seed=1), tmp_path / "again", **settings)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert losses(again) == losses(whole)
+
+
+def test_second_ctrl_c_stops_at_once(tmp_path):
+    run = trainer(small_model("segmenter"), tmp_path, callbacks=[PressCtrlC(1, times=2)])
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    assert run.state.global_step == 1 and not list(tmp_path.glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_loss_that_is_no_number_names_the_batch(tmp_path, kind):
+    def spoilt(image, labels, seed):
+        sample = crop(image, labels, seed)
+        if seed[2] == 5:
+            sample["pixel_values"][0, 0, 0] = float("nan")
+        return sample
+
+    data = TrainingDataset(Scenes(8), spoilt)
+    run = trainer(small_model(kind), tmp_path, train_dataset=data, train_sampling_strategy="sequential", max_steps=4)
+    with pytest.raises(FloatingPointError, match="loss is nan in step 3, in the batch of scene-4, scene-5: no step"):
+        run.train()
+    assert all(torch.isfinite(parameter).all() for parameter in run.model.parameters())
+
+
+def test_training_images_of_several_sizes_are_refused(tmp_path):
+    data = EvaluationDataset(Scenes(4, sizes=((SIDE, 96), (80, 80))), processor())
+    run = trainer(small_model("segmenter"), tmp_path, train_dataset=data)
+    with pytest.raises(ValueError, match=r"must have one size: scene-., scene-. have not"):
+        run.train()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_checkpointing_changes_nothing(tmp_path, kind):
+    weights = []
+    for checkpointing in (False, True):
+        run = trainer(small_model(kind), tmp_path, gradient_checkpointing=checkpointing, optim="sgd", learning_rate=0.1)
+        run.train()
+        assert run.model.is_gradient_checkpointing is checkpointing
+        weights.append(torch.cat([parameter.detach().flatten() for parameter in run.model.parameters()]))
+    torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_frozen_trunk(tmp_path, kind):
+    model = small_model(kind)
+    freeze_trunk(model)
+    before = {name: tensor.clone() for name, tensor in model.named_parameters()}
+    # injectors start with a factor of zero: it takes a step until what is behind it has a gradient
+    run = trainer(model, tmp_path, max_steps=3, gradient_checkpointing=kind == "upernet")
+    run.train()
+    changed = {name for name, tensor in model.named_parameters() if not torch.equal(tensor, before[name])}
+    trunk = {name for name in before if name.startswith("backbone.trunk.")}
+    assert trunk and changed == set(before) - trunk
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiled(tmp_path, kind, backend):
+    found = []
+    for changes in ({}, {"torch_compile": True, "torch_compile_backend": backend}):
+        run = trainer(small_model(kind), tmp_path, seed=3, **changes)
+        run.train()
+        run.evaluate()
+        run.save_model()
+        loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path)
+        for name, tensor in loaded.state_dict().items():
+            assert torch.equal(tensor, run.model.state_dict()[name]), name
+        found.append(losses(run))
+    np.testing.assert_allclose(*found, rtol=5e-2 if kind == "mask2former" else 1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bfloat16_autocast(tmp_path, kind):
+    found = []
+    for changes in ({}, {"bf16": True}):
+        run = trainer(small_model(kind), tmp_path, max_steps=3, **changes)
+        run.train()
+        assert np.isfinite(run.evaluate()["eval_loss"])
+        found.append(losses(run))
+    assert found[0] != found[1]
+    np.testing.assert_allclose(*found, rtol=0.1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_float16_autocast(kind):
+    """accelerate has it on GPUs only, so without Trainer: no NaN, and gradients as in float32."""
+    found = []
+    for enabled in (False, True):
+        model = still_norms(small_model(kind)).train()
+        batch = TrainingDataset(Scenes(2), crop)
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.float16, enabled=enabled):
+            loss = model(
+                pixel_values=torch.stack([one["pixel_values"] for one in batch]),
+                labels=torch.stack([one["labels"] for one in batch]),
+            ).loss
+        assert loss.dtype == torch.float32
+        (1024 * loss).backward()
+        found.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))
+        assert torch.isfinite(loss) and torch.isfinite(found[-1]).all()
+    assert nn.functional.cosine_similarity(*found, dim=0) > 0.9
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_low_rank_updates_of_the_trunk(tmp_path, kind):
+    model = small_model(kind)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    add_lora(model, rank=2)
+    run = trainer(model, tmp_path, max_steps=3, save_strategy="steps", save_steps=2)
+    run.train()
+    again = small_model(kind, seed=1)
+    add_lora(again, rank=2)
+    resumed = trainer(again, tmp_path / "again", max_steps=3)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert losses(resumed) == losses(run)
+    image = EvaluationDataset(Scenes(1), processor())[0]["pixel_values"][None]
+    model.eval()
+    with torch.no_grad():
+        expected = model(image).logits
+        merge_lora(model)
+        torch.testing.assert_close(model(image).logits, expected, rtol=1e-4, atol=1e-4)
+    run.save_model()
+    loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path).state_dict()
+    assert loaded.keys() == before.keys()
+    linears = {f"{name}.weight" for name in trunk_linears(model)}
+    trunk = {name for name in before if name.startswith("backbone.trunk.")}
+    parameters = {name for name, _ in model.named_parameters()}
+    changed = {name for name in parameters if not torch.equal(loaded[name], before[name])}
+    assert linears and changed == (parameters - trunk) | linears
+
+
+def test_peft_model_trains(tmp_path):
+    """peft's own way: the folder holds the updates and the modules named."""
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    base = small_model("segmenter")
+    config = LoraConfig(r=2, target_modules=trunk_linears(base), modules_to_save=["decode_head"])
+    run = trainer(get_peft_model(base, config), tmp_path)
+    run.train()
+    figures = run.evaluate()
+    run.save_model()
+    loaded = PeftModel.from_pretrained(small_model("segmenter"), tmp_path)
+    assert trainer(loaded, tmp_path).evaluate()["eval_mean_iou"] == figures["eval_mean_iou"]
