@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from reference_cases import ReferenceCase
 from typer.testing import CliRunner
 
 from segtransformers.cli import app
 from segtransformers.conversion.published import FAMILIES, published_table
 from segtransformers.datasets.scenes import write_scenes
+from segtransformers.training import Recipe, get_recipe
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -65,7 +67,7 @@ def test_commands(folder):
 def test_python_snippets(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     snippets = [code for kind, code in BLOCKS if kind == "python"]
-    assert len(snippets) == 6
+    assert len(snippets) == 7
     names: dict[str, object] = {}
     for code in snippets:
         exec(code, names)
@@ -78,6 +80,15 @@ def test_snippet_that_downloads_names_what_exists():
     (code,) = re.findall(r"```python no-run\n(.*?)```", README, re.DOTALL)
     compile(code, "README.md", "exec")
     exec("\n".join(line for line in code.splitlines() if line.startswith("from ")), {})
+
+
+def test_recipe_is_one():
+    ((_, code),) = [block for block in BLOCKS if block[0] == "yaml"]
+    recipe = Recipe.from_dict(yaml.safe_load(code))
+    assert recipe.schedule.steps == 20000
+    assert recipe.crop_size == (384, 384)
+    assert get_recipe("upernet_deit_adapter_tiny_512_160k_ade20k").known_faults
+    assert not recipe.known_faults
 
 
 def test_published_tables_are_the_data():

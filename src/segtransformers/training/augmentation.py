@@ -108,22 +108,20 @@ class TrainingAugmentation:
         processor: Any = None,
         *,
         crop_size: tuple[int, int] | None = None,
-        reduce_labels: bool | None = None,
+        reduce_labels: bool = False,
     ) -> "TrainingAugmentation":
         """What a recipe says.
 
         Args:
-            processor: the model's image processor, which knows mean, deviation and labels better than the recipe.
+            processor: the model's image processor, which knows mean and deviation better than the recipe.
             crop_size: another (height, width); the size of pictures before the crop changes with it.
-            reduce_labels: where neither processor nor recipe knows the data.
+            reduce_labels: for label maps as they are in the files of some data sets. [`SegmentationDataset`] gives
+                class indices already.
         """
         settings = recipe.augmentation
         crop = settings.crop_size if crop_size is None else crop_size
         scale = min(crop) / min(settings.crop_size)
-        if processor is not None:
-            mean, std, reduces = processor.image_mean, processor.image_std, bool(processor.do_reduce_labels)
-        else:
-            mean, std, reduces = settings.image_mean, settings.image_std, settings.reduce_labels
+        known = settings if processor is None else processor
         return cls(
             shortest_edge=round(settings.shortest_edge * scale),
             longest_edge=round(settings.longest_edge * scale),
@@ -132,9 +130,9 @@ class TrainingAugmentation:
             cat_max_ratio=settings.cat_max_ratio,
             flip_probability=settings.flip_probability,
             photometric_distortion=PhotometricDistortion() if settings.photometric_distortion else None,
-            image_mean=mean,
-            image_std=std,
-            reduce_labels=reduces if reduce_labels is None else reduce_labels,
+            image_mean=known.image_mean,
+            image_std=known.image_std,
+            reduce_labels=reduce_labels,
         )
 
     def __call__(self, image: Any, labels: Any, seed: int | Sequence[int] | None = None) -> dict[str, torch.Tensor]:
