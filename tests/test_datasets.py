@@ -503,32 +503,6 @@ def test_parquet_layout_of_the_hub(hub_rows, tmp_path):
         load_segmentation_dataset(folder, kind="ade20k", mask_column="scene_category")
 
 
-def test_converted_by_the_hub(hub_rows, tmp_path, monkeypatch):
-    """ADE20K on the Hub is a script, which `datasets` no longer runs: the branch of its converted files serves."""
-    import datasets
-
-    folder = tmp_path / "converted"
-    for configuration in ("instance_segmentation", "scene_parsing"):
-        (folder / configuration / "validation").mkdir(parents=True)
-    hub_rows.to_parquet(folder / "scene_parsing" / "validation" / "0000.parquet")
-    hub_rows.rename_column("annotation", "other").to_parquet(folder / "instance_segmentation/validation/0000.parquet")
-    load_dataset, asked = datasets.load_dataset, []
-
-    def on_hub(path, name=None, revision=None, **options):
-        asked.append((path, name, revision, options))
-        if revision is None:
-            raise RuntimeError("Dataset scripts are no longer supported, but found scene_parse_150.py")
-        return load_dataset(str(folder), name, **options)
-
-    monkeypatch.setattr(datasets, "load_dataset", on_hub)
-    data = load_segmentation_dataset("scene_parse_150")
-    assert asked == [
-        ("scene_parse_150", "scene_parsing", None, {}),
-        ("scene_parse_150", None, "refs/convert/parquet", {"data_dir": "scene_parsing"}),
-    ]
-    assert data.kind == "ade20k" and np.array_equal(data[0].labels, values(255, 0, 149))
-
-
 def test_saved_by_datasets(hub_rows, tmp_path):
     import datasets
 

@@ -342,12 +342,23 @@ def _rows_of_datasets(
 
 
 def _load_dataset(path: str, name: str | None, revision: str | None, datasets) -> "datasets.DatasetDict":
+    """What `datasets` makes of a folder or a name on the Hub; of a script, what the Hub has converted it to."""
+    if revision is None and any(path in get_dataset_info(kind).hub for kind in DATASETS):
+        return datasets.load_dataset(_converted(path, name))
     try:
         return datasets.load_dataset(path, name, revision=revision)
     except RuntimeError as error:
         if "scripts are no longer supported" not in str(error) or revision is not None:
             raise
-        return datasets.load_dataset(path, data_dir=name or "default", revision=CONVERTED)
+        return datasets.load_dataset(_converted(path, name))
+
+
+def _converted(path: str, name: str | None) -> str:
+    """The folder of a configuration's converted files. `datasets` would not find it again without a network."""
+    from huggingface_hub import snapshot_download
+
+    name = name or "default"
+    return str(Path(snapshot_download(path, repo_type="dataset", revision=CONVERTED, allow_patterns=f"{name}/*"), name))
 
 
 def _two_columns(
