@@ -89,6 +89,30 @@ def test_command(tmp_path):
     assert done.exit_code == 1 and "no split 'test': it has train, val" in done.stderr
 
 
+def test_a_test_set_without_masks_is_left_out(tmp_path):
+    write_scenes(tmp_path, 1, size=(40, 48), split="train")
+    (tmp_path / "images/test").mkdir()
+    done = run(tmp_path)
+    assert done.exit_code == 0 and "note: the split test is left out" in done.stdout
+    assert run(tmp_path, "--split", "test").exit_code == 1
+    (tmp_path / "images/val").mkdir()  # this one is an error
+    done = run(tmp_path)
+    assert done.exit_code == 1 and "masks/val is missing" in done.stderr
+
+
+def test_columns_of_the_command(tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    folder = write_masks(tmp_path / "files", [0, 1, 2])
+    columns = {"photo": [str(folder / "images/0.png")], "truth": [str(folder / "masks/0.png")]}
+    features = datasets.Features({"photo": datasets.Image(), "truth": datasets.Image()})
+    datasets.Dataset.from_dict(columns, features).save_to_disk(tmp_path / "saved")
+    assert "Say image_column=..., mask_column=... (--columns)" in run(tmp_path / "saved", "--classes", 3).stderr
+    done = run(tmp_path / "saved", "--classes", 3, "--columns", "photo,truth")
+    assert done.exit_code == 0 and "1 of 1 samples are right" in done.stdout, done.output
+
+
 def test_command_on_data_without_class_names(tmp_path):
     write_masks(tmp_path, [0, 1, 4], classes=0)
     (tmp_path / "classes.txt").unlink()
@@ -109,6 +133,7 @@ def test_options_of_the_command(tmp_path):
     ("words", "message"),
     [
         (["--label-map", "0=1"], "expected VALUE:CLASS"),
+        (["--columns", "image"], "expected two names"),
         (["--classes", "nothing.txt"], "there is no such file, and it is no number"),
         (["--kind", "imagenet"], "unknown data set 'imagenet'"),
         (["--mask-ending", "_x.png"], "images have no mask"),

@@ -373,6 +373,11 @@ def test_other_kinds_of_masks(tmp_path):
     save(tmp_path / "masks/0.jpg", values(0, 1))
     with pytest.raises(DataError, match=r"0.jpg is a JPEG, which blurs labels"):
         load_segmentation_dataset(tmp_path)[0]
+    (tmp_path / "masks/0.jpg").unlink()
+    page = Image.fromarray(values(0, 1))
+    page.save(tmp_path / "masks/0.tif", save_all=True, append_images=[page])
+    with pytest.raises(DataError, match=r"0\.tif holds 2 pictures"):
+        load_segmentation_dataset(tmp_path)[0]
 
 
 def test_wrong_pairs(tmp_path):
@@ -469,6 +474,25 @@ def test_other_files_are_named(tmp_path, caplog):
     data = load_segmentation_dataset(tmp_path)
     logger.removeHandler(caplog.handler)
     assert [path.name for path in data.ignored_files] == ["notes.txt"] and "notes.txt" in caplog.text
+
+
+def test_files_outside_the_parts_are_named(tmp_path):
+    write_scenes(tmp_path, 1, size=(32, 32), split="train")
+    save(tmp_path / "images/lost.png", COLOURS)
+    data = load_segmentation_dataset(tmp_path, "train")
+    assert len(data) == 1 and [path.name for path in data.ignored_files] == ["lost.png"]
+
+
+def test_links_are_followed_and_not_for_ever(tmp_path):
+    draw(tmp_path / "elsewhere", "{}.png", "masks/{}.png", 0, 1)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/deep").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "elsewhere/masks").rename(tmp_path / "masks_of_them")
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks/deep").symlink_to(tmp_path / "masks_of_them", target_is_directory=True)
+    (tmp_path / "masks/deep/round").symlink_to(tmp_path / "masks", target_is_directory=True)
+    data = load_segmentation_dataset(tmp_path, classes=2)
+    assert data.names == ["deep/0", "deep/1"] and np.array_equal(data[0].labels, values(0, 1))
 
 
 @pytest.fixture

@@ -11,14 +11,17 @@ import typer
 from tqdm import tqdm
 
 from ..datasets import DataReport, SegmentationDataset, check_dataset, loading
-from ..datasets.loading import MissingClassesError, MissingSplitError
+from ..datasets.loading import MissingClassesError
+from ..datasets.pairs import MissingMasksError, MissingSplitError
 from .common import UserError, one_line_errors
 from .data_options import (
     ClassesOption,
+    ColumnsOption,
     KindOption,
     LabelMapOption,
     MaskEndingOption,
     ReduceLabelsOption,
+    SubsetOption,
     load_data,
 )
 
@@ -34,9 +37,11 @@ def check_data(
     reduce_labels: ReduceLabelsOption = None,
     label_map: LabelMapOption = None,
     mask_ending: MaskEndingOption = None,
+    columns: ColumnsOption = None,
+    subset: SubsetOption = None,
 ) -> None:
     """Read every image and mask of a data set, print how often each class occurs, and name what is wrong."""
-    options = (reduce_labels, label_map, mask_ending)
+    options = (reduce_labels, label_map, mask_ending, columns, subset)
     faults = 0
     with one_line_errors(ValueError, ImportError), _without_warnings():
         for data, named in _splits(source, split, kind, classes, options):
@@ -74,9 +79,12 @@ def _splits(
                 data = load_data(source, name, kind, classes, *options)
             except MissingClassesError:
                 data, named = load_data(source, name, kind, UNKNOWN_CLASSES, *options), False
-        except MissingSplitError:
-            if split is not None:
+        except MissingSplitError as error:
+            unlabelled = isinstance(error, MissingMasksError)
+            if split is not None or (unlabelled and name != "test"):
                 raise
+            if unlabelled:
+                typer.echo(f"note: the split test is left out: {error}")
             continue
         found = True
         yield data, named

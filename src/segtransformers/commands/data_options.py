@@ -2,6 +2,7 @@
 """The options of the commands that read a data set."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -33,6 +34,12 @@ MaskEndingOption = Annotated[
     str | None, typer.Option(metavar="ENDING", help="What the names of masks end in, such as _mask.png.")
 ]
 
+ColumnsOption = Annotated[
+    str | None,
+    typer.Option(metavar="IMAGES,MASKS", help="Columns of a data set of the Hub; by default those with usual names."),
+]
+SubsetOption = Annotated[str | None, typer.Option(metavar="NAME", help="Configuration of a data set of the Hub.")]
+
 
 def load_data(
     source: str,
@@ -42,6 +49,8 @@ def load_data(
     reduce_labels: bool | None = None,
     label_map: str | None = None,
     mask_ending: str | None = None,
+    columns: str | None = None,
+    subset: str | None = None,
 ) -> SegmentationDataset:
     """The data set that the options describe.
 
@@ -52,6 +61,9 @@ def load_data(
     logging.disable_progress_bar()
     if classes is not None and not classes.isdigit() and not Path(classes).is_file():
         raise UserError(f"--classes {classes}: there is no such file, and it is no number")
+    pictures: Sequence[str | None] = (None, None) if columns is None else columns.split(",")
+    if len(pictures) != 2 or "" in pictures:
+        raise UserError(f"--columns {columns}: expected two names, such as image,annotation")
     return load_segmentation_dataset(
         source,
         split,
@@ -60,6 +72,9 @@ def load_data(
         reduce_labels=reduce_labels,
         label_map=_parsed_map(label_map),
         mask_ending=mask_ending,
+        image_column=pictures[0],
+        mask_column=pictures[1],
+        name=subset,
     )
 
 

@@ -28,7 +28,16 @@ from .common import (
     one_line_errors,
     view_options,
 )
-from .data_options import ClassesOption, KindOption, LabelMapOption, MaskEndingOption, ReduceLabelsOption, load_data
+from .data_options import (
+    ClassesOption,
+    ColumnsOption,
+    KindOption,
+    LabelMapOption,
+    MaskEndingOption,
+    ReduceLabelsOption,
+    SubsetOption,
+    load_data,
+)
 
 
 def evaluate(
@@ -40,6 +49,8 @@ def evaluate(
     reduce_labels: ReduceLabelsOption = None,
     label_map: LabelMapOption = None,
     mask_ending: MaskEndingOption = None,
+    columns: ColumnsOption = None,
+    subset: SubsetOption = None,
     multi_scale: MultiScale = False,
     scales: Scales = None,
     flip: Flip = False,
@@ -77,7 +88,7 @@ def evaluate(
             published_row(published)  # that there is one
         network, processor = load_model(model, device or place)
         options = view_options(processor, multi_scale, scales, flip, window, stride)
-        samples = load_data(data, split, kind, classes, reduce_labels, label_map, mask_ending)
+        samples = load_data(data, split, kind, classes, reduce_labels, label_map, mask_ending, columns, subset)
         complete = limit is None or limit >= len(samples)
         if not complete:
             samples = samples.select(range(limit or 0))

@@ -86,14 +86,8 @@ class SegmentationDataset(torch.utils.data.Dataset):
         split: str | None,
         ignored_files: Sequence[Path] = (),
     ):
-        self.rows, self.names, self.rule, self.kind, self.source, self.split = (
-            rows,
-            list(names),
-            rule,
-            kind,
-            source,
-            split,
-        )
+        self.rows, self.names, self.rule = rows, list(names), rule
+        self.kind, self.source, self.split = kind, source, split
         self.id2label = dict(enumerate(classes.names))
         self.palette = classes.palette
         self.ignored_files = list(ignored_files)
@@ -373,7 +367,9 @@ def _two_columns(
     mask_column = mask_column or next((column for column in MASK_COLUMNS if column in pictures), None)
     image_column = image_column or next((column for column in IMAGE_COLUMNS if column in pictures), None)
     if image_column is None or mask_column is None or image_column == mask_column:
-        raise DataError(f"cannot tell images from masks in {source}: {listed}. Say image_column=..., mask_column=...")
+        raise DataError(
+            f"cannot tell images from masks in {source}: {listed}. Say image_column=..., mask_column=... (--columns)"
+        )
     rows = rows.select_columns([image_column, mask_column])
     if image_column != "image":
         rows = rows.rename_column(image_column, "image")
@@ -396,6 +392,6 @@ def _warn_of_ignored(pairs: Pairs) -> None:
     if pairs.ignored:
         listed = ", ".join(str(path) for path in pairs.ignored[:5])
         logger.warning(
-            f"{len(pairs.ignored)} files are no pictures by their names and are left out: "
+            f"{len(pairs.ignored)} files are left out, which are no pictures by their names or lie outside the parts: "
             f"{listed}{', ...' if len(pairs.ignored) > 5 else ''}"
         )

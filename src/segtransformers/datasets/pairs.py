@@ -4,7 +4,7 @@
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +25,10 @@ DATASETS_FILES = ("dataset_dict.json", "state.json")  # of a folder that `datase
 
 class MissingSplitError(DataError):
     """There is no such part of a data set."""
+
+
+class MissingMasksError(MissingSplitError):
+    """There are images of a part, and no folder of their masks."""
 
 
 @dataclass
@@ -139,9 +143,8 @@ def find_folders(
             part, divided = _part(root / images, split, spellings, parts), True
             images, masks = f"{images}/{{part}}", f"{masks}/{{part}}"
             if not (root / masks.format(part=part)).is_dir():
-                raise DataError(
-                    f"{root / masks.format(part=part)} is missing: masks lie in folders named like the images'"
-                )
+                place = root / masks.format(part=part)
+                raise MissingMasksError(f"{place} is missing: masks lie in folders named like those of the images")
     layout = Layout(
         images=images,
         masks=masks,
@@ -176,7 +179,11 @@ def pair_files(found: Found) -> Pairs:
     without_image = [str(path.relative_to(mask_folder)) for name, path in masks.items() if name not in images]
     _complain(f"of {len(masks)} masks in {mask_folder} have no image in", without_image, image_folder, hint)
     names = sorted(images)
-    ignored = [] if layout.parts else [*no_images, *no_masks]  # known data sets have other files beside the masks
+    ignored = []
+    if not layout.parts:  # known data sets have other files beside the masks
+        beside = (root / path.removesuffix("/{part}") for path in (layout.images, layout.masks) if "{part}" in path)
+        loose = [path for place in beside for path in sorted(place.iterdir()) if path.is_file()]
+        ignored = [path for path in [*loose, *no_images, *no_masks] if not path.name.startswith(".")]
     return Pairs(names, [images[name] for name in names], [masks[name] for name in names], ignored)
 
 
@@ -208,11 +215,7 @@ def _has_its_names(root: Path, layout: Layout) -> bool:
 
 
 def _holds(folder: Path, endings: Sequence[str]) -> bool:
-    return any(
-        _without_ending(file, endings) is not None
-        for _, _, files in os.walk(folder, followlinks=True)
-        for file in files
-    )
+    return any(_without_ending(path.name, endings) is not None for path in _walk(folder))
 
 
 def _one_of(folder: Path, names: Sequence[str], what: str) -> str | None:
@@ -230,27 +233,37 @@ def _part(folder: Path, split: str, spellings: Iterable[str], there: list[str]) 
 
 
 def _files_by_name(folder: Path, endings: Sequence[str]) -> tuple[dict[str, Path], list[Path]]:
-    """Files below `folder` by their path without ending, and those with other endings. Hidden files do not count."""
+    """Files below `folder` by their path without ending, and those with other endings."""
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}")
     found: dict[str, Path] = {}
     others = []
-    for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        within = Path(place).relative_to(folder)
-        for file in sorted(files):
-            if file.startswith("."):
-                continue
-            path = Path(place, file)
-            stem = _without_ending(file, endings)
-            if stem is None:
-                others.append(path)
-                continue
-            name = _same_form((within / stem).as_posix())
-            if name in found:
-                raise DataError(f"{found[name]} and {path} have the same name but for their endings: keep one of them")
-            found[name] = path
+    for path in _walk(folder):
+        stem = _without_ending(path.name, endings)
+        if stem is None:
+            others.append(path)
+            continue
+        name = _same_form((path.relative_to(folder).parent / stem).as_posix())
+        if name in found:
+            raise DataError(f"{found[name]} and {path} have the same name but for their endings: keep one of them")
+        found[name] = path
     return found, others
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """The files below `folder`, links followed, in order. Hidden ones do not count."""
+    seen = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        seen.add(os.path.realpath(place))
+        for name in sorted(files):
+            if not name.startswith("."):
+                yield Path(place, name)
+        # a link to a folder above would go round for ever
+        folders[:] = [
+            name
+            for name in sorted(folders)
+            if not name.startswith(".") and os.path.realpath(os.path.join(place, name)) not in seen
+        ]
 
 
 def _without_ending(file: str, endings: Sequence[str]) -> str | None:

@@ -73,13 +73,16 @@ def read_mask(file: Path | BinaryIO, name: str) -> Mask:
             with Image.open(file) as opened:
                 opened.load()
                 kind, mode, values = opened.format, opened.mode, np.asarray(opened)
+                frames = getattr(opened, "n_frames", 1)
                 palette = opened.getpalette("RGB") if mode == "P" else None
     except FileNotFoundError:
         raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"cannot read the mask {name}: {_in_one_line(error)}") from None
-    if kind in ("JPEG", "MPO"):
-        raise DataError(f"the mask {name} is a JPEG, which blurs labels: save masks without loss, as PNG")
+    if kind in ("JPEG", "MPO", "WEBP"):
+        raise DataError(f"the mask {name} is a {kind}, which blurs labels: save masks without loss, as PNG")
+    if frames > 1:
+        raise DataError(f"the mask {name} holds {frames} pictures: save the one that is meant, as PNG")
     if mode == "F":
         raise DataError(f"the mask {name} holds floating-point numbers: save whole numbers, as PNG")
     if mode in ("LA", "PA", "RGBA", "La", "RGBa"):
