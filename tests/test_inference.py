@@ -2,6 +2,10 @@
 """The test protocols of the originals: windows, several scales, mirror images, huge photos."""
 
 import json
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,11 +17,12 @@ from transformers import (
     AutoImageProcessor,
     AutoModelForSemanticSegmentation,
     SegformerConfig,
+    SegformerForImageClassification,
     SegformerForSemanticSegmentation,
     SegformerImageProcessor,
 )
 
-from segtransformers import SegmentationImageProcessor, packaged_model_path
+from segtransformers import SegmentationImageProcessor, inference, packaged_model_path
 from segtransformers.conversion import convert_checkpoint
 from segtransformers.conversion.protocol import read_test_pipeline
 from segtransformers.conversion.published import FAMILIES, published_rows
@@ -27,6 +32,7 @@ from segtransformers.inference import (
     image_views,
     multi_scale_options,
     segment_image,
+    segment_views,
     slide,
     slide_bands,
 )
@@ -81,6 +87,21 @@ def test_predictions_equal_the_original(recorded, name):
     scores = image_scores(model, processor, image, **options)
     assert relative_error(scores[None, :, ::stride, ::stride], recorded[f"{name}.probabilities"]) < 1e-6
     assert torch.equal(segment_image(model, processor, image, **options), recorded[f"{name}.prediction"].long())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_logits_equal_the_original(recorded, name):
+    """Those of the first view, before and after the resize to the image's size."""
+    case = CASES[name]
+    model, processor = converted(case)
+    image, stride = recorded[f"{name}.image"].numpy(), case["stride_of_maps"]
+    view = image_views(processor, image, **options_of(case, processor))[0]
+    with torch.no_grad():
+        logits = model(pixel_values=view.pixel_values.double()).logits[:, :, : view.size[0], : view.size[1]]
+    strided = np.s_[:, :, ::stride, ::stride]
+    assert relative_error(logits[strided], recorded[f"{name}.logits_0"]) < 1e-6
+    resized = torch.nn.functional.interpolate(logits, size=image.shape[:2], mode="bilinear", align_corners=False)
+    assert relative_error(resized[strided], recorded[f"{name}.logits_0_rescaled"]) < 1e-6
 
 
 def scene(seed: int, size: tuple[int, int]) -> Image.Image:
@@ -157,6 +178,65 @@ def test_mirror_images_and_scales_are_averaged(packaged):
 
 
 @pytest.mark.parametrize(
+    ("size", "options"), [((200, 64), {"flip": True}), ((260, 64), {"scales": [1.0, 1.3, 0.8], "flip": True})]
+)
+def test_views_in_step_give_what_whole_maps_give(packaged, monkeypatch, size, options):
+    model, processor = packaged
+    image, calls = scene(8, size), []
+    in_step = inference._labels_in_step
+    monkeypatch.setattr(model.config, "window_batch_size", 2)
+    monkeypatch.setattr(inference, "_labels_in_step", lambda *given: calls.append(given) or in_step(*given))
+    labels = segment_image(model, processor, image, window=(32, 48), stride=(20, 30), **options)
+    assert len(calls) == 1  # bands of all views are smaller than the whole
+    scores = image_scores(model, processor, image, window=(32, 48), stride=(20, 30), **options)
+    assert torch.equal(labels, scores.argmax(0))
+    # and where they are not, the whole is held: the same classes
+    monkeypatch.setattr(inference, "_in_step_is_smaller", lambda *_: False)
+    assert torch.equal(segment_image(model, processor, image, window=(32, 48), stride=(20, 30), **options), labels)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(("options", "window"), [({}, None), ({}, (48, 48)), ({"scales": [1.0, 1.5]}, None)])
+def test_images_of_the_same_size_share_calls(packaged, options, window):
+    model, processor = packaged
+    images = [scene(9, (64, 96)), scene(10, (50, 70)), scene(11, (64, 96)), scene(12, (64, 96))]
+    views = [image_views(processor, image, **options) for image in images]
+    batches = []
+    hook = model.backbone.register_forward_pre_hook(lambda _, given: batches.append(len(given[0])))
+    found = segment_views(model, views, [(image.height, image.width) for image in images], window=window)
+    hook.remove()
+    assert max(batches) % 3 == 0
+    for image, labels in zip(images, found, strict=True):
+        alone = segment_image(model, processor, image, window=window, **options)
+        assert labels.shape == alone.shape and (labels != alone).float().mean() < 1e-3
+
+
+def test_calls_do_not_reach_over_rows_of_many_windows():
+    """Else two rows of windows were held. The calls of a row are as even as can be."""
+    shapes = []
+
+    def forward(windows):
+        shapes.append(len(windows))
+        return windows
+
+    images = torch.randn(1, 3, 64, 330)
+    merged = slide(forward, images, (32, 32), (32, 30), 4)
+    torch.testing.assert_close(merged, images)
+    assert shapes == [3, 4, 4] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [[], ["--flip", "--command"]])
+def test_memory_of_a_huge_photo(more):
+    """The scores of all 150 classes of 2400 x 2400 pixels would be 3.2 GiB."""
+    script = Path(__file__).parent.parent / "benchmarks" / "inference_memory.py"
+    words = [sys.executable, script, "photo", "--side", "2400", "--window", "128", *more]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    beyond = re.search(r"flip \w+: ([\d.]+) GiB beyond the model", done.stdout)
+    assert 0.1 < float(beyond[1]) < 1.2
+
+
+@pytest.mark.parametrize(
     ("options", "said"),
     [({"scales": [0.0]}, "positive"), ({"scales": [-1]}, "positive")],
 )
@@ -214,3 +294,6 @@ def test_other_models_of_transformers():
         segment_image(model, processor, image, window=(32, 32))
     with pytest.raises(ValueError, match="several scales"):
         segment_image(model, processor, image, scales=[1.0])
+    other = SegformerForImageClassification(config).eval()
+    with pytest.raises(ValueError, match="SegformerForImageClassification gives no maps of logits"):
+        segment_image(other, processor, image)

@@ -19,7 +19,7 @@ from transformers.image_utils import get_image_size
 
 from .image_processing import ResizedRows, keep_ratio_size, usual_image
 
-PIECE_BYTES = 1 << 26  # of merged logits that leave a row of windows at once
+PIECE_BYTES = 1 << 23  # of merged logits that leave a row of windows at once
 
 
 def window_origins(size: int, window: int, stride: int) -> list[int]:
@@ -81,15 +81,15 @@ def slide_bands(
 ) -> Iterator[torch.Tensor]:
     """[`slide`] from the top to the bottom of the image, as soon as rows are done.
 
-    What is held is one row of windows, `num_labels * window height * W` numbers, and a few rows that were asked for;
-    with `window_batch_size` more than 1, a call may reach into the next row of windows.
+    What is held is one row of windows, `num_labels * window height * W` numbers, and the logits of one call. Where a
+    row has fewer windows than `window_batch_size`, a call takes several rows.
 
     Args:
         forward: from windows `(n * B, 3, h, w)` to logits `(n * B, num_labels, h, w)`, with n up to
             `window_batch_size`, in the order of [`window_slices`].
         pixel_values: `(B, 3, H, W)`.
         window_size, window_stride: (height, width) in pixels; a shorter side of the image is taken whole.
-        window_batch_size: how many windows of each image share a call.
+        window_batch_size: how many windows of each image share a call, at most.
 
     Yields:
         `(B, num_labels, rows, W)`; the rows of all bands together are H.
@@ -103,9 +103,8 @@ def slide_bands(
                 f"window_stride must be between 1 and window_size, got {tuple(window_stride)} for {tuple(window_size)}"
             )
     batch, _, height, width = pixel_values.shape
-    windows = window_slices((height, width), window_size, window_stride)
-    chunks = [windows[start : start + window_batch_size] for start in range(0, len(windows), window_batch_size)]
-    held = max(chunk[-1][1].stop - chunk[0][1].start for chunk in chunks)
+    chunks = _window_chunks((height, width), window_size, window_stride, window_batch_size)
+    held = _rows_held(chunks)
     row_counts, column_counts = (
         _coverage(side, window_size[axis], window_stride[axis], pixel_values.device)
         for axis, side in enumerate((height, width))
@@ -125,11 +124,33 @@ def slide_bands(
             stop = min(start + step, done)
             counts = row_counts[top + start : top + stop, None] * column_counts
             yield (total[:, :, start:stop] / counts).to(logits.dtype)
-        if 0 < done < held:
+        if done > 0:
             for start in range(0, held - done, done):  # rows that do not overlap: no copy of them all
                 stop = min(start + done, held - done)
                 total[:, :, start:stop] = total[:, :, start + done : stop + done]
             total[:, :, held - done :] = 0
+
+
+def _window_chunks(
+    size: Sequence[int], window_size: Sequence[int], window_stride: Sequence[int], window_batch_size: int
+) -> list[list[tuple[EllipsisType, slice, slice]]]:
+    """The windows of each call of the network: in order, and none across the end of a row with more than one call."""
+    windows = window_slices(size, window_size, window_stride)
+    columns = sum(window[1] == windows[0][1] for window in windows)
+    if columns <= window_batch_size:
+        return [windows[start : start + window_batch_size] for start in range(0, len(windows), window_batch_size)]
+    calls = -(-columns // window_batch_size)  # for each row, as even as can be
+    ends = [columns * (call + 1) // calls for call in range(calls)]
+    return [
+        windows[row + start : row + end]
+        for row in range(0, len(windows), columns)
+        for start, end in zip([0, *ends], ends, strict=False)
+    ]
+
+
+def _rows_held(chunks: Sequence[Sequence[tuple[EllipsisType, slice, slice]]]) -> int:
+    """How many rows of the image the windows of a call reach over."""
+    return max(chunk[-1][1].stop - chunk[0][1].start for chunk in chunks)
 
 
 def _coverage(size: int, window: int, stride: int, device: torch.device) -> torch.Tensor:
@@ -281,8 +302,10 @@ def _logit_bands(model: PreTrainedModel, view: View) -> tuple[int, Iterator[torc
 
     def forward(part: torch.Tensor) -> torch.Tensor:
         logits = getattr(model(pixel_values=part), "logits", None)
-        if logits is None:
-            raise ValueError(f"{type(model).__name__} gives no logits: a model for semantic segmentation is needed")
+        if logits is None or logits.ndim != 4:
+            raise ValueError(
+                f"{type(model).__name__} gives no maps of logits: a model for semantic segmentation is needed"
+            )
         return logits
 
     sides = tuple(pixel_values.shape[2:])
@@ -353,7 +376,11 @@ def _in_step_is_smaller(model: PreTrainedModel, views: Sequence[View], size: tup
     held = 0
     for view in views:
         height, width = view.pixel_values.shape[2:]
-        held += (min(height, config.sliding_window()[0][0]) if _slides(model, view) else height) * width
+        if _slides(model, view):
+            window, stride = config.sliding_window()
+            chunks = _window_chunks((height, width), window, stride, config.window_batch_size)
+            height = min(_rows_held(chunks), height)
+        held += height * width
     return held < size[0] * size[1]
 
 
