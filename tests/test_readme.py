@@ -41,9 +41,25 @@ def _word(option: str) -> str:
     return words[words.index(option) + 1]
 
 
+@pytest.fixture(scope="module")
+def exported(folder):
+    """The folder with the file of the README's export command, which a snippet reads."""
+    (command,) = [shlex.split(code) for kind, code in BLOCKS if kind == "bash" and " export " in code]
+    _run([sys.executable, "-m", *command], folder)
+    assert (folder / command[-1]).exists()
+    return folder
+
+
+def _run(words: list[str], folder: Path) -> str:
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, (words, done.stderr)
+    return done.stdout
+
+
 def test_commands(folder):
     commands = [code.strip() for kind, code in BLOCKS if kind == "bash"]
-    assert len(commands) == 5
+    assert len(commands) == 6
+    said = ""
     for command in commands:
         words = shlex.split(command)
         if words[:2] == ["pip", "install"]:
@@ -54,20 +70,21 @@ def test_commands(folder):
         if words[1:] == ["build-kernels"]:
             assert words[1] in CliRunner().invoke(app, ["--help"]).stdout  # test_kernels.py runs it
             continue
+        if words[1] == "export":
+            continue  # `exported` runs it
         if words[0] == "python":
             words = [sys.executable, str(ROOT / words[1]), *words[2:]]
         else:
             words = [sys.executable, "-m", *words]
-        done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
-        assert done.returncode == 0, (command, done.stderr)
+        said += _run(words, folder)
     assert (folder / "segmentation.png").exists()
-    assert "150 classes (names of ade20k)" in done.stdout and (folder / _word("--output") / "config.json").exists()
+    assert "150 classes (names of ade20k)" in said and (folder / _word("--output") / "config.json").exists()
 
 
-def test_python_snippets(folder, monkeypatch, capsys):
-    monkeypatch.chdir(folder)
+def test_python_snippets(exported, monkeypatch, capsys):
+    monkeypatch.chdir(exported)
     snippets = [code for kind, code in BLOCKS if kind == "python"]
-    assert len(snippets) == 7
+    assert len(snippets) == 8
     names: dict[str, object] = {}
     for code in snippets:
         exec(code, names)

@@ -6,7 +6,9 @@ import typer
 from .commands.build_kernels import build_kernels
 from .commands.check_data import check_data
 from .commands.common import one_line_errors
+from .commands.demo import demo
 from .commands.evaluate import evaluate
+from .commands.export import export
 from .commands.info import info
 from .commands.recipes import recipes
 from .commands.segment import segment
@@ -25,6 +27,8 @@ def _main() -> None:
 app.command()(segment)
 app.command()(evaluate)
 app.command()(check_data)
+app.command()(export)
+app.command()(demo)
 app.command()(info)
 app.command()(build_kernels)
 app.command()(recipes)

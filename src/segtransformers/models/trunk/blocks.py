@@ -5,8 +5,10 @@ Sources: the windows follow `segmentation/mmseg_custom/models/backbones/base/{vi
 czczup/ViT-Adapter.
 """
 
+import contextlib
 import functools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -62,7 +64,22 @@ class BeitTrunkBlock(GradientCheckpointingLayer, BeitBlock):
         table, bias = self.relative_position_bias_table, None
         if table is not None:
             bias = relative_position_bias(table, self.table_grid, grid, self.num_prefix_tokens)
+        if torch.compiler.is_exporting():
+            with _plain_attention(self.attn):
+                return BeitBlock.forward(self, tokens, shared_rel_pos_bias=bias)
         return BeitBlock.forward(self, tokens, shared_rel_pos_bias=bias)
+
+
+@contextlib.contextmanager
+def _plain_attention(attention: Any) -> Iterator[None]:
+    """Matrix products instead of PyTorch's fused attention, whose output for a bias has strides that ONNX export does
+    not understand."""
+    fused = attention.fused_attn
+    try:
+        attention.fused_attn = False
+        yield
+    finally:
+        attention.fused_attn = fused
 
 
 class EvaTrunkBlock(GradientCheckpointingLayer, EvaBlock):

@@ -1,0 +1,278 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""The demo page, in a browser as a visitor uses it, and what it is made of without one."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from segtransformers import example_image_path, packaged_model_path
+from segtransformers.cli import app
+from segtransformers.commands.common import load_model
+
+pytest.importorskip("gradio", reason="gradio is not installed (extra `demo`)")
+
+import gradio
+
+from segtransformers import demo as demo_module
+from segtransformers.datasets.scenes import CLASS_NAMES, draw_scene
+from segtransformers.demo import Demo, label_image, legend, named_models, palette_image
+from segtransformers.inference import segment_image
+from segtransformers.visualization import distinct_colours
+
+PATIENCE = 120  # seconds, on a machine that is busy
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1400,1000",
+]
+
+
+def find(*names: str) -> str | None:
+    return next((path for path in map(shutil.which, names) if path), None)
+
+
+CHROMIUM, DRIVER = find("chromium", "chromium-browser", "google-chrome"), find("chromedriver")
+
+
+@contextlib.contextmanager
+def serving(words, log, **environment):
+    """The address of the page that Python serves with these words, which must not print a traceback."""
+    environment = {**os.environ, "SEGTRANSFORMERS_KERNELS": "off", **environment}
+    with open(log, "w") as output:
+        server = subprocess.Popen([sys.executable, *words], stdout=output, stderr=subprocess.STDOUT, env=environment)
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while not (found := re.search(r"The page is at (\S+)", log.read_text())):
+            assert server.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.2)
+        yield found[1]
+        assert "Traceback" not in log.read_text()
+    finally:
+        server.terminate()
+        server.wait()
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    """Of the page that the command serves, with a second model that is not there."""
+    models = ["--model", str(packaged_model_path()), "--model", "missing-model"]
+    words = ["-m", "segtransformers", "demo", *models, "--no-browser"]
+    with serving(words, tmp_path_factory.mktemp("server") / "log") as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    if CHROMIUM is None or DRIVER is None:
+        pytest.skip("there is no chromium with its chromedriver (Debian: apt-get install chromium chromium-driver)")
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (extra `test`)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.add_experimental_option("prefs", {"download.default_directory": str(tmp_path_factory.mktemp("downloads"))})
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    driver.downloads = Path(options.experimental_options["prefs"]["download.default_directory"])
+    yield driver
+    driver.quit()
+
+
+def wait_for(driver, condition):
+    deadline = time.monotonic() + PATIENCE
+    while not (found := condition()):
+        assert time.monotonic() < deadline, driver.find_element("tag name", "body").text
+        time.sleep(0.1)
+    return found
+
+
+def one(driver, selector):
+    """The element, when it is there."""
+    return wait_for(driver, lambda: driver.find_elements("css selector", selector))[0]
+
+
+@pytest.fixture
+def page(browser, address):
+    """The page, fresh."""
+    browser.get(address)
+    one(browser, "#segment")
+    return browser
+
+
+def upload(page, file):
+    one(page, "#picture input[type=file]").send_keys(str(file))
+    one(page, "#picture img")
+
+
+def shown_error(page):
+    return wait_for(page, lambda: "".join(one.text for one in page.find_elements("css selector", ".toast-body")))
+
+
+def downloaded(page, button):
+    """The file that a click on a button of the page gives."""
+    before = set(page.downloads.iterdir())
+    one(page, f"#{button}:not([disabled])").click()
+    return wait_for(
+        page, lambda: [path for path in set(page.downloads.iterdir()) - before if path.suffix == ".png"]
+    ).pop()
+
+
+def test_upload_segment_download(page, tmp_path):
+    picture = tmp_path / "photo.png"
+    shutil.copy(example_image_path(), picture)
+    upload(page, picture)
+    one(page, "#segment").click()
+    one(page, "#overlay img")
+    said = one(page, "#legend .legend").text.split("\n")
+    names, shares = said[::2], [float(share.removesuffix(" %")) for share in said[1::2]]
+    assert set(names) <= set(CLASS_NAMES) and shares == sorted(shares, reverse=True) and 99 < sum(shares) < 101
+
+    _, wanted = draw_scene(141, (256, 384))  # what the example shows
+    file = downloaded(page, "labels")
+    labels = np.asarray(Image.open(file))
+    assert file.name == "photo-labels.png" and (labels == wanted).mean() > 0.95
+    assert f"{100 * (labels == CLASS_NAMES.index(names[0])).mean():.1f}" == str(shares[0])
+    colours = Image.open(downloaded(page, "colours"))
+    assert colours.mode == "P" and np.array_equal(np.asarray(colours), labels)
+    assert not hosts(page) - {re.search("//([^/]+)", page.current_url)[1]}
+
+
+def hosts(page):
+    """Whom the browser has asked for something."""
+    asked = set()
+    for entry in page.get_log("performance"):
+        message = json.loads(entry["message"])["message"]
+        if message["method"] == "Network.requestWillBeSent":
+            asked |= set(re.findall("^(?:https?|wss?)://([^/]+)", message["params"]["request"]["url"]))
+    return asked
+
+
+def test_views_of_the_picture(page):
+    """Windows, scales and the mirror image are fields of the page."""
+    upload(page, example_image_path())
+    one(page, "#how button").click()
+    one(page, "#window input, #window textarea").send_keys("96x128")
+    one(page, "#scales input, #scales textarea").send_keys("0.5, 1")
+    one(page, "#flip input").click()
+    one(page, "#segment").click()
+    one(page, "#overlay img")
+    network, processor = load_model(str(packaged_model_path()), "cpu")
+    with torch.inference_mode():
+        wanted = segment_image(
+            network, processor, Image.open(example_image_path()), scales=(0.5, 1.0), flip=True, window=(96, 128)
+        )
+    labels = np.asarray(Image.open(downloaded(page, "labels")))
+    assert (labels == wanted.numpy()).mean() > 0.999
+
+
+def test_what_goes_wrong_is_a_message(page, tmp_path):
+    one(page, "#segment").click()
+    assert "Drop a picture first" in shown_error(page)
+
+    page.refresh()
+    upload(page, example_image_path())
+    one(page, "#how button").click()
+    one(page, "#window input, #window textarea").send_keys("wide")
+    one(page, "#segment").click()
+    assert "Window must be positive numbers" in shown_error(page)
+
+    page.refresh()
+    upload(page, example_image_path())
+    one(page, "#model input").click()
+    wait_for(page, lambda: [item for item in page.find_elements("css selector", "[role=option]") if item.text])[
+        -1
+    ].click()
+    one(page, "#segment").click()
+    assert "Cannot load the model missing-model" in shown_error(page)
+
+    page.refresh()
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(example_image_path().read_bytes()[:200])
+    upload(page, broken)
+    one(page, "#segment").click()
+    assert "Cannot read broken.png as a picture" in shown_error(page)
+    assert "Traceback" not in page.find_element("tag name", "body").text
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return Demo(named_models([]), device="cpu")
+
+
+def test_files_of_labels_and_colours():
+    labels = np.array([[0, 2], [1, 1]])
+    palette = [[0, 0, 0], [255, 0, 0], [0, 0, 255]]
+    assert label_image(labels).mode == "L" and np.array_equal(label_image(labels), labels)
+    assert np.array_equal(palette_image(labels, palette).convert("RGB"), np.asarray(palette, np.uint8)[labels])
+    many = np.array([[0, 299]])
+    assert label_image(many).mode == "I;16" and np.array_equal(label_image(many), many)
+    assert palette_image(many, distinct_colours(300)).mode == "RGB"
+
+
+def test_names_are_text():
+    table = legend({0: "<b>sky</b>"}, {0: 0.75, 1: 0.25}, [[1, 2, 3], [4, 5, 6]])
+    assert "&lt;b&gt;sky" in table and "rgb(1, 2, 3)" in table and "75.0 %" in table and ">1<" in table
+
+
+def test_models_have_names(tmp_path):
+    folders = [tmp_path / "one" / "model", tmp_path / "two" / "model"]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    named = named_models([*map(str, folders), "some/repository"])
+    assert list(named) == ["model", str(folders[1]), "some/repository"] and named["model"] == str(folders[0])
+
+
+def test_every_error_is_one_for_the_visitor(demo, monkeypatch):
+    """Also the one that nobody thought of."""
+    picture = str(example_image_path())
+    (name,) = demo.models
+    for error, message in [
+        (RuntimeError("out of memory\nat 0x1"), "^Cannot segment this picture: out of memory at 0x1$"),
+        (KeyError("surprise"), "^Cannot segment this picture: KeyError$"),
+    ]:
+
+        def fail(*arguments, error=error, **options):
+            raise error
+
+        monkeypatch.setattr(demo_module, "segment_image", fail)
+        with pytest.raises(gradio.Error) as raised:
+            demo.segment(picture, name, False, None, False, None)
+        assert re.search(message, raised.value.message) and not raised.value.print_exception
+    with pytest.raises(gradio.Error, match="There is no model"):
+        demo.segment(picture, "/etc", False, "", False, "")
+
+
+def test_space(tmp_path):
+    """The file alone, as `app.py` of a Space."""
+    shutil.copy(demo_module.__file__, tmp_path / "app.py")
+    with serving([tmp_path / "app.py"], tmp_path / "log", GRADIO_SERVER_NAME="127.0.0.1") as address:
+        page = urllib.request.urlopen(address, timeout=PATIENCE).read().decode()
+    assert "drawn scenes (packaged)" in page
+
+
+def test_command_says_what_is_missing(monkeypatch):
+    done = CliRunner().invoke(app, ["demo", "--model", "nothing-here", "--no-browser"])
+    assert done.exit_code == 1 and done.stderr.startswith("error: cannot load the model nothing-here")
+    monkeypatch.delitem(sys.modules, "segtransformers.demo")
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    done = CliRunner().invoke(app, ["demo", "--no-browser"])
+    assert done.exit_code == 1 and "pip install 'segtransformers[demo]'" in done.stderr

@@ -1,0 +1,280 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""Files for other runtimes: each family with each of its heads, run by onnxruntime and by torch.export's loader."""
+
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+import torch
+from model_tests import randomise
+from test_internimage import small_internimage
+from test_segmenter import small_segmenter, small_vit
+from test_vit_adapter import small_config
+from test_vit_comer import small_comer
+from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
+from typer.testing import CliRunner
+
+from segtransformers import (
+    SegMask2FormerConfig,
+    SegMask2FormerForSemanticSegmentation,
+    SegmentationImageProcessor,
+    SegmenterForSemanticSegmentation,
+    SegSegformerConfig,
+    SegSegformerForSemanticSegmentation,
+    SegUperNetConfig,
+    SegUperNetForSemanticSegmentation,
+)
+from segtransformers.cli import app
+from segtransformers.export import ExportError, describe, export_model, export_size, read_description, traced
+
+onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (extra `export`)")
+pytest.importorskip("onnxscript", reason="onnxscript is not installed (extra `export`)")
+
+SIZE = (64, 96)
+ONE_LAYER = {"num_hidden_layers": 1, "interaction_indexes": [[0, 0]], "add_trunk_features": False}
+BACKBONES = {
+    "vit_adapter": lambda: small_config(**ONE_LAYER),
+    "vit_adapter_beit": lambda: small_config(trunk="beitv2_base_patch16_224", **ONE_LAYER),
+    "vit_adapter_dinov3": lambda: small_config(trunk="vit_small_patch16_dinov3", **ONE_LAYER),
+    "vit_comer": lambda: small_comer(**ONE_LAYER),
+    "internimage": lambda: small_internimage(depths=[1, 1, 1, 1]),
+}
+
+
+def upernet(backbone):
+    config = SegUperNetConfig(backbone_config=backbone(), hidden_size=16, auxiliary_channels=8, num_labels=5)
+    return SegUperNetForSemanticSegmentation(config)
+
+
+def mask2former(backbone):
+    config = SegMask2FormerConfig(
+        backbone_config=backbone(),
+        hidden_dim=16,
+        mask_feature_size=16,
+        num_attention_heads=2,
+        encoder_layers=1,
+        encoder_feedforward_dim=24,
+        encoder_attention_heads=2,
+        norm_groups=4,
+        decoder_layers=2,
+        dim_feedforward=24,
+        num_queries=7,
+        num_labels=5,
+    )
+    return SegMask2FormerForSemanticSegmentation(config)
+
+
+def segformer(backbone):
+    config = SegSegformerConfig(backbone_config=backbone(), hidden_size=16, num_labels=5)
+    return SegSegformerForSemanticSegmentation(config)
+
+
+def segmenter(**changes):
+    vit = small_vit(num_hidden_layers=1)
+    return SegmenterForSemanticSegmentation(small_segmenter(vit, decoder_num_hidden_layers=1, **changes))
+
+
+MODELS = {
+    **{f"{name}-upernet": (lambda backbone=backbone: upernet(backbone)) for name, backbone in BACKBONES.items()},
+    **{
+        f"{name}-mask2former": (lambda backbone=backbone: mask2former(backbone)) for name, backbone in BACKBONES.items()
+    },
+    "internimage-segformer": lambda: segformer(BACKBONES["internimage"]),
+    "segmenter-mask_transformer": segmenter,
+    "segmenter-linear": lambda: segmenter(decoder="linear"),
+}
+
+
+def small(name):
+    """A small model that would run in windows, and its processor."""
+    model = randomise(MODELS[name]()).eval()
+    model.config.inference_mode, model.config.window_size, model.config.window_stride = "slide", [32, 32], [32, 32]
+    return model, SegmentationImageProcessor()
+
+
+def expected(model, images):
+    model.config.inference_mode = "whole"
+    with torch.no_grad():
+        return model(images).logits
+
+
+def run_onnx(path, images):
+    session = onnxruntime.InferenceSession(path)
+    (logits,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    return torch.from_numpy(logits)
+
+
+def assert_close(actual, wanted):
+    assert actual.shape == wanted.shape and wanted.abs().max() > 1e-2
+    torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-4)
+
+
+def in_turn(quick):
+    """All models, of which the default run takes a few: each takes seconds, in which the exporters think."""
+    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in MODELS]
+
+
+@pytest.mark.parametrize("name", in_turn(["segmenter-mask_transformer"]))
+def test_onnx_with_any_number_of_images(name, tmp_path):
+    model, processor = small(name)
+    file = tmp_path / "model.onnx"
+    error = export_model(model, processor, file, size=SIZE, dynamic_batch=True)
+    assert error < 1e-4 and [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    assert model.config.inference_mode == "slide"
+    for batch in (1, 2, 5):
+        images = torch.randn(batch, 3, *SIZE)
+        assert_close(run_onnx(file, images), expected(model, images))
+
+
+@pytest.mark.parametrize("name", in_turn(["vit_adapter_beit-upernet", "vit_comer-mask2former", "internimage-upernet"]))
+def test_onnx_of_one_image(name, tmp_path):
+    model, processor = small(name)
+    file = tmp_path / "model.onnx"
+    assert export_model(model, processor, file, size=SIZE) < 1e-4
+    images = torch.randn(1, 3, *SIZE)
+    assert_close(run_onnx(file, images), expected(model, images))
+    assert onnxruntime.InferenceSession(file).get_inputs()[0].shape == [1, 3, *SIZE]
+
+
+@pytest.mark.parametrize("dynamic_batch", [False, True])
+@pytest.mark.parametrize("name", in_turn(["segmenter-mask_transformer"]))
+def test_torch_export(name, dynamic_batch, tmp_path):
+    model, processor = small(name)
+    file = tmp_path / "model.pt2"
+    assert export_model(model, processor, file, size=SIZE, dynamic_batch=dynamic_batch) < 1e-4
+    program = torch.export.load(file)
+    images = torch.randn(3 if dynamic_batch else 1, 3, *SIZE)
+    with torch.no_grad():
+        assert_close(program.module()(images), expected(model, images))
+    assert not [node for node in program.graph.nodes if "segtransformers" in str(node.target)]  # no operator of ours
+    assert read_description(file) == describe(model, processor, SIZE, dynamic_batch)
+
+
+def test_beit_attends_without_the_fused_operator_while_it_is_exported():
+    model, _ = small("vit_adapter_beit-upernet")
+    attentions = [module for module in model.modules() if hasattr(module, "fused_attn")]
+    program = traced(model, SIZE)
+    assert attentions and all(attention.fused_attn for attention in attentions)
+    assert not [node for node in program.graph.nodes if "scaled_dot_product" in str(node.target)]
+
+
+def test_the_file_says_how_to_use_it(tmp_path):
+    """As somebody without this package reads it."""
+    model, processor = small("segmenter-linear")
+    model.config.id2label = dict(enumerate(["sky", "sea", "sand", "shell", "gull"]))
+    model.config.palette = [[index, 0, 255] for index in range(5)]
+    export_model(model, processor, tmp_path / "model.onnx", size=SIZE, dynamic_batch=True)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    said = json.loads(session.get_modelmeta().custom_metadata_map["segmentation.json"])
+    assert said["classes"] == ["sky", "sea", "sand", "shell", "gull"] and said["palette"] == model.config.palette
+    assert (said["input"], said["output"]) == (session.get_inputs()[0].name, session.get_outputs()[0].name)
+    assert (said["batch"], said["height"], said["width"]) == (None, *SIZE)
+    assert read_description(tmp_path / "model.onnx") == said
+
+    photo = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+    pixels = (photo * said["rescale_factor"] - said["mean"]) / said["std"]
+    pixels = pixels.transpose(2, 0, 1)[None].astype(np.float32)
+    own = processor(photo, do_resize=False, return_tensors="pt")["pixel_values"]
+    np.testing.assert_allclose(pixels, own.numpy(), rtol=1e-5, atol=1e-5)
+
+
+def test_weights_of_two_gigabytes_lie_beside_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.onnx._internal.exporter._onnx_program, "_LARGE_MODEL_THRESHOLD", 0)
+    model, processor = small("segmenter-linear")
+    export_model(model, processor, tmp_path / "model.onnx", size=SIZE)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
+    images = torch.randn(1, 3, *SIZE)
+    assert_close(run_onnx(tmp_path / "model.onnx", images), expected(model, images))
+
+
+def test_what_the_size_is():
+    model, processor = small("segmenter-linear")
+    assert export_size(model, processor) == (32, 32)  # its window
+    model.config.window_size = None
+    assert export_size(model, processor) == (512, 512)  # the processor's short side
+    processor.size = {"height": 48, "width": 80}
+    assert export_size(model, processor) == (48, 80)
+    with pytest.raises(ValueError, match="neither the model's window nor its processor"):
+        export_size(model, None)
+
+
+def test_a_file_that_computes_something_else_does_not_appear(tmp_path, monkeypatch):
+    monkeypatch.setattr("segtransformers.export.TOLERANCE", -1.0)
+    model, processor = small("segmenter-linear")
+    with pytest.raises(ExportError, match=r"differs from the model by .* of the largest logit"):
+        export_model(model, processor, tmp_path / "model.pt2", size=SIZE)
+    assert not list(tmp_path.iterdir())
+
+
+def test_models_of_transformers(tmp_path):
+    config = SegformerConfig(
+        hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], num_attention_heads=[1, 1, 1, 1], decoder_hidden_size=8
+    )
+    model, processor = SegformerForSemanticSegmentation(config).eval(), SegformerImageProcessor()
+    assert export_model(model, processor, tmp_path / "model.pt2", size=(64, 64)) < 1e-4
+    assert read_description(tmp_path / "model.pt2")["classes"] == ["LABEL_0", "LABEL_1"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"output": "model.pth"}, r"must end in .onnx or .pt2, got model.pth"),
+        ({"output": "model.pt2", "opset": 20}, "an opset is ONNX's"),
+        ({"opset": 11}, "opset must be 18 or newer, got 11"),
+        ({"size": (16, 64)}, "at least 32 pixels .* got 16x64"),
+    ],
+)
+def test_wrong_arguments(changes, message, tmp_path):
+    model, processor = small("vit_adapter-upernet")
+    arguments = {"output": "model.onnx", "size": SIZE, **changes}
+    with pytest.raises(ValueError, match=message):
+        export_model(model, processor, tmp_path / arguments.pop("output"), **arguments)
+    with pytest.raises(ValueError, match="training mode"):
+        export_model(model.train(), processor, tmp_path / "model.pt2", size=SIZE)
+    assert not list(tmp_path.iterdir())
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["export", *map(str, arguments)])
+
+
+def test_command(tmp_path):
+    model, processor = small("segmenter-linear")
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    file = tmp_path / "small.onnx"
+    done = run("--model", tmp_path / "model", "--output", file, "--size", 48, 64, "--dynamic-batch", "--opset", 18)
+    assert done.exit_code == 0, done.output
+    assert f"{file}: any number of images of 48x64 pixels" in done.stdout and "checked: logits within" in done.stdout
+    assert onnxruntime.InferenceSession(file).get_inputs()[0].shape[2:] == [48, 64]
+
+
+def test_command_without_onnxruntime(tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else find(name))
+    model, processor = small("segmenter-linear")
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    done = run("--model", tmp_path / "model", "--output", tmp_path / "small.onnx")
+    assert done.exit_code == 0 and "not checked: onnxruntime is not installed" in done.stdout, done.output
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    done = run("--model", tmp_path / "model", "--output", tmp_path / "other.onnx")
+    assert done.exit_code == 1 and "pip install 'segtransformers[export]'" in done.stderr
+    assert not (tmp_path / "other.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--output", "missing/model.onnx"], "cannot write to missing"),
+        (["--output", "model.txt"], "must end in .onnx or .pt2"),
+        (["--output", "model.pt2", "--size", "8", "64"], "at least 32 pixels"),
+        (["--output", "model.pt2", "--model", "nothing-here"], "cannot load the model nothing-here"),
+    ],
+)
+def test_command_says_what_is_wrong_in_one_line(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run(*arguments)
+    assert done.exit_code == 1 and done.stderr.startswith("error: ") and message in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())
