@@ -108,7 +108,13 @@ def test_script_runs_from_the_command_line(tmp_path, checkpoint, config_file):
     done = subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     written = sorted(path.name for path in (tmp_path / "converted").iterdir())
-    assert written == ["config.json", "conversion.json", "model.safetensors", "preprocessor_config.json"]
+    assert written == [
+        "config.json",
+        "conversion.json",
+        "model.safetensors",
+        "modeling_segtransformers.py",
+        "preprocessor_config.json",
+    ]
     again = subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True)
     assert again.returncode == 1 and "is not a new or empty folder" in again.stderr and "Traceback" not in again.stderr
 

@@ -10,6 +10,7 @@ from .commands.demo import demo
 from .commands.evaluate import evaluate
 from .commands.export import export
 from .commands.info import info
+from .commands.push import push
 from .commands.recipes import recipes
 from .commands.segment import segment
 from .operators import hub
@@ -32,3 +33,4 @@ app.command()(demo)
 app.command()(info)
 app.command()(build_kernels)
 app.command()(recipes)
+app.command()(push)

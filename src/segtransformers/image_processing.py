@@ -28,6 +28,8 @@ from transformers.image_utils import (
 )
 from transformers.processing_utils import ImagesKwargs, Unpack
 
+from .remote_code import ProcessorCarriesItsCode
+
 SMALLEST_SIDE = 32  # of an image that every model takes
 # options of transformers' processors that make no sense here, and the one value that they may have
 FIXED = {
@@ -157,7 +159,7 @@ def resize_labels(
     return labels.index_select(1, rows).index_select(2, columns)
 
 
-class _SegmentationProcessing:
+class _SegmentationProcessing(ProcessorCarriesItsCode):
     """What the two backends share: everything but how an image becomes an array."""
 
     valid_kwargs = SegmentationImageProcessorKwargs

@@ -147,10 +147,10 @@ def _read(path: Path, name: str, mmap: bool = True) -> Checkpoint:
         if re.search(r"record size|resize storage|calculation overflowed|allocate memory|out of bounds", str(error)):
             raise ConversionError(f"{name} declares a tensor larger than what it holds ({_reason(error)})") from error
         raise ConversionError(f"{name} is damaged or no PyTorch checkpoint ({_reason(error)})") from error
-    return _checkpoint(loaded, name)
+    return _checkpoint(loaded, name, path.stat().st_size)
 
 
-def _checkpoint(loaded: Any, name: str) -> Checkpoint:
+def _checkpoint(loaded: Any, name: str, size: int) -> Checkpoint:
     if not isinstance(loaded, Mapping):
         raise ConversionError(f"{name} holds a {type(loaded).__name__}, not a dict with weights")
     meta = loaded.get("meta")
@@ -163,7 +163,7 @@ def _checkpoint(loaded: Any, name: str) -> Checkpoint:
         if tensor.layout != torch.strided:
             continue  # refused later
         held = tensor.untyped_storage().nbytes()
-        if tensor.numel() * tensor.itemsize > held:
+        if tensor.numel() * tensor.itemsize > max(held, size):  # small constants may be saved expanded
             raise ConversionError(f"{name} declares {key} as {tuple(tensor.shape)}, but holds {held} bytes of it")
     if not state_dict:
         raise ConversionError(f"{name} holds no weights under {', '.join(WEIGHT_KEYS)}; found {list(loaded)[:8]}")

@@ -3,16 +3,20 @@
 and push it to the Hub."""
 
 import argparse
+import contextlib
 import re
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers.utils import logging
 
+from .. import __version__
 from ..datasets import DATASETS
+from ..publishing import PublishingError, check_destination, push_folder
 from .converter import convert
 from .mapping import ConversionError
 from .published import published_rows
@@ -31,25 +35,38 @@ def main(family: str, backbones: Sequence[str], arguments: Sequence[str] | None 
     options = _parser(family).parse_args(arguments)
     logging.disable_progress_bar()
     try:
-        output = _checked_output(options.output)
-        conversion = convert(
-            options.checkpoint,
-            output,
-            family,
-            backbones,
-            config=options.config,
-            dataset=options.dataset,
-            sha256=options.sha256,
-            dtype=DTYPES.get(options.dtype),
-            max_shard_size=options.max_shard_size,
-            verify=options.verify,
-        )
-    except ConversionError as error:
+        with _output_folder(options) as output:
+            _convert(options, output, family, backbones)
+    except (ConversionError, PublishingError) as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 1
-    print(conversion.describe())
-    print(f"written to {output}")
     return 0
+
+
+def _convert(options: argparse.Namespace, output: Path, family: str, backbones: Sequence[str]) -> None:
+    repository = options.push_to_hub
+    if repository is not None:
+        repository = check_destination(repository, options.private, options.create_pr).repo_id
+    conversion = convert(
+        options.checkpoint,
+        output,
+        family,
+        backbones,
+        config=options.config,
+        dataset=options.dataset,
+        sha256=options.sha256,
+        dtype=DTYPES.get(options.dtype),
+        max_shard_size=options.max_shard_size,
+        verify=options.verify,
+        repo_id=repository,
+        license=options.license,
+    )
+    print(conversion.describe())
+    if options.output is not None:
+        print(f"written to {output}")
+    if repository is not None:
+        message = f"Convert {conversion.source.file} with segtransformers {__version__}"
+        print(f"pushed to {push_folder(output, repository, options.private, options.create_pr, message)}")
 
 
 def _parser(family: str) -> argparse.ArgumentParser:
@@ -96,7 +113,21 @@ def _parser(family: str) -> argparse.ArgumentParser:
         help="also load the folder anew in float32, run it on an image, and print how far its outputs are from those "
         "of the converted model in memory; nothing is written if they differ",
     )
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder to write; it must be new or empty")
+    parser.add_argument("--output", metavar="DIR", help="folder to write; it must be new or empty")
+    parser.add_argument(
+        "--push-to-hub",
+        metavar="REPO",
+        help="push the folder to this repository of the Hub, in one commit; it is created where it is not there. "
+        "Needs `hf auth login` or HF_TOKEN",
+    )
+    parser.add_argument("--private", action="store_true", help="nobody else shall see the repository")
+    parser.add_argument("--create-pr", action="store_true", help="open a pull request in it, change nothing yourself")
+    parser.add_argument(
+        "--license",
+        metavar="NAME",
+        help="of the weights, as the Hub calls licences, for the model card; by default that of a published "
+        "checkpoint's authors",
+    )
     return parser
 
 
@@ -115,6 +146,20 @@ def _size(text: str) -> str:
     if not re.fullmatch("[1-9][0-9]*(KB|MB|GB)", text):
         raise argparse.ArgumentTypeError(f"{text!r} is no size; a whole number of KB, MB or GB is, such as 2GB")
     return text
+
+
+@contextlib.contextmanager
+def _output_folder(options: argparse.Namespace) -> Iterator[Path]:
+    """The folder to write, which is kept where the user named it."""
+    if options.push_to_hub is None and (options.private or options.create_pr):
+        raise ConversionError("--private and --create-pr mean nothing without --push-to-hub")
+    if options.output is not None:
+        yield _checked_output(options.output)
+        return
+    if options.push_to_hub is None:
+        raise ConversionError("say where to write, with --output, or where to push, with --push-to-hub")
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder) / options.push_to_hub.rpartition("/")[2]
 
 
 def _checked_output(name: str) -> Path:

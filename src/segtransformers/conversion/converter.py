@@ -16,6 +16,7 @@ from transformers.backbone_utils import BackboneMixin
 
 from .. import __version__
 from ..image_processing import SegmentationImageProcessor
+from ..model_card import RECORD, write_model_card
 from .checkpoint import Checkpoint, read_checkpoint
 from .config_source import VARIANT, config_of, read_config
 from .convert import backbone_of_classifier, convert_with_report
@@ -27,9 +28,6 @@ from .published import published_rows
 from .report import ConversionReport
 from .segmenter import read_variant_processor
 from .verification import EXACT_TOLERANCE, Verification, outputs_of, verify_outputs, verify_tensors
-
-RECORD = "conversion.json"
-_STATE = "not weights but state of the training run"
 
 
 @dataclass
@@ -63,6 +61,7 @@ class Conversion:
         report: what became of every tensor.
         tensors_checked: how many were read back and compared.
         verification: how the folder's outputs compare with the model's, where that was asked for.
+        license: of the weights, where the user named it.
         versions: of the packages that did it.
     """
 
@@ -73,6 +72,7 @@ class Conversion:
     report: ConversionReport
     tensors_checked: int
     verification: Verification | None
+    license: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
 
     def describe(self) -> str:
@@ -88,6 +88,7 @@ class Conversion:
             "source": vars(self.source),
             "config": self.config,
             "dtype": self.dtype,
+            "license": self.license,
             "versions": self.versions,
             "tensors_checked": self.tensors_checked,
             "verification": self.verification and self.verification.to_dict(),
@@ -106,6 +107,8 @@ def convert(
     dtype: torch.dtype | None = None,
     max_shard_size: str = "50GB",
     verify: bool = False,
+    repo_id: str | None = None,
+    license: str | None = None,
 ) -> Conversion:
     """Convert a checkpoint into a folder, which appears when it is complete and checked.
 
@@ -120,6 +123,8 @@ def convert(
         dtype: of the stored weights; by default that of the checkpoint.
         max_shard_size: of one file with weights, such as "2GB".
         verify: also compare outputs after a reload.
+        repo_id: where the folder will be pushed to, for its card.
+        license: of the weights, for the card; by default that of a published row's authors.
 
     Raises:
         ConversionError: saying what is wrong and what to do.
@@ -139,7 +144,7 @@ def convert(
     is_variant = "net_kwargs" in described
     _check_kind(described, is_variant, backbones)
     model, report = convert_with_report(original.state_dict, described)
-    report.unused |= dict.fromkeys(original.others, _STATE)
+    report.beside = original.others
     dataset_or_row = dataset or row.get("dataset")
     if is_variant:
         dataset_or_row = dataset_or_row or dataset_of_variant(described)
@@ -154,7 +159,7 @@ def convert(
     if row_name is not None and not isinstance(model, BackboneMixin):
         model.config.source_config = row_name  # so that an evaluation knows the published figures
     told = f"published config {row_name}" if row else Path(config).name if config else "in the checkpoint"
-    writing = _Writing(output, dtype, max_shard_size, verify)
+    writing = _Writing(output, dtype, max_shard_size, verify, repo_id, license)
     return writing.write(model, processor, original, report, _described(model, origin), source, told)
 
 
@@ -166,6 +171,8 @@ class _Writing:
     dtype: torch.dtype | None
     max_shard_size: str
     verify: bool
+    repo_id: str | None
+    license: str | None
 
     def write(
         self,
@@ -184,6 +191,7 @@ class _Writing:
             partial = Path(tempfile.mkdtemp(prefix=".segtransformers.", dir=self.output.parent))
             conversion = self._write(partial, model, processor, original, report, described, source, config)
             (partial / RECORD).write_text(json.dumps(conversion.to_dict(), indent=2) + "\n", encoding="utf-8")
+            write_model_card(partial, repo_id=self.repo_id, name=self.output.name, license=self.license)
             for path in partial.iterdir():
                 path.chmod(0o644)  # safetensors writes for its user alone
             partial.chmod(0o755)
@@ -220,7 +228,7 @@ class _Writing:
             if stored == torch.float32 and verification.relative_error > EXACT_TOLERANCE:
                 raise ConversionError(f"the written model is not the converted one: {verification.describe()}")
         dtype = str(stored).removeprefix("torch.")
-        return Conversion(described, source, config, dtype, report, checked, verification, _versions())
+        return Conversion(described, source, config, dtype, report, checked, verification, self.license, _versions())
 
 
 def _located(checkpoint: str, rows: Mapping[str, Any], sha256: str | None) -> tuple[Path, Source]:

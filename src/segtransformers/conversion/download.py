@@ -81,6 +81,8 @@ def download(url: str, sha256: str | None = None, folder: Path | None = None) ->
     shown = shown_url(url)
     if parts.scheme.lower() != "https" or not parts.hostname:
         raise ConversionError(f"{shown} is not fetched: only https addresses are")
+    if parts.username or parts.password:
+        raise ConversionError(f"{shown} is not fetched with a user and a password: take them out of the address")
     name = re.sub(r"[^\w.+-]", "_", urllib.parse.unquote(parts.path).rpartition("/")[2])[-150:].lstrip(".")
     if not name.lower().endswith(FILE_SUFFIXES):
         raise ConversionError(

@@ -16,12 +16,14 @@ class ConversionReport:
         changed: those originals of `used` that are not just renamed: reshaped, cut, added to others.
         unused: original name -> why the model does not need it.
         made: name in the model -> why the original has no tensor for it.
+        beside: what else than weights the checkpoint holds, such as its optimizer; it is left behind.
     """
 
     used: dict[str, list[str]] = field(default_factory=dict)
     changed: set[str] = field(default_factory=set)
     unused: dict[str, str] = field(default_factory=dict)
     made: dict[str, str] = field(default_factory=dict)
+    beside: list[str] = field(default_factory=list)
 
     def note_preparation(self, before: Iterable[str], after: Iterable[str]) -> None:
         """Tensors that a family's own preparation took together (into those it made), or made.
@@ -48,6 +50,8 @@ class ConversionReport:
             for reason, count in Counter(reasons.values()).items():
                 more = f" and {count - 1} more" if count > 1 else ""
                 lines.append(f"  {kind}: {names[reason]}{more} ({reason})")
+        if self.beside:
+            lines.append(f"  left behind: {', '.join(self.beside)} (state of the training run)")
         return lines
 
     def to_dict(self) -> dict[str, Any]:
@@ -57,4 +61,5 @@ class ConversionReport:
             "changed": sorted(self.changed),
             "unused": self.unused,
             "made": self.made,
+            "beside": self.beside,
         }

@@ -8,9 +8,11 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from ..remote_code import ConfigCarriesItsCode
+
 
 @strict
-class SegmentationConfig(PreTrainedConfig):
+class SegmentationConfig(ConfigCarriesItsCode, PreTrainedConfig):
     r"""
     The test-time protocol of a checkpoint and its colours.
 

@@ -6,6 +6,8 @@ import math
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from ..remote_code import ConfigCarriesItsCode
+
 # The fields that are None until timm's definition of the named architecture fills them in.
 RESOLVED_FIELDS = (
     "patch_size",
@@ -23,7 +25,7 @@ RESOLVED_FIELDS = (
 
 
 @strict
-class TrunkConfig(PreTrainedConfig):
+class TrunkConfig(ConfigCarriesItsCode, PreTrainedConfig):
     r"""
     Fields shared by every config whose model contains a timm trunk. A field left at None takes the value that timm
     gives the architecture, and is saved so. What has no field here, such as the kind of MLP, comes from the name.

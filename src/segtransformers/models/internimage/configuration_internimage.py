@@ -7,12 +7,14 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
+from ...remote_code import ConfigCarriesItsCode
+
 KERNEL_SIZE = 3  # of every deformable convolution
 NUM_STAGES = 4
 
 
 @strict
-class InternImageConfig(BackboneConfigMixin, PreTrainedConfig):
+class InternImageConfig(BackboneConfigMixin, ConfigCarriesItsCode, PreTrainedConfig):
     r"""
     Configuration of [`InternImageBackbone`]. The defaults are those of InternImage-T for segmentation.
 
