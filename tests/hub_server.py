@@ -10,16 +10,18 @@ import base64
 import contextlib
 import hashlib
 import json
+import os
 import re
 import threading
 import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import yaml
 
-TOKENS = {"hf_writerTokenForTests": "writer", "hf_readerTokenForTests": "reader"}
+TOKENS = {"hf_writerTokenForTests": "writer", "hf_readerTokenForTests": "reader", "hf_yourTokenForTests": "you"}
 LARGE = 10_000  # bytes from which a file goes through LFS, as do all *.safetensors
 
 
@@ -62,6 +64,20 @@ class Hub:
         repository = self.repositories[name] = Repository(owner, private)
         repository.commit("main", {".gitattributes": b"*.safetensors filter=lfs\n"}, "initial commit")
         return repository
+
+
+def client_environment(hub: Hub, folder: Path, token: str | None) -> dict[str, str]:
+    """Variables for a process that shall take this server for the Hub, with a cache of its own in `folder`."""
+    variables = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    return variables | {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(folder / "hf-home"),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "OMP_NUM_THREADS": "1",
+        "SEGTRANSFORMERS_KERNELS": "off",
+        **({"HF_TOKEN": token} if token else {}),
+    }
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ storage cannot be served in a test.
 """
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -16,7 +15,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
-from hub_server import TOKENS, running_hub
+from hub_server import TOKENS, client_environment, running_hub
 from huggingface_hub import ModelCard
 from PIL import Image
 from reference_cases import ReferenceCase, relative_error
@@ -29,7 +28,7 @@ from segtransformers.conversion.cli import main
 from segtransformers.publishing import PublishingError, check_destination, push_folder, scrubbed
 
 SCRIPTS = Path(__file__).parent.parent / "conversion_scripts"
-WRITER, READER = TOKENS
+WRITER, READER, _ = TOKENS
 # family -> a case, and what was recorded of its whole outputs
 CASES = {
     "vit_adapter": ("vit_adapter/tiny-beit-mask2former", "segmentation_logits"),
@@ -139,20 +138,6 @@ def case_files(folder: Path, family: str) -> Path:
     return folder / f"{family}.pth"
 
 
-def environment(hub, folder: Path, token: str | None = WRITER) -> dict[str, str]:
-    variables = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    return variables | {
-        "HF_ENDPOINT": hub.url,
-        "HF_HOME": str(folder / "hf-home"),
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "OMP_NUM_THREADS": "1",
-        "SEGTRANSFORMERS_KERNELS": "off",
-        "PYTHONPATH": str(Path(segtransformers.__file__).parent.parent),
-        **({"HF_TOKEN": token} if token else {}),
-    }
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("publishing")
@@ -167,7 +152,7 @@ def pushed(folder):
             arguments += [SCRIPTS / f"convert_{family}.py", case_files(folder, family), f"writer/{family}"]
         done = subprocess.run(
             [sys.executable, "-c", PUSHER, *map(str, arguments)],
-            env=environment(hub, folder),
+            env=client_environment(hub, folder, WRITER),
             cwd=folder,
             capture_output=True,
             text=True,
@@ -184,7 +169,7 @@ def loaded(pushed, folder):
     Image.new("RGB", (90, 70), (120, 150, 90)).save(folder / "photo.jpg")
     done = subprocess.run(
         [sys.executable, "-c", LOADER, *CASES],
-        env=environment(pushed, folder, token=None),
+        env=client_environment(pushed, folder, token=None),
         cwd=folder,
         capture_output=True,
         text=True,

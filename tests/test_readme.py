@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from hub_server import client_environment, running_hub
 from reference_cases import ReferenceCase
 from typer.testing import CliRunner
 
@@ -50,15 +51,15 @@ def exported(folder):
     return folder
 
 
-def _run(words: list[str], folder: Path) -> str:
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
+def _run(words: list[str], folder: Path, environment: dict[str, str] | None = None) -> str:
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, (words, done.stderr)
     return done.stdout
 
 
 def test_commands(folder):
     commands = [code.strip() for kind, code in BLOCKS if kind == "bash"]
-    assert len(commands) == 6
+    assert len(commands) == 7
     said = ""
     for command in commands:
         words = shlex.split(command)
@@ -72,6 +73,9 @@ def test_commands(folder):
             continue
         if words[1] == "export":
             continue  # `exported` runs it
+        if words[1] == "push":
+            _push(folder, words)
+            continue
         if words[0] == "python":
             words = [sys.executable, str(ROOT / words[1]), *words[2:]]
         else:
@@ -79,6 +83,16 @@ def test_commands(folder):
         said += _run(words, folder)
     assert (folder / "segmentation.png").exists()
     assert "150 classes (names of ade20k)" in said and (folder / _word("--output") / "config.json").exists()
+
+
+def _push(folder: Path, words: list[str]) -> None:
+    """Against a server on this machine; the snippet behind it loads what was pushed, in a process of its own."""
+    (snippet,) = re.findall(r"```python hub\n(.*?)```", README, re.DOTALL)
+    with running_hub() as hub:
+        environment = client_environment(hub, folder, token="hf_yourTokenForTests")
+        for arguments in (["-m", *words], ["-c", snippet + "assert segmenter.model.config.num_labels == 150"]):
+            _run([sys.executable, *arguments], folder, environment)
+        assert hub.repositories[words[3]].private
 
 
 def test_python_snippets(exported, monkeypatch, capsys):

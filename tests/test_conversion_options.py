@@ -1,0 +1,271 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""What a conversion reports and checks, other precisions, and checkpoints of MMSegmentation 1.x."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from reference_cases import ReferenceCase, relative_error
+from safetensors.torch import load_file, save_file
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedModel
+
+from segtransformers.conversion.cli import main
+from segtransformers.conversion.convert import convert_with_report
+
+SCRIPTS = Path(__file__).parent.parent / "conversion_scripts"
+BACKBONES = ("ViTAdapter", "BEiTAdapter", "UniPerceiverAdapter")
+CASE = ReferenceCase("vit_adapter/tiny-vit-light-upernet")
+
+
+def run(capsys, *arguments) -> tuple[int, str, str]:
+    status = main("vit_adapter", BACKBONES, [str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def saved(path: Path, state_dict=None, case=CASE, **more) -> Path:
+    meta = {**case.manifest["meta"], "config": f"model = {case.config!r}"}
+    torch.save({"meta": meta, "state_dict": state_dict or case.state_dict(torch.float32), **more}, path)
+    return path
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(None, 1e-6), ("fp32", 1e-6), ("fp16", 1e-2), ("bf16", 5e-2)])
+def test_precisions_and_verification(tmp_path, capsys, dtype, bound):
+    options = ["--dtype", dtype] if dtype else []
+    file = saved(tmp_path / "a.pth", optimizer={"state": {}})
+    status, said, complaint = run(capsys, "--checkpoint", file, "--output", tmp_path / "out", "--verify", *options)
+    assert (status, complaint) == (0, "")
+    record = json.loads((tmp_path / "out" / "conversion.json").read_text())
+    error, same = record["verification"]["relative_error"], record["verification"]["same_class"]
+    assert error < bound and same > 0.98 and f"relative error {error:.1e} after a reload in float32" in said
+    assert (error > 1e-5) == (dtype in ("fp16", "bf16"))  # half precision is seen
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    expected = {None: torch.float32, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[dtype]
+    assert {tensor.dtype for tensor in stored.values() if tensor.is_floating_point()} == {expected}
+    loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "out")
+    assert loaded.dtype == expected and record["dtype"] == str(expected).removeprefix("torch.")
+    assert f"{len(stored)} tensors read back" in said and "left behind: optimizer" in said
+    assert record["tensors"]["beside"] == ["optimizer"] and "optimizer" not in record["tensors"]["unused"]
+
+
+def test_weights_in_several_files(tmp_path, capsys):
+    options = ["--max-shard-size", "200KB", "--verify"]
+    file = saved(tmp_path / "a.pth")
+    status, _, complaint = run(capsys, "--checkpoint", file, "--output", tmp_path / "out", *options)
+    assert (status, complaint) == (0, "")
+    files = list((tmp_path / "out").glob("model-*.safetensors"))
+    assert len(files) > 1 and (tmp_path / "out" / "model.safetensors.index.json").is_file()
+    model = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "out").double()
+    model.config.inference_mode = "whole"
+    with torch.no_grad():
+        logits = model(CASE.pixel_values()).logits
+    assert relative_error(CASE.sampled("segmentation_logits", logits), CASE.outputs()["segmentation_logits"]) < 1e-6
+
+
+@pytest.mark.parametrize("options", [["--max-shard-size", "2 GB"], ["--dtype", "int8"], ["--sha256", "abc"]])
+def test_options_that_are_none(tmp_path, capsys, options):
+    with pytest.raises(SystemExit):
+        run(capsys, "--checkpoint", "x.pth", "--output", tmp_path / "out", *options)
+    assert options[0] in capsys.readouterr().err
+
+
+def test_files_of_another_digest_are_refused(tmp_path, capsys):
+    options = ["--sha256", "0" * 64]
+    file = saved(tmp_path / "a.pth")
+    status, _, complaint = run(capsys, "--checkpoint", file, "--output", tmp_path / "out", *options)
+    assert status == 1 and f"expected {'0' * 64}" in complaint and not (tmp_path / "out").exists()
+
+
+def _damaging(change):
+    """As `save_pretrained`, but the file is not what it was told to write."""
+    original = PreTrainedModel.save_pretrained
+
+    def save(self, folder, *args, **kwargs):
+        original(self, folder, *args, **kwargs)
+        path = Path(folder) / "model.safetensors"
+        tensors = load_file(path)
+        change(tensors)
+        save_file(tensors, path, metadata={"format": "pt"})
+
+    return save
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: tensors["decode_head.classifier.bias"].add_(1), "classifier.bias differs from the converted"),
+        (lambda tensors: tensors.pop("decode_head.classifier.bias"), "lacks the tensor decode_head.classifier.bias"),
+    ],
+)
+def test_what_is_on_disk_is_checked_and_nothing_is_left_of_a_bad_write(tmp_path, capsys, monkeypatch, change, message):
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", _damaging(change))
+    file = saved(tmp_path / "a.pth")
+    status, _, complaint = run(capsys, "--checkpoint", file, "--output", tmp_path / "out")
+    assert status == 1 and message in complaint
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pth"]
+
+
+def test_a_reload_that_differs_is_refused(tmp_path, capsys, monkeypatch):
+    """Weights are right, the config that stands beside them is not."""
+    original = PreTrainedModel.save_pretrained
+
+    def save(self, folder, *args, **kwargs):
+        original(self, folder, *args, **kwargs)
+        description = json.loads((Path(folder) / "config.json").read_text())
+        description["backbone_config"]["layer_norm_eps"] = 0.5
+        (Path(folder) / "config.json").write_text(json.dumps(description))
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", save)
+    file = saved(tmp_path / "a.pth")
+    status, _, complaint = run(capsys, "--checkpoint", file, "--output", tmp_path / "out", "--verify")
+    assert status == 1 and "the written model is not the converted one: relative error" in complaint
+    assert not (tmp_path / "out").exists()
+
+
+def test_numbers_too_large_for_half_precision_are_named(tmp_path, capsys):
+    state_dict = CASE.state_dict(torch.float32)
+    state_dict["backbone.norm1.weight"][3] = 1e6
+    file = saved(tmp_path / "a.pth", state_dict)
+    status, _, complaint = run(capsys, "--checkpoint", file, "--output", tmp_path / "out", "--dtype", "fp16")
+    assert status == 1 and "backbone.norms.0.weight overflows in torch.float16: choose --dtype bf16" in complaint
+
+
+def test_every_tensor_is_reported():
+    cases = [
+        "vit_adapter/tiny-beit-mask2former",
+        "vit_adapter/tiny-uniperceiver-upernet",
+        "vit_comer/tiny-upernet-no-tov",
+        "internimage/tiny-t-upernet",
+        "segmenter/tiny-official-mask",
+    ]
+    reports = {}
+    for name in cases:
+        case = ReferenceCase(name)
+        state_dict = case.state_dict(torch.float32)
+        model, report = convert_with_report(state_dict, case.config)
+        placed = [new for names in report.used.values() for new in names]
+        assert set(placed) | set(report.made) == set(model.state_dict())
+        assert report.used.keys() | report.unused.keys() == state_dict.keys()
+        assert not report.used.keys() & report.unused.keys() and all(report.unused.values())
+        assert report.changed <= report.used.keys()
+        reports[name.partition("/")[2]] = report
+    assert "follows from the grid" in reports["tiny-beit-mask2former"].unused.values()
+    joined = reports["tiny-uniperceiver-upernet"]
+    time, space = (f"backbone.visual_embed.patch_embed.{kind}_pos_embed.weight" for kind in ("temporal", "spatial"))
+    assert joined.used[time] == joined.used[space] == ["backbone.trunk.embeddings.pos_embed"]
+    assert {time, space} <= joined.changed
+    assert any("does not use it" in why for why in reports["tiny-upernet-no-tov"].unused.values())
+    lines = reports["tiny-beit-mask2former"].summary()
+    assert lines[0].startswith("tensors: ") and any("(follows from the grid)" in line for line in lines)
+
+
+def test_tensors_that_are_made_are_reported():
+    state_dict = {k: v for k, v in CASE.state_dict().items() if not k.endswith("num_batches_tracked")}
+    _, report = convert_with_report(state_dict, CASE.config)
+    assert report.made and all(name.endswith("num_batches_tracked") for name in report.made)
+    assert "a counter that was stripped" in report.summary()[-1]
+
+
+def newer_config(case: ReferenceCase) -> dict:
+    """What ports to MMSegmentation 1.x have in their configs, registries' names included."""
+    config = case.config
+    training = config.pop("train_cfg", {})
+    config["data_preprocessor"] = {
+        "type": "mmseg.SegDataPreProcessor",
+        "mean": [123.675, 116.28, 103.53],
+        "std": [58.395, 57.12, 57.375],
+        "bgr_to_rgb": True,
+        "pad_val": 0,
+        "seg_pad_val": 255,
+        "size": (64, 64),
+    }
+    config["type"] = "EncoderDecoder"
+    config["backbone"]["_scope_"] = "mmsegextension"
+    config["decode_head"] |= {"type": "AdapterMask2FormerHead", "_scope_": "mmsegextension", "train_cfg": training}
+    config["decode_head"]["positional_encoding"]["_scope_"] = "mmdet"
+    return config
+
+
+@pytest.mark.parametrize("places", ["variables", "data sets"])
+def test_checkpoints_of_mmsegmentation_1(tmp_path, capsys, places):
+    case = ReferenceCase("vit_adapter/tiny-beit-mask2former")
+    old = case.manifest["meta"]
+    steps = "[dict(type='LoadImageFromFile'), dict(type='Resize', scale=(2048, 512), keep_ratio=True), "
+    steps += "dict(type='LoadAnnotations', reduce_zero_label=True), dict(type='PackSegInputs')]"
+    text = f"default_scope = 'mmseg'\nmodel = {newer_config(case)!r}\n"
+    if places == "variables":
+        text += f"train_pipeline = {steps}\ntest_pipeline = {steps}\n"
+    else:
+        text += f"test_dataloader = dict(batch_size=1, dataset=dict(type='ADE20KDataset', pipeline={steps}))\n"
+    meta = {
+        "cfg": text,
+        "dataset_meta": {
+            "classes": tuple(old["CLASSES"]),
+            "palette": numpy.array(old["PALETTE"]).tolist(),
+            "reduce_zero_label": True,
+            "label_map": None,
+        },
+        "mmengine_version": "0.10.4",
+    }
+    message_hub = {"runtime_info": {"iter": 160000}, "resumed_keys": {}}
+    state_dict = case.state_dict(torch.float32)
+    torch.save({"meta": meta, "state_dict": state_dict, "message_hub": message_hub}, tmp_path / "iter_160000.pth")
+    arguments = ["--checkpoint", tmp_path / "iter_160000.pth", "--output", tmp_path / "out"]
+    status, said, complaint = run(capsys, *arguments)
+    assert (status, complaint) == (0, "") and "names from the checkpoint" in said
+    model = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "out").double()
+    assert list(model.config.id2label.values()) == list(old["CLASSES"]) and model.config.palette == old["PALETTE"]
+    model.config.inference_mode = "whole"
+    with torch.no_grad():
+        logits = model(case.pixel_values()).logits
+    assert relative_error(case.sampled("segmentation_logits", logits), case.outputs()["segmentation_logits"]) < 1e-5
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
+    assert processor.do_normalize and processor.do_reduce_labels and processor.size_divisor == 0
+    assert dict(processor.size) == {"shortest_edge": 512, "longest_edge": 2048}
+    assert processor.image_mean == pytest.approx([0.485, 0.456, 0.406])
+
+
+MEASURED = """
+import resource, runpy, sys
+import segtransformers.conversion.cli
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as end:
+    assert end.code == 0
+print("PEAK", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [[], ["--verify"], ["--dtype", "fp16", "--verify"]])
+@pytest.mark.parametrize("form", [".pth", ".zip"])
+def test_memory_is_the_checkpoint_and_one_copy(tmp_path, form, options):
+    """The optimizer's state, twice as large as the weights, is not read at all."""
+    name = "upernet_deit_adapter_tiny_512_160k_ade20k"
+    case = ReferenceCase(f"vit_adapter/full-{name}")
+    weights = case.state_dict(torch.float32)
+    size = sum(tensor.nbytes for tensor in weights.values()) / 2**20
+    file = tmp_path / "original.pth"
+    state = {index: (tensor.clone(), tensor.clone()) for index, tensor in enumerate(weights.values())}
+    torch.save({"meta": {}, "state_dict": weights, "optimizer": {"state": state}}, file)
+    if form == ".zip":
+        import zipfile
+
+        with zipfile.ZipFile(tmp_path / "original.zip", "w") as archive:
+            archive.write(file, "original.pth")
+        file = tmp_path / "original.zip"
+    arguments = ["--checkpoint", file, "--config", name, "--output", tmp_path / "out", *options]
+    code = f"import sys; sys.argv = sys.argv[1:]\n{MEASURED}"
+    done = subprocess.run(
+        [sys.executable, "-c", code, SCRIPTS / "convert_vit_adapter.py", *arguments], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    peak = int(done.stdout.rpartition("PEAK ")[2]) / (2**20 if sys.platform == "darwin" else 2**10)
+    allowance = 250  # MiB: code that is loaded late, and the network's own feature maps
+    print(f"{form} {options}: weights {size:.0f} MiB, peak {peak:.0f} MiB")
+    assert peak < 2 * size + allowance
