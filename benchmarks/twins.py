@@ -20,6 +20,7 @@ from transformers import (
 from transformers.models.mask2former import modeling_mask2former
 
 from segtransformers import SegMask2FormerForSemanticSegmentation
+from segtransformers.models.faster import layers_as_written
 from segtransformers.models.losses import semantic_cross_entropy
 from segtransformers.models.mask2former.loss_seg_mask2former import semantic_targets
 from segtransformers.operators import dcnv3_reference, hub
@@ -45,7 +46,7 @@ SHARED_FIELDS = (
 
 @contextlib.contextmanager
 def public_operators() -> Iterator[None]:
-    """Within the block a backbone of ours runs what is public without a compiler: `grid_sample`.
+    """Within the block a backbone of ours runs layer by layer, and what is public without a compiler: `grid_sample`.
 
     Deformable attention is transformers' own function, DCNv3 the counterpart of the original's fallback.
     """
@@ -54,6 +55,7 @@ def public_operators() -> Iterator[None]:
         "dcnv3": dcnv3_reference,
     }
     with (
+        layers_as_written(),
         mock.patch.object(hub, "compiled", lambda operator, value: None),
         mock.patch.object(hub, "choose", lambda operator, value, **_: functions[operator]),
     ):

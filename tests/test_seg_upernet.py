@@ -1,7 +1,7 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 import pytest
 import torch
-from model_tests import SegmenterTests
+from model_tests import SegmenterTests, randomise
 from reference_cases import ReferenceCase, relative_error
 from test_vit_adapter import CASES, small_config
 from transformers import ConvNextConfig, SwinConfig, Trainer, TrainerCallback, TrainingArguments, UperNetConfig
@@ -115,14 +115,15 @@ def _new_name(original: str) -> str:
 
 def test_equals_transformers_upernet_where_they_mean_the_same():
     config = small_head()
-    ours = SegUperNetForSemanticSegmentation(config).eval()
+    ours = randomise(SegUperNetForSemanticSegmentation(config).double()).eval()
     theirs = TransformersUperNet(
         UperNetConfig(backbone_config=small_config(), hidden_size=16, auxiliary_channels=8, num_labels=5)
-    ).eval()
+    )
+    theirs = theirs.double().eval()
     theirs.load_state_dict(ours.state_dict())
-    images = torch.randn(2, 3, 64, 96)
+    images = torch.randn(2, 3, 75, 130, dtype=torch.float64)
     with torch.no_grad():
-        assert torch.equal(ours(images).logits, theirs(images).logits)
+        torch.testing.assert_close(ours(images).logits, theirs(images).logits, rtol=1e-9, atol=1e-12)
 
 
 def test_auxiliary_head_works_for_a_loss_only():

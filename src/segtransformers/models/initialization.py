@@ -3,6 +3,8 @@
 
 from torch import nn
 
+from .faster import with_faster_layers
+
 
 class InitializesEveryModule:
     """Stands in front of `PreTrainedModel` in the bases of a model.
@@ -14,3 +16,7 @@ class InitializesEveryModule:
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
         super()._initialize_weights(module)  # type: ignore[misc]
+
+    def post_init(self) -> None:
+        with_faster_layers(self)
+        super().post_init()  # type: ignore[misc]

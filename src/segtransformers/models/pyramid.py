@@ -18,6 +18,7 @@ from transformers.utils.generic import maybe_autocast
 
 from ..operators import MultiScaleDeformableAttention
 from .configuration_pyramid import PyramidConfig
+from .faster import conv_norm_relu
 from .trunk import DropPath, Grid
 
 
@@ -34,6 +35,20 @@ def _conv_norm_relu(in_channels: int, out_channels: int, stride: int) -> list[nn
     ]
 
 
+class ConvNormReluSequence(nn.Sequential):
+    """What [`_conv_norm_relu`] gives, several times, and what else stands behind it."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        layers = iter(self)
+        for layer in layers:
+            if isinstance(layer, nn.Conv2d):
+                norm, _ = next(layers), next(layers)
+                features = conv_norm_relu(layer, norm, features)
+            else:
+                features = layer(features)
+        return features
+
+
 class SpatialPrior(nn.Module):
     """Convolutional stem that gives maps of equal width at strides 4, 8, 16 and 32.
 
@@ -44,15 +59,15 @@ class SpatialPrior(nn.Module):
 
     def __init__(self, channels: int, hidden_size: int):
         super().__init__()
-        self.stem = nn.Sequential(
+        self.stem = ConvNormReluSequence(
             *_conv_norm_relu(3, channels, stride=2),
             *_conv_norm_relu(channels, channels, stride=1),
             *_conv_norm_relu(channels, channels, stride=1),
             nn.MaxPool2d(kernel_size=3, stride=2, padding=1),
         )
-        self.conv2 = nn.Sequential(*_conv_norm_relu(channels, 2 * channels, stride=2))
-        self.conv3 = nn.Sequential(*_conv_norm_relu(2 * channels, 4 * channels, stride=2))
-        self.conv4 = nn.Sequential(*_conv_norm_relu(4 * channels, 4 * channels, stride=2))
+        self.conv2 = ConvNormReluSequence(*_conv_norm_relu(channels, 2 * channels, stride=2))
+        self.conv3 = ConvNormReluSequence(*_conv_norm_relu(2 * channels, 4 * channels, stride=2))
+        self.conv4 = ConvNormReluSequence(*_conv_norm_relu(4 * channels, 4 * channels, stride=2))
         self.fc1 = nn.Conv2d(channels, hidden_size, kernel_size=1)
         self.fc2 = nn.Conv2d(2 * channels, hidden_size, kernel_size=1)
         self.fc3 = nn.Conv2d(4 * channels, hidden_size, kernel_size=1)
@@ -183,8 +198,8 @@ class ConvFeedForward(nn.Module):
 
     def forward(self, tokens: torch.Tensor, grids: list[Grid]) -> torch.Tensor:
         """From and to `(B, sum(h * w), C)`, the levels of `grids` one after another."""
-        levels = [self.dwconv(level).flatten(2) for level in split_levels(self.fc1(tokens), grids)]
-        return self.fc2(self.act(torch.cat(levels, dim=2).transpose(1, 2)))
+        levels = [self.dwconv(level).flatten(2).transpose(1, 2) for level in split_levels(self.fc1(tokens), grids)]
+        return self.fc2(self.act(torch.cat(levels, dim=1)))  # as they lie in memory
 
 
 class DeformableCrossAttention(GradientCheckpointingLayer):

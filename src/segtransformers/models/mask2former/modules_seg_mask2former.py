@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerMLPPredictionHead
 
+from ..faster import linear
 from ..pyramid import DeformableAttention, Grid, SamplingGeometry, resized
 from .configuration_seg_mask2former import SegMask2FormerConfig
 
@@ -149,7 +150,7 @@ class SegMask2FormerCrossAttention(nn.Module):
     ) -> torch.Tensor:
         """From `(B, queries, C)`, twice `(B, pixels, C)` and `(B, queries, pixels)`, bool, to `(B, queries, C)`."""
         projected = [
-            F.linear(tokens, weight, bias)
+            linear(tokens, weight, bias)
             for tokens, weight, bias in zip(
                 (queries, keys, values), self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3), strict=True
             )

@@ -1,15 +1,31 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """UperNet: Unified Perceptual Parsing for Scene Understanding (https://arxiv.org/abs/1807.10221).
 
-The heads are transformers' own modules, which equal `mmseg/models/decode_heads/{uper_head,fcn_head}.py` of
-MMSegmentation 0.20 to the last bit, apart from the original's dropout in front of the classifiers.
+The heads have the parameters of transformers' own modules, which equal
+`mmseg/models/decode_heads/{uper_head,fcn_head}.py` of MMSegmentation 0.20 to the last bit, apart from the original's
+dropout in front of the classifiers.
 """
 
-from torch import nn
-from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNetHead
+from collections.abc import Sequence
 
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers.models.upernet.modeling_upernet import UperNetConvModule, UperNetFCNHead, UperNetHead
+
+from ..faster import conv_norm_relu, folded
 from ..modeling_segmentation import BackboneForSemanticSegmentation, SegmentationClassifier
+from ..pyramid import resized
 from .configuration_seg_upernet import SegUperNetConfig
+from .upsampled_convolution import UpsampledConvolution, upsampled_convolution
+
+
+class SegUperNetConvModule(UperNetConvModule):
+    """Convolution, batch norm and ReLU."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """From and to `(B, ., h, w)`."""
+        return conv_norm_relu(self.conv, self.batch_norm, features)
 
 
 class SegUperNetDecodeHead(UperNetHead):
@@ -18,6 +34,30 @@ class SegUperNetDecodeHead(UperNetHead):
     def __init__(self, config: SegUperNetConfig, in_channels: list[int]):
         super().__init__(config, in_channels)
         self.classifier = SegmentationClassifier(self.channels, config.num_labels, config.classifier_dropout)
+        _take_over_convolutions(self)
+        self.fpn_bottleneck.conv.__class__ = UpsampledConvolution
+
+    def forward(self, feature_maps: Sequence[torch.Tensor]) -> torch.Tensor:  # type: ignore[override]
+        """From maps `(B, ., h, w)`, the finest first, to logits `(B, num_labels, h, w)`."""
+        *fine, coarsest = feature_maps
+        pooled = [block(coarsest) for block in self.psp_modules.blocks]
+        map_ = self.bottleneck(torch.cat([coarsest, *(resized(part, coarsest.shape[2:]) for part in pooled)], dim=1))
+        outputs = [map_]
+        for lateral, smooth, feature in zip(
+            reversed(self.lateral_convs), reversed(self.fpn_convs), reversed(fine), strict=True
+        ):
+            map_ = lateral(feature) + resized(map_, feature.shape[2:])
+            outputs.append(smooth(map_))
+        return self.classifier(self._fused(outputs[::-1]))
+
+    def _fused(self, maps: list[torch.Tensor]) -> torch.Tensor:
+        """`fpn_bottleneck` of maps at different sizes, at the size of the first."""
+        convolution, norm = self.fpn_bottleneck.conv, self.fpn_bottleneck.batch_norm
+        scale_and_shift = folded(convolution, norm, UpsampledConvolution)
+        if scale_and_shift is None:
+            return F.relu(norm(convolution(maps)), inplace=True)
+        scale, shift = scale_and_shift
+        return F.relu(upsampled_convolution(maps, convolution.weight * scale[:, None, None, None], shift), inplace=True)
 
 
 class SegUperNetAuxiliaryHead(UperNetFCNHead):
@@ -26,6 +66,14 @@ class SegUperNetAuxiliaryHead(UperNetFCNHead):
     def __init__(self, config: SegUperNetConfig, in_channels: list[int]):
         super().__init__(config, in_channels, in_index=config.auxiliary_in_index)
         self.classifier = SegmentationClassifier(self.channels, config.num_labels, config.classifier_dropout)
+        _take_over_convolutions(self)
+
+
+def _take_over_convolutions(head: nn.Module) -> None:
+    """Give transformers' blocks our `forward`."""
+    for module in head.modules():
+        if type(module) is UperNetConvModule:
+            module.__class__ = SegUperNetConvModule
 
 
 class SegUperNetForSemanticSegmentation(BackboneForSemanticSegmentation):

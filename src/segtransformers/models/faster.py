@@ -1,0 +1,149 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""Faster ways to the same numbers, but for rounding, that layers take in inference where they can.
+
+Parameters, state dicts, training and what `torch.export` sees know nothing of them. A layer that something else has
+its hand on (hooks, adapters, quantised weights) is called as it is.
+"""
+
+import contextlib
+import functools
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+FEWEST_ROWS = 64  # of a matrix product for which another library is worth the call
+
+# plain attributes, because torch.compile can read and guard those
+_state = SimpleNamespace(enabled=True)
+
+
+@contextlib.contextmanager
+def layers_as_written() -> Iterator[None]:
+    """Within the block, in the whole process, layers run one by one, as in training: to compare with."""
+    before = _state.enabled
+    _state.enabled = False
+    try:
+        yield
+    finally:
+        _state.enabled = before
+
+
+def in_inference(*tensors: torch.Tensor) -> bool:
+    """Whether a faster way may be taken: no gradient is wanted, and these are ordinary tensors.
+
+    Not with half precision, where every step rounds anew, and not in exported programs, which stay simple.
+    """
+    return (
+        _state.enabled
+        and not torch.is_grad_enabled()
+        and all(
+            type(tensor) in (torch.Tensor, nn.Parameter) and tensor.dtype in (torch.float32, torch.float64)
+            for tensor in tensors
+        )
+        and not torch.compiler.is_exporting()
+        and not torch.jit.is_tracing()
+        and not torch.is_autocast_enabled(tensors[0].device.type)
+    )
+
+
+def is_untouched(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether calling the module would do what its class says and nothing else."""
+    return type(module) is kind and not (
+        "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks
+    )
+
+
+def folded(
+    convolution: nn.Conv2d, norm: nn.BatchNorm2d, kind: type[nn.Conv2d] = nn.Conv2d
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Scale and shift `(out_channels,)`: weights times scale, with shift as bias, are the convolution and its norm.
+
+    None where both must be called. `kind` is the class that the convolution should have.
+    """
+    if not (
+        is_untouched(convolution, kind)
+        and is_untouched(norm, nn.BatchNorm2d)
+        and not norm.training
+        and norm.running_mean is not None
+        and convolution.padding_mode == "zeros"
+        and in_inference(convolution.weight, norm.running_mean)
+    ):
+        return None
+    scale = (norm.running_var + norm.eps).rsqrt()
+    scale = scale if norm.weight is None else scale * norm.weight
+    mean = norm.running_mean if convolution.bias is None else norm.running_mean - convolution.bias
+    shift = -mean * scale
+    return scale, shift if norm.bias is None else shift + norm.bias
+
+
+def conv_norm_relu(convolution: nn.Conv2d, norm: nn.BatchNorm2d, features: torch.Tensor) -> torch.Tensor:
+    """The rectified norm of a convolution of `(B, C, H, W)`, in one pass over memory less where that can be."""
+    scale_and_shift = folded(convolution, norm)
+    if scale_and_shift is None or not in_inference(features):
+        return F.relu(norm(convolution(features)), inplace=True)
+    scale, shift = scale_and_shift
+    weight = convolution.weight * scale[:, None, None, None]
+    output = F.conv2d(
+        features,
+        weight,
+        shift,
+        convolution.stride,
+        convolution.padding,
+        convolution.dilation,
+        convolution.groups,
+    )
+    return F.relu(output, inplace=True)
+
+
+@functools.cache
+def _products_are_slow() -> bool:
+    """Whether matrix products are slower than convolutions on this CPU.
+
+    PyTorch multiplies float32 matrices with MKL, which takes its fast paths on Intel's processors only, and convolves
+    with oneDNN, which takes them everywhere: measured on an AMD EPYC with AVX-512, 99 against 225 GFLOP/s for a core.
+    """
+    if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
+        return False
+    cpuinfo = Path("/proc/cpuinfo")
+    vendor = cpuinfo.read_text(errors="replace")[:2000] if cpuinfo.exists() else platform.processor()
+    return "AuthenticAMD" in vendor
+
+
+def linear(features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """`F.linear` of `(..., C)`, in inference on a CPU by the faster of two libraries."""
+    if (
+        features.device.type != "cpu"
+        or features.dtype != torch.float32
+        or not in_inference(features, weight)
+        or torch.compiler.is_compiling()
+        or torch.get_num_threads() == 1  # then PyTorch takes MKL for 1x1 convolutions, too
+        or not _products_are_slow()
+        or features.numel() < FEWEST_ROWS * features.shape[-1]
+    ):
+        return F.linear(features, weight, bias)
+    # one row of pixels, channels last: the same memory
+    rows = features.reshape(1, 1, -1, features.shape[-1]).permute(0, 3, 1, 2)
+    output = F.conv2d(rows, weight[:, :, None, None], bias)
+    return output.permute(0, 2, 3, 1).reshape(*features.shape[:-1], weight.shape[0])
+
+
+class FasterLinear(nn.Linear):
+    """`nn.Linear` by [`linear`]."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return linear(features, self.weight, self.bias)
+
+
+def with_faster_layers(model: nn.Module) -> None:
+    """Make every linear layer a [`FasterLinear`], in place: also those in timm's and transformers' modules."""
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = FasterLinear
+
+
+__all__ = ["FasterLinear", "conv_norm_relu", "folded", "in_inference", "layers_as_written", "linear"]

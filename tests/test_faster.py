@@ -1,0 +1,183 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""Faster ways give the numbers of the layers as written, and are taken where they may be."""
+
+import copy
+
+import pytest
+import torch
+from model_tests import randomise
+from test_seg_mask2former import small_head as small_mask2former
+from test_seg_upernet import small_head as small_upernet
+from test_vit_adapter import small_config
+from torch import nn
+from torch.nn import functional as F
+
+from segtransformers import SegMask2FormerForSemanticSegmentation, SegUperNetForSemanticSegmentation
+from segtransformers.models import faster
+from segtransformers.models.faster import conv_norm_relu, folded, layers_as_written, linear
+from segtransformers.models.upernet.upsampled_convolution import upsampled_convolution
+
+
+@pytest.fixture
+def products_are_slow(monkeypatch):
+    """As on a CPU where matrix products are slower than convolutions; two threads, which the way needs."""
+    monkeypatch.setattr(faster, "_products_are_slow", lambda: True)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+class Calls(torch.utils._python_dispatch.TorchDispatchMode):
+    """Counts the operators that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        [(32, 48), (16, 24), (8, 12), (4, 6)],
+        [(33, 47), (17, 24), (9, 12), (5, 6)],  # odd ones, as of images that no stride divides
+        [(7, 5), (1, 1), (9, 2)],  # and smaller and larger ones
+        [(6, 6)],
+    ],
+)
+@pytest.mark.parametrize("grad", [False, True])
+def test_upsampled_convolution_is_resize_and_convolution(sizes, grad, monkeypatch):
+    monkeypatch.setattr("segtransformers.models.upernet.upsampled_convolution.CHANNELS_AT_ONCE", 4)
+    channels = [3, 5, 2, 4][: len(sizes)]
+    maps = [
+        torch.randn(2, count, *size, dtype=torch.float64, requires_grad=grad)
+        for count, size in zip(channels, sizes, strict=True)
+    ]
+    weight = torch.randn(10, sum(channels), 3, 3, dtype=torch.float64, requires_grad=grad)
+    bias = torch.randn(10, dtype=torch.float64)
+    resized = [F.interpolate(map_, size=sizes[0], mode="bilinear", align_corners=False) for map_ in maps]
+    expected = F.conv2d(torch.cat(resized, dim=1), weight, bias, padding=1)
+    with torch.set_grad_enabled(grad):
+        actual = upsampled_convolution(maps, weight, bias)
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+    if grad:
+        upstream = torch.randn_like(expected)
+        leaves = [*maps, weight]
+        for one, other in zip(
+            torch.autograd.grad(actual, leaves, upstream), torch.autograd.grad(expected, leaves, upstream), strict=True
+        ):
+            torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+def convolution_and_norm(bias: bool = True, affine: bool = True) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
+    convolution = nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2, bias=bias)
+    norm = nn.BatchNorm2d(6, affine=affine)
+    randomise(nn.Sequential(convolution, norm)).double().eval()
+    return convolution, norm
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("affine", [False, True])
+def test_folded_norms_change_nothing(bias, affine):
+    convolution, norm = convolution_and_norm(bias, affine)
+    state = copy.deepcopy((convolution.state_dict(), norm.state_dict()))
+    features = torch.randn(2, 4, 9, 7, dtype=torch.float64)
+    with torch.no_grad():
+        with Calls() as calls:
+            actual = conv_norm_relu(convolution, norm, features)
+        assert not any("batch_norm" in name for name in calls.names)
+        torch.testing.assert_close(actual, norm(convolution(features)).relu(), rtol=1e-12, atol=1e-12)
+        with layers_as_written(), Calls() as calls:
+            assert torch.equal(conv_norm_relu(convolution, norm, features), norm(convolution(features)).relu())
+        assert any("batch_norm" in name for name in calls.names)
+        norm.running_mean += 1  # nothing is kept that could be out of date
+        torch.testing.assert_close(
+            conv_norm_relu(convolution, norm, features), norm(convolution(features)).relu(), rtol=1e-12, atol=1e-12
+        )
+        norm.running_mean -= 1
+    for before, module in zip(state, (convolution, norm), strict=True):
+        for name, tensor in module.state_dict().items():
+            torch.testing.assert_close(tensor, before[name])
+
+
+@pytest.mark.parametrize(
+    "touch",
+    [
+        lambda convolution, norm: norm.train(),
+        lambda convolution, norm: convolution.register_forward_hook(lambda *_: None),
+        lambda convolution, norm: norm.register_forward_pre_hook(lambda *_: None),
+        lambda convolution, norm: setattr(convolution, "forward", lambda features: F.conv2d(features, features)),
+        lambda convolution, norm: nn.utils.parametrizations.weight_norm(convolution),
+        lambda convolution, norm: convolution.half(),
+    ],
+)
+def test_what_something_else_has_its_hand_on_is_not_folded(touch):
+    convolution, norm = convolution_and_norm()
+    with torch.no_grad():
+        assert folded(convolution, norm) is not None
+        touch(convolution, norm)
+        assert folded(convolution, norm) is None
+
+
+def test_nothing_is_folded_where_gradients_are_wanted():
+    assert folded(*convolution_and_norm()) is None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shape", [(100, 12), (2, 70, 12), (3, 8, 9, 12)])
+@pytest.mark.parametrize("bias", [None, torch.randn(7)])
+def test_linear_layers_by_convolutions(products_are_slow, shape, bias):
+    features, weight = torch.randn(shape), torch.randn(7, 12)
+    with Calls() as calls:
+        actual = linear(features, weight, bias)
+    assert "convolution" in calls.names and not {"addmm", "mm"} & set(calls.names)
+    assert actual.is_contiguous()
+    torch.testing.assert_close(actual, F.linear(features, weight, bias), rtol=1e-5, atol=1e-5)
+    strided = features.repeat_interleave(2, dim=0)[::2]
+    torch.testing.assert_close(linear(strided, weight, bias), F.linear(strided, weight, bias), rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_linear_layers_stay_where_they_must(products_are_slow):
+    features, weight = torch.randn(100, 12), torch.randn(7, 12)
+
+    class Quantised(torch.Tensor):
+        pass
+
+    for arguments in (
+        (features[:10], weight),  # not worth it
+        (features.double(), weight.double()),
+        (features, weight.as_subclass(Quantised)),
+        (features.half(), weight.half()),
+    ):
+        with Calls() as calls:
+            linear(*arguments, None)
+        assert "convolution" not in calls.names
+    with torch.enable_grad(), Calls() as calls:
+        linear(features, weight.requires_grad_(), None)
+    assert "convolution" not in calls.names
+
+
+@pytest.mark.parametrize("head", ["upernet", "mask2former"])
+def test_models_give_what_their_layers_give(products_are_slow, head):
+    if head == "upernet":
+        model = SegUperNetForSemanticSegmentation(small_upernet(small_config()))
+    else:
+        model = SegMask2FormerForSemanticSegmentation(small_mask2former(small_config()))
+    randomise(model).eval()
+    kinds = {type(module) for module in model.modules() if isinstance(module, nn.Linear)}
+    assert kinds == {faster.FasterLinear}
+    images = torch.randn(2, 3, 75, 130)
+    with torch.no_grad():
+        with Calls() as calls:
+            actual = model(images).logits
+        with layers_as_written(), Calls() as written:
+            expected = model(images).logits
+    assert calls.names.count("native_batch_norm") < written.names.count("native_batch_norm")
+    assert calls.names.count("addmm") < written.names.count("addmm")
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+    assert copy.deepcopy(model).state_dict().keys() == model.state_dict().keys()
