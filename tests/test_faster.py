@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from segtransformers import SegMask2FormerForSemanticSegmentation, SegUperNetForSemanticSegmentation
 from segtransformers.models import faster
-from segtransformers.models.faster import conv_norm_relu, folded, layers_as_written, linear
+from segtransformers.models.faster import conv_norm_relu, folded, layers_as_written, left_product, linear
 from segtransformers.models.upernet.upsampled_convolution import upsampled_convolution
 
 
@@ -52,6 +52,7 @@ class Calls(torch.utils._python_dispatch.TorchDispatchMode):
 @pytest.mark.parametrize("grad", [False, True])
 def test_upsampled_convolution_is_resize_and_convolution(sizes, grad, monkeypatch):
     monkeypatch.setattr("segtransformers.models.upernet.upsampled_convolution.CHANNELS_AT_ONCE", 4)
+    monkeypatch.setattr("segtransformers.models.upernet.upsampled_convolution.FEW_PIXELS", 100)
     channels = [3, 5, 2, 4][: len(sizes)]
     maps = [
         torch.randn(2, count, *size, dtype=torch.float64, requires_grad=grad)
@@ -64,6 +65,13 @@ def test_upsampled_convolution_is_resize_and_convolution(sizes, grad, monkeypatc
     with torch.set_grad_enabled(grad):
         actual = upsampled_convolution(maps, weight, bias)
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+    scale = torch.randn_like(bias)
+    torch.testing.assert_close(
+        upsampled_convolution(maps, weight, None, scale),
+        (expected - bias[:, None, None]) * scale[:, None, None],
+        rtol=1e-12,
+        atol=1e-12,
+    )
     if grad:
         upstream = torch.randn_like(expected)
         leaves = [*maps, weight]
@@ -139,6 +147,16 @@ def test_linear_layers_by_convolutions(products_are_slow, shape, bias):
     torch.testing.assert_close(actual, F.linear(features, weight, bias), rtol=1e-5, atol=1e-5)
     strided = features.repeat_interleave(2, dim=0)[::2]
     torch.testing.assert_close(linear(strided, weight, bias), F.linear(strided, weight, bias), rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_products_from_the_left(products_are_slow):
+    matrix, batch = torch.randn(5, 8), torch.randn(9, 8, 33)
+    with Calls() as calls:
+        actual = left_product(matrix, batch)
+    assert "convolution" in calls.names and "bmm" not in calls.names
+    torch.testing.assert_close(actual, matrix @ batch, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(left_product(matrix.double(), batch.double()), matrix.double() @ batch.double())
 
 
 @torch.no_grad()

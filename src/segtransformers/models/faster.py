@@ -114,22 +114,34 @@ def _products_are_slow() -> bool:
     return "AuthenticAMD" in vendor
 
 
+def _by_convolution(features: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether a product of `features` with a matrix is faster as a convolution, in inference on a CPU."""
+    return (
+        features.device.type == "cpu"
+        and features.dtype == torch.float32
+        and in_inference(features, weight)
+        and not torch.compiler.is_compiling()
+        and torch.get_num_threads() > 1  # else PyTorch takes MKL for 1x1 convolutions, too
+        and _products_are_slow()
+        and features.numel() >= FEWEST_ROWS * features.shape[-1]
+    )
+
+
 def linear(features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """`F.linear` of `(..., C)`, in inference on a CPU by the faster of two libraries."""
-    if (
-        features.device.type != "cpu"
-        or features.dtype != torch.float32
-        or not in_inference(features, weight)
-        or torch.compiler.is_compiling()
-        or torch.get_num_threads() == 1  # then PyTorch takes MKL for 1x1 convolutions, too
-        or not _products_are_slow()
-        or features.numel() < FEWEST_ROWS * features.shape[-1]
-    ):
+    if not _by_convolution(features, weight):
         return F.linear(features, weight, bias)
     # one row of pixels, channels last: the same memory
     rows = features.reshape(1, 1, -1, features.shape[-1]).permute(0, 3, 1, 2)
     output = F.conv2d(rows, weight[:, :, None, None], bias)
     return output.permute(0, 2, 3, 1).reshape(*features.shape[:-1], weight.shape[0])
+
+
+def left_product(matrix: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
+    """A matrix `(m, k)` times every one of `(N, k, n)`, by the faster of two libraries like [`linear`]."""
+    if _by_convolution(batch, matrix):
+        return F.conv2d(batch[:, :, None], matrix[:, :, None, None])[:, :, 0]
+    return torch.bmm(matrix.expand(batch.shape[0], -1, -1), batch)
 
 
 class FasterLinear(nn.Linear):
@@ -146,4 +158,4 @@ def with_faster_layers(model: nn.Module) -> None:
             module.__class__ = FasterLinear
 
 
-__all__ = ["FasterLinear", "conv_norm_relu", "folded", "in_inference", "layers_as_written", "linear"]
+__all__ = ["FasterLinear", "conv_norm_relu", "folded", "in_inference", "layers_as_written", "left_product", "linear"]

@@ -49,18 +49,28 @@ def relative_position_bias(table: torch.Tensor, table_grid: Grid, grid: Grid, nu
             for known, wanted in zip(table_grid, grid, strict=True)
         )
         maps = (rows @ maps.to(rows.dtype) @ columns.t()).to(table.dtype)
-    # window (a, b) of the reversed maps holds the keys of the query at (h - 1 - a, w - 1 - b), in order
-    biases = maps.flip(1, 2).unfold(1, height, 1).unfold(2, width, 1).flip(1, 2)
-    biases = biases.reshape(1, heads, height * width, height * width)
-    if not num_prefix_tokens:
-        return biases
-    to_patch, from_patch, to_itself = table[-3:].unsqueeze(-1).unsqueeze(-1)
-    # rows of a multiple of 8 lie aligned in memory, which fused attention on a GPU wants of a bias
-    full = biases.new_empty((1, heads, tokens, math.ceil(tokens / 8) * 8))[..., :tokens]
-    full[:, :, 1:, 1:] = biases
-    full[:, :, :1, 1:] = to_patch
-    full[:, :, 1:, :1] = from_patch
-    full[:, :, :1, :1] = to_itself
+    # queries in column b and keys in column l: place width - 1 - b + l of the reversed rows
+    columns = maps.flip(1, 2).unfold(2, width, 1).flip(2)  # (heads, 2 * height - 1, width, width)
+    aligned = math.ceil(tokens / 8) * 8  # rows of a multiple of 8, which fused attention on a GPU wants of a bias
+    if num_prefix_tokens:
+        full = columns.new_empty((1, heads, tokens, aligned))[..., :tokens]
+    else:
+        full = columns.new_empty((1, heads, tokens, tokens))
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        windows = columns.unfold(1, height, 1).flip(1)  # (heads, rows, width, width, rows of keys)
+        full[:, :, num_prefix_tokens:, num_prefix_tokens:] = windows.permute(0, 1, 2, 4, 3).reshape(
+            heads, height * width, height * width
+        )
+    else:  # each element is written once, where it belongs
+        patches = full[0, :, num_prefix_tokens:, num_prefix_tokens:].unflatten(1, grid).unflatten(3, grid)
+        for row in range(height):
+            window = columns[:, height - 1 - row : 2 * height - 1 - row]
+            patches[:, row] = window.transpose(1, 2)
+    if num_prefix_tokens:
+        to_patch, from_patch, to_itself = table[-3:].unsqueeze(-1).unsqueeze(-1)
+        full[:, :, :1, 1:] = to_patch
+        full[:, :, 1:, :1] = from_patch
+        full[:, :, :1, :1] = to_itself
     return full
 
 

@@ -21,11 +21,17 @@ from .upsampled_convolution import UpsampledConvolution, upsampled_convolution
 
 
 class SegUperNetConvModule(UperNetConvModule):
-    """Convolution, batch norm and ReLU."""
+    """Convolution, batch norm and ReLU; with an [`UpsampledConvolution`] of maps that are brought to one size."""
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """From and to `(B, ., h, w)`."""
-        return conv_norm_relu(self.conv, self.batch_norm, features)
+    def forward(self, features: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
+        """From `(B, ., h, w)`, or such maps of which the first has the size, to `(B, ., h, w)`."""
+        if isinstance(features, torch.Tensor):
+            return conv_norm_relu(self.conv, self.batch_norm, features)
+        scale_and_shift = folded(self.conv, self.batch_norm, UpsampledConvolution)
+        if scale_and_shift is None:
+            return F.relu(self.batch_norm(self.conv(features)), inplace=True)
+        scale, shift = scale_and_shift
+        return F.relu(upsampled_convolution(features, self.conv.weight, shift, scale), inplace=True)
 
 
 class SegUperNetDecodeHead(UperNetHead):
@@ -35,29 +41,21 @@ class SegUperNetDecodeHead(UperNetHead):
         super().__init__(config, in_channels)
         self.classifier = SegmentationClassifier(self.channels, config.num_labels, config.classifier_dropout)
         _take_over_convolutions(self)
-        self.fpn_bottleneck.conv.__class__ = UpsampledConvolution
+        for block in (self.bottleneck, self.fpn_bottleneck):
+            block.conv.__class__ = UpsampledConvolution
 
     def forward(self, feature_maps: Sequence[torch.Tensor]) -> torch.Tensor:  # type: ignore[override]
         """From maps `(B, ., h, w)`, the finest first, to logits `(B, num_labels, h, w)`."""
         *fine, coarsest = feature_maps
-        pooled = [block(coarsest) for block in self.psp_modules.blocks]
-        map_ = self.bottleneck(torch.cat([coarsest, *(resized(part, coarsest.shape[2:]) for part in pooled)], dim=1))
+        map_ = self.bottleneck([coarsest, *(block(coarsest) for block in self.psp_modules.blocks)])
         outputs = [map_]
         for lateral, smooth, feature in zip(
             reversed(self.lateral_convs), reversed(self.fpn_convs), reversed(fine), strict=True
         ):
-            map_ = lateral(feature) + resized(map_, feature.shape[2:])
+            enlarged, map_ = resized(map_, feature.shape[2:]), lateral(feature)
+            map_ = map_ + enlarged if torch.is_grad_enabled() else map_.add_(enlarged)
             outputs.append(smooth(map_))
-        return self.classifier(self._fused(outputs[::-1]))
-
-    def _fused(self, maps: list[torch.Tensor]) -> torch.Tensor:
-        """`fpn_bottleneck` of maps at different sizes, at the size of the first."""
-        convolution, norm = self.fpn_bottleneck.conv, self.fpn_bottleneck.batch_norm
-        scale_and_shift = folded(convolution, norm, UpsampledConvolution)
-        if scale_and_shift is None:
-            return F.relu(norm(convolution(maps)), inplace=True)
-        scale, shift = scale_and_shift
-        return F.relu(upsampled_convolution(maps, convolution.weight * scale[:, None, None, None], shift), inplace=True)
+        return self.classifier(self.fpn_bottleneck(outputs[::-1]))
 
 
 class SegUperNetAuxiliaryHead(UperNetFCNHead):
