@@ -97,6 +97,25 @@ def test_outer_folders_are_understood(tmp_path):
     assert len(load_segmentation_dataset(tmp_path, kind="pascal_context_60")) == 2
 
 
+def test_label_tables_are_whole():
+    """Every class has ids of its own; in COCO-Stuff and Cityscapes one each, in the order of the classes."""
+    tables = {
+        (kind, layout.mask_endings[0]): (layout.label_map, len(get_dataset_info(kind).classes))
+        for kind in DATASETS
+        for layout in get_dataset_info(kind).layouts
+        if layout.label_map
+    }
+    assert {kind for kind, _ in tables} == {"cityscapes", "coco_stuff164k", "mapillary_as_cityscapes"}
+    for (kind, _), (table, classes) in tables.items():
+        labels = [label for _, label in sorted(table.items()) if label != 255]
+        assert set(labels) == set(range(classes)), kind
+        assert list(table) == list(range(len(table)))
+        if kind != "mapillary_as_cityscapes":
+            assert labels == list(range(classes)), kind
+    assert len(get_dataset_info("pascal_context_60").classes) == 60
+    assert get_dataset_info("pascal_context_60").classes[1:] == get_dataset_info("pascal_context_59").classes
+
+
 def test_known_data_in_ones_own_folders(tmp_path):
     """With `kind`, a folder of images and a folder of masks has that data set's classes and label rule."""
     draw(tmp_path / "ade", "images/{}.jpg", "masks/{}.png", 0, 150)

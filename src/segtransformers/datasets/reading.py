@@ -134,6 +134,7 @@ class LabelRule:
     colours: Mapping[tuple[int, int, int], int] | None = None
     strict_binary: bool = True
     _table: np.ndarray = field(init=False, repr=False, compare=False)
+    _colour_table: tuple[np.ndarray, np.ndarray] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
         if self.only_map and self.reduce_labels:
@@ -154,6 +155,7 @@ class LabelRule:
         for value, label in (self.label_map or {}).items():
             table[value] = label
         object.__setattr__(self, "_table", table)
+        object.__setattr__(self, "_colour_table", _hash_table(self.colours or {}))
 
     def describe(self) -> dict:
         """What decides over labels, as JSON can hold it."""
@@ -227,10 +229,9 @@ class LabelRule:
                 'order of the classes, or name the colours in a classes.json: [{"name": ..., "color": [r, g, b]}, ...]'
             )
         packed = _packed(values)
-        known = np.array(sorted(_packed(np.array(colour, np.uint8)) for colour in self.colours))
-        indices = {int(_packed(np.array(colour, np.uint8))): index for colour, index in self.colours.items()}
-        place = np.searchsorted(known, packed).clip(max=len(known) - 1)
-        wrong = packed[known[place] != packed]
+        codes, labels = self._colour_table
+        place = packed % len(codes)
+        wrong = packed[codes[place] != packed]
         if wrong.size:
             found, counts = np.unique(wrong, return_counts=True)
             listed = ", ".join(
@@ -241,7 +242,7 @@ class LabelRule:
                 f"the mask {name} has {len(found)} colours that the palette lacks: {listed}. Add them to the palette, "
                 "or save masks without smoothing (no JPEG, nearest neighbour when resizing)"
             )
-        return np.array([indices[int(colour)] for colour in known], np.uint8)[place]
+        return labels[place]
 
 
 def colour_table(palette: Sequence[Sequence[int]], others: Sequence[Sequence[int]] = ()) -> dict:
@@ -257,6 +258,17 @@ def colour_table(palette: Sequence[Sequence[int]], others: Sequence[Sequence[int
             first = table[red, green, blue]
             raise ValueError(f"classes {first} and {index} have the same colour {[red, green, blue]} in the palette")
     return table
+
+
+def _hash_table(colours: Mapping[tuple[int, int, int], int]) -> tuple[np.ndarray, np.ndarray]:
+    """Packed colours, and their labels, each at its remainder by the length of the tables; -1 where there is none."""
+    packed = np.array([_packed(np.array(colour, np.uint8)) for colour in colours], np.int32)
+    size = max(1, len(packed))
+    while len(np.unique(packed % size)) < len(packed):  # two colours in one place
+        size += 1
+    codes, labels = np.full(size, -1, np.int32), np.zeros(size, np.uint8)
+    codes[packed % size], labels[packed % size] = packed, list(colours.values())
+    return codes, labels
 
 
 def _packed(colours: np.ndarray) -> np.ndarray:
