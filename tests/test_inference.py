@@ -178,7 +178,7 @@ def test_mirror_images_and_scales_are_averaged(packaged):
 
 
 @pytest.mark.parametrize(
-    ("size", "options"), [((100, 40), {"flip": True}), ((220, 48), {"scales": [1.0, 1.3], "flip": True})]
+    ("size", "options"), [((100, 64), {"flip": True}), ((220, 48), {"scales": [1.0, 1.3], "flip": True})]
 )
 def test_views_in_step_give_what_whole_maps_give(packaged, monkeypatch, size, options):
     model, processor = packaged
