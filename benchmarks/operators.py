@@ -2,16 +2,20 @@
 """Times of the deformable operators side by side, on the shapes of released models: medians, and ratios to grid_sample.
 
     python benchmarks/operators.py [--threads 1 2] [--backward] [--compile] [--only NAME]
+    python benchmarks/operators.py --device cuda [--backward] [--only NAME] [--public-kernel FOLDER]
 
 Every round runs each implementation twice and counts the second time: its inputs are in the caches then, as in a model
-that has just computed them, and whatever else the machine does hits all implementations alike.
+that has just computed them, and whatever else the machine does hits all implementations alike. For a GPU see
+operators_gpu.py.
 """
 
 import argparse
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
+import operators_gpu
 import torch
 
 from segtransformers.operators import (
@@ -141,8 +145,18 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="the fallback with torch.compile too")
     parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument("--seconds", type=float, default=5, help="for each case and number of threads")
+    on_a_gpu = parser.add_argument_group("on a GPU", "where --backward is the backward operator alone")
+    on_a_gpu.add_argument("--device", help="cuda: on a GPU, in other ways than on a CPU")
+    on_a_gpu.add_argument("--rounds", type=int, default=20)
+    on_a_gpu.add_argument(
+        "--public-kernel", type=Path, metavar="FOLDER", help="sources of deformable-detr, compiled here"
+    )
+    on_a_gpu.add_argument("--public-dcnv3", type=Path, metavar="FOLDER", help="sources of InternImage's DCNv3 operator")
     arguments = parser.parse_args()
     torch.manual_seed(0)
+    if arguments.device is not None:
+        operators_gpu.main(CASES, arguments)
+        return
     print(hub.describe())
     for threads in arguments.threads:
         torch.set_num_threads(threads)

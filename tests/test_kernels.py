@@ -1,11 +1,13 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """Which implementation serves an operator, and that the fast ones compute what the reference does."""
 
+import importlib
 import logging
 import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import kernels
 import pytest
@@ -305,6 +307,26 @@ def test_use_kernels_of_transformers(kernel, build, tmp_path):
     assert "ms_deform_attn_fused" in result.stdout and "grid_sampler" not in result.stdout
 
 
+@pytest.mark.parametrize("direction", [[], ["--backward"]], ids=["forward", "backward"])
+def test_the_benchmark_for_gpus_compares_equals(kernel, monkeypatch, capsys, direction):
+    """All of it but the GPU: each implementation has a line and computes the same."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    operators = importlib.import_module("operators")
+    small = {
+        "attention": lambda: operators.attention([(4, 5)], [(6, 7), (3, 4)], 2, 32),
+        "DCNv3": lambda: operators.convolution(6, 2),
+    }
+    monkeypatch.setattr(operators, "CASES", small)
+    monkeypatch.setattr(sys, "argv", ["operators.py", "--device", "cpu", "--rounds", "1", *direction])
+    operators.main()
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if " warm " in line]
+    assert len(lines) == (3 + 3 + 3 if direction else 3 + 4 + 4) + 2 * 3
+    bounds = {"float32": 1e-3, "float16": 5e-3, "bfloat16": 2e-2}
+    for line in lines:
+        if "too" not in line:  # locations in half precision are off, as the comparison is to show
+            assert float(line[-1]) < bounds[line[0]], line
+
+
 def test_missing_kernel_is_said_once(nothing_found, messages):
     model, images = adapter()
     model(images)
@@ -388,6 +410,26 @@ def test_found_in_the_cache_folder_unless_built_from_other_sources(nothing_found
     assert "built from other sources" in hub._state.problems[0]
     monkeypatch.undo()
     hub.forget()
+
+
+def test_another_gpu_than_the_build_is_for_leaves_the_cpu(nothing_found, monkeypatch, build):
+    """Then the `kernels` package refuses the CUDA variant; what the folder has for CPUs is taken."""
+    load = hub.kernels.get_local_kernel
+
+    def refuse(folder, backend=None):
+        if backend is None:
+            raise RuntimeError("CUDA capability 7.5 of the current device is not supported")
+        return load(folder, backend=backend)
+
+    monkeypatch.setattr(hub.kernels, "get_local_kernel", refuse)
+    monkeypatch.setenv("LOCAL_KERNELS", f"{hub.KERNEL_ID}={build}")
+    hub.forget()
+    kernel = hub.find_kernel()
+    assert kernel is not None and kernel.devices == {"cpu"}
+
+    monkeypatch.setenv("LOCAL_KERNELS", f"{hub.KERNEL_ID}={build / 'nowhere'}")
+    hub.forget()
+    assert hub.find_kernel() is None and "capability 7.5" in hub._state.problems[0]
 
 
 def test_a_broken_build_is_passed_over(nothing_found, monkeypatch, build, tmp_path, messages):

@@ -122,6 +122,10 @@ DEFORMABLE_OPS_DEVICE void store(V* target, const typename Element<V>::Compute (
 
 // ---- tensors whose type is known at run time only ------------------------------------------------------------------
 
+// Where one tensor is float64 all are (operators.cpp), so that T tells.
+template <typename T>
+constexpr bool kIsDouble = sizeof(T) == sizeof(double);
+
 template <typename V>
 DEFORMABLE_OPS_DEVICE V element(const Array& array, int64_t index) {
   return static_cast<const V*>(array.data)[index];
@@ -129,21 +133,27 @@ DEFORMABLE_OPS_DEVICE V element(const Array& array, int64_t index) {
 
 template <typename T>
 DEFORMABLE_OPS_DEVICE T load_element(const Array& array, int64_t index) {
-  switch (array.type) {
-    case Scalar::float32: return static_cast<T>(element<float>(array, index));
-    case Scalar::float64: return static_cast<T>(element<double>(array, index));
-    case Scalar::bfloat16: return static_cast<T>(to_compute(element<BFloat16>(array, index)));
-    default: return static_cast<T>(to_compute(element<Half>(array, index)));
+  if constexpr (kIsDouble<T>) {
+    return element<double>(array, index);
+  } else {
+    switch (array.type) {
+      case Scalar::float32: return element<float>(array, index);
+      case Scalar::bfloat16: return to_compute(element<BFloat16>(array, index));
+      default: return to_compute(element<Half>(array, index));
+    }
   }
 }
 
 template <typename T>
 DEFORMABLE_OPS_DEVICE void store_element(const Array& array, int64_t index, T x) {
-  switch (array.type) {
-    case Scalar::float32: static_cast<float*>(array.data)[index] = static_cast<float>(x); break;
-    case Scalar::float64: static_cast<double*>(array.data)[index] = static_cast<double>(x); break;
-    case Scalar::bfloat16: from_compute(static_cast<float>(x), static_cast<BFloat16*>(array.data)[index]); break;
-    default: from_compute(static_cast<float>(x), static_cast<Half*>(array.data)[index]);
+  if constexpr (kIsDouble<T>) {
+    static_cast<double*>(array.data)[index] = x;
+  } else {
+    switch (array.type) {
+      case Scalar::float32: static_cast<float*>(array.data)[index] = x; break;
+      case Scalar::bfloat16: from_compute(x, static_cast<BFloat16*>(array.data)[index]); break;
+      default: from_compute(x, static_cast<Half*>(array.data)[index]);
+    }
   }
 }
 
@@ -156,35 +166,41 @@ struct alignas(2 * sizeof(V)) Pair {
 template <typename V, typename T>
 DEFORMABLE_OPS_DEVICE void pair_of(const Array& array, int64_t index, T& x, T& y) {
   const Pair<V> pair = static_cast<const Pair<V>*>(array.data)[index];
-  x = static_cast<T>(to_compute(pair.x));
-  y = static_cast<T>(to_compute(pair.y));
+  x = to_compute(pair.x);
+  y = to_compute(pair.y);
 }
 
 template <typename T>
 DEFORMABLE_OPS_DEVICE void load_pair(const Array& array, int64_t index, T& x, T& y) {
-  switch (array.type) {
-    case Scalar::float32: pair_of<float>(array, index, x, y); break;
-    case Scalar::float64: pair_of<double>(array, index, x, y); break;
-    case Scalar::bfloat16: pair_of<BFloat16>(array, index, x, y); break;
-    default: pair_of<Half>(array, index, x, y);
+  if constexpr (kIsDouble<T>) {
+    pair_of<double>(array, index, x, y);
+  } else {
+    switch (array.type) {
+      case Scalar::float32: pair_of<float>(array, index, x, y); break;
+      case Scalar::bfloat16: pair_of<BFloat16>(array, index, x, y); break;
+      default: pair_of<Half>(array, index, x, y);
+    }
   }
 }
 
 template <typename V, typename T>
 DEFORMABLE_OPS_DEVICE void put_pair(const Array& array, int64_t index, T x, T y) {
   Pair<V> pair;
-  from_compute(static_cast<typename Element<V>::Compute>(x), pair.x);
-  from_compute(static_cast<typename Element<V>::Compute>(y), pair.y);
+  from_compute(x, pair.x);
+  from_compute(y, pair.y);
   static_cast<Pair<V>*>(array.data)[index] = pair;
 }
 
 template <typename T>
 DEFORMABLE_OPS_DEVICE void store_pair(const Array& array, int64_t index, T x, T y) {
-  switch (array.type) {
-    case Scalar::float32: put_pair<float>(array, index, x, y); break;
-    case Scalar::float64: put_pair<double>(array, index, x, y); break;
-    case Scalar::bfloat16: put_pair<BFloat16>(array, index, x, y); break;
-    default: put_pair<Half>(array, index, x, y);
+  if constexpr (kIsDouble<T>) {
+    put_pair<double>(array, index, x, y);
+  } else {
+    switch (array.type) {
+      case Scalar::float32: put_pair<float>(array, index, x, y); break;
+      case Scalar::bfloat16: put_pair<BFloat16>(array, index, x, y); break;
+      default: put_pair<Half>(array, index, x, y);
+    }
   }
 }
 

@@ -9,8 +9,13 @@
 
 namespace deformable_ops {
 
+// Blocks of a multiprocessor at least: this bounds registers, so that none is spilled and several warps hide each
+// other's waiting (benchmarks/cuda_registers.md).
+template <bool kBackward, typename V>
+constexpr int kBlocks = (kBackward ? 2 : 3) - (sizeof(V) == sizeof(double) ? 1 : 0);
+
 template <bool kBackward, typename V, int kElements, int kLanes>
-__global__ void __launch_bounds__(kMostThreads, kBackward ? 2 : 3) kernel(const __grid_constant__ Task task) {
+__global__ void __launch_bounds__(kMostThreads, (kBlocks<kBackward, V>)) kernel(const __grid_constant__ Task task) {
   __shared__ Slots<typename Element<V>::Compute, kLanes> slots[kMostThreads / kWarp];
   auto& own = slots[threadIdx.x / kWarp];
   const int32_t blocks = static_cast<int32_t>(task.problem.heads) / task.heads_together;

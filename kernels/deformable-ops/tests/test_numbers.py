@@ -308,6 +308,34 @@ def test_strides_do_not_matter(ops, device):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tensors_begin_anywhere(ops, device, dtype):
+    """Views into larger tensors are contiguous and not aligned to the vectors that are loaded."""
+    for name, make in {"ms_deform_attn": attention, "ms_deform_attn_fused": attention, "dcnv3": convolution}.items():
+        arguments = make(channels=16, dtype=torch.float32, device=device)
+        arguments = fused(arguments) if name == "ms_deform_attn_fused" else arguments
+        arguments = {key: value.to(dtype) if key in TENSORS[name] else value for key, value in arguments.items()}
+        views = dict(arguments)
+        for key in TENSORS[name]:
+            views[key] = torch.cat([arguments[key].new_zeros(1), arguments[key].flatten()])[1:].view_as(arguments[key])
+        output = getattr(ops, name)(**arguments)
+        gradient = torch.randn(output.numel() + 1, device=device).to(dtype)[1:].view_as(output)
+        assert torch.equal(getattr(ops, name)(**views), output)
+        _, expected = with_gradients(getattr(ops, name), arguments, TENSORS[name], gradient.clone())
+        operator = getattr(ops.ops, f"{name}_backward")
+        settings = [side for shape in views.get("spatial_shapes", ()) for side in shape]
+        rest = [settings] if settings else []
+        tensors = [views[key] for key in TENSORS[name]]
+        if name == "dcnv3":
+            others = [value for key, value in views.items() if key not in TENSORS[name]]
+            results = operator(gradient, *tensors, *[list(v) if isinstance(v, tuple) else v for v in others])
+        else:
+            results = operator(gradient, tensors[0], *rest, *tensors[1:])
+        keys = [key for key in TENSORS[name] if key != "reference_points"]
+        for key, result in zip(keys, results, strict=True):
+            assert relative_error(result, expected[key]) <= (1e-6 if dtype == torch.float32 else 1e-2), key
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("heads", [1, 3])
 def test_the_same_in_every_run_and_with_any_number_of_threads(ops, dtype, heads):
     arguments = attention(shapes=((20, 30),), queries=300, heads=heads, channels=32, dtype=torch.float32)

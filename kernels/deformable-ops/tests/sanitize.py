@@ -1,0 +1,58 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""The CUDA kernels under compute-sanitizer: `python sanitize.py`, on a machine with a GPU.
+
+Runs itself under each tool (memcheck, racecheck, initcheck, synccheck): every operator, forward and backward, in every
+dtype and kind of kernel. Only our kernels are watched. The exit status is 1 if a tool has something to say.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+
+TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
+
+
+def program() -> None:
+    import torch
+    from cases import attention, convolution, fused
+    from conftest import FOLDER
+    from kernels import get_local_kernel
+    from test_integration import flat
+
+    ops = get_local_kernel(FOLDER)
+    torch.manual_seed(0)
+    for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        for channels in (7, 8, 16, 32, 64, 96, 65):
+            options = {"dtype": dtype, "device": "cuda", "channels": channels}
+            plain = attention(shapes=((9, 11), (4, 5)), queries=37, **options)
+            calls = {
+                "ms_deform_attn": plain,
+                "ms_deform_attn_fused": fused(plain),
+                "dcnv3": convolution(height=9, width=13, groups=4, **options),
+            }
+            for name, arguments in calls.items():
+                output = getattr(ops.ops, name)(*flat(arguments))
+                gradients = getattr(ops.ops, f"{name}_backward")(torch.ones_like(output), *flat(arguments))
+                assert all(tensor.isfinite().all() for tensor in (output, *gradients))
+    torch.cuda.synchronize()
+
+
+def main() -> None:
+    if shutil.which("compute-sanitizer") is None:
+        sys.exit("error: there is no compute-sanitizer on the path: it comes with CUDA's toolkit")
+    failed = []
+    for tool in TOOLS:
+        options = ["--tool", tool, "--error-exitcode", "1", "--kernel-name", "kernel_substring=deformable_ops"]
+        command = ["compute-sanitizer", *options, sys.executable, __file__, "--program"]
+        # each tensor its own allocation, so that reading beside it shows
+        environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        print(" ".join(command), flush=True)
+        if subprocess.run(command, env=environment).returncode != 0:
+            failed.append(tool)
+    print(f"errors: {' '.join(failed)}" if failed else "no errors")
+    sys.exit(bool(failed))
+
+
+if __name__ == "__main__":
+    program() if "--program" in sys.argv else main()
