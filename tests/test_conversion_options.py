@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from reference_cases import ReferenceCase, relative_error
+from reference_cases import ReferenceCase, fill, relative_error
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedModel
 
@@ -227,6 +227,42 @@ def test_checkpoints_of_mmsegmentation_1(tmp_path, capsys, places):
     assert processor.do_normalize and processor.do_reduce_labels and processor.size_divisor == 0
     assert dict(processor.size) == {"shortest_edge": 512, "longest_edge": 2048}
     assert processor.image_mean == pytest.approx([0.485, 0.456, 0.406])
+
+
+def test_own_classes_data_and_crop_sizes(tmp_path, capsys):
+    """Somebody's own training run: three classes, another window, no colours, options that no published config has."""
+    config = CASE.config
+    for head in ("decode_head", "auxiliary_head"):
+        config[head]["num_classes"] = 3
+    config["test_cfg"] = {"mode": "slide", "crop_size": (96, 128), "stride": (64, 96)}
+    shapes = [
+        [name, [3, *shape[1:]] if "conv_seg" in name else shape, dtype]
+        for name, shape, dtype in CASE.manifest["state_dict"]
+    ]
+    text = f"""
+classes = ('intact', 'cracked', 'rusty')
+img_norm_cfg = dict(mean=[10, 20, 30], std=[40.5, 50, 60], to_rgb=True)
+model = {config!r}
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='MultiScaleFlipAug', img_scale=(640, 320), flip=False, transforms=[
+        dict(type='Resize', keep_ratio=False), dict(type='RandomFlip'), dict(type='Normalize', **img_norm_cfg),
+        dict(type='ImageToTensor', keys=['img']), dict(type='Collect', keys=['img'])])]
+data = dict(train=dict(type='MyBridges', pipeline=[]), workers_per_gpu=some_function())
+"""
+    text = text.replace("**img_norm_cfg", "mean=[10, 20, 30], std=[40.5, 50, 60], to_rgb=True")
+    meta = {"config": text, "CLASSES": ("intact", "cracked", "rusty"), "PALETTE": None, "seed": 7}
+    torch.save({"meta": meta, "state_dict": fill.state_dict(shapes, torch.float32)}, tmp_path / "latest.pth")
+    status, said, complaint = run(capsys, "--checkpoint", tmp_path / "latest.pth", "--output", tmp_path / "out")
+    assert (status, complaint) == (0, "") and "3 classes (names from the checkpoint)" in said
+    model = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "out")
+    assert model.config.id2label == {0: "intact", 1: "cracked", 2: "rusty"} and model.config.palette is None
+    assert (model.config.window_size, model.config.window_stride) == ([96, 128], [64, 96])
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
+    assert dict(processor.size) == {"height": 320, "width": 640} and processor.size_divisor == 0
+    assert processor.image_std == pytest.approx([40.5 / 255, 50 / 255, 60 / 255])
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Reported by the authors: none" in card and "96x128" in card and "rusty" in card
 
 
 MEASURED = """

@@ -2,7 +2,6 @@
 """Where an original's config comes from: a file, the checkpoint's own text, or a file beside it."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,8 @@ VARIANT = "variant.yml"  # what an official Segmenter calls its config, and wher
 CONFIG_VARIABLES = ("model", "test_pipeline", "train_pipeline")
 # where configs put the pipelines that have no variable of their own: of 0.x, and of 1.x
 _INSIDE = {
-    "test_pipeline": (("data", "test", "pipeline"), ("test_dataloader", "dataset", "pipeline")),
-    "train_pipeline": (("data", "train", "pipeline"), ("train_dataloader", "dataset", "pipeline")),
+    "test_pipeline": ("data.test.pipeline", "test_dataloader.dataset.pipeline"),
+    "train_pipeline": ("data.train.pipeline", "train_dataloader.dataset.pipeline"),
 }
 # registries of MMSegmentation 1.x, which may stand in front of a type, or beside it under `_scope_`
 _SCOPES = ("mmengine", "mmcv", "mmdet", "mmpretrain", "mmseg", "mmsegextension", "mmsegext")
@@ -59,14 +58,9 @@ def _parsed(text: str) -> dict[str, Any]:
     """The variables wanted; pipelines are looked for inside the data sets where they have no variable."""
     config = parse_config(text, CONFIG_VARIABLES)
     for name, places in _INSIDE.items():
-        for variable, *keys in places:
-            if name in config:
-                break
-            value: Any = parse_config(text, [variable]).get(variable)
-            for key in keys:
-                value = value.get(key) if isinstance(value, Mapping) else None
-            if value is not None:
-                config[name] = value
+        found = list(parse_config(text, places).values()) if name not in config else []
+        if found:
+            config[name] = found[0]
     return config
 
 

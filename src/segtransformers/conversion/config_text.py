@@ -19,7 +19,8 @@ def parse_config(text: str, names: Sequence[str]) -> dict[str, Any]:
 
     Args:
         text: of the config.
-        names: of the variables wanted; those that it does not assign are left out.
+        names: of the variables wanted; those that it does not assign are left out. `data.test.pipeline` is a value
+            inside one, whose other values are not evaluated.
 
     Raises:
         ConversionError: naming the line that is not understood.
@@ -42,7 +43,8 @@ def parse_config(text: str, names: Sequence[str]) -> dict[str, Any]:
             "the config inherits from _base_ files: give the flat config that mmcv wrote into the work directory"
         )
     try:
-        return {name: _evaluate(assigned[name], assigned) for name in names if name in assigned}
+        nodes = {name: _inside(name.split("."), assigned) for name in names}
+        return {name: _evaluate(node, assigned) for name, node in nodes.items() if node is not None}
     except (RecursionError, TypeError) as error:  # a variable that mentions itself, a list as a key
         raise ConversionError(f"the config is not understood: {error}") from error
 
@@ -73,6 +75,24 @@ def parse_variant(text: str) -> Any:
         return yaml.load(text, Loader=_VariantLoader)  # it is a safe one
     except (yaml.YAMLError, RecursionError) as error:
         raise ConversionError(f"the variant is not understood: {' '.join(str(error).split())}") from error
+
+
+def _inside(path: Sequence[str], assigned: dict[str, ast.expr]) -> ast.expr | None:
+    """The expression at a path of dict keys that begins with a variable, or None where there is none."""
+    node = assigned.get(path[0])
+    for key in path[1:]:
+        seen: set[str] = set()
+        while isinstance(node, ast.Name) and node.id not in seen:
+            seen.add(node.id)
+            node = assigned.get(node.id)
+        items: dict[Any, ast.expr] = {}
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict":
+            items = {keyword.arg: keyword.value for keyword in node.keywords}
+        elif isinstance(node, ast.Dict):
+            pairs = zip(node.keys, node.values, strict=True)
+            items = {name.value: value for name, value in pairs if isinstance(name, ast.Constant)}
+        node = items.get(key)
+    return node
 
 
 def _evaluate(node: ast.expr, assigned: dict[str, ast.expr]) -> Any:
