@@ -20,7 +20,7 @@ from segtransformers import (
 )
 from segtransformers.conversion.convert import empty_model
 from segtransformers.conversion.mapping import find_rule
-from segtransformers.conversion.published import published_rows
+from segtransformers.conversion.published import FAMILIES, published_rows
 from segtransformers.training import Recipe, create_optimizer, get_recipe, parameter_groups
 
 GROUPS = json.loads((FOLDER / "vit_adapter/layer_decay_groups.json").read_text())
@@ -249,6 +249,7 @@ def test_internimage_faults_can_be_mended():
         "vit_small_patch14_dinov2",
         "vit_small_patch16_dinov3",
         "eva02_tiny_patch14_224",
+        "vit_small_patch16_rope_mixed_224",
         "beit_base_patch16_224",
     ],
 )
@@ -258,12 +259,28 @@ def test_any_trunk(trunk):
     assert set(actual) == {name for name, _ in model.named_parameters()}
     scales = {name: scale for name, (scale, _) in actual.items()}
     for name, scale in scales.items():
-        if name.startswith("backbone.trunk.embeddings."):
+        if name.startswith(("backbone.trunk.embeddings.", "backbone.trunk.rotary.")):
             assert scale == pytest.approx(0.95**5), name
         elif name.startswith("backbone.trunk.blocks."):
             assert scale == pytest.approx(0.95 ** (4 - int(name.split(".")[3]))), name
         else:
             assert scale == 1.0, name
+
+
+@pytest.mark.slow  # a minute: models of up to three thousand million parameters, without memory for them
+@pytest.mark.parametrize(("family", "row"), [(family, row) for family in FAMILIES for row in published_rows(family)])
+def test_every_published_model(family, row):
+    """Every parameter is in one group; the slowest one is the patch embedding, and the heads learn at the full rate."""
+    recipe = get_recipe(row)
+    model, _, _ = empty_model(published_rows(family)[row]["model"])
+    actual = by_name(parameter_groups(model, recipe))
+    assert set(actual) == {name for name, _ in model.named_parameters()}
+    scales = {name: scale for name, (scale, _) in actual.items()}
+    embedding = model.backbone.get_input_embeddings().weight
+    (name,) = (name for name, parameter in model.named_parameters() if parameter is embedding)
+    assert scales[name] == min(scales.values())
+    assert max(scales.values()) == recipe.optimizer.head_learning_rate_factor
+    assert (scales[name] < 1) == (recipe.layer_decay < 1)
 
 
 def test_other_backbones_are_taken_in_order():
@@ -292,8 +309,14 @@ def test_a_stage_in_between_goes_with_the_block_before():
 
 
 def test_without_a_backbone_everything_is_the_head():
-    groups = parameter_groups(nn.Linear(2, 2), get_recipe(TINY_VIT))
-    assert by_name(groups) == {"weight": (1.0, 0.01), "bias": (1.0, 0.0)}
+    model = nn.ModuleDict({"plain": nn.Linear(2, 2), "other": nn.Linear(2, 2)})
+    model["other"].bias = nn.Parameter(torch.zeros(2, 2))  # a bias by its name
+    assert by_name(parameter_groups(model, get_recipe(TINY_VIT))) == {
+        "plain.weight": (1.0, 0.01),
+        "plain.bias": (1.0, 0.0),
+        "other.weight": (1.0, 0.01),
+        "other.bias": (1.0, 0.0),
+    }
 
 
 def test_frozen_parameters_are_left_out():

@@ -200,7 +200,7 @@ class TrainingAugmentation:
         counts = torch.bincount(labels.flatten())
         if len(counts) > IGNORED:
             counts[IGNORED] = 0
-        return int((counts > 0).sum()) > 1 and float(counts.max() / counts.sum()) < self.cat_max_ratio
+        return float(counts.max() / counts.sum()) < self.cat_max_ratio
 
 
 def _generator(seed: int | Sequence[int]) -> torch.Generator:
