@@ -5,7 +5,7 @@
 It may be a segmentor of MMSegmentation 0.x, or an image classifier, as a .pth file or from the Hub: that becomes a
 backbone to fine-tune.
 
-python conversion_scripts/convert_internimage.py --checkpoint FILE [--config NAME|FILE] --output DIR
+python conversion_scripts/convert_internimage.py --checkpoint FILE|URL|NAME [--config NAME|FILE] --output DIR
 """
 
 import sys

@@ -3,7 +3,7 @@
 """Convert a Segmenter checkpoint: of MMSegmentation (https://github.com/open-mmlab/mmsegmentation), or of the official
 repository (https://github.com/rstrudel/segmenter), whose variant.yml is looked for beside it.
 
-python conversion_scripts/convert_segmenter.py --checkpoint FILE [--config NAME|FILE] --output DIR
+python conversion_scripts/convert_segmenter.py --checkpoint FILE|URL|NAME [--config NAME|FILE] --output DIR
 """
 
 import sys

@@ -2,7 +2,7 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """Convert a ViT-Adapter checkpoint of MMSegmentation 0.x (https://github.com/czczup/ViT-Adapter).
 
-python conversion_scripts/convert_vit_adapter.py --checkpoint FILE [--config NAME|FILE] --output DIR
+python conversion_scripts/convert_vit_adapter.py --checkpoint FILE|URL|NAME [--config NAME|FILE] --output DIR
 """
 
 import sys

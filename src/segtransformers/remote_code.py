@@ -67,6 +67,9 @@ class ConfigCarriesItsCode(CarriesItsCode):
 
     def declare_remote_code(self) -> None:
         super().declare_remote_code()
+        backbone = getattr(self, "backbone_config", None)
+        if isinstance(backbone, CarriesItsCode) and hasattr(backbone, "auto_map"):
+            del backbone.auto_map  # of the backbone's own folder, which had a module of its own
         if "AutoModelForSemanticSegmentation" in self.auto_map:
             from .pipeline import custom_pipelines
 
