@@ -272,3 +272,17 @@ def test_command():
         "upernet_deit_adapter_tiny_512_160k_ade20k  ade20k, adamw 0.00012, 160000 steps of 16 images 512x512, "
         "layer decay 0.95, drop path 0.1"
     ) in lines
+
+
+def test_command_for_one(tmp_path):
+    name = "segmenter_vit-t_mask_8x1_512x512_160k_ade20k"
+    result = CliRunner().invoke(app, ["recipes", name])
+    assert result.exit_code == 0
+    (tmp_path / "recipe.json").write_text(result.output)
+    assert Recipe.from_file(tmp_path / "recipe.json") == get_recipe(name)
+    result = CliRunner().invoke(app, ["recipes", "segmenter_vit-t"])
+    assert result.exit_code == 1
+    assert result.output.startswith(
+        "error: there is no recipe 'segmenter_vit-t'; `segtransformers recipes` lists the 62"
+    )
+    assert result.output.count("\n") == 1

@@ -1,15 +1,28 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """`segtransformers recipes`: how the published models were trained."""
 
+import json
+from typing import Annotated
+
 import typer
 
 from ..training.recipes import Recipe, get_recipe, recipe_names
+from .common import one_line_errors
 
 
-def recipes() -> None:
+def recipes(
+    name: Annotated[
+        str | None, typer.Argument(help="Print all that this one says, as JSON.", show_default=False)
+    ] = None,
+) -> None:
     """List the training recipes of the published models, one line each."""
-    for name in recipe_names():
-        typer.echo(f"{name}  {_described(get_recipe(name))}")
+    if name is not None:
+        with one_line_errors(ValueError):
+            recipe = get_recipe(name)
+        typer.echo(json.dumps(recipe.to_dict(), indent=2))
+        return
+    for known in recipe_names():
+        typer.echo(f"{known}  {_described(get_recipe(known))}")
 
 
 def _described(recipe: Recipe) -> str:
