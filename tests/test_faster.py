@@ -10,6 +10,7 @@ from test_seg_mask2former import small_head as small_mask2former
 from test_seg_upernet import small_head as small_upernet
 from test_vit_adapter import small_config
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from segtransformers import SegMask2FormerForSemanticSegmentation, SegUperNetForSemanticSegmentation
@@ -199,3 +200,41 @@ def test_models_give_what_their_layers_give(products_are_slow, head):
     assert calls.names.count("addmm") < written.names.count("addmm")
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
     assert copy.deepcopy(model).state_dict().keys() == model.state_dict().keys()
+
+
+def test_what_depends_on_sizes_alone_is_kept():
+    made = []
+
+    @faster.remembered(maxsize=2)
+    def ones(size: int, device: torch.device) -> torch.Tensor:
+        made.append(size)
+        return torch.ones(size, device=device)
+
+    cpu = torch.device("cpu")
+    with torch.inference_mode():
+        kept = ones(3, cpu)
+    assert ones(3, cpu) is kept and not kept.is_inference() and made == [3]
+    with FakeTensorMode():
+        assert ones(3, cpu) is not kept
+    assert ones(3, torch.device("meta")).device.type == "meta"
+    assert torch.equal(torch.compile(lambda size: ones(size, cpu), backend="eager", fullgraph=True)(3), kept)
+    assert ones(3, cpu) is kept
+    ones(4, cpu), ones(5, cpu), ones(3, cpu)
+    assert made[-3:] == [4, 5, 3]  # no more than two are kept
+
+
+@pytest.mark.parametrize("head", ["upernet", "mask2former"])
+def test_a_second_pass_makes_no_tensor_of_python_numbers(head, monkeypatch):
+    """On a GPU that would send them to the device, and CUDA graphs would refuse it."""
+    if head == "upernet":
+        model = SegUperNetForSemanticSegmentation(small_upernet(small_config()))
+    else:
+        model = SegMask2FormerForSemanticSegmentation(small_mask2former(small_config()))
+    model.eval()
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        expected = model(images).logits
+        monkeypatch.setattr(torch, "tensor", None)
+        for name in ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__"):
+            monkeypatch.setattr(torch.Tensor, name, None)  # nor waits for one
+        assert model(images).logits.sub(expected).abs().max().lt(1e-6).data_ptr()

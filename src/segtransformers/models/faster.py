@@ -8,13 +8,14 @@ its hand on (hooks, adapters, quantised weights) is called as it is.
 import contextlib
 import functools
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 FEWEST_ROWS = 64  # of a matrix product for which another library is worth the call
 
@@ -31,6 +32,32 @@ def layers_as_written() -> Iterator[None]:
         yield
     finally:
         _state.enabled = before
+
+
+def remembered(maxsize: int) -> Callable[[Callable], Callable]:
+    """A cache for functions from plain values and a device to tensors that nobody changes.
+
+    Compilers, exporters and modes that watch operators or stand in for tensors see the function itself.
+    """
+
+    def decorate(function: Callable) -> Callable:
+        cached = functools.lru_cache(maxsize=maxsize)(function)
+
+        @functools.wraps(function)
+        def wrapper(*arguments):
+            if (
+                torch.compiler.is_compiling()
+                or torch.jit.is_tracing()
+                or arguments[-1].type == "meta"
+                or is_in_torch_dispatch_mode()
+            ):
+                return function(*arguments)
+            with torch.inference_mode(False):  # tensors of that mode could not be used in training later
+                return cached(*arguments)
+
+        return wrapper
+
+    return decorate
 
 
 def in_inference(*tensors: torch.Tensor) -> bool:
@@ -158,4 +185,13 @@ def with_faster_layers(model: nn.Module) -> None:
             module.__class__ = FasterLinear
 
 
-__all__ = ["FasterLinear", "conv_norm_relu", "folded", "in_inference", "layers_as_written", "left_product", "linear"]
+__all__ = [
+    "FasterLinear",
+    "conv_norm_relu",
+    "folded",
+    "in_inference",
+    "layers_as_written",
+    "left_product",
+    "linear",
+    "remembered",
+]

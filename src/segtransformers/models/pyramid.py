@@ -18,7 +18,7 @@ from transformers.utils.generic import maybe_autocast
 
 from ..operators import MultiScaleDeformableAttention
 from .configuration_pyramid import PyramidConfig
-from .faster import conv_norm_relu
+from .faster import conv_norm_relu, remembered
 from .trunk import DropPath, Grid
 
 
@@ -100,8 +100,15 @@ class SamplingGeometry:
     def build(cls, query_grids: list[Grid], value_grids: list[Grid], device: torch.device) -> "SamplingGeometry":
         """Queries at the pixel centres of `query_grids`, values from `value_grids`.
 
-        The centres are float32 in every mode, because the original computes them so.
+        The centres are float32 in every mode, because the original computes them so. That of the last sizes is kept:
+        a forward pass then sends nothing to the device.
         """
+        return _sampling_geometry(tuple(query_grids), tuple(value_grids), device)
+
+    @classmethod
+    def _build(
+        cls, query_grids: Sequence[Grid], value_grids: Sequence[Grid], device: torch.device
+    ) -> "SamplingGeometry":
         points = []
         for height, width in query_grids:
             y = torch.linspace(0.5, height - 0.5, height, dtype=torch.float32, device=device) / height
@@ -112,7 +119,7 @@ class SamplingGeometry:
             starts.append(starts[-1] + height * width)
         return cls(
             reference_points=torch.cat(points)[None, :, None],
-            shapes=value_grids,
+            shapes=list(value_grids),
             shapes_tensor=torch.tensor(value_grids, dtype=torch.long, device=device),
             level_starts=torch.tensor(starts, dtype=torch.long, device=device),
         )
@@ -124,6 +131,13 @@ class SamplingGeometry:
             for tensor in (self.reference_points, self.shapes_tensor, self.level_starts)
         )
         return SamplingGeometry(points, self.shapes, shapes, starts)
+
+
+@remembered(maxsize=32)
+def _sampling_geometry(
+    query_grids: tuple[Grid, ...], value_grids: tuple[Grid, ...], device: torch.device
+) -> SamplingGeometry:
+    return SamplingGeometry._build(query_grids, value_grids, device)
 
 
 class DeformableAttention(nn.Module):

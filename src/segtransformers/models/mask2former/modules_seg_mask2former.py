@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerMLPPredictionHead
 
-from ..faster import linear
+from ..faster import linear, remembered
 from ..pyramid import DeformableAttention, Grid, SamplingGeometry, resized
 from .configuration_seg_mask2former import SegMask2FormerConfig
 
@@ -23,6 +23,7 @@ LEVELS = 3  # the coarser maps, strides 32, 16 and 8, are what queries attend to
 POINTS = 4  # per head and level
 
 
+@remembered(maxsize=LEVELS)  # those of the last size: for large images they are large
 def sine_encoding(grid: Grid, channels: int, device: torch.device) -> torch.Tensor:
     """Sines and cosines of row and column in `(1, h * w, channels)`, float32 in every mode as in the original.
 

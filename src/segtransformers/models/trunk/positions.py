@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from ..faster import remembered
+
 Grid = tuple[int, int]
 
 
@@ -45,7 +47,7 @@ def relative_position_bias(table: torch.Tensor, table_grid: Grid, grid: Grid, nu
         dtype = torch.promote_types(maps.dtype, torch.float32)
         rows, columns = (
             # len(range(n)) is n, also where a compiler that saw another size has made a symbol of it
-            torch.tensor(_interpolation(known, len(range(wanted))), dtype=dtype, device=maps.device)
+            _interpolation_matrix(known, len(range(wanted)), dtype, maps.device)
             for known, wanted in zip(table_grid, grid, strict=True)
         )
         maps = (rows @ maps.to(rows.dtype) @ columns.t()).to(table.dtype)
@@ -72,6 +74,11 @@ def relative_position_bias(table: torch.Tensor, table_grid: Grid, grid: Grid, nu
         full[:, :, 1:, :1] = from_patch
         full[:, :, :1, :1] = to_itself
     return full
+
+
+@remembered(maxsize=16)
+def _interpolation_matrix(known: int, wanted: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    return torch.tensor(_interpolation(known, wanted), dtype=dtype, device=device)
 
 
 @torch.compiler.assume_constant_result
