@@ -1,0 +1,99 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""Every notebook runs from its first cell to its last, as a newcomer runs it, after the change of its parameters."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from reference_cases import ReferenceCase
+
+from segtransformers import example_image_path
+from segtransformers.conversion.published import published_rows
+
+nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed (extra `notebooks`)")
+nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed (extra `notebooks`)")
+pytest.importorskip("ipykernel", reason="ipykernel is not installed (extra `notebooks`)")
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+LARGEST = 20_000  # bytes, of a notebook whose outputs are cleared
+PATIENCE = 600  # seconds for a cell, on a machine that is busy
+
+
+def executed(name: str, folder: Path, monkeypatch, **parameters) -> list[str]:
+    """What each code cell printed, after lines were appended to the cell of the parameters."""
+    monkeypatch.setenv("SEGTRANSFORMERS_KERNELS", "off")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
+    (path,) = [path for path in NOTEBOOKS if path.stem == name]
+    notebook = nbformat.read(path, as_version=4)
+    (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    cell.source += "".join(f"\n{key} = {value!r}" for key, value in parameters.items())
+    client = nbclient.NotebookClient(
+        notebook, timeout=PATIENCE, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+    )
+    client.execute()
+    return [
+        "".join(output.get("text", "") for output in cell.outputs if output.get("name") == "stdout")
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+    ]
+
+
+def test_there_is_a_notebook_for_each_topic():
+    names = ["01_inference", "02_fine_tuning", "03_evaluation", "04_converting", "05_export_and_operators"]
+    assert [path.stem for path in NOTEBOOKS] == names
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert all(f"(notebooks/{name}.ipynb)" in readme for name in names)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_outputs_are_cleared(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert path.stat().st_size < LARGEST
+    assert not [cell for cell in notebook.cells if cell.get("outputs") or cell.get("execution_count")]
+
+
+def test_inference(tmp_path, monkeypatch):
+    Image.open(example_image_path()).crop((0, 0, 160, 130)).save(tmp_path / "own.png")  # a small photo of one's own
+    printed = executed("01_inference", tmp_path, monkeypatch, photo=str(tmp_path / "own.png"))
+    assert "meadow" in "".join(printed) and (tmp_path / "labels.png").exists()
+
+
+def test_fine_tuning(tmp_path, monkeypatch):
+    printed = executed("02_fine_tuning", tmp_path, monkeypatch, steps=12)
+    assert (
+        "24 pictures to train with, 6 to test with; classes: {0: 'nature', 1: 'building', 2: 'traffic'}" in printed[2]
+    )
+    before, after = [float(part.split(" %")[0].split()[-1]) for part in printed[4].split("mean IoU")[-1].split("and")]
+    assert after > before
+    assert (tmp_path / "trained" / "model.safetensors").exists()
+
+
+def test_evaluation(tmp_path, monkeypatch):
+    printed = executed("03_evaluation", tmp_path, monkeypatch)
+    assert printed[1] == "4 pictures, 10 classes\n"
+    share = float(printed[3].split("mean IoU ")[1].split(" %")[0])
+    assert 60 < share < 100
+    assert f"{share:.2f} %" in printed[-1]  # counted in another way
+
+
+def test_converting(tmp_path, monkeypatch):
+    """One's own file, of a small model, with its config inside as mmcv writes it."""
+    case = ReferenceCase("vit_adapter/tiny-vit-light-upernet")
+    pipeline = published_rows("vit_adapter")["upernet_augreg_adapter_base_512_160k_ade20k"]["test_pipeline"]
+    meta = {"CLASSES": tuple(case.manifest["meta"]["CLASSES"]), "PALETTE": case.manifest["meta"]["PALETTE"]}
+    meta["config"] = f"model = {case.config!r}\ntest_pipeline = {pipeline!r}\n"
+    file = tmp_path / "mine.pth"
+    torch.save({"meta": meta, "state_dict": case.state_dict(torch.float32)}, file)
+    printed = executed("04_converting", tmp_path, monkeypatch, checkpoint=str(file))
+    assert "vit_adapter" in printed[1] and "verified: " in printed[2] and "preprocessor_config.json" in printed[2]
+    assert "over ViTAdapterBackbone" in printed[3]
+
+
+def test_export_and_operators(tmp_path, monkeypatch):
+    printed = executed("05_export_and_operators", tmp_path, monkeypatch)
+    assert "of the model's" in printed[2] and "'height': 128" in printed[3] and "sky" in printed[4]
+    assert "off " in printed[-1] and (tmp_path / "model.onnx").exists()
