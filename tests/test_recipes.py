@@ -250,6 +250,9 @@ def test_a_file_may_say_what_differs(tmp_path):
         ("{name: a, batch_size: true}", "batch_size must be a whole number from 1 on, got True"),
         ("{name: a, gradient_clipping: x}", "gradient_clipping must be a number from 0 on, got 'x'"),
         ("{name: a, known_faults: [x]}", "there is no known fault 'x'"),
+        ("{name: a, known_faults: 5}", "known_faults must be a list of names, got 5"),
+        ("{name: a, dataset: 5}", "dataset must be text, got 5"),
+        ("{base: [a]}", r"base must be the name of a published recipe, got \['a'\]"),
         ("{name: 3}", "a recipe needs a name, got 3"),
         ("{base: upernet_deit}", "there is no recipe 'upernet_deit'; .* such as upernet_"),
     ],
@@ -261,6 +264,14 @@ def test_bad_recipes(text, message, tmp_path):
         Recipe.from_file(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_files_that_are_no_text(tmp_path):
+    (tmp_path / "recipe.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"recipe\.json is no recipe"):
+        Recipe.from_file(tmp_path / "recipe.json")
+    with pytest.raises(FileNotFoundError):
+        Recipe.from_file(tmp_path / "missing.json")
 
 
 def test_command():

@@ -220,6 +220,11 @@ class Recipe:
         if self.gradient_clipping is not None:
             _check_numbers(self, "", gradient_clipping=(0, None))
         _check_flags(self, "", "half_precision", "gradient_checkpointing")
+        for name in ("family", "dataset", "initial_weights", "source", "note"):
+            if not isinstance(getattr(self, name), str | None):
+                raise ValueError(f"{name} must be text, got {getattr(self, name)!r}")
+        if not isinstance(self.known_faults, list | tuple):
+            raise ValueError(f"known_faults must be a list of names, got {self.known_faults!r}")
         object.__setattr__(self, "known_faults", tuple(self.known_faults))
         check_faults(self.known_faults)
 
@@ -243,6 +248,8 @@ class Recipe:
         values = dict(values)
         base = values.pop("base", None)
         if base is not None:
+            if not isinstance(base, str):
+                raise ValueError(f"base must be the name of a published recipe, got {base!r}")
             values = _merged(
                 get_recipe(base).to_dict(), {"source": None, "note": None, "name": f"{base} (changed)"} | values
             )
@@ -265,9 +272,8 @@ class Recipe:
             ValueError: naming the file and what is wrong with it.
             OSError: if it cannot be read.
         """
-        text = Path(path).read_text(encoding="utf-8")
         try:
-            return cls.from_dict(yaml.safe_load(text))  # JSON is YAML
+            return cls.from_dict(yaml.safe_load(Path(path).read_text(encoding="utf-8")))  # JSON is YAML
         except (ValueError, yaml.YAMLError) as error:
             raise ValueError(f"{path} is no recipe: {' '.join(str(error).split())}") from error
 
