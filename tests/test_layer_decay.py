@@ -218,6 +218,7 @@ def test_faults_can_be_mended_one_by_one():
     one = by_name(parameter_groups(model, recipe, reproduce_faults=["mask_predictor_at_lowest_rate"]))
     assert one[positions] == (lowest, 0.0)
     assert one[classifier] == (lowest, 0.05)
+    assert by_name(parameter_groups(model, recipe, reproduce_faults="mask_predictor_at_lowest_rate")) == one
     with pytest.raises(ValueError, match=r"no known fault 'typo'; known are weight_decay_exclusions_never_match, "):
         parameter_groups(model, recipe, reproduce_faults=["typo"])
 

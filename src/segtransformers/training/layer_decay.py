@@ -56,8 +56,9 @@ def parameter_groups(
     if isinstance(reproduce_faults, bool):
         faults = set(recipe.known_faults) if reproduce_faults else set()
     else:
-        check_faults(reproduce_faults)
-        faults = set(reproduce_faults) & set(recipe.known_faults)
+        named = {reproduce_faults} if isinstance(reproduce_faults, str) else set(reproduce_faults)
+        check_faults(named)
+        faults = named & set(recipe.known_faults)
     settings = recipe.optimizer
     layers, top = _layers(model, faults)
     groups: dict[tuple[int, float, bool], dict[str, Any]] = {}
