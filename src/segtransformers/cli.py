@@ -13,6 +13,7 @@ from .commands.info import info
 from .commands.push import push
 from .commands.recipes import recipes
 from .commands.segment import segment
+from .commands.train import train
 from .operators import hub
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -34,3 +35,5 @@ app.command()(info)
 app.command()(build_kernels)
 app.command()(recipes)
 app.command()(push)
+# what it does not know are options of transformers' TrainingArguments
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train)

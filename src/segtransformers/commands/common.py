@@ -77,17 +77,20 @@ def view_options(
             raise UserError(f"--multi-scale: {error}") from None
     elif scales is not None:
         factors = _numbers("--scales", scales, ",", float)
-    sides, steps = (
-        None if text is None else _numbers(name, text, "x", int)
-        for name, text in (("--window", window), ("--stride", stride))
+    size, steps = (
+        None if text is None else sides(name, text) for name, text in (("--window", window), ("--stride", stride))
     )
-    for name, found in (("--window", sides), ("--stride", steps)):
-        if found is not None and len(found) > 2:
-            raise UserError(f"{name} is one side or HEIGHTxWIDTH in pixels, got {'x'.join(map(str, found))}")
-    sides, steps = (None if found is None else found * (2 // len(found)) for found in (sides, steps))
-    if sides is not None and steps is not None and any(a > b for a, b in zip(steps, sides, strict=True)):
+    if size is not None and steps is not None and any(a > b for a, b in zip(steps, size, strict=True)):
         raise UserError("--stride must not exceed --window: pixels would be left out")
-    return {"scales": factors, "flip": flip, "window": sides, "stride": steps}
+    return {"scales": factors, "flip": flip, "window": size, "stride": steps}
+
+
+def sides(name: str, text: str) -> tuple[int, int]:
+    """(height, width) in pixels of an option that is one side, or HEIGHTxWIDTH."""
+    found = _numbers(name, text, "x", int)
+    if len(found) > 2:
+        raise UserError(f"{name} is one side or HEIGHTxWIDTH in pixels, got {text}")
+    return found[0], found[-1]
 
 
 def _numbers(name: str, text: str, separator: str, kind: type) -> tuple:

@@ -108,7 +108,7 @@ def evaluate(
             return
         comparison = compare_with_published(results, processor, published, complete)
         software = {"segtransformers": __version__, "torch": torch.__version__}
-        _write({**results, "published": comparison, "software": software}, output)
+        write_results({**results, "published": comparison, "software": software}, output)
         Journal(journal, {}).remove()
         typer.echo(results_table(results))
         typer.echo(f"{results['images']} images, written to {output}")
@@ -146,7 +146,8 @@ def _check_output(output: Path) -> None:
         raise UserError(f"cannot write to {output.parent}: permission denied")
 
 
-def _write(results: dict[str, Any], output: Path) -> None:
+def write_results(results: dict[str, Any], output: Path) -> None:
+    """As JSON, all of it or nothing."""
     partial = output.with_name(f".{output.name}.partial")
     partial.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     partial.replace(output)

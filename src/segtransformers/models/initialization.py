@@ -14,9 +14,14 @@ class InitializesEveryModule:
     `initialization`, which leaves loaded weights alone, and initialises layers by the module around them.
     """
 
+    _no_split_modules: set[str] | list[str] | None
+
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
         super()._initialize_weights(module)  # type: ignore[misc]
 
     def post_init(self) -> None:
         with_faster_layers(self)
         super().post_init()  # type: ignore[misc]
+        there = {type(module).__name__ for module in self.modules()}
+        # FSDP refuses names of modules that a model does not have, such as the block of another kind of trunk
+        self._no_split_modules = {name for name in self._no_split_modules or () if name in there}

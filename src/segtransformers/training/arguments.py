@@ -17,6 +17,7 @@ from .schedule import poly_schedule
 logger = logging.get_logger(__name__)
 
 IMAGES_AT_ONCE = 2  # per process, where nobody says: most originals, and what fits 24 GB with large backbones
+WORKERS = 4  # processes for each GPU that read and augment
 EVALUATIONS = 10  # in a run, as the originals
 
 
@@ -42,8 +43,9 @@ def training_arguments(recipe: Recipe, output_dir: str | Path, **changes: Any) -
         "max_steps": steps,
         "warmup_steps": schedule.warmup_steps,
         "max_grad_norm": recipe.gradient_clipping or 0.0,
-        "gradient_checkpointing": recipe.gradient_checkpointing,
         "dataloader_drop_last": True,
+        "dataloader_num_workers": WORKERS if torch.cuda.is_available() else 0,
+        "dataloader_pin_memory": torch.cuda.is_available(),
         "per_device_eval_batch_size": 1,
         "eval_strategy": strategy,
         "eval_steps": interval,
@@ -56,6 +58,8 @@ def training_arguments(recipe: Recipe, output_dir: str | Path, **changes: Any) -
         settings |= {"optim": "sgd", "optim_args": f"momentum={recipe.optimizer.momentum}"}
     else:
         settings |= dict(zip(("adam_beta1", "adam_beta2"), recipe.optimizer.betas, strict=True))
+    if recipe.gradient_checkpointing:
+        settings["gradient_checkpointing"] = True
     if recipe.half_precision and torch.cuda.is_available() and not {"fp16", "bf16"} & changes.keys():
         settings["bf16" if torch.cuda.is_bf16_supported() else "fp16"] = True
     arguments = TrainingArguments(output_dir=str(output_dir), **{**settings, **changes})

@@ -2,9 +2,10 @@
 """What happens beside the steps of a training run: epochs, Ctrl-C, pictures."""
 
 import contextlib
+import importlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,10 +99,14 @@ class PictureCallback(TrainerCallback):
 
     Args:
         count: of images, the first ones that the main process sees.
+
+    Attributes:
+        trackers: the callbacks of the run, of which some may show pictures.
     """
 
     def __init__(self, count: int):
         self.count = count
+        self.trackers: Sequence[TrainerCallback] = ()
         self.start()
 
     def start(self) -> None:
@@ -135,7 +140,7 @@ class PictureCallback(TrainerCallback):
             parts += [np.asarray(draw_overlay(image, part.numpy(), palette)) for part in (labels, predicted)]
             drawn.append(np.concatenate(parts, axis=1))
             Image.fromarray(drawn[-1]).save(folder / f"step-{state.global_step:06d}-{index}.png")
-        report_pictures(drawn, args, state.global_step)
+        report_pictures(drawn, self.trackers, state.global_step)
 
 
 def picture_of(pixel_values: torch.Tensor, processor: Any) -> Image.Image:
@@ -149,8 +154,17 @@ def picture_of(pixel_values: torch.Tensor, processor: Any) -> Image.Image:
     return Image.fromarray((255 * pixels).round().clamp(0, 255).byte().permute(1, 2, 0).numpy())
 
 
-def report_pictures(pictures: list[np.ndarray], args: TrainingArguments, step: int) -> None:
-    """Show `(H, W, 3)` pictures in the trackers that the run reports to and that take pictures."""
+def report_pictures(pictures: Sequence[np.ndarray], trackers: Sequence[TrainerCallback], step: int) -> None:
+    """Show `(H, W, 3)` pictures in those of the trackers that take pictures."""
+    for tracker in trackers:
+        kind = type(tracker).__name__
+        if kind == "TensorBoardCallback" and getattr(tracker, "tb_writer", None) is not None:
+            for index, picture in enumerate(pictures):
+                tracker.tb_writer.add_image(f"predictions/{index}", picture, step, dataformats="HWC")  # type: ignore[attr-defined]
+        elif kind in ("TrackioCallback", "WandbCallback") and getattr(tracker, "_initialized", False):
+            library = importlib.import_module("trackio" if kind == "TrackioCallback" else "wandb")
+            shown = {f"predictions/{index}": library.Image(picture) for index, picture in enumerate(pictures)}
+            library.log({**shown, "train/global_step": step})
 
 
 __all__ = ["EpochCallback", "InterruptCallback", "PictureCallback"]

@@ -5,6 +5,8 @@ Source: `PolyLrUpdaterHook` and `LrUpdaterHook` in `mmcv/runner/hooks/lr_updater
 is another one: it begins to decay when the warm-up is over, and warms up from zero.
 """
 
+import functools
+
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -26,23 +28,18 @@ def poly_schedule(optimizer: Optimizer, schedule: Schedule) -> LambdaLR:
         a scheduler to be stepped after each step of the optimizer.
     """
     bases = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
-    return LambdaLR(optimizer, [_Factor(base, schedule) for base in bases])
+    # partial functions can be pickled, and leave nothing in a checkpoint: a run that goes on has its own schedule
+    return LambdaLR(optimizer, [functools.partial(_factor, base, schedule) for base in bases])
 
 
-class _Factor:
-    """What one group's learning rate is multiplied by. A class, so that schedulers can be pickled."""
-
-    def __init__(self, base: float, schedule: Schedule):
-        self.base, self.schedule = base, schedule
-
-    def __call__(self, step: int) -> float:
-        schedule = self.schedule
-        decayed = (1 - min(step, schedule.steps) / schedule.steps) ** schedule.power
-        floor = schedule.min_lr / self.base if self.base else 0.0
-        factor = (1 - floor) * decayed + floor
-        if step < schedule.warmup_steps:
-            factor *= 1 - (1 - step / schedule.warmup_steps) * (1 - schedule.warmup_ratio)
-        return factor
+def _factor(base: float, schedule: Schedule, step: int) -> float:
+    """What one group's learning rate is multiplied by."""
+    decayed = (1 - min(step, schedule.steps) / schedule.steps) ** schedule.power
+    floor = schedule.min_lr / base if base else 0.0
+    factor = (1 - floor) * decayed + floor
+    if step < schedule.warmup_steps:
+        factor *= 1 - (1 - step / schedule.warmup_steps) * (1 - schedule.warmup_ratio)
+    return factor
 
 
 __all__ = ["poly_schedule"]

@@ -66,6 +66,8 @@ class SegmentationTrainer(Trainer):
             kwargs["compute_metrics"] = self._add_counts
             if args is not None:
                 args.batch_eval_metrics = True
+        if args is not None and args.ddp_find_unused_parameters is None and _uses_all_parameters(model):
+            args.ddp_find_unused_parameters = False  # Trainer looks for them otherwise, in every step
         kwargs.setdefault("data_collator", collate)
         super().__init__(model, args, **kwargs)
         self.args.batch_eval_metrics = self.args.batch_eval_metrics or self._own_metric
@@ -73,9 +75,12 @@ class SegmentationTrainer(Trainer):
         self.add_callback(EpochCallback())
         self.pictures = PictureCallback(pictures) if pictures else None
         if self.pictures is not None:
+            self.pictures.trackers = self.callback_handler.callbacks
             self.add_callback(self.pictures)
         if self.args.world_size > 1:
             self._synchronize_batch_norms()
+        if self.is_fsdp_enabled:
+            self._name_shards()
 
     def _synchronize_batch_norms(self) -> None:
         network: Any = self.model
@@ -87,6 +92,17 @@ class SegmentationTrainer(Trainer):
             )
             return
         nn.SyncBatchNorm.convert_sync_batchnorm(network)
+
+    def _name_shards(self) -> None:
+        """What FSDP gathers together, where nobody says: accelerate takes the input embedding apart from it."""
+        plugin, network = self.accelerator.state.fsdp_plugin, self.model
+        embedding = getattr(network, "get_input_embeddings", lambda: None)()
+        names = set(getattr(network, "_no_split_modules", None) or ())
+        for module in network.modules():  # type: ignore[union-attr]
+            if type(module).__name__ in names and any(part is embedding for part in module.modules()):
+                names.remove(type(module).__name__)
+        if names and not plugin.transformer_cls_names_to_wrap:
+            plugin.transformer_cls_names_to_wrap = sorted(names)
 
     # the recipe
 
@@ -214,6 +230,14 @@ class SegmentationTrainer(Trainer):
         self._metric = None
         self.class_metrics = {name: value for name, value in figures.items() if name.startswith("per_category")}
         return {name: value for name, value in figures.items() if name not in self.class_metrics}
+
+
+def _uses_all_parameters(model: Any) -> bool:
+    """Whether every parameter gets a gradient: so it is in our models, but not in every backbone of transformers."""
+    return all(
+        type(part).__module__.startswith(__package__.partition(".")[0])
+        for part in (model, getattr(model, "backbone", None))
+    )
 
 
 def _runs(images: Sequence[torch.Tensor]) -> list[tuple[int, int]]:

@@ -1,0 +1,309 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""`segtransformers train`, as a user would run it, and what it starts from."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from model_tests import randomise
+from PIL import Image
+from test_readme import BLOCKS
+from training_cases import adapter, small_model
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+from typer.testing import CliRunner
+
+from segtransformers import SegMask2FormerForSemanticSegmentation, ViTAdapterBackbone, packaged_model_path
+from segtransformers.cli import app
+from segtransformers.commands.common import UserError
+from segtransformers.commands.train import parse_training_arguments
+from segtransformers.datasets.scenes import draw_scene
+from segtransformers.training import get_recipe, training_arguments
+from segtransformers.training.arguments import fitted_batch
+from segtransformers.training.starting_points import class_parameters, starting_model
+
+RECIPE = "upernet_deit_adapter_tiny_512_160k_ade20k"
+OWN_CLASSES = ["nature", "built", "moving"]
+MERGED = np.array([0, 0, 0, 0, 1, 1, 1, 0, 2, 2], np.uint8)  # the drawn classes as these
+(COMMAND,) = [
+    shlex.split(code) for kind, code in BLOCKS if kind == "bash" and code.startswith("segtransformers train --data")
+]
+
+
+def own_data(folder: Path, train: int = 8, validation: int = 3) -> Path:
+    """A folder as a user has it: drawn scenes with three classes of one's own."""
+    seed = 0
+    for part, count in (("train", train), ("validation", validation)):
+        for index in range(count):
+            image, labels = draw_scene(seed, (96, 128))
+            for kind, pixels in (("images", image), ("masks", MERGED[labels])):
+                path = folder / kind / part / f"{index:03d}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(path)
+            seed += 1
+    (folder / "classes.txt").write_text("\n".join(OWN_CLASSES))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return own_data(tmp_path_factory.mktemp("data") / "my-data")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A small model of the drawn classes with its processor."""
+    folder = tmp_path_factory.mktemp("tiny")
+    small_model("segmenter").save_pretrained(folder)
+    AutoImageProcessor.from_pretrained(packaged_model_path()).save_pretrained(folder)
+    return folder
+
+
+def run(*words) -> tuple[int, str]:
+    done = CliRunner().invoke(app, ["train", *map(str, words)])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done.exit_code, done.output
+
+
+def options(data, output, model, *more) -> list:
+    small = ["--crop-size", 64, "--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 1]
+    return ["--data", data, "--recipe", RECIPE, "--model", model, "--output", output, *small, "--use_cpu", *more]
+
+
+def test_readme_command_fine_tunes_the_packaged_model(data):
+    """To classes of one's own; the folder then serves every other command."""
+    words = [sys.executable, "-m", *COMMAND]
+    done = subprocess.run(words, cwd=data.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "start at random: decode_head.classifier.weight, decode_head.classifier.bias" in done.stderr
+    output = data.parent / COMMAND[COMMAND.index("--output") + 1]
+    model = AutoModelForSemanticSegmentation.from_pretrained(output)
+    assert [model.config.id2label[index] for index in range(3)] == OWN_CLASSES
+    results = json.loads((output / "results.json").read_text())
+    assert [entry["name"] for entry in results["classes"]] == OWN_CLASSES and results["images"] == 3
+    assert results["classes"][0]["iou"] > 0.6 and results["classes"][1]["iou"] > 0.2  # at random: 0.3 and 0.1
+    assert json.loads((output / "recipe.json").read_text())["name"] == RECIPE
+    assert list((output / "pictures").glob("step-*-0.png"))
+    picture = data / "images" / "validation" / "000.png"
+    target = data.parent / "picture.png"
+    done = CliRunner().invoke(app, ["segment", str(picture), "--model", str(output), "--output", str(target)])
+    assert done.exit_code == 0 and "nature" in done.output and target.exists()
+    again = data.parent / "again.json"
+    done = CliRunner().invoke(
+        app, ["evaluate", "--model", str(output), "--data", str(data), "--output", str(again), "--device", "cpu"]
+    )
+    assert done.exit_code == 0 and json.loads(again.read_text())["classes"] == results["classes"]
+
+
+def test_goes_on_where_it_stopped(data, tiny, tmp_path):
+    common = ["--max_steps", 4, "--save_steps", 2, "--logging_steps", 1]
+    status, _ = run(*options(data, tmp_path / "whole", tiny, *common))
+    assert status == 0
+    status, output = run(*options(data, tmp_path / "whole", tiny, *common))
+    assert status == 1 and "holds checkpoints of another run: --resume goes on" in output
+    parts = options(data, tmp_path / "parts", tiny, *common)
+    words = [sys.executable, "-m", "segtransformers", "train", *map(str, parts), "--logging_steps", "1"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 120
+        while process.poll() is None and not list((tmp_path / "parts").glob("checkpoint-2/trainer_state.json")):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130 and "--resume goes on from the last checkpoint" in errors
+    status, _ = run(*parts, "--resume")
+    assert status == 0
+    whole, other = (
+        json.loads((tmp_path / name / "checkpoint-4" / "trainer_state.json").read_text()) for name in ("whole", "parts")
+    )
+    losses = [[entry["loss"] for entry in state["log_history"] if "loss" in entry] for state in (whole, other)]
+    assert len(losses[0]) == 4 and losses[0] == losses[1]
+
+
+def test_limit_lora_and_pictures_in_tensorboard(data, tiny, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    status, output = run(
+        *options(data, tmp_path, tiny, "--limit", 2, "--max_steps", 2, "--lora-rank", 2, "--pictures", 1),
+        *("--report_to", "tensorboard", "--eval_steps", 2),
+    )
+    assert status == 0 and "2 images and 2 images, 3 classes" in output
+    (events,) = (tmp_path / "runs").rglob("events.*")
+    log = EventAccumulator(str(events)).Reload()
+    assert log.Tags()["images"] == ["predictions/0"] and "eval/mean_iou" in log.Tags()["scalars"]
+    names = AutoModelForSemanticSegmentation.from_pretrained(tmp_path).state_dict().keys()
+    assert names == small_model("segmenter").state_dict().keys()
+
+
+def test_recipe_of_ones_own_and_data_without_parts(data, tiny, tmp_path):
+    flat = tmp_path / "flat"
+    for kind in ("images", "masks"):
+        (flat / kind).mkdir(parents=True)
+        for path in (data / kind / "train").iterdir():
+            (flat / kind / path.name).write_bytes(path.read_bytes())
+    (flat / "classes.txt").write_text("\n".join(OWN_CLASSES))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"base: {RECIPE}\nbatch_size: 4\nschedule: {{steps: 2, warmup_steps: 0}}\n")
+    status, output = run(
+        *("--data", flat, "--recipe", recipe, "--model", tiny, "--output", tmp_path / "out", "--crop-size", 64),
+        "--use_cpu",
+    )
+    assert status == 0, output
+    assert "every tenth image is for evaluation, 1 of 8" in output
+    assert "2 steps of 4 images (2 at once, accumulated 2 times, processes: 1)" in output
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--recipe", "upernet_deit"], "there is no recipe 'upernet_deit'"),
+        (["--recipe", "mine.yaml"], "there is no file mine.yaml"),
+        (["--data", "nowhere/at/all"], "there is no folder nowhere/at/all"),
+        (["--model", "nowhere/at/all"], "cannot start from nowhere/at/all"),
+        (["--max_step", 3], "there is no option --max_step: is --max_steps meant?"),
+        (["--max_steps", "few"], "argument --max_steps/--max-steps: invalid int value: 'few'"),
+        (["--output_dir", "x"], "--output says where the model goes"),
+        (["--crop-size", "big"], "--crop-size must be positive numbers"),
+        (["--gradient_accumulation_steps", 3], "cannot be divided among 1 processes with 3 times accumulation"),
+        (["--classes", "gone.txt"], "--classes gone.txt: there is no such file"),
+    ],
+)
+def test_mistakes_are_one_line(data, tiny, tmp_path, change, message):
+    words = ["--data", data, "--recipe", RECIPE, "--model", tiny, "--output", tmp_path / "out", *change, "--use_cpu"]
+    status, output = run(*words)
+    assert status == 1 and output.startswith("error: ") and message in output and output.count("\n") == 1
+
+
+def test_damaged_image_in_a_worker_is_one_line(data, tiny, tmp_path):
+    damaged = own_data(tmp_path / "damaged", train=2, validation=1)
+    (damaged / "images" / "train" / "001.png").write_bytes(b"no picture")
+    words = options(damaged, tmp_path / "out", tiny, "--max_steps", 2, "--dataloader_num_workers", 1)
+    status, output = run(*words)
+    (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert status == 1 and "001.png" in line and "Traceback" not in output
+
+
+def test_training_arguments_say_what_the_recipe_says(tmp_path):
+    recipe = get_recipe(RECIPE)
+    arguments = training_arguments(recipe, tmp_path, use_cpu=True)
+    assert (arguments.learning_rate, arguments.weight_decay, arguments.max_steps) == (1.2e-4, 0.01, 160000)
+    assert (arguments.warmup_steps, arguments.max_grad_norm) == (1500, 0)
+    assert arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps == 16
+    short = training_arguments(recipe, tmp_path, use_cpu=True, max_steps=100, learning_rate=1.0)
+    assert (short.max_steps, short.warmup_steps, short.learning_rate) == (100, 10, 1.0)
+    sgd = training_arguments(get_recipe("segmenter_vit-b_mask_8x1_512x512_160k_ade20k"), tmp_path, use_cpu=True)
+    assert sgd.optim == "sgd" and sgd.optim_args == "momentum=0.9"
+    assert parse_training_arguments(["--max-steps", "5", "--bf16", "--eval_steps=2"]) == {
+        "max_steps": 5,
+        "bf16": True,
+        "eval_steps": 2.0,
+    }
+    with pytest.raises(UserError, match="is --learning_rate meant"):
+        parse_training_arguments(["--learnin_rate", "1"])
+
+
+@pytest.mark.parametrize(
+    ("batch", "processes", "fixed", "expected"),
+    [
+        (16, 1, {}, (2, 8)),
+        (16, 8, {}, (2, 1)),
+        (16, 16, {}, (1, 1)),
+        (8, 1, {"per_device": 4}, (4, 2)),
+        (16, 2, {"accumulation": 2}, (4, 2)),
+        (16, 3, {"per_device": 2, "accumulation": 1}, (2, 1)),
+    ],
+)
+def test_batch_is_fitted(batch, processes, fixed, expected):
+    assert fitted_batch(batch, processes, **fixed) == expected
+
+
+def test_batch_that_cannot_be_fitted():
+    with pytest.raises(ValueError, match="batch of 16 images cannot be divided among 3 processes: choose both"):
+        fitted_batch(16, 3)
+    with pytest.raises(ValueError, match="among 2 processes of 3 images"):
+        fitted_batch(16, 2, per_device=3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("upernet", ["decode_head.classifier", "auxiliary_head.classifier"]),
+        ("mask2former", ["class_predictor"]),
+        ("segmenter", ["decode_head.class_embeddings", "decode_head.mask_norm"]),
+    ],
+)
+def test_other_classes_renew_the_classifier_alone(tmp_path, kind, expected):
+    """By `from_pretrained`, and by the command where the old classifier would fit."""
+    model = randomise(small_model(kind))
+    model.save_pretrained(tmp_path)
+    AutoImageProcessor.from_pretrained(packaged_model_path()).save_pretrained(tmp_path)
+    before = model.state_dict()
+    names = class_parameters(model.config)
+    assert names and all(name.startswith(tuple(expected)) for name in names)
+    classes = {index: f"class {index}" for index in range(3)}
+    fewer, info = AutoModelForSemanticSegmentation.from_pretrained(
+        tmp_path,
+        id2label=classes,
+        label2id={name: index for index, name in classes.items()},
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
+    assert {key[0] for key in info["mismatched_keys"]} == set(names) and not info["missing_keys"]
+    others, _ = starting_model(str(tmp_path), get_recipe(RECIPE), {index: f"class {index}" for index in range(10)})
+    same, _ = starting_model(str(tmp_path), get_recipe(RECIPE), model.config.id2label)
+    for name, tensor in before.items():
+        assert torch.equal(same.state_dict()[name], tensor)
+        for changed in (fewer, others):
+            assert torch.equal(changed.state_dict()[name], tensor) != (name in names), name
+    images, labels = torch.randn(2, 3, 64, 64), torch.randint(3, (2, 64, 64))
+    fewer.train()(images, labels=labels).loss.backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in fewer.parameters())
+    with pytest.raises(ValueError, match=r"values \[.*3.*num_labels=3"):
+        fewer(images, labels=torch.full_like(labels, 3))
+
+
+def test_starts_from_a_backbone_or_the_recipe_alone(tmp_path):
+    classes = dict(enumerate(OWN_CLASSES))
+    backbone = ViTAdapterBackbone(adapter())
+    backbone.save_pretrained(tmp_path)
+    recipe = get_recipe("mask2former_beit_adapter_base_512_40k_cocostuff10k_ss")
+    model, processor = starting_model(str(tmp_path), recipe, classes, [[0, 0, 0]] * 3, crop_size=(128, 128))
+    assert type(model) is SegMask2FormerForSemanticSegmentation and model.config.num_labels == 3
+    assert model.config.backbone_config.drop_path_rate == recipe.drop_path_rate and model.training
+    assert model.config.palette == [[0, 0, 0]] * 3
+    assert dict(processor.size)["shortest_edge"] == 128
+    for name, tensor in backbone.state_dict().items():
+        assert torch.equal(model.backbone.state_dict()[name], tensor), name
+    recipe = get_recipe(RECIPE)
+    model, processor = starting_model(None, recipe, classes)
+    assert model.config.backbone_config.trunk.startswith(("deit_tiny", "vit_tiny")) and model.config.num_labels == 3
+    assert model.config.window_size == [512, 512] and dict(processor.size)["shortest_edge"] == 512
+
+
+def test_starts_from_a_trunk_of_timm(tmp_path):
+    """Where no network is: with weights from a file."""
+    import timm
+
+    torch.manual_seed(0)
+    source = timm.create_model("vit_tiny_patch16_224", num_classes=0)
+    torch.save({"model": source.state_dict()}, tmp_path / "trunk.pth")
+    model, _ = starting_model(
+        "vit_tiny_patch16_224",
+        get_recipe(RECIPE),
+        dict(enumerate(OWN_CLASSES)),
+        crop_size=(64, 64),
+        trunk_weights=tmp_path / "trunk.pth",
+    )
+    assert type(model.backbone) is ViTAdapterBackbone
+    assert torch.equal(model.backbone.trunk.blocks[3].attn.qkv.weight, source.blocks[3].attn.qkv.weight)
+    if os.environ.get("HF_HUB_OFFLINE") == "1":
+        with pytest.raises(Exception, match=r"(?i)offline|connect|cannot find|not found|internet"):
+            starting_model("vit_tiny_patch16_224", get_recipe(RECIPE), dict(enumerate(OWN_CLASSES)))

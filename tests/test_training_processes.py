@@ -1,0 +1,186 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""Training in two processes on this machine, through torchrun and accelerate."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_training import still_norms
+from torch import distributed
+from training_cases import SIDE, Scenes, crop, losses, processor, small_model, trainer
+from transformers import AutoModelForSemanticSegmentation
+
+import segtransformers
+from segtransformers.training import EvaluationDataset, TrainingDataset
+
+SCRIPT = """
+import sys
+import test_training_processes as cases
+getattr(cases, sys.argv[1])(sys.argv[2])
+"""
+SETTINGS = {
+    "max_steps": 3,
+    "optim": "sgd",
+    "learning_rate": 0.1,
+    "train_sampling_strategy": "sequential",
+    "eval_strategy": "steps",
+    "eval_steps": 3,
+}
+
+
+def settled_model(kind: str):
+    """Nothing in it depends on how images are divided."""
+    changes = {"decoder_drop_path_rate": 0.0} if kind == "segmenter" else {}
+    if kind != "mask2former":
+        changes["classifier_dropout"] = 0.0
+    return small_model(kind, **changes)
+
+
+def run_of(kind: str, folder: str, per_device: int, model=None, **changes):
+    model = still_norms(settled_model(kind)) if model is None else model
+    # five images of two sizes: the processes' shares differ, and the last is padded with images seen before
+    data = EvaluationDataset(Scenes(5, sizes=((SIDE, 96), (80, 72))), processor())
+    settings = {**SETTINGS, "per_device_train_batch_size": per_device, "eval_dataset": data, **changes}
+    return trainer(model, folder, train_dataset=TrainingDataset(Scenes(12), crop), **settings)
+
+
+def figures(run) -> dict:
+    last = [entry for entry in run.state.log_history if "eval_mean_iou" in entry][-1]
+    return {
+        "losses": losses(run),
+        "norms": [entry["grad_norm"] for entry in run.state.log_history if "grad_norm" in entry],
+        "mean_iou": last["eval_mean_iou"],
+        "iou": np.nan_to_num(run.class_metrics["per_category_iou"], nan=-1).tolist(),
+        "counted": run.class_metrics["per_category_accuracy"].shape[0],
+    }
+
+
+def report(folder: str, name: str, run) -> None:
+    if run.is_world_process_zero():
+        (Path(folder) / f"{name}.json").write_text(json.dumps(figures(run)))
+
+
+def data_parallel(folder: str) -> None:
+    assert int(os.environ["WORLD_SIZE"]) == 2
+    for kind in ("upernet", "segmenter", "mask2former"):
+        run = run_of(kind, folder, per_device=2)
+        run.train()
+        wrapped = run.model_wrapped
+        assert type(wrapped).__name__ == "DistributedDataParallel" and not wrapped.find_unused_parameters
+        report(folder, kind, run)
+    # evaluation of fewer images than processes have room for
+    one = run_of("segmenter", folder, 2, eval_dataset=EvaluationDataset(Scenes(1), processor()), eval_strategy="no")
+    one.evaluate()
+    report(folder, "one image", one)
+    synchronised_norms(folder)
+    distributed.destroy_process_group()
+
+
+def synchronised_norms(folder: str) -> None:
+    """torch synchronises batch norms on GPUs only; here its module computes the same in plain steps on the CPU."""
+
+    def forward(self, maps):
+        if not self.training:
+            return torch.nn.functional.batch_norm(
+                maps, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+            )
+        sums = torch.stack([maps.sum((0, 2, 3)), maps.square().sum((0, 2, 3)), maps.new_full((maps.shape[1],), 1)])
+        sums[2] = maps.numel() / maps.shape[1]
+        sums = distributed.nn.functional.all_reduce(sums)
+        mean, square = sums[0] / sums[2], sums[1] / sums[2]
+        variance = square - mean.square()
+        shape = (1, -1, 1, 1)
+        scaled = (maps - mean.view(shape)) / (variance.view(shape) + self.eps).sqrt()
+        return scaled * self.weight.view(shape) + self.bias.view(shape)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.SyncBatchNorm, "forward", forward)
+        parallel = torch.nn.parallel.DistributedDataParallel
+        patch.setattr(parallel, "_passing_sync_batchnorm_handle", lambda *_: None)  # it refuses them on a CPU
+        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(settled_model("upernet"))
+        run = run_of("upernet", folder, per_device=2, model=model, eval_strategy="no")
+        run.train()
+        if run.is_world_process_zero():
+            (Path(folder) / "synchronised.json").write_text(json.dumps(losses(run)))
+
+
+def interrupted(folder: str) -> None:
+    run = run_of("segmenter", folder, per_device=2, max_steps=500, eval_strategy="no")
+    try:
+        run.train()
+    except KeyboardInterrupt as stop:
+        if run.is_world_process_zero():
+            (Path(folder) / "stopped.json").write_text(json.dumps([str(stop), run.state.global_step]))
+
+
+def launch(case: str, folder: Path, launcher: list[str], wait: bool = True):
+    script = folder / "script.py"
+    script.write_text(SCRIPT)
+    paths = [
+        str(Path(__file__).parent),
+        str(Path(segtransformers.__file__).parents[1]),
+        os.environ.get("PYTHONPATH", ""),
+    ]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "1",
+    }
+    words = [sys.executable, "-m", *launcher, str(script), case, str(folder)]
+    process = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if not wait:
+        return process
+    _, errors = process.communicate(timeout=400)
+    assert process.returncode == 0, errors[:6000]
+    return process
+
+
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+
+
+def test_two_processes_train_as_one_with_the_joined_batch(tmp_path):
+    """Losses, gradients and the evaluation of every image once; plain DDP, which complains of unused parameters."""
+    launch("data_parallel", tmp_path, TORCHRUN)
+    for kind in ("upernet", "segmenter", "mask2former"):
+        found = json.loads((tmp_path / f"{kind}.json").read_text())
+        single = run_of(kind, str(tmp_path), per_device=4)
+        single.train()
+        expected = figures(single)
+        if kind == "mask2former":  # its points are random in each process
+            np.testing.assert_allclose(found["losses"], expected["losses"], rtol=0.05)
+            continue
+        np.testing.assert_allclose(found["losses"], expected["losses"], rtol=1e-5)
+        np.testing.assert_allclose(found["norms"], expected["norms"], rtol=1e-4)
+        np.testing.assert_allclose(found["iou"], expected["iou"], atol=2e-3)  # a pixel or two may fall otherwise
+    one = json.loads((tmp_path / "one image.json").read_text())
+    single = run_of(
+        "segmenter", str(tmp_path), 2, eval_dataset=EvaluationDataset(Scenes(1), processor()), eval_strategy="no"
+    )
+    single.evaluate()
+    assert one["iou"] == figures(single)["iou"]
+    single = run_of("upernet", str(tmp_path), per_device=4, model=settled_model("upernet"), eval_strategy="no")
+    single.train()
+    np.testing.assert_allclose(json.loads((tmp_path / "synchronised.json").read_text()), losses(single), rtol=1e-4)
+
+
+def test_ctrl_c_stops_both_after_the_same_step(tmp_path):
+    with launch("interrupted", tmp_path, TORCHRUN, wait=False) as process:
+        deadline = time.monotonic() + 200
+        lines = []
+        while sum("'loss'" in line for line in lines) < 3:
+            assert time.monotonic() < deadline and process.poll() is None, lines
+            lines.append(process.stdout.readline())
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=200)
+    message, step = json.loads((tmp_path / "stopped.json").read_text())
+    assert message == f"stopped after step {step}; a checkpoint is saved" and 3 <= step < 500
+    AutoModelForSemanticSegmentation.from_pretrained(tmp_path / f"checkpoint-{step}")
+    assert (tmp_path / f"checkpoint-{step}" / "rng_state_1.pth").exists()
