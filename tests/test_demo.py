@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -190,10 +191,14 @@ def test_what_goes_wrong_is_a_message(page, tmp_path):
 
     page.refresh()
     upload(page, example_image_path())
+    one(page, "#segment").click()
+    one(page, "#labels:not([disabled])")
     one(page, "#how button").click()
     one(page, "#window input, #window textarea").send_keys("wide")
     one(page, "#segment").click()
     assert "Window must be positive numbers" in shown_error(page)
+    one(page, "#labels[disabled]")
+    assert not page.find_elements("css selector", "#legend .legend")  # nothing is left of what was there
 
     page.refresh()
     upload(page, example_image_path())
@@ -237,7 +242,9 @@ def test_models_have_names(tmp_path):
     folders = [tmp_path / "one" / "model", tmp_path / "two" / "model"]
     for folder in folders:
         folder.mkdir(parents=True)
-    named = named_models([*map(str, folders), "some/repository"])
+    assert list(named_models([]).values()) == [str(packaged_model_path())]
+    named = named_models([*map(str, folders), "some/repository", "packaged"])
+    assert named.pop("drawn scenes (packaged)") == str(packaged_model_path())
     assert list(named) == ["model", str(folders[1]), "some/repository"] and named["model"] == str(folders[0])
 
 
@@ -272,6 +279,10 @@ def test_space(tmp_path):
 def test_command_says_what_is_missing(monkeypatch):
     done = CliRunner().invoke(app, ["demo", "--model", "nothing-here", "--no-browser"])
     assert done.exit_code == 1 and done.stderr.startswith("error: cannot load the model nothing-here")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = CliRunner().invoke(app, ["demo", "--port", port, "--no-browser"])
+    assert done.exit_code == 1 and f"port {port} is taken" in done.stderr
     monkeypatch.delitem(sys.modules, "segtransformers.demo")
     monkeypatch.setitem(sys.modules, "gradio", None)
     done = CliRunner().invoke(app, ["demo", "--no-browser"])

@@ -187,23 +187,35 @@ def build_page(demo: Demo) -> gradio.Blocks:
             image, text, *files = demo.segment(*arguments)
             return image, text, *(gradio.DownloadButton(value=file, interactive=True) for file in files)
 
-        button.click(
+        def clear() -> tuple[Any, ...]:
+            """So that what stands there after an error is not of another picture."""
+            return None, "", gradio.DownloadButton(interactive=False), gradio.DownloadButton(interactive=False)
+
+        results = [overlay, table, labels, colours]
+        button.click(clear, None, results, queue=False, show_progress="hidden", api_visibility="private").then(
             run,
             [picture, model, multi_scale, scales, flip, window],
-            [overlay, table, labels, colours],
-            api_name="segment",
+            results,
+            show_progress_on=overlay,
             concurrency_limit=1,  # models take all cores, and much memory
+            api_name="segment",
         )
     return page
 
 
 def named_models(models: Sequence[str]) -> dict[str, str]:
-    """The page's names of folders or Hub ids: the folder's own name where that is enough to tell them apart."""
+    """The page's names of folders or Hub ids: the folder's own name where that is enough to tell them apart.
+
+    "packaged" is the model that comes with the package; without any, it is the only one.
+    """
     named: dict[str, str] = {}
-    for model in models:
+    for model in models or ["packaged"]:
+        if model == "packaged" and not Path(model).exists():
+            named[PACKAGED] = str(packaged_model_path())
+            continue
         short = Path(model).name if Path(model).is_dir() else model
         named[model if short in named else short] = model
-    return named or {PACKAGED: str(packaged_model_path())}
+    return named
 
 
 def launch(

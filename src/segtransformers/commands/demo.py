@@ -10,7 +10,8 @@ from .common import UserError, one_line_errors
 
 def demo(
     model: Annotated[
-        list[str] | None, typer.Option(metavar="DIR_OR_ID", help="A converted folder or a Hub id; may come repeatedly.")
+        list[str] | None,
+        typer.Option(metavar="DIR_OR_ID", help="A folder, a Hub id, or packaged; may come repeatedly."),
     ] = None,
     device: Annotated[str | None, typer.Option(help="Such as cpu or cuda; by default a GPU if there is one.")] = None,
     host: Annotated[str, typer.Option(help="0.0.0.0 lets other machines in.")] = "127.0.0.1",
@@ -21,11 +22,15 @@ def demo(
 
     Without --model, the packaged model, which knows drawn scenes only. The page needs the extra `demo` and no network.
     """
-    with one_line_errors(OSError):
+    with one_line_errors():
         try:
             from ..demo import launch
         except ModuleNotFoundError as error:
             if error.name != "gradio":
                 raise
             raise UserError("this needs gradio, which is not installed: pip install 'segtransformers[demo]'") from None
-        launch(model or [], device=device, host=host, port=port, browser=browser)
+        try:
+            launch(model or [], device=device, host=host, port=port, browser=browser)
+        except OSError:  # gradio's
+            taken = "the ports from 7860 to 7959 are" if port is None else f"port {port} is"
+            raise UserError(f"cannot serve at {host}: {taken} taken or forbidden; choose another --port") from None
