@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import kernels
 import pytest
@@ -32,6 +33,7 @@ from segtransformers.operators import (
     ms_deform_attn_fallback,
     ms_deform_attn_reference,
 )
+from segtransformers.operators.check import check_kernel
 
 CASES = sorted(folder.name for folder in (FOLDER / "operators").iterdir())
 COMPILER = shutil.which(os.environ.get("CXX", "c++"))
@@ -46,6 +48,7 @@ def build(tmp_path_factory):
     result = CliRunner().invoke(app, ["build-kernels", "--output", str(folder)])
     assert result.exit_code == 0, result.output
     assert str(folder) in result.stdout and hub.KERNEL_ID in result.stdout
+    assert "checked on cpu against plain PyTorch" in result.stdout
     return folder
 
 
@@ -430,6 +433,23 @@ def test_another_gpu_than_the_build_is_for_leaves_the_cpu(nothing_found, monkeyp
     monkeypatch.setenv("LOCAL_KERNELS", f"{hub.KERNEL_ID}={build / 'nowhere'}")
     hub.forget()
     assert hub.find_kernel() is None and "capability 7.5" in hub._state.problems[0]
+
+
+@pytest.mark.parametrize("operator", hub.OPERATORS)
+@pytest.mark.parametrize("wrong", ["output", "gradient", "not a number"])
+def test_a_kernel_that_computes_something_else_is_found_out(kernel, operator, wrong):
+    """What `build-kernels` does after a build, on every device that it is for."""
+    assert check_kernel(kernel.functions, "cpu") < 0.5
+
+    def other(value, *rest):
+        if wrong == "gradient":
+            value = value * 1.1 - value.detach() * 0.1
+        output = getattr(kernel.functions, operator)(value, *rest)
+        return output * {"output": 1.1, "gradient": 1.0, "not a number": float("nan")}[wrong]
+
+    functions = {name: getattr(kernel.functions, name) for name in hub.OPERATORS} | {operator: other}
+    with pytest.raises(RuntimeError, match=f"the compiled {operator} is wrong on cpu in torch.float32"):
+        check_kernel(SimpleNamespace(**functions), "cpu")
 
 
 def test_a_broken_build_is_passed_over(nothing_found, monkeypatch, build, tmp_path, messages):

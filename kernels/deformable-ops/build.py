@@ -237,8 +237,12 @@ def build(output: Path, folder: Path = FOLDER, cuda: bool | None = None, emulate
         (work / "registration.h").write_text(REGISTRATION)
         commands: dict[Path, list[str]] = {}  # by the object they make; what variants share is compiled once
         objects: dict[str, list[Path]] = {}
+        state = source_hash(folder)  # once: somebody may be editing
+        identifiers = {
+            variant: f"_{name}_{'emulated' if emulate else backend}_{state}"
+            for variant, backend in variants(config).items()
+        }
         for variant, backend in variants(config).items():
-            identifier = f"_{name}_{'emulated' if emulate else backend}_{source_hash(folder)}"
             has_cuda = backend == "cuda" and nvcc is not None
             component = config["kernel"]["cuda" if has_cuda or emulate else "cpu"]
             objects[variant] = []
@@ -254,7 +258,7 @@ def build(output: Path, folder: Path = FOLDER, cuda: bool | None = None, emulate
                 objects[variant].append(made)
             binding = next(source for source in config["torch"]["src"] if source.endswith(".cpp"))
             made = work / f"{variant}.o"
-            flags = [*shared, f"-DTORCH_EXTENSION_NAME={identifier}", "-I", str(work)]
+            flags = [*shared, f"-DTORCH_EXTENSION_NAME={identifiers[variant]}", "-I", str(work)]
             flags += ["-DCUDA_KERNEL"] if has_cuda else []
             commands[made] = [compiler, *flags, "-c", str(folder / binding), "-o", str(made)]
             objects[variant].append(made)
@@ -263,8 +267,7 @@ def build(output: Path, folder: Path = FOLDER, cuda: bool | None = None, emulate
             list(pool.map(_run, [commands[made] for made in longest_first]))
 
         for variant, backend in variants(config).items():
-            identifier = f"_{name}_{'emulated' if emulate else backend}_{source_hash(folder)}"
-            made = work / variant
+            made, identifier = work / variant, identifiers[variant]
             shutil.copytree(folder / "torch-ext" / name, made, ignore=shutil.ignore_patterns("__pycache__", "_ops.py"))
             used = nvcc if backend == "cuda" else None
             library = str(made / f"{identifier}.so")

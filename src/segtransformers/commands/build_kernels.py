@@ -4,9 +4,11 @@
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 
 from ..operators import hub
+from ..operators.check import check_kernel
 from .common import one_line_errors
 
 
@@ -22,9 +24,14 @@ def build_kernels(
     """Compile the operators for this machine's torch: needs a C++ compiler (GCC or Clang), for a GPU also nvcc."""
     with one_line_errors(RuntimeError, OSError):
         script = hub.build_script()
-        folders = script.build((output or hub.cache_folder()).resolve(), cuda=cuda)
-    for folder in folders:
-        typer.echo(f"built {folder}")
+        target = (output or hub.cache_folder()).resolve()
+        for folder in script.build(target, cuda=cuda):
+            typer.echo(f"built {folder}")
+        functions = hub.load_folder(target)
+        for device in sorted(hub.devices_of(functions)):
+            if device != "cuda" or torch.cuda.is_available():
+                share = check_kernel(functions, device)
+                typer.echo(f"checked on {device} against plain PyTorch: errors are {share:.0%} of what rounding may do")
     hub.forget()
     if output is None:
         typer.echo(hub.describe())

@@ -138,7 +138,7 @@ def find_kernel() -> Kernel | None:
         for origin, load in _places():
             try:
                 functions = load()
-                devices = _devices(functions)
+                devices = devices_of(functions)
             except Exception as error:  # of another compiler or torch, half copied, refused: the next may do
                 _state.problems.append(f"{origin}: {' '.join(str(error).split())[:300]}")
                 continue
@@ -208,7 +208,7 @@ def _places() -> Iterator[tuple[str, Callable[[], ModuleType]]]:
     for entry in filter(None, os.environ.get("LOCAL_KERNELS", "").split(":")):
         name, _, path = entry.partition("=")
         if name == KERNEL_ID:
-            yield f"{path} by LOCAL_KERNELS", partial(_load_folder, Path(path))
+            yield f"{path} by LOCAL_KERNELS", partial(load_folder, Path(path))
     repository = os.environ.get("SEGTRANSFORMERS_KERNELS_REPO")
     if repository:
         yield f"the repository {repository}", partial(_load_repository, repository)
@@ -223,10 +223,11 @@ def _load_own(folder: Path) -> ModuleType:
     for path in (folder / "build").glob("*/metadata.json"):
         if not json.loads(path.read_text())["id"].endswith(current):
             raise RuntimeError("built from other sources than those installed: run `segtransformers build-kernels`")
-    return _load_folder(folder)
+    return load_folder(folder)
 
 
-def _load_folder(folder: Path) -> ModuleType:
+def load_folder(folder: Path) -> ModuleType:
+    """The best build in a folder for this machine's torch and GPU."""
     try:
         return kernels.get_local_kernel(folder)
     except (FileNotFoundError, RuntimeError) as error:
@@ -244,7 +245,7 @@ def _load_repository(repository: str) -> ModuleType:
     return kernels.get_kernel(name, version=int(version), trust_remote_code=[name])
 
 
-def _devices(functions: ModuleType) -> frozenset[str]:
+def devices_of(functions: ModuleType) -> frozenset[str]:
     """The device types that every operator of a kernel has code for."""
     missing = [name for name in OPERATORS if not hasattr(functions, name)]
     if missing:
