@@ -4,6 +4,7 @@
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy
@@ -265,19 +266,29 @@ data = dict(train=dict(type='MyBridges', pipeline=[]), workers_per_gpu=some_func
     assert "Reported by the authors: none" in card and "96x128" in card and "rusty" in card
 
 
+# ru_maxrss would not do: it begins with what the process that started this one had
 MEASURED = """
-import resource, runpy, sys
+import re, runpy, sys
+sys.argv = sys.argv[1:]
 import segtransformers.conversion.cli
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def mebibytes(field):
+    return int(re.search(rf"{field}:\\s+([0-9]+) kB", open("/proc/self/status").read())[1]) / 1024
+
+
+before = mebibytes("VmRSS")
+open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew
 try:
     runpy.run_path(sys.argv[0], run_name="__main__")
 except SystemExit as end:
     assert end.code == 0
-print("PEAK", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print("PEAK", mebibytes("VmHWM") - before)
 """
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are measured by Linux's /proc")
 @pytest.mark.parametrize("options", [[], ["--verify"], ["--dtype", "fp16", "--verify"]])
 @pytest.mark.parametrize("form", [".pth", ".zip"])
 def test_memory_is_the_checkpoint_and_one_copy(tmp_path, form, options):
@@ -290,18 +301,15 @@ def test_memory_is_the_checkpoint_and_one_copy(tmp_path, form, options):
     state = {index: (tensor.clone(), tensor.clone()) for index, tensor in enumerate(weights.values())}
     torch.save({"meta": {}, "state_dict": weights, "optimizer": {"state": state}}, file)
     if form == ".zip":
-        import zipfile
-
         with zipfile.ZipFile(tmp_path / "original.zip", "w") as archive:
             archive.write(file, "original.pth")
         file = tmp_path / "original.zip"
-    arguments = ["--checkpoint", file, "--config", name, "--output", tmp_path / "out", *options]
-    code = f"import sys; sys.argv = sys.argv[1:]\n{MEASURED}"
+    arguments = [SCRIPTS / "convert_vit_adapter.py", "--checkpoint", file, "--config", name, *options]
     done = subprocess.run(
-        [sys.executable, "-c", code, SCRIPTS / "convert_vit_adapter.py", *arguments], capture_output=True, text=True
+        [sys.executable, "-c", MEASURED, *arguments, "--output", tmp_path / "out"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    peak = int(done.stdout.rpartition("PEAK ")[2]) / (2**20 if sys.platform == "darwin" else 2**10)
-    allowance = 250  # MiB: code that is loaded late, and the network's own feature maps
+    peak = float(done.stdout.rpartition("PEAK ")[2])
     print(f"{form} {options}: weights {size:.0f} MiB, peak {peak:.0f} MiB")
+    allowance = 220 if "--verify" in options else 100  # MiB: modules that are loaded late; feature maps
     assert peak < 2 * size + allowance

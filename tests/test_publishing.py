@@ -39,7 +39,7 @@ CASES = {
 # in each child nothing of segtransformers has been imported; what it prints is one line of JSON
 LOADER = """
 import json, os, re, sys
-import torch
+import kernels, scipy.optimize, timm, torch, torchvision.transforms.v2  # what takes long in the package's own import
 from huggingface_hub import hf_hub_download
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, pipeline
 from PIL import Image

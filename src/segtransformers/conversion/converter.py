@@ -222,6 +222,9 @@ class _Writing:
         model.save_pretrained(folder, max_shard_size=self.max_shard_size)
         processor.save_pretrained(folder)
         checked = verify_tensors(folder, model, checked_tensors(original.state_dict), report)
+        # the memory is needed for the reload, and callers still refer to both
+        original.state_dict.clear()
+        model.to("meta")  # type: ignore[arg-type]
         verification = None
         if self.verify:
             verification = verify_outputs(folder, type(model), expected)

@@ -13,7 +13,7 @@ from transformers.backbone_utils import BackboneMixin
 from .mapping import ConversionError
 from .report import ConversionReport
 
-CHECK_SIZE = (160, 224)  # height and width of the image for the forward pass, in pixels
+CHECK_SIZE = (96, 128)  # height and width of the image for the forward pass, in pixels
 # A reload of the same float32 weights gives the same numbers but for the order of additions.
 EXACT_TOLERANCE = 1e-5
 
