@@ -138,6 +138,7 @@ def test_meta_device_gives_shapes():
         ({"stride": (0, 1)}, "stride must be .* at least 1"),
         ({"padding": (-1, 1)}, "padding must be .* at least 0"),
         ({"groups": 0}, "groups must be at least 1"),
+        ({"value": lambda t: t.int()}, "value must hold floating-point numbers, got torch.int32"),
     ],
 )
 def test_what_does_not_fit_is_refused(changes, message):

@@ -10,7 +10,11 @@ from reference_cases import FOLDER, relative_error
 from safetensors.torch import load_file
 from transformers.models.rf_detr.modeling_rf_detr import MultiScaleDeformableAttention as TransformersLayer
 
-from segtransformers.operators import MultiScaleDeformableAttention, ms_deform_attn_reference
+from segtransformers.operators import (
+    MultiScaleDeformableAttention,
+    ms_deform_attn_fallback,
+    ms_deform_attn_reference,
+)
 
 CASES = sorted(folder.name for folder in (FOLDER / "operators").glob("ms_deform_attn-*"))
 
@@ -127,6 +131,8 @@ def test_a_kernel_can_take_the_layers_place(tmp_path):
         ({"value": lambda t: t[:1]}, "batch, heads and levels must agree"),
         ({"attention_weights": lambda t: t[..., :-1]}, "sampling_locations the same"),
         ({"sampling_locations": lambda t: t[..., :1]}, "sampling_locations the same"),
+        ({"value": lambda t: t.long()}, "value must hold floating-point numbers, got torch.int64"),
+        ({"attention_weights": lambda t: t > 0}, "attention_weights must hold floating-point numbers, got torch.bool"),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(change, message):
@@ -134,5 +140,19 @@ def test_shapes_that_do_not_fit_are_refused(change, message):
     inputs = {key: tensors[key] for key in ("value", "sampling_locations", "attention_weights")}
     for key, function in change.items():
         inputs[key] = function(inputs[key])
-    with pytest.raises(ValueError, match=message):
-        ms_deform_attn_reference(spatial_shapes=shapes, **inputs)
+    for function in (ms_deform_attn_reference, ms_deform_attn_fallback):
+        with pytest.raises(ValueError, match=message):
+            function(spatial_shapes=shapes, **inputs)
+
+
+@pytest.mark.parametrize("empty", ["batch", "queries", "heads", "channels", "points"])
+def test_empty(empty):
+    batch, queries, heads, channels, points = (
+        0 if name == empty else 3 for name in ("batch", "queries", "heads", "channels", "points")
+    )
+    value, weights = torch.ones(batch, 12, heads, channels), torch.ones(batch, queries, heads, 1, points)
+    for function in (ms_deform_attn_reference, ms_deform_attn_fallback):
+        output = function(value.requires_grad_(), [(3, 4)], torch.ones(*weights.shape, 2), weights)
+        assert output.shape == (batch, queries, heads * channels) and not output.any()
+        (gradient,) = torch.autograd.grad(output.sum(), value)
+        assert gradient.shape == value.shape and not gradient.any()

@@ -211,11 +211,11 @@ inline Call dcnv3_call(Place place, const Tensor& value_, const Tensor& offset_,
   check_pair("stride", stride, 1);
   check_pair("padding", padding, 0);
   check_pair("dilation", dilation, 1);
-  if (groups < 1 || value.size(3) % groups != 0) {
+  if (groups < 1 || groups > kMostTokens || value.size(3) % groups != 0) {
     fail("groups must divide the ", value.size(3), " channels of value, got ", groups);
   }
-  if (remove_center && (kernel_size[0] != kernel_size[1] || kernel_size[0] % 2 == 0)) {
-    fail("remove_center needs a square kernel with an odd side, got ", join(kernel_size));
+  if (remove_center && (kernel_size[0] * kernel_size[1] % 2 == 0 || kernel_size[0] * kernel_size[1] == 1)) {
+    fail("remove_center needs a kernel of odd sides larger than 1x1, got ", join(kernel_size));
   }
   const int64_t height = value.size(1), width = value.size(2);
   const int64_t reach_y = dilation[0] * (kernel_size[0] - 1) + 1, reach_x = dilation[1] * (kernel_size[1] - 1) + 1;

@@ -6,8 +6,10 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <stdexcept>
@@ -60,7 +62,7 @@ const Kernels& kernels_for(bool float64) {
 // Runs `work(begin, end, scratch)` over parts of [0, count) on torch's threads. An exception may not leave a thread.
 template <typename Work>
 void in_parallel(int64_t count, size_t scratch_bytes, const Work& work) {
-  bool out_of_memory = false;
+  std::atomic<bool> out_of_memory{false};
   torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
     try {
       const Memory scratch = allocate(scratch_bytes);

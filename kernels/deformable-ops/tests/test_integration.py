@@ -87,6 +87,19 @@ def test_gradcheck(ops, device, name):
 
 
 @pytest.mark.parametrize("name", OPERATORS)
+def test_forward_mode_is_refused(ops, name):
+    """torch would give zero for any operator of this kind."""
+    arguments = all_arguments()[name]
+    for key in [key for key, value in arguments.items() if isinstance(value, torch.Tensor)]:
+        with pytest.raises(RuntimeError, match="no forward-mode derivatives"):
+            torch.func.jvp(
+                lambda tensor: getattr(ops, name)(**{**arguments, key: tensor}),  # noqa: B023
+                (arguments[key],),
+                (torch.ones_like(arguments[key]),),
+            )
+
+
+@pytest.mark.parametrize("name", OPERATORS)
 def test_compiles_once_for_all_sizes(ops, device, name):
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("inductor")
@@ -154,7 +167,10 @@ REFUSED = [
     ("dcnv3", {"padding": lambda s: (-1, 1)}, "padding must be"),
     ("dcnv3", {"dilation": lambda s: (1,)}, "dilation must be"),
     ("dcnv3", {"groups": lambda g: 0}, "groups must divide"),
+    ("dcnv3", {"groups": lambda g: 2**40}, "groups must divide"),
     ("dcnv3", {"kernel_size": lambda k: (2, 2), "remove_center": lambda r: True}, "remove_center needs"),
+    ("dcnv3", {"kernel_size": lambda k: (3, 2), "remove_center": lambda r: True}, "remove_center needs"),
+    ("dcnv3", {"kernel_size": lambda k: (1, 1), "remove_center": lambda r: True}, "remove_center needs"),
 ]
 
 

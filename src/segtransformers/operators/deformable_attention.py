@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from . import hub
-from .sampling import weighted_samples
+from .sampling import check_floating, weighted_samples
 
 
 def ms_deform_attn_reference(
@@ -36,7 +36,7 @@ def ms_deform_attn_reference(
         `(B, queries, heads * channels)` in the dtype of `value`.
 
     Raises:
-        ValueError: if the shapes do not fit each other.
+        ValueError: if the shapes do not fit each other, or a tensor does not hold floating-point numbers.
     """
     _check_shapes(value, spatial_shapes, sampling_locations, attention_weights)
     batch, _, heads, channels = value.shape
@@ -44,7 +44,7 @@ def ms_deform_attn_reference(
     exact = torch.float64 in (value.dtype, sampling_locations.dtype, attention_weights.dtype)
     dtype = torch.float64 if exact else torch.float32
 
-    maps = value.to(dtype).permute(0, 2, 3, 1).reshape(batch * heads, channels, -1)
+    maps = value.to(dtype).permute(0, 2, 3, 1).flatten(0, 1)
     maps = maps.split([height * width for height, width in spatial_shapes], dim=2)
     grids = (2 * sampling_locations.to(dtype) - 1).transpose(1, 2).flatten(0, 1)
     weights = attention_weights.to(dtype).transpose(1, 2).reshape(batch * heads, 1, queries, levels, points)
@@ -78,6 +78,7 @@ def ms_deform_attn_fallback(
 
 
 def _check_shapes(value, spatial_shapes, sampling_locations, attention_weights) -> None:
+    check_floating(value=value, sampling_locations=sampling_locations, attention_weights=attention_weights)
     if value.dim() != 4:
         raise ValueError(f"value must be (batch, tokens, heads, channels), got {tuple(value.shape)}")
     tokens = sum(height * width for height, width in spatial_shapes)

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from . import hub
-from .sampling import weighted_samples
+from .sampling import check_floating, weighted_samples
 
 
 def dcnv3_reference(
@@ -52,7 +52,8 @@ def dcnv3_reference(
         `(B, h, w, groups * channels)` in the dtype of `value`.
 
     Raises:
-        ValueError: if an argument is out of range or the shapes do not fit each other.
+        ValueError: if an argument is out of range, the shapes do not fit each other, or a tensor does not hold
+            floating-point numbers.
     """
     locations, mask = _locations(
         value, offset, mask, kernel_size, stride, padding, dilation, groups, offset_scale, remove_center
@@ -145,6 +146,7 @@ def _check_kernel(kernel_size, stride, padding, dilation, groups, remove_center)
 
 def _check_shapes(value, offset, mask, kernel_size, stride, padding, dilation, groups, points) -> tuple[int, int]:
     """Height and width of the output."""
+    check_floating(value=value, offset=offset, mask=mask)
     if value.dim() != 4 or value.shape[3] % groups:
         raise ValueError(
             f"value must be (batch, height, width, channels) with channels in {groups} equal groups, got "

@@ -34,7 +34,7 @@ def weighted_samples(
     """
     batch, tokens, heads, channels = value.shape
     queries = weights.shape[1]
-    rows = torch.cat([value.reshape(-1, channels), value.new_zeros(1, channels)])
+    rows = torch.cat([value.flatten(0, 2), value.new_zeros(1, channels)])
     outside = batch * tokens * heads
     image = torch.arange(batch, device=value.device)[:, None, None, None] * tokens
     head = torch.arange(heads, device=value.device)[None, None, :, None]
@@ -54,8 +54,8 @@ def weighted_samples(
                 indices.append(torch.where(inside, index, outside))
                 factors.append(row_weight * fraction)
         start += height * width
-    if not indices:
-        return value.new_zeros(batch, queries, heads * channels)
+    if not indices or weights.shape[-1] == 0:
+        return rows[outside].expand(batch, queries, heads, channels).flatten(2)  # zeros, with a gradient of zeros
     index = torch.cat(indices, dim=-1).flatten(0, 2)
     factor = torch.cat(factors, dim=-1).flatten(0, 2)
     output = F.embedding_bag(index, rows, per_sample_weights=factor, mode="sum")
@@ -68,3 +68,13 @@ def _split(place: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     bounded = torch.where(near, place, -2.0)
     pixel = bounded.detach().floor()
     return pixel.long(), (bounded - pixel) + (place - place)  # the last is 0, or NaN where place is not finite
+
+
+def check_floating(**tensors: torch.Tensor) -> None:
+    """
+    Raises:
+        ValueError: if one of these, given by its name, does not hold floating-point numbers.
+    """
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name} must hold floating-point numbers, got {tensor.dtype}")

@@ -2,8 +2,8 @@
 """The operators as functions, with what torch.compile (shapes) and autograd (gradients) need.
 
 All tensors may be float32, float64, bfloat16 or float16, each its own. Coordinates, softmax and sums are float32, or
-float64 where any tensor is. The output has the dtype of `value`, a gradient that of its tensor. Second derivatives are
-not implemented.
+float64 where any tensor is. The output has the dtype of `value`, a gradient that of its tensor. Second derivatives and
+forward-mode derivatives (`torch.func.jvp`) are not implemented: they are refused.
 
 On a CPU gradients are the same bit by bit in every run. On a CUDA device the gradient of `value` is a sum of atomic
 additions in float32 (float64), whose order differs: under `torch.use_deterministic_algorithms(True)` it is refused.
@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Sequence
 
 import torch
+from torch.autograd import forward_ad
 
 from ._ops import add_op_namespace_prefix, ops
 
@@ -39,6 +40,7 @@ def ms_deform_attn(
     Raises:
         RuntimeError: if shapes, dtypes or devices do not fit.
     """
+    _refuse_forward_mode(value, sampling_locations, attention_weights)
     return ops.ms_deform_attn(value, _flat(spatial_shapes), sampling_locations, attention_weights)
 
 
@@ -59,6 +61,7 @@ def ms_deform_attn_fused(
         sampling_offsets: `(B, queries, heads, levels, points, 2)`, (x, y) in pixels of the level.
         attention_logits: `(B, queries, heads, levels, points)`.
     """
+    _refuse_forward_mode(value, reference_points, sampling_offsets, attention_logits)
     return ops.ms_deform_attn_fused(value, _flat(spatial_shapes), reference_points, sampling_offsets, attention_logits)
 
 
@@ -83,11 +86,12 @@ def dcnv3(
         offset: `(B, h, w, groups * points * 2)`, (x, y) in pixels.
         mask: `(B, h, w, groups * points)`, already a softmax over the points.
         kernel_size, stride, padding, dilation: (height, width).
-        remove_center: leave the middle point of an odd square kernel out.
+        remove_center: leave the middle point of a kernel of odd sides out.
 
     Returns:
         `(B, h, w, groups * channels)`, with h and w as those of a convolution.
     """
+    _refuse_forward_mode(value, offset, mask)
     return ops.dcnv3(
         value,
         offset,
@@ -104,6 +108,14 @@ def dcnv3(
 
 def _flat(spatial_shapes: Sequence[tuple[int, int]]) -> list[int]:
     return [side for shape in spatial_shapes for side in shape]
+
+
+def _refuse_forward_mode(*tensors):
+    """torch would take an operator of Python's for a constant, and give zero."""
+    if forward_ad._current_level < 0:
+        return
+    if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+        raise RuntimeError("deformable_ops has no forward-mode derivatives: use the plain PyTorch reference for them")
 
 
 def _refuse_second_derivative(ctx, *gradients):
@@ -195,6 +207,8 @@ def _fused_backward(ctx, gradient):
     if ctx.needs_input_grad[2]:
         # one unit of a reference is a whole side of each level
         levels = []
+        if offsets.shape[3] == 0:
+            return grad_value, None, torch.zeros_like(references), grad_offsets, grad_logits
         for level in range(offsets.shape[3]):
             moved = grad_offsets[:, :, :, level].to(torch.promote_types(references.dtype, torch.float32)).sum((2, 3))
             levels.append(torch.stack([moved[..., 0] * shapes[2 * level + 1], moved[..., 1] * shapes[2 * level]], -1))
