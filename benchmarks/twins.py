@@ -192,5 +192,5 @@ def smp_upernet(encoder: str, num_labels: int) -> Runner:
     try:
         import segmentation_models_pytorch
     except ImportError as error:
-        raise SystemExit("this peer needs: pip install segmentation-models-pytorch (or --no-peers)") from error
+        raise SystemExit("this peer needs: pip install 'segtransformers[benchmark]' (or --no-peers)") from error
     return Logits(segmentation_models_pytorch.UPerNet(encoder, encoder_weights=None, classes=num_labels))

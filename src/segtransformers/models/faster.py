@@ -63,7 +63,8 @@ def remembered(maxsize: int) -> Callable[[Callable], Callable]:
 def in_inference(*tensors: torch.Tensor) -> bool:
     """Whether a faster way may be taken: no gradient is wanted, and these are ordinary tensors.
 
-    Not with half precision, where every step rounds anew, and not in exported programs, which stay simple.
+    Not with half precision, where every step rounds anew, and not where programs are compiled or exported: they stay
+    simple, and compilers know such ways themselves.
     """
     return (
         _state.enabled
@@ -72,6 +73,7 @@ def in_inference(*tensors: torch.Tensor) -> bool:
             type(tensor) in (torch.Tensor, nn.Parameter) and tensor.dtype in (torch.float32, torch.float64)
             for tensor in tensors
         )
+        and not torch.compiler.is_compiling()
         and not torch.compiler.is_exporting()
         and not torch.jit.is_tracing()
         and not torch.is_autocast_enabled(tensors[0].device.type)
@@ -110,8 +112,12 @@ def folded(
 
 def conv_norm_relu(convolution: nn.Conv2d, norm: nn.BatchNorm2d, features: torch.Tensor) -> torch.Tensor:
     """The rectified norm of a convolution of `(B, C, H, W)`, in one pass over memory less where that can be."""
-    scale_and_shift = folded(convolution, norm)
-    if scale_and_shift is None or not in_inference(features):
+    scale_and_shift = folded(convolution, norm) if in_inference(features) else None
+    if scale_and_shift is not None:  # on small maps the norm has less to do than what folds it
+        down, across = convolution.stride
+        pixels = features.shape[0] * (features.shape[2] // down) * (features.shape[3] // across)
+        scale_and_shift = scale_and_shift if pixels > convolution.weight[0].numel() else None
+    if scale_and_shift is None:
         return F.relu(norm(convolution(features)), inplace=True)
     scale, shift = scale_and_shift
     weight = convolution.weight * scale[:, None, None, None]
@@ -147,7 +153,6 @@ def _by_convolution(features: torch.Tensor, weight: torch.Tensor) -> bool:
         features.device.type == "cpu"
         and features.dtype == torch.float32
         and in_inference(features, weight)
-        and not torch.compiler.is_compiling()
         and torch.get_num_threads() > 1  # else PyTorch takes MKL for 1x1 convolutions, too
         and _products_are_slow()
         and features.numel() >= FEWEST_ROWS * features.shape[-1]

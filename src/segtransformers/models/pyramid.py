@@ -111,8 +111,9 @@ class SamplingGeometry:
     ) -> "SamplingGeometry":
         points = []
         for height, width in query_grids:
-            y = torch.linspace(0.5, height - 0.5, height, dtype=torch.float32, device=device) / height
-            x = torch.linspace(0.5, width - 0.5, width, dtype=torch.float32, device=device) / width
+            # torch.compile would make a graph for every size of a linspace
+            y = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / height
+            x = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) / width
             points.append(torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1).flatten(0, 1))
         starts = [0]
         for height, width in value_grids[:-1]:
