@@ -7,6 +7,7 @@ import hashlib
 import io
 import ssl
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -109,7 +110,7 @@ def server(authority, monkeypatch, tmp_path):
 
 
 def left_files() -> list[str]:
-    return sorted(path.name.partition("-")[2] for path in downloads_folder().glob("*"))
+    return sorted(path.name.partition("-")[2] for path in downloads_folder().glob("[!.]*"))
 
 
 def test_files_are_fetched_once(server):
@@ -117,6 +118,13 @@ def test_files_are_fetched_once(server):
     assert path.read_bytes() == CONTENT and path.is_relative_to(downloads_folder())
     assert download(f"{server.url}/best.pth") == path
     assert server.seen == [("/best.pth", None)] and left_files() == ["best.pth"]
+
+
+def test_two_downloads_of_a_file_do_not_mix(server):
+    with ThreadPoolExecutor(4) as pool:
+        paths = set(pool.map(download, [f"{server.url}/best.pth"] * 4))
+    (path,) = paths
+    assert path.read_bytes() == CONTENT and len(server.seen) == 1
 
 
 def test_interrupted_downloads_go_on(server):

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from tqdm import tqdm
 
 from ..operators.hub import cache_folder
@@ -95,10 +96,11 @@ def download(url: str, sha256: str | None = None, folder: Path | None = None) ->
     # the name of a row may stand for other addresses tomorrow
     target = folder / f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{name}"
     try:
-        if not target.is_file():
-            folder.mkdir(parents=True, exist_ok=True)
-            _fetch(url, shown, target, known)
-        _check_digest(target, known, shown)
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f".{target.name}.lock"):  # two processes would mix what they write
+            if not target.is_file():
+                _fetch(url, shown, target, known)
+            _check_digest(target, known, shown)
     except OSError as error:
         raise ConversionError(f"cannot write {target}: {error.strerror or error}") from error
     return target
