@@ -29,7 +29,7 @@ from transformers.utils import logging
 from segtransformers import packaged_model_path
 from segtransformers.commands.common import view_options
 from segtransformers.datasets import load_segmentation_dataset
-from segtransformers.datasets.scenes import CLASS_NAMES, draw_scene
+from segtransformers.datasets.scenes import draw_scene, write_scenes
 from segtransformers.evaluation import evaluate_segmentation
 from segtransformers.inference import segment_image
 
@@ -55,7 +55,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if options.what == "evaluation":
-            _draw(folder, max(options.images))
+            write_scenes(folder, max(options.images))
             for count in options.images:
                 _run([__file__, "evaluation", "--inside", name, "--images", str(count)])
             return
@@ -82,16 +82,6 @@ def _make_model(folder: Path, classes: int) -> None:
 
 def _photo(side: int) -> Image.Image:
     return Image.fromarray(draw_scene(7, (256, 256))[0]).resize((side, side))
-
-
-def _draw(folder: Path, count: int) -> None:
-    for part in ("images", "masks"):
-        (folder / part).mkdir()
-    (folder / "classes.txt").write_text("\n".join(CLASS_NAMES))
-    for seed in range(count):
-        image, labels = draw_scene(seed)
-        Image.fromarray(image).save(folder / "images" / f"{seed:05}.png")
-        Image.fromarray(labels).save(folder / "masks" / f"{seed:05}.png")
 
 
 def _peak(who: int = resource.RUSAGE_SELF) -> int:

@@ -3,6 +3,7 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from hub_server import client_environment, running_hub
 from reference_cases import ReferenceCase
 from typer.testing import CliRunner
 
+from segtransformers import packaged_model_path
 from segtransformers.cli import app
 from segtransformers.conversion.published import FAMILIES, published_table
 from segtransformers.datasets.scenes import write_scenes
@@ -29,6 +31,7 @@ def folder(tmp_path_factory):
     """A folder with what a user has: here, drawn scenes, and the published shapes with made-up weights."""
     path = tmp_path_factory.mktemp("readme")
     case = ReferenceCase("vit_adapter/full-upernet_deit_adapter_tiny_512_160k_ade20k")
+    shutil.copytree(packaged_model_path(), path / "my-model")
     write_scenes(path / "my-data", 2, split="train")
     write_scenes(path / "my-data", 1, seed=2, split="validation")
     torch.save({"meta": {}, "state_dict": case.state_dict(torch.float32)}, path / _word("--checkpoint"))
@@ -100,7 +103,7 @@ def _push(folder: Path, words: list[str]) -> None:
 def test_python_snippets(exported, monkeypatch, capsys):
     monkeypatch.chdir(exported)
     snippets = [code for kind, code in BLOCKS if kind == "python"]
-    assert len(snippets) == 8
+    assert len(snippets) == 10
     names: dict[str, object] = {}
     for code in snippets:
         exec(code, names)
