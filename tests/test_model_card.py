@@ -2,6 +2,7 @@
 """Model cards: what they say is in the folder, and their metadata is what huggingface_hub understands."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard
 from transformers import AutoConfig
 
-from segtransformers import packaged_model_path
+from segtransformers import InternImageBackbone, InternImageConfig, packaged_model_path
 from segtransformers.conversion.published import published_row, published_rows
 from segtransformers.conversion.report import ConversionReport
 from segtransformers.model_card import ORIGINALS, TEMPLATE, has_generated_card, model_card, write_model_card
@@ -138,6 +139,18 @@ def test_a_checkpoint_from_the_hub_is_the_base_model(folder):
 def test_figures_of_another_model_are_refused(folder, change, message):
     with pytest.raises(ValueError, match=message):
         model_card(folder, measured=[results(**change)])
+
+
+def test_the_snippet_of_a_backbones_card_runs(tmp_path):
+    stages = ["stage1", "stage2", "stage3", "stage4"]
+    config = InternImageConfig(embed_dim=16, depths=[1] * 4, num_groups=[1, 2, 4, 8], out_features=stages)
+    InternImageBackbone(config).save_pretrained(tmp_path / "backbone")
+    card = model_card(tmp_path / "backbone", name=str(tmp_path / "backbone"))
+    (snippet,) = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
+    names: dict = {}
+    exec(snippet, names)
+    assert names["model"].config.num_labels == 7
+    assert card.data.pipeline_tag is None and "Figures" not in card.text
 
 
 def test_folders_that_hold_no_model_of_ours_are_refused(tmp_path):
