@@ -62,7 +62,7 @@ def _run(words: list[str], folder: Path, environment: dict[str, str] | None = No
 
 def test_commands(folder):
     commands = [code.strip() for kind, code in BLOCKS if kind == "bash"]
-    assert len(commands) == 8
+    assert len(commands) == 9
     said = ""
     for command in commands:
         words = shlex.split(command)
