@@ -12,8 +12,14 @@ from test_vit_adapter import small_config
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
+from transformers import AutoModelForSemanticSegmentation
 
-from segtransformers import SegMask2FormerForSemanticSegmentation, SegUperNetForSemanticSegmentation
+from segtransformers import (
+    SegMask2FormerForSemanticSegmentation,
+    SegUperNetForSemanticSegmentation,
+    packaged_model_path,
+)
+from segtransformers.datasets.scenes import draw_scene, normalized
 from segtransformers.models import faster
 from segtransformers.models.faster import conv_norm_relu, folded, layers_as_written, left_product, linear
 from segtransformers.models.upernet.upsampled_convolution import upsampled_convolution
@@ -241,3 +247,38 @@ def test_a_second_pass_makes_no_tensor_of_python_numbers(head, monkeypatch):
         for name in ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__"):
             monkeypatch.setattr(torch.Tensor, name, None)  # nor waits for one
         assert model(images).logits.sub(expected).abs().max().lt(1e-6).data_ptr()
+
+
+@pytest.fixture(scope="module")
+def packaged() -> torch.nn.Module:
+    return AutoModelForSemanticSegmentation.from_pretrained(packaged_model_path(), dtype=torch.float32).eval()
+
+
+def agreement(model: torch.nn.Module, run) -> float:
+    """The share of the pixels of a few drawn scenes for which a way of running gives the model's class."""
+    same = []
+    with torch.no_grad():
+        for seed in range(3):
+            images = normalized(draw_scene(seed)[0])[None]
+            same.append((run(images).logits.argmax(1) == model(images).logits.argmax(1)).double().mean())
+    return torch.stack(same).mean().item()
+
+
+def test_half_precision_and_autocast_find_the_same_classes(packaged):
+    half = copy.deepcopy(packaged).bfloat16()
+    assert agreement(packaged, lambda images: half(images.bfloat16())) > 0.995
+
+    def autocast(images):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return packaged(images)
+
+    assert 0.995 < agreement(packaged, autocast) < 1
+
+
+def test_eight_bits_by_torchao_find_the_same_classes(packaged):
+    quantization = pytest.importorskip("torchao.quantization", reason="torchao is not installed")
+    quantised = copy.deepcopy(packaged)
+    quantization.quantize_(quantised, quantization.Int8DynamicActivationInt8WeightConfig())
+    linears = [module for module in quantised.modules() if isinstance(module, nn.Linear)]
+    assert linears and all(type(module.weight) is not nn.Parameter for module in linears)
+    assert 0.995 < agreement(packaged, quantised) < 1
