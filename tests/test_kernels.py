@@ -2,6 +2,7 @@
 """Which implementation serves an operator, and that the fast ones compute what the reference does."""
 
 import importlib
+import json
 import logging
 import os
 import shutil
@@ -406,6 +407,15 @@ def test_found_in_the_cache_folder_unless_built_from_other_sources(nothing_found
     kernel = hub.find_kernel()
     assert kernel is not None and kernel.origin == str(hub.cache_folder() / "build")
 
+    # of a torch that is not installed, and of a build that was cut off
+    metadata = json.loads(next((hub.cache_folder() / "build").glob("*/metadata.json")).read_text())
+    for name in ("torch-stable-abi210-cu99-x86_64-linux", ".torch-stable-abi210-cpu-x86_64-linux.123"):
+        (hub.cache_folder() / "build" / name).mkdir()
+        older = json.dumps({**metadata, "id": "_deformable_ops_cpu_0000000"})
+        (hub.cache_folder() / "build" / name / "metadata.json").write_text(older)
+    hub.forget()
+    assert hub.find_kernel() is not None, hub._state.problems
+
     with (elsewhere / "cpu" / "problem.h").open("a") as file:
         file.write("// changed\n")
     hub.forget()
@@ -450,6 +460,30 @@ def test_a_kernel_that_computes_something_else_is_found_out(kernel, operator, wr
     functions = {name: getattr(kernel.functions, name) for name in hub.OPERATORS} | {operator: other}
     with pytest.raises(RuntimeError, match=f"the compiled {operator} is wrong on cpu in torch.float32"):
         check_kernel(SimpleNamespace(**functions), "cpu")
+
+
+def test_a_kernel_that_is_wrong_does_not_stay(build, monkeypatch, tmp_path):
+    def wrong(functions, device):
+        raise RuntimeError(f"wrong on {device}")
+
+    def copy(target, cuda):
+        shutil.copytree(build / "build", target / "build")
+        return list((target / "build").iterdir())
+
+    command = importlib.import_module("segtransformers.commands.build_kernels")
+    monkeypatch.setattr(command, "check_kernel", wrong)
+    monkeypatch.setattr(hub, "build_script", lambda: SimpleNamespace(build=copy))
+    result = CliRunner().invoke(app, ["build-kernels", "--output", str(tmp_path)])
+    assert result.exit_code == 1 and result.stderr.splitlines() == ["removed what was built", "error: wrong on cpu"]
+    assert not list((tmp_path / "build").iterdir())
+
+
+def test_a_dtype_that_no_kernel_serves_is_no_missing_kernel(kernel, messages):
+    value = torch.zeros(1, dtype=torch.float8_e4m3fn)
+    assert hub.choose("dcnv3", value, fallback=dcnv3_fallback, reference=dcnv3_reference) is dcnv3_fallback
+    assert not messages()
+    with compiled_operators("force"), pytest.raises(RuntimeError, match=r"dcnv3 on cpu in torch\.float8"):
+        hub.choose("dcnv3", value, fallback=dcnv3_fallback, reference=dcnv3_reference)
 
 
 def test_a_broken_build_is_passed_over(nothing_found, monkeypatch, build, tmp_path, messages):

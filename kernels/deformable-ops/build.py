@@ -64,7 +64,7 @@ def read_config(folder: Path = FOLDER) -> dict:
     try:
         import tomllib
     except ModuleNotFoundError:  # Python 3.10
-        from pip._vendor import tomli as tomllib
+        import tomli as tomllib  # `kernels` depends on it there
     return tomllib.loads((folder / "build.toml").read_text())
 
 
@@ -112,7 +112,7 @@ def _run(command: list[str]) -> None:
 
 
 def _compiler() -> str:
-    name = os.environ.get("CXX", "c++")
+    name = os.environ.get("CXX") or "c++"
     found = shutil.which(name)
     if found is None:
         raise BuildError(
@@ -219,6 +219,7 @@ def build(output: Path, folder: Path = FOLDER, cuda: bool | None = None, emulate
         raise BuildError(f"torch {torch.__version__} is too old, {'.'.join(map(str, target))} or newer is needed")
 
     compiler = _compiler()
+    (output / "build").mkdir(parents=True, exist_ok=True)  # before the compiler runs for a minute
     nvcc = None if emulate else _wanted_nvcc(config, cuda)
     name = config["general"]["name"].replace("-", "_")
     include = Path(torch.__file__).parent / "include"
@@ -283,7 +284,6 @@ def build(output: Path, folder: Path = FOLDER, cuda: bool | None = None, emulate
             }
             (made / "metadata.json").write_text(json.dumps(metadata, indent=2) + "\n")
             final = output / "build" / variant
-            final.parent.mkdir(parents=True, exist_ok=True)
             beside = final.with_name(f".{variant}.{os.getpid()}")
             shutil.copytree(made, beside)
             shutil.rmtree(final, ignore_errors=True)

@@ -1,6 +1,7 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """`segtransformers build-kernels`: the compiled operators, for this machine."""
 
+import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -25,13 +26,22 @@ def build_kernels(
     with one_line_errors(RuntimeError, OSError):
         script = hub.build_script()
         target = (output or hub.cache_folder()).resolve()
-        for folder in script.build(target, cuda=cuda):
+        folders = script.build(target, cuda=cuda)
+        for folder in folders:
             typer.echo(f"built {folder}")
-        functions = hub.load_folder(target)
-        for device in sorted(hub.devices_of(functions)):
-            if device != "cuda" or torch.cuda.is_available():
-                share = check_kernel(functions, device)
-                typer.echo(f"checked on {device} against plain PyTorch: errors are {share:.0%} of what rounding may do")
+        try:
+            functions = hub.load_folder(target)
+            for device in sorted(hub.devices_of(functions)):
+                if device != "cuda" or torch.cuda.is_available():
+                    share = check_kernel(functions, device)
+                    typer.echo(
+                        f"checked on {device} against plain PyTorch: errors are {share:.0%} of what rounding may do"
+                    )
+        except Exception:  # or models would find it
+            for folder in folders:
+                shutil.rmtree(folder)
+            typer.echo("removed what was built", err=True)
+            raise
     hub.forget()
     if output is None:
         typer.echo(hub.describe())

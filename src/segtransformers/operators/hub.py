@@ -106,7 +106,8 @@ def compiled(operator: str, value: torch.Tensor) -> Callable | None:
             f"compiled kernels are forced, but there is none for {operator} on {value.device.type} in "
             f"{value.dtype}. {_advice(value.device.type)}"
         )
-    if not torch.compiler.is_compiling():
+    served = kernel is not None and value.device.type in kernel.devices  # but not in this dtype
+    if not served and not torch.compiler.is_compiling():
         _say_fallback(value.device.type)
     return None
 
@@ -214,16 +215,21 @@ def _places() -> Iterator[tuple[str, Callable[[], ModuleType]]]:
         yield f"the repository {repository}", partial(_load_repository, repository)
     checkout = sources()
     for folder in ([] if checkout is None else [checkout]) + [cache_folder()]:
-        if (folder / "build").is_dir():
+        if any((folder / "build").glob("*/metadata.json")):
             yield str(folder / "build"), partial(_load_own, folder)
 
 
 def _load_own(folder: Path) -> ModuleType:
     current = build_script().source_hash()
-    for path in (folder / "build").glob("*/metadata.json"):
-        if not json.loads(path.read_text())["id"].endswith(current):
-            raise RuntimeError("built from other sources than those installed: run `segtransformers build-kernels`")
-    return load_folder(folder)
+    stale = RuntimeError("built from other sources than those installed: run `segtransformers build-kernels`")
+    # a variant for another torch may be older: what counts is the one that loads
+    identifiers = [json.loads(path.read_text())["id"] for path in (folder / "build").glob("*/metadata.json")]
+    if not any(identifier.endswith(current) for identifier in identifiers):
+        raise stale
+    functions = load_folder(folder)
+    if not functions.add_op_namespace_prefix("").endswith(f"{current}::"):
+        raise stale
+    return functions
 
 
 def load_folder(folder: Path) -> ModuleType:
