@@ -37,6 +37,7 @@ BACKBONES = {
     "vit_adapter": lambda: small_config(**ONE_LAYER),
     "vit_adapter_beit": lambda: small_config(trunk="beitv2_base_patch16_224", **ONE_LAYER),
     "vit_adapter_dinov3": lambda: small_config(trunk="vit_small_patch16_dinov3", **ONE_LAYER),
+    "vit_adapter_windowed": lambda: small_config(window_sizes=[3], use_prefix_tokens=False, **ONE_LAYER),
     "vit_comer": lambda: small_comer(**ONE_LAYER),
     "internimage": lambda: small_internimage(depths=[1, 1, 1, 1]),
 }
@@ -157,6 +158,13 @@ def test_beit_attends_without_the_fused_operator_while_it_is_exported():
     program = traced(model, SIZE)
     assert attentions and all(attention.fused_attn for attention in attentions)
     assert not [node for node in program.graph.nodes if "scaled_dot_product" in str(node.target)]
+
+
+def test_attention_in_windows_has_the_dimensions_that_onnx_knows():
+    model, _ = small("vit_adapter_windowed-upernet")
+    program = traced(model, SIZE, dynamic_batch=True)
+    queries = [node.args[0] for node in program.graph.nodes if "scaled_dot_product" in str(node.target)]
+    assert queries and all(query.meta["val"].dim() == 4 for query in queries)
 
 
 def test_the_file_says_how_to_use_it(tmp_path):

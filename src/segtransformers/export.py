@@ -171,7 +171,7 @@ def export_model(
     except (ValueError, MemoryError):
         raise
     except Exception as error:  # of many kinds, from a model that is not ours
-        raise ExportError(f"torch.export cannot trace {type(model).__name__}: {_first_line(error)}") from error
+        raise ExportError(f"torch.export cannot trace {type(model).__name__}: {_reason(error)}") from error
     description = json.dumps(describe(model, processor, size, dynamic_batch))
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
         file = Path(folder) / output.name  # the name of a file of weights beside it is written into it
@@ -210,7 +210,7 @@ def _write_onnx(program: torch.export.ExportedProgram, file: Path, description: 
                 verbose=False,
             )
         except torch.onnx.errors.OnnxExporterError as error:
-            raise ExportError(f"ONNX cannot express the model: {_first_line(error)}") from error
+            raise ExportError(f"ONNX cannot express the model: {_reason(error)}") from error
         assert exported is not None  # it is for files only
         exported.model.metadata_props[METADATA] = description
         exported.save(file)
@@ -274,7 +274,10 @@ def _quiet(*names: str) -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _first_line(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
+    """The first line of what began it: exporters put their own advice in front."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 

@@ -171,7 +171,10 @@ def windowed_attention(
     qkv = qkv.flatten(3, 4).unflatten(-1, (3, attention.num_heads, attention.head_dim))
     query, key, value = qkv.permute(4, 0, 1, 2, 5, 3, 6).unbind(0)  # each (B, rows, columns, heads, window^2, head_dim)
     query, key = attention.q_norm(query), attention.k_norm(key)
-    attended = F.scaled_dot_product_attention(query, key, value)
-    attended = attended.transpose(3, 4).flatten(4).unflatten(3, (window, window)).transpose(2, 3)
+    # four dimensions are what ONNX knows
+    attended = F.scaled_dot_product_attention(*(tokens.flatten(0, 2) for tokens in (query, key, value)))
+    attended = (
+        attended.unflatten(0, query.shape[:3]).transpose(3, 4).flatten(4).unflatten(3, (window, window)).transpose(2, 3)
+    )
     attended = attended.flatten(3, 4).flatten(1, 2)[:, :height, :width].flatten(1, 2)
     return attention.proj_drop(attention.proj(attention.norm(attended)))
