@@ -33,6 +33,7 @@ SETTINGS = {
     "eval_strategy": "steps",
     "eval_steps": 3,
 }
+ADAMW = {"optim": "adamw_torch", "learning_rate": 1e-3}
 
 
 def settled_model(kind: str):
@@ -120,6 +121,34 @@ def interrupted(folder: str) -> None:
             (Path(folder) / "stopped.json").write_text(json.dumps([str(stop), run.state.global_step]))
 
 
+def sharded(folder: str) -> None:
+    """accelerate shards on GPUs only: it is told that these processes have some. Tensors stay on the CPU."""
+    from accelerate.state import AcceleratorState, PartialState
+    from accelerate.utils import DistributedType
+
+    initialise = AcceleratorState.__init__
+
+    def with_gpus(self, *args, **kwargs):
+        if PartialState._shared_state.get("distributed_type") == DistributedType.MULTI_CPU:
+            PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        initialise(self, *args, **kwargs)
+
+    AcceleratorState.__init__ = with_gpus
+    settings = {**ADAMW, "save_strategy": "steps", "save_steps": 2, "fsdp": True, "fsdp_config": {"version": 2}}
+    for kind in ("upernet", "mask2former"):
+        run_of(kind, f"{folder}/{kind}", per_device=2, **{**settings, "save_strategy": "no"}).train()
+    run = run_of("segmenter", folder, per_device=2, **settings)
+    run.train()
+    assert run.is_fsdp_enabled and any(type(part).__name__ == "DTensor" for part in run.model.parameters())
+    report(folder, "sharded", run)
+    run.save_model(f"{folder}/saved")
+    again = run_of("segmenter", f"{folder}/again", per_device=2, **settings)
+    again.train(resume_from_checkpoint=f"{folder}/checkpoint-2")
+    if run.is_world_process_zero():
+        np.testing.assert_allclose(losses(again), losses(run), rtol=1e-6)
+    distributed.destroy_process_group()
+
+
 def launch(case: str, folder: Path, launcher: list[str], wait: bool = True):
     script = folder / "script.py"
     script.write_text(SCRIPT)
@@ -184,3 +213,17 @@ def test_ctrl_c_stops_both_after_the_same_step(tmp_path):
     assert message == f"stopped after step {step}; a checkpoint is saved" and 3 <= step < 500
     AutoModelForSemanticSegmentation.from_pretrained(tmp_path / f"checkpoint-{step}")
     assert (tmp_path / f"checkpoint-{step}" / "rng_state_1.pth").exists()
+
+
+def test_sharded_parameters(tmp_path):
+    """FSDP: the same losses as one process, checkpoints to go on from, and a model that loads without it."""
+    launch("sharded", tmp_path, TORCHRUN)
+    found = json.loads((tmp_path / "sharded.json").read_text())
+    single = run_of("segmenter", str(tmp_path / "single"), per_device=4, **ADAMW)
+    single.train()
+    expected = figures(single)
+    np.testing.assert_allclose(found["losses"], expected["losses"], rtol=1e-5)
+    np.testing.assert_allclose(found["iou"], expected["iou"], atol=2e-3)
+    loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "saved")
+    for (name, tensor), other in zip(loaded.named_parameters(), single.model.parameters(), strict=True):
+        torch.testing.assert_close(tensor, other, rtol=1e-4, atol=1e-5, msg=name)

@@ -4,7 +4,6 @@
 import argparse
 import contextlib
 import difflib
-import json
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from ..datasets.reading import DataError
 from ..packaged import packaged_model_path
 from .common import UserError, one_line_errors, sides
 from .data_options import ClassesOption, KindOption, LabelMapOption, MaskEndingOption, ReduceLabelsOption, load_data
+from .evaluate import write_results
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -162,7 +162,7 @@ def _run(
     if lora_rank is not None:
         training.merge_lora(network)
     if is_main:
-        (output / "recipe.json").write_text(json.dumps(recipe.to_dict(), indent=2) + "\n", encoding="utf-8")
+        write_results(recipe.to_dict(), output / "recipe.json")
     trainer.save_model()
     if len(parts) > 1:
         _measure(output, processor, parts[1], arguments)
@@ -175,7 +175,6 @@ def _measure(output: Path, processor: Any, data: "SegmentationDataset", argument
     from transformers import AutoModelForSemanticSegmentation
 
     from ..evaluation import evaluate_segmentation, results_table
-    from .evaluate import write_results
 
     if arguments.world_size > 1:
         torch.distributed.barrier()  # the main process writes the model
@@ -209,6 +208,8 @@ def parse_training_arguments(words: Sequence[str]) -> dict[str, Any]:
         hint = f": is {close[0]} meant?" if close else ", of this command or of transformers' TrainingArguments"
         raise UserError(f"there is no option {rest[0]}{hint}")
     changes = vars(found)
+    if str(changes.get("fsdp")).lower() == "true":
+        changes["fsdp"] = True  # transformers would take the word for an old way of saying it
     if "output_dir" in changes:
         raise UserError("--output says where the model goes, not --output_dir")
     return changes

@@ -41,7 +41,7 @@ class InterruptCallback(TrainerCallback):
     """Ctrl-C ends the step and saves a checkpoint; a second one ends at once.
 
     Several processes stop after the same step: each tells the others after every step, and reads what they told after
-    the step before, so that no step waits for it.
+    the step before, so that no step waits for it. They do so beside what else they exchange, on the CPU.
 
     Attributes:
         stopped: whether the last training ended this way.
@@ -50,6 +50,7 @@ class InterruptCallback(TrainerCallback):
     def __init__(self) -> None:
         self.requested = self.stopped = False
         self._pending: tuple[torch.Tensor, Any] | None = None
+        self._group: Any = None
 
     @contextlib.contextmanager
     def catching(self) -> Iterator[None]:
@@ -74,20 +75,25 @@ class InterruptCallback(TrainerCallback):
                 self._pending[1].wait()
                 self._pending = None
 
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if args.world_size > 1 and self._group is None:
+            self._group = distributed.new_group(backend="gloo")
+
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        if self._agreed(args):
+        if self._agreed():
             self.stopped = True
             control.should_save, control.should_evaluate, control.should_training_stop = True, False, True
         return control
 
-    def _agreed(self, args: TrainingArguments) -> bool:
-        if args.world_size <= 1:
+    def _agreed(self) -> bool:
+        if self._group is None:
             return self.requested
         before = self._pending
-        flag = torch.tensor(float(self.requested), device=args.device)
-        self._pending = (flag, distributed.all_reduce(flag, distributed.ReduceOp.MAX, async_op=True))
+        flag = torch.tensor(float(self.requested))
+        work = distributed.all_reduce(flag, distributed.ReduceOp.MAX, group=self._group, async_op=True)
+        self._pending = (flag, work)
         if before is None:
             return False
         before[1].wait()

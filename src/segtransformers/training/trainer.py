@@ -60,7 +60,7 @@ class SegmentationTrainer(Trainer):
         self.class_metrics: dict[str, Any] = {}
         self._metric: MeanIoU | None = None
         self._own_metric = kwargs.get("compute_metrics") is None
-        self._counting = False
+        self._counting = self._is_gathered = False
         self._interrupt = InterruptCallback()
         if self._own_metric:
             kwargs["compute_metrics"] = self._add_counts
@@ -171,7 +171,26 @@ class SegmentationTrainer(Trainer):
         self._metric = None  # the last evaluation may have been interrupted
         if self.pictures is not None:
             self.pictures.start()
-        return super().evaluation_loop(dataloader, description, *args, **kwargs)
+        self._is_gathered = False
+        try:
+            return super().evaluation_loop(dataloader, description, *args, **kwargs)
+        finally:
+            if self._is_gathered:
+                self._gather_shards(self.model_wrapped, False)
+
+    def _gather_shards(self, model: Any, whole: bool) -> None:
+        """Under FSDP, whether every process holds all parameters: its images need as many windows as they need, and
+        could not be waited for by processes that gather parameters for each of theirs."""
+        from torch.distributed.fsdp import FSDPModule
+
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                if whole:
+                    module.unshard()
+                else:
+                    module.reshard()
+                if module is not model:  # it keeps its own parameters after a forward anyway
+                    module.set_reshard_after_forward(not whole, recurse=False)
 
     def prediction_step(
         self,
@@ -185,6 +204,9 @@ class SegmentationTrainer(Trainer):
             in [`evaluate`], the mean loss, the confusion matrices `(B, num_labels, num_labels + 1)` as of [`MeanIoU`],
             and `(B,)` zeros in place of labels; otherwise as `Trainer`.
         """
+        if self.is_fsdp_enabled and not self._is_gathered:
+            self._gather_shards(model, True)
+            self._is_gathered = True
         inputs = {name: value for name, value in inputs.items() if name != SAMPLE_INDEX}
         if not self._counting or prediction_loss_only:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)

@@ -1,0 +1,106 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""Throughput and peak memory of a training step on a CPU: with and without checkpointing, and compiled operators.
+
+    python benchmarks/training_step.py                       # the published ViT-Adapter-T with UperNet, 2 images of 512
+    python benchmarks/training_step.py --size 64 --rounds 1  # a try
+
+A step is forward, backward and AdamW by the recipe. Every figure is of a process of its own; the variants take turns in
+each round, and medians are compared. Memory is the peak of the resident memory over what the process held with the
+model and the states of the optimizer. Compiled operators need `segtransformers build-kernels`.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from models import resident
+from transformers.utils import logging
+
+from segtransformers.operators import compiled_operators, hub
+from segtransformers.training import create_optimizer, get_recipe
+from segtransformers.training.starting_points import starting_model
+
+RECIPE = "upernet_deit_adapter_tiny_512_160k_ade20k"
+CLASSES = 150
+VARIANTS = {
+    "plain PyTorch": {"operators": "off", "checkpointing": False},
+    "plain PyTorch, checkpointing": {"operators": "off", "checkpointing": True},
+    "compiled operators": {"operators": "force", "checkpointing": False},
+    "compiled operators, checkpointing": {"operators": "force", "checkpointing": True},
+}
+MIB = 1 << 20
+
+
+def measure(variant: dict, size: int, batch: int, steps: int, threads: int) -> dict[str, float]:
+    """Seconds of a step and bytes of its peak, in this process."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    logging.disable_progress_bar()
+    recipe = get_recipe(RECIPE)
+    model, _ = starting_model(None, recipe, {index: str(index) for index in range(CLASSES)})
+    if variant["checkpointing"]:
+        model.gradient_checkpointing_enable()
+    optimizer = create_optimizer(model, recipe)
+    pixel_values, labels = torch.randn(batch, 3, size, size), torch.randint(CLASSES, (batch, size, size))
+    for parameter in model.parameters():  # the states of the optimizer and the gradients are there from now on
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before, times = resident("VmRSS"), []
+    with compiled_operators(variant["operators"]):
+        for _ in range(steps + 1):
+            start = time.perf_counter()
+            model(pixel_values, labels=labels).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=False)
+            times.append(time.perf_counter() - start)
+    return {"seconds": statistics.median(times[1:]), "peak": resident("VmHWM") - before}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=512, help="of the images, in pixels")
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=3, help="timed in each process, after one that is not")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--inside", help=argparse.SUPPRESS)  # the process that is measured
+    options = parser.parse_args()
+    if options.inside is not None:
+        found = measure(VARIANTS[options.inside], options.size, options.batch, options.steps, options.threads)
+        print(json.dumps(found))
+        return
+    print(hub.describe())
+    is_compiled = "compiled on cpu" in hub.describe()
+    found: dict[str, list[dict[str, float]]] = {
+        name: [] for name, variant in VARIANTS.items() if is_compiled or variant["operators"] == "off"
+    }
+    for _ in range(options.rounds):
+        for name, figures in found.items():
+            words = [sys.executable, __file__, *sys.argv[1:], "--inside", name]
+            done = subprocess.run(words, capture_output=True, text=True)
+            if done.returncode:
+                sys.exit(f"{name}: {done.stderr.strip().splitlines()[-1]}")
+            figures.append(json.loads(done.stdout.splitlines()[-1]))
+    medians = {
+        name: {key: statistics.median(figure[key] for figure in figures) for key in figures[0]}
+        for name, figures in found.items()
+    }
+    first = medians["plain PyTorch"]
+    print(f"{options.batch} images of {options.size} pixels, {options.threads} threads, {options.rounds} rounds")
+    print("| variant | images per second | ratio | peak MiB | ratio |")
+    print("|---|---|---|---|---|")
+    for name, figures in medians.items():
+        print(
+            f"| {name} | {options.batch / figures['seconds']:.2f} | {first['seconds'] / figures['seconds']:.2f} "
+            f"| {figures['peak'] / MIB:.0f} | {figures['peak'] / first['peak']:.2f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
