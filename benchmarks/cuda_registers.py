@@ -22,7 +22,8 @@ TYPES = {"f": "float32", "d": "float64", "4Half": "float16", "8BFloat16": "bfloa
 INSTRUCTIONS = {
     "16-byte loads": r"\bLDG\.E\.128",
     "additions of 4": r"\bRED\w*\.E\.ADD\.F32x4",
-    "other additions": r"\bRED\w*\.E\.ADD(?!\.F32x4)",
+    "single additions": r"\bRED\w*\.E\.ADD(?!\.F32x4)",
+    "atomics of any memory": r"\bATOM\w*\.",
     "local memory": r"\b(?:LDL|STL)\b",
 }
 

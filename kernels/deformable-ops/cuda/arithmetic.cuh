@@ -206,34 +206,46 @@ DEFORMABLE_OPS_DEVICE void store_pair(const Array& array, int64_t index, T x, T 
 
 // ---- atomic sums ---------------------------------------------------------------------------------------------------
 
+// target += x, in global memory: of a plain pointer the compiler has to assume that it may be shared memory, and makes a
+// loop for that.
+DEFORMABLE_OPS_DEVICE void add_one(float* target, float x) {
+#if defined(DEFORMABLE_OPS_EMULATED)
+  atomicAdd(target, x);
+#else
+  asm volatile("red.global.add.f32 [%0], %1;" : : "l"(__cvta_generic_to_global(target)), "f"(x) : "memory");
+#endif
+}
+DEFORMABLE_OPS_DEVICE void add_one(double* target, double x) {
+#if defined(DEFORMABLE_OPS_EMULATED)
+  atomicAdd(target, x);
+#else
+  asm volatile("red.global.add.f64 [%0], %1;" : : "l"(__cvta_generic_to_global(target)), "d"(x) : "memory");
+#endif
+}
+
 // target[0..3] += x[0..3]: one instruction where the chip has it
 DEFORMABLE_OPS_DEVICE void add_four(float* target, const float* x) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};"
                :
-               : "l"(target), "f"(x[0]), "f"(x[1]), "f"(x[2]), "f"(x[3])
+               : "l"(__cvta_generic_to_global(target)), "f"(x[0]), "f"(x[1]), "f"(x[2]), "f"(x[3])
                : "memory");
 #else
 #pragma unroll
-  for (int i = 0; i < 4; ++i) atomicAdd(target + i, x[i]);
+  for (int i = 0; i < 4; ++i) add_one(target + i, x[i]);
 #endif
 }
 
-template <int kElements>
-DEFORMABLE_OPS_DEVICE void add(float* target, const float (&x)[kElements]) {
+// target[i] += x[i]
+template <typename T, int kElements>
+DEFORMABLE_OPS_DEVICE void add(T* target, const T (&x)[kElements]) {
   if constexpr (kElements % 4 == 0) {
 #pragma unroll
     for (int i = 0; i < kElements; i += 4) add_four(target + i, x + i);
   } else {
 #pragma unroll
-    for (int i = 0; i < kElements; ++i) atomicAdd(target + i, x[i]);
+    for (int i = 0; i < kElements; ++i) add_one(target + i, x[i]);
   }
-}
-
-template <int kElements>
-DEFORMABLE_OPS_DEVICE void add(double* target, const double (&x)[kElements]) {
-#pragma unroll
-  for (int i = 0; i < kElements; ++i) atomicAdd(target + i, x[i]);
 }
 
 // ---- lanes of a warp -----------------------------------------------------------------------------------------------

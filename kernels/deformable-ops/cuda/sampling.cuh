@@ -475,7 +475,7 @@ DEFORMABLE_OPS_DEVICE void backward_items(const Task& task, int64_t image, int32
                 part[c] = weights.x[corner] * own[c];
               }
               if (active && corners.token[corner] >= 0) {
-                add<kElements>(row_at(sums + channel, sums_bytes, corners.token[corner]), part);
+                add(row_at(sums + channel, sums_bytes, corners.token[corner]), part);
               }
             }
           }
