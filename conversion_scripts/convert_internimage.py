@@ -13,4 +13,4 @@ import sys
 from segtransformers.conversion.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main("internimage", backbones=("InternImage", "internimage")))
+    sys.exit(main("internimage"))

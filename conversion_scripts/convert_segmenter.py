@@ -9,7 +9,6 @@ python conversion_scripts/convert_segmenter.py --checkpoint FILE|URL|NAME [--con
 import sys
 
 from segtransformers.conversion.cli import main
-from segtransformers.conversion.config_source import VARIANT
 
 if __name__ == "__main__":
-    sys.exit(main("segmenter", backbones=("VisionTransformer", VARIANT)))
+    sys.exit(main("segmenter"))

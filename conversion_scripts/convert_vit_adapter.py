@@ -10,4 +10,4 @@ import sys
 from segtransformers.conversion.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main("vit_adapter", backbones=("ViTAdapter", "BEiTAdapter", "UniPerceiverAdapter")))
+    sys.exit(main("vit_adapter"))

@@ -17,11 +17,12 @@ import pytest
 import torch
 from reference_cases import ReferenceCase, relative_error
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+from typer.testing import CliRunner
 
+from segtransformers.cli import app
 from segtransformers.conversion import ConversionError, convert_checkpoint
 from segtransformers.conversion.checkpoint import read_checkpoint
 from segtransformers.conversion.cli import main
-from segtransformers.conversion.config_source import VARIANT
 from segtransformers.conversion.config_text import parse_config
 from segtransformers.conversion.convert import empty_model
 from segtransformers.conversion.protocol import read_test_pipeline
@@ -59,7 +60,7 @@ def config_file(tmp_path) -> Path:
 
 def convert(capsys, *arguments) -> tuple[int, str, str]:
     """The script in this process: exit status, what it said, what it complained about."""
-    status = main("vit_adapter", ("ViTAdapter",), [str(argument) for argument in arguments])
+    status = main("vit_adapter", [str(argument) for argument in arguments])
     captured = capsys.readouterr()
     return status, captured.out, captured.err
 
@@ -373,9 +374,7 @@ def test_advice_fits_what_was_said(tmp_path, capsys, checkpoint, config_file):
         "an official Segmenter's variant.yml, which convert_segmenter.py converts; this script converts ViTAdapter"
     )
     assert_refused(capsys, tmp_path, message, *arguments, tmp_path / "variant.yml")
-    status = main(
-        "segmenter", ("VisionTransformer", VARIANT), [*map(str, arguments), str(config_file), "--output", "x"]
-    )
+    status = main("segmenter", [*map(str, arguments), str(config_file), "--output", "x"])
     complaint = capsys.readouterr().err
     assert status == 1 and "converts VisionTransformer, an official Segmenter with its variant.yml" in complaint
 
@@ -561,3 +560,16 @@ def test_known_data_sets(name):
 def test_unknown_data_set():
     with pytest.raises(ValueError, match="known are ade20k"):
         get_dataset_info("imagenet")
+
+
+def test_the_command_without_a_clone(tmp_path):
+    """`segtransformers convert FAMILY` is that family's script."""
+    runner = CliRunner()
+    done = runner.invoke(app, ["convert", "vit_comer", "--help"])
+    assert done.exit_code == 0 and "upernet_vit_comer_tiny_512_160k_ade20k" in done.stdout
+    assert "usage: segtransformers convert vit_comer" in done.stdout
+    for arguments in ([], ["--help"], ["vit"]):
+        done = runner.invoke(app, ["convert", *arguments])
+        assert done.exit_code == 1 and "vit_adapter, internimage" in done.stderr and done.stderr.count("\n") == 1
+    done = runner.invoke(app, ["convert", "segmenter", "--checkpoint", str(tmp_path / "no.pth"), "--output", "out"])
+    assert done.exit_code == 1 and "no.pth" in done.stderr

@@ -18,12 +18,11 @@ from segtransformers.conversion.cli import main
 from segtransformers.conversion.convert import convert_with_report
 
 SCRIPTS = Path(__file__).parent.parent / "conversion_scripts"
-BACKBONES = ("ViTAdapter", "BEiTAdapter", "UniPerceiverAdapter")
 CASE = ReferenceCase("vit_adapter/tiny-vit-light-upernet")
 
 
 def run(capsys, *arguments) -> tuple[int, str, str]:
-    status = main("vit_adapter", BACKBONES, [str(argument) for argument in arguments])
+    status = main("vit_adapter", [str(argument) for argument in arguments])
     captured = capsys.readouterr()
     return status, captured.out, captured.err
 

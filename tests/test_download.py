@@ -262,7 +262,7 @@ def _checkpoint() -> bytes:
 
 
 def run(capsys, *arguments) -> tuple[int, str, str]:
-    status = main("vit_adapter", ("ViTAdapter",), [str(argument) for argument in arguments])
+    status = main("vit_adapter", [str(argument) for argument in arguments])
     captured = capsys.readouterr()
     return status, captured.out, captured.err
 

@@ -26,7 +26,7 @@ ROWS = published_rows("internimage")
 
 def convert(capsys, *arguments) -> tuple[int, str, str]:
     """The script in this process: exit status, what it said, what it complained about."""
-    status = main("internimage", ("InternImage", "internimage"), [str(argument) for argument in arguments])
+    status = main("internimage", [str(argument) for argument in arguments])
     captured = capsys.readouterr()
     return status, captured.out, captured.err
 

@@ -408,7 +408,7 @@ def test_failures_on_the_command_line_are_one_line_without_the_token(client, tmp
     file = case_files(tmp_path, "segmenter")
     client.failing = {"/commit/": 500}
     arguments = ["--checkpoint", file, "--push-to-hub", "writer/x", "--output", tmp_path / "out"]
-    status = main("segmenter", ("VisionTransformer",), list(map(str, arguments)))
+    status = main("segmenter", list(map(str, arguments)))
     captured = capsys.readouterr()
     assert status == 1 and captured.err.startswith("error: the push failed") and captured.err.count("\n") == 1
     assert WRITER not in captured.out + captured.err
@@ -424,7 +424,7 @@ def test_options_that_need_others(tmp_path, capsys):
         ([], "say where to write, with --output, or where to push"),
         (["--output", str(tmp_path / "x"), "--private"], "mean nothing without --push-to-hub"),
     ):
-        assert main("segmenter", ("VisionTransformer",), ["--checkpoint", "x.pth", *options]) == 1
+        assert main("segmenter", ["--checkpoint", "x.pth", *options]) == 1
         assert message in capsys.readouterr().err
 
 

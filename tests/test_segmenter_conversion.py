@@ -18,7 +18,6 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, p
 from segtransformers import SegmenterForSemanticSegmentation, SegmenterViTBackbone, ViTAdapterBackbone, ViTAdapterConfig
 from segtransformers.conversion import ConversionError, convert_checkpoint, load_pretrained_trunk
 from segtransformers.conversion.cli import main
-from segtransformers.conversion.config_source import VARIANT
 from segtransformers.conversion.config_text import parse_variant
 from segtransformers.conversion.convert import empty_model
 from segtransformers.conversion.mapping import Settings
@@ -34,7 +33,7 @@ OFFICIAL = ReferenceCase("segmenter/tiny-official-mask")
 
 def convert(capsys, *arguments) -> tuple[int, str, str]:
     """The script in this process: exit status, what it said, what it complained about."""
-    status = main("segmenter", ("VisionTransformer", VARIANT), [str(argument) for argument in arguments])
+    status = main("segmenter", [str(argument) for argument in arguments])
     captured = capsys.readouterr()
     return status, captured.out, captured.err
 

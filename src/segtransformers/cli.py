@@ -6,6 +6,7 @@ import typer
 from .commands.build_kernels import build_kernels
 from .commands.check_data import check_data
 from .commands.common import one_line_errors
+from .commands.convert import convert
 from .commands.demo import demo
 from .commands.evaluate import evaluate
 from .commands.export import export
@@ -35,5 +36,9 @@ app.command()(info)
 app.command()(build_kernels)
 app.command()(recipes)
 app.command()(push)
+# its options are those of the conversion scripts, --help among them
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})(
+    convert
+)
 # what it does not know are options of transformers' TrainingArguments
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train)

@@ -1,6 +1,6 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""What the conversion scripts do: find a checkpoint, convert it, write a folder that `from_pretrained` loads, check it,
-and push it to the Hub."""
+"""What the conversion scripts and `segtransformers convert` do: find a checkpoint, convert it, write a folder that
+`from_pretrained` loads, check it, and push it to the Hub."""
 
 import argparse
 import contextlib
@@ -17,33 +17,41 @@ from transformers.utils import logging
 from .. import __version__
 from ..datasets import DATASETS
 from ..publishing import PublishingError, check_destination, push_folder
+from .config_source import VARIANT
 from .converter import convert
 from .mapping import ConversionError
 from .published import published_rows
 
+# mmseg's names of the backbones that each family's script converts, and model types of the Hub
+BACKBONES = {
+    "vit_adapter": ("ViTAdapter", "BEiTAdapter", "UniPerceiverAdapter"),
+    "internimage": ("InternImage", "internimage"),
+    "vit_comer": ("ViTCoMer",),
+    "segmenter": ("VisionTransformer", VARIANT),
+}
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def main(family: str, backbones: Sequence[str], arguments: Sequence[str] | None = None) -> int:
+def main(family: str, arguments: Sequence[str] | None = None, program: str | None = None) -> int:
     """Run one family's conversion script; returns the exit status.
 
     Args:
-        family: which published rows `--config` and `--checkpoint` know.
-        backbones: mmseg's names of the backbones that this script converts, and model types of the Hub.
+        family: one of `BACKBONES`, whose published rows `--config` and `--checkpoint` know.
         arguments: the command line, by default the process's own.
+        program: what the help calls it, by default the name of the script.
     """
-    options = _parser(family).parse_args(arguments)
+    options = _parser(family, program).parse_args(arguments)
     logging.disable_progress_bar()
     try:
         with _output_folder(options) as output:
-            _convert(options, output, family, backbones)
+            _convert(options, output, family)
     except (ConversionError, PublishingError) as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 1
     return 0
 
 
-def _convert(options: argparse.Namespace, output: Path, family: str, backbones: Sequence[str]) -> None:
+def _convert(options: argparse.Namespace, output: Path, family: str) -> None:
     repository = options.push_to_hub
     if repository is not None:
         repository = check_destination(repository, options.private, options.create_pr).repo_id
@@ -51,7 +59,7 @@ def _convert(options: argparse.Namespace, output: Path, family: str, backbones: 
         options.checkpoint,
         output,
         family,
-        backbones,
+        BACKBONES[family],
         config=options.config,
         dataset=options.dataset,
         sha256=options.sha256,
@@ -69,9 +77,10 @@ def _convert(options: argparse.Namespace, output: Path, family: str, backbones: 
         print(f"pushed to {push_folder(output, repository, options.private, options.create_pr, message)}")
 
 
-def _parser(family: str) -> argparse.ArgumentParser:
+def _parser(family: str, program: str | None) -> argparse.ArgumentParser:
     rows = "\n  ".join(f"{name:<60} {_described(row)}" for name, row in published_rows(family).items())
     parser = argparse.ArgumentParser(
+        prog=program,
         description="Convert an original MMSegmentation 0.x checkpoint into a folder that from_pretrained loads.",
         epilog=f"published configs:\n  {rows}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
