@@ -146,6 +146,12 @@ def test_nothing_is_folded_where_gradients_are_wanted():
 
 
 @torch.no_grad()
+def test_a_model_on_the_meta_device_tells_its_shapes():
+    model = SegUperNetForSemanticSegmentation(small_upernet(small_config())).to("meta").eval()
+    assert model(torch.empty(1, 3, 64, 96, device="meta")).logits.shape == (1, 5, 64, 96)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("shape", [(100, 12), (2, 70, 12), (3, 8, 9, 12)])
 @pytest.mark.parametrize("bias", [None, torch.randn(7)])
 def test_linear_layers_by_convolutions(products_are_slow, shape, bias):

@@ -70,7 +70,9 @@ def in_inference(*tensors: torch.Tensor) -> bool:
         _state.enabled
         and not torch.is_grad_enabled()
         and all(
-            type(tensor) in (torch.Tensor, nn.Parameter) and tensor.dtype in (torch.float32, torch.float64)
+            type(tensor) in (torch.Tensor, nn.Parameter)
+            and tensor.dtype in (torch.float32, torch.float64)
+            and tensor.device.type != "meta"
             for tensor in tensors
         )
         and not torch.compiler.is_compiling()
