@@ -64,8 +64,9 @@ DEFORMABLE_OPS_DEVICE Item item_of(const Task& task, int32_t tile, int32_t first
     const int32_t tile_height = task.queries_together / task.tile_width;
     item.x = tile % task.tile_columns * task.tile_width + in_tile % task.tile_width;
     item.y = tile / task.tile_columns * tile_height + in_tile / task.tile_width;
-    item.query = item.y * width + item.x;
-    item.exists = item.x < width && item.query < queries;
+    const int64_t query = static_cast<int64_t>(item.y) * width + item.x;  // behind the last one it may need 64 bits
+    item.query = static_cast<int32_t>(query);
+    item.exists = item.x < width && query < queries;
   }
   return item;
 }

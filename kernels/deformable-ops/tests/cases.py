@@ -110,6 +110,30 @@ def unfused(arguments: dict) -> dict:
     }
 
 
+def as_attention(
+    value, offset, mask, kernel_size, stride, padding, dilation, groups, offset_scale, remove_center
+) -> dict:
+    """The arguments of ms_deform_attn that stand for those of dcnv3: one level, a query for each output pixel."""
+    batch, height, width, channels = value.shape
+    out_height, out_width = offset.shape[1:3]
+    steps = [dilation[axis] * torch.arange(kernel_size[axis]) for axis in (0, 1)]
+    middle = [dilation[axis] * (kernel_size[axis] - 1) // 2 for axis in (0, 1)]
+    grid = torch.stack(torch.meshgrid(steps[1] - middle[1], steps[0] - middle[0], indexing="ij"), -1).reshape(-1, 2)
+    if remove_center:
+        grid = torch.cat([grid[: len(grid) // 2], grid[len(grid) // 2 + 1 :]])
+    points = len(grid)
+    places = [stride[axis] * torch.arange(size) - padding[axis] for axis, size in ((0, out_height), (1, out_width))]
+    y, x = torch.meshgrid(places[0] + middle[0], places[1] + middle[1], indexing="ij")
+    centre = torch.stack([x, y], -1).reshape(-1, 1, 1, 2)
+    moved = (grid + offset.reshape(batch, -1, groups, points, 2)) * offset_scale
+    return {
+        "value": value.reshape(batch, height * width, groups, channels // groups),
+        "spatial_shapes": [(height, width)],
+        "sampling_locations": ((centre + moved + 0.5) / torch.tensor([width, height]))[:, :, :, None],
+        "attention_weights": mask.reshape(batch, -1, groups, 1, points),
+    }
+
+
 def expected_attention(value, spatial_shapes, sampling_locations, attention_weights) -> torch.Tensor:
     """Corner by corner, by indexing, in float64: slow, and nothing like the compiled code."""
     batch, _, heads, channels = value.shape

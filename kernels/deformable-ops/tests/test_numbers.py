@@ -10,6 +10,7 @@ import pytest
 import torch
 from cases import (
     REFERENCE,
+    as_attention,
     attention,
     convolution,
     expected_attention,
@@ -160,6 +161,9 @@ def test_half_precision_keeps_every_value(ops, device):
 PLACES = st.one_of(st.sampled_from([-1.0, -0.5, 0.0, 0.5, 1.0]), st.floats(-2, 3), st.floats(-1e6, 1e6), st.just(1e30))
 
 
+CHANNELS = st.sampled_from([1, 2, 3, 5, 8, 13, 16, 31, 32, 64, 65, 127])
+
+
 @st.composite
 def attention_arguments(draw):
     """Small arguments of any shape, with points on and around the borders."""
@@ -170,19 +174,20 @@ def attention_arguments(draw):
         batch=draw(st.sampled_from([1, 2, 3, 67])),
         queries=draw(st.integers(1, 5)),
         heads=draw(st.integers(1, 3)),
-        channels=draw(st.sampled_from([1, 2, 3, 5, 8, 13, 16, 31, 32, 64, 65, 127])),
+        channels=draw(CHANNELS),
         points=draw(st.integers(1, 8)),
     )
     locations = arguments["sampling_locations"]
     flat = locations.flatten(0, 2)
     for _ in range(draw(st.integers(0, 8))):
         level = draw(st.integers(0, levels - 1))
-        width = shapes[level][1]
+        height, width = shapes[level]
         place = flat[draw(st.integers(0, len(flat) - 1)), level, draw(st.integers(0, flat.shape[2] - 1))]
         # in pixels: -1, 0, the last and beyond come out exactly
-        x, y = draw(st.sampled_from([-1.0, 0.0, width - 1.0, float(width)])), draw(PLACES)
-        place[0] = (x + 0.5) / width
-        place[1] = y
+        x, y = (draw(st.sampled_from([-1.0, 0.0, side - 1.0, float(side)])) for side in (width, height))
+        place[0], place[1] = (x + 0.5) / width, (y + 0.5) / height
+        if draw(st.booleans()):
+            place[draw(st.integers(0, 1))] = draw(PLACES)
     return arguments
 
 
@@ -198,6 +203,50 @@ def test_any_shape_and_place(ops, device, arguments):
     ones = {**arguments, "value": torch.ones_like(arguments["value"])}
     inside = expected_attention(**ones).sum()
     assert abs(gradients["value"].sum() - inside) <= 1e-8 * max(1, abs(inside))
+
+
+@settings(max_examples=60, deadline=None)
+@given(arguments=attention_arguments(), seed=st.integers(0, 1000))
+def test_any_shape_fused(ops, arguments, seed):
+    torch.manual_seed(seed)
+    arguments = fused(arguments, levels=1 if seed % 2 else None, batch=1 if seed % 3 else None)
+    expected = expected_attention(**unfused(arguments))
+    scale = expected.abs().max().clamp_min(1e-3)
+    assert ((ops.ms_deform_attn_fused(**arguments) - expected).abs() <= 1e-9 * scale).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_any_convolution(ops, data):
+    def pair(least, most):
+        return data.draw(st.integers(least, most)), data.draw(st.integers(least, most))
+
+    kernel_size, stride, padding, dilation = pair(1, 5), pair(1, 3), pair(0, 3), pair(1, 2)
+    remove_center = False
+    if kernel_size[0] == kernel_size[1] and kernel_size[0] in (3, 5):
+        remove_center = data.draw(st.booleans())
+    reach = [dilation[axis] * (kernel_size[axis] - 1) + 1 for axis in (0, 1)]
+    size = [max(data.draw(st.integers(1, 9)), reach[axis] - 2 * padding[axis]) for axis in (0, 1)]
+    out = [(size[axis] + 2 * padding[axis] - reach[axis]) // stride[axis] + 1 for axis in (0, 1)]
+    batch, groups, channels = data.draw(st.sampled_from([1, 2, 3])), data.draw(st.integers(1, 4)), data.draw(CHANNELS)
+    points = kernel_size[0] * kernel_size[1] - remove_center
+    torch.manual_seed(data.draw(st.integers(0, 1000)))
+    far = data.draw(st.sampled_from([1, 9]))
+    arguments = {
+        "value": torch.randn(batch, *size, groups * channels, dtype=torch.float64),
+        "offset": torch.randn(batch, *out, groups * points * 2, dtype=torch.float64) * far,
+        "mask": torch.randn(batch, *out, groups * points, dtype=torch.float64),
+        "kernel_size": kernel_size,
+        "stride": stride,
+        "padding": padding,
+        "dilation": dilation,
+        "groups": groups,
+        "offset_scale": data.draw(st.sampled_from([0.5, 1.0, 2.0])),
+        "remove_center": remove_center,
+    }
+    expected = expected_attention(**as_attention(**arguments)).reshape(batch, *out, groups * channels)
+    scale = expected.abs().max().clamp_min(1e-3)
+    assert ((ops.dcnv3(**arguments) - expected).abs() <= 1e-9 * scale).all()
 
 
 @settings(max_examples=100, deadline=None)
