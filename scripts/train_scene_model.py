@@ -191,6 +191,7 @@ def main() -> None:
     model.half().save_pretrained(options.output)
 
     saved = SegUperNetForSemanticSegmentation.from_pretrained(options.output, dtype=torch.float32)
+    saved.config.save_pretrained(options.output)  # it says float32 now: half precision is many times slower on CPUs
     metrics = evaluate(saved, options.scenes, options.seed)
     metrics["training"] = {
         "steps": options.steps,

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from transformers import (
     SegformerConfig,
@@ -18,7 +19,9 @@ from typer.testing import CliRunner
 
 from segtransformers import example_image_path, packaged_model_path
 from segtransformers.cli import app
+from segtransformers.commands.common import load_model
 from segtransformers.datasets.scenes import CLASS_NAMES, draw_scene
+from segtransformers.packaged import known_model
 from segtransformers.visualization import class_areas, distinct_colours, draw_overlay, draw_segmentation
 
 
@@ -62,6 +65,7 @@ def test_packaged_model_is_complete():
 def test_packaged_model_recognises_the_example():
     """Through processor and pipeline, as a user sees it: more than nine pixels in ten are right."""
     segmenter = pipeline("image-segmentation", model=str(packaged_model_path()))
+    assert segmenter.model.dtype == torch.float32  # it is stored in half precision, which is slow on CPUs
     names, predicted = [], {}
     for segment in segmenter(str(example_image_path())):
         predicted[segment["label"]] = np.asarray(segment["mask"]) == 255
@@ -69,6 +73,14 @@ def test_packaged_model_recognises_the_example():
     _, labels = draw_scene(141, (256, 384))
     right = sum((predicted[name] & (labels == index)).sum() for index, name in enumerate(CLASS_NAMES) if name in names)
     assert right / labels.size > 0.95
+
+
+def test_packaged_is_a_name_for_the_packaged_model_unless_a_folder_is_called_so(tmp_path, monkeypatch):
+    network, _ = load_model("packaged", "cpu")
+    assert network.config.id2label[9] == "balloon" and network.dtype == torch.float32
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "packaged").mkdir()
+    assert known_model("packaged") == "packaged"
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1", "LA", "I;16"])

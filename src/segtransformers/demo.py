@@ -26,7 +26,7 @@ from PIL import Image
 
 from segtransformers.commands.common import UserError, load_model, read_picture, view_options
 from segtransformers.inference import segment_image
-from segtransformers.packaged import example_image_path, packaged_model_path
+from segtransformers.packaged import example_image_path, known_model
 from segtransformers.visualization import Palette, class_areas, distinct_colours, draw_overlay
 
 logger = logging.getLogger(__name__)
@@ -210,8 +210,8 @@ def named_models(models: Sequence[str]) -> dict[str, str]:
     """
     named: dict[str, str] = {}
     for model in models or ["packaged"]:
-        if model == "packaged" and not Path(model).exists():
-            named[PACKAGED] = str(packaged_model_path())
+        if known_model(model) != model:
+            named[PACKAGED] = known_model(model)
             continue
         short = Path(model).name if Path(model).is_dir() else model
         named[model if short in named else short] = model

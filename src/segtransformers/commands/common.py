@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from ..datasets.reading import DataError, read_image
 from ..inference import multi_scale_options
+from ..packaged import known_model
 
 # how a picture is looked at: options that several commands have
 MultiScale = Annotated[
@@ -46,11 +47,18 @@ def one_line_errors(*others: type[Exception]) -> Iterator[None]:
 
 
 def load_model(name: str, device: str | None):
+    """A model in float32, whatever its file holds, and its image processor.
+
+    Args:
+        name: a folder, a Hub id, or packaged.
+        device: such as cpu or cuda; None takes a GPU if there is one.
+    """
     logging.disable_progress_bar()
+    folder = known_model(name)
     try:
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        network = AutoModelForSemanticSegmentation.from_pretrained(name, dtype=torch.float32).to(place).eval()
-        processor = AutoImageProcessor.from_pretrained(name)
+        network = AutoModelForSemanticSegmentation.from_pretrained(folder, dtype=torch.float32).to(place).eval()
+        processor = AutoImageProcessor.from_pretrained(folder)
     except Exception as error:  # missing files, no network, another kind of model, no such device: all are one line
         reason = " ".join(str(error).split())
         if "Unrecognized configuration class" in reason:

@@ -41,7 +41,7 @@ from .data_options import (
 
 
 def evaluate(
-    model: Annotated[str, typer.Option(metavar="DIR_OR_ID", help="A converted folder or a Hub id.")],
+    model: Annotated[str, typer.Option(metavar="DIR_OR_ID", help="A converted folder, a Hub id, or packaged.")],
     data: Annotated[str, typer.Option(metavar="DIR_OR_ID", help="A folder with images and masks, or a Hub id.")],
     split: Annotated[str, typer.Option(help="The part to evaluate.")] = "validation",
     kind: KindOption = None,

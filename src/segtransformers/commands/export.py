@@ -8,13 +8,14 @@ from typing import Annotated
 
 import typer
 
-from ..packaged import packaged_model_path
 from .common import UserError, load_model, one_line_errors
 
 
 def export(
     output: Annotated[Path, typer.Option(help="File to write: .onnx, or .pt2 for torch.export.")],
-    model: Annotated[str | None, typer.Option(metavar="DIR_OR_ID", help="A converted folder or a Hub id.")] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="DIR_OR_ID", help="A converted folder, a Hub id, or packaged.")
+    ] = None,
     size: Annotated[
         tuple[int, int] | None,
         typer.Option(metavar="HEIGHT WIDTH", help="Of the images, in pixels; by default the model's window."),
@@ -33,7 +34,7 @@ def export(
     with one_line_errors(ValueError, ImportError, ExportError):
         if not output.parent.is_dir() or not os.access(output.parent, os.W_OK):
             raise UserError(f"cannot write to {output.parent}: there is no such folder, or permission is denied")
-        network, processor = load_model(model or str(packaged_model_path()), "cpu")
+        network, processor = load_model(model or "packaged", "cpu")
         chosen = size or export_size(network, processor)
         runs = check and (output.suffix != ".onnx" or importlib.util.find_spec("onnxruntime") is not None)
         try:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from ..inference import segment_image
-from ..packaged import example_image_path, packaged_model_path
+from ..packaged import example_image_path
 from ..visualization import class_areas, draw_segmentation
 from .common import (
     Flip,
@@ -37,7 +37,9 @@ def segment(
     images: Annotated[
         list[Path] | None, typer.Argument(metavar="[IMAGE]...", help="Pictures, or folders of pictures.")
     ] = None,
-    model: Annotated[str | None, typer.Option(metavar="DIR_OR_ID", help="A converted folder or a Hub id.")] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="DIR_OR_ID", help="A converted folder, a Hub id, or packaged.")
+    ] = None,
     output: Annotated[Path, typer.Option(help="File to write; a folder where there are several pictures.")] = Path(
         "segmentation.png"
     ),
@@ -56,7 +58,7 @@ def segment(
     with one_line_errors():
         paths = _expanded(images) if images else [example_image_path()]
         targets = _targets(paths, output, single=not images or (len(images) == 1 and not images[0].is_dir()))
-        network, processor = load_model(model or str(packaged_model_path()), device)
+        network, processor = load_model(model or "packaged", device)
         options = view_options(processor, multi_scale, scales, flip, window, stride)
     failed = 0
     hidden = True if len(paths) == 1 else None  # None: shown on a terminal only

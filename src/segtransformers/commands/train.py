@@ -14,7 +14,7 @@ import torch
 import typer
 
 from ..datasets.reading import DataError
-from ..packaged import packaged_model_path
+from ..packaged import known_model
 from .common import UserError, one_line_errors, sides
 from .data_options import ClassesOption, KindOption, LabelMapOption, MaskEndingOption, ReduceLabelsOption, load_data
 from .evaluate import write_results
@@ -89,8 +89,7 @@ def train(
                 typer.echo(f"no evaluation: {error}", err=True)
         if limit is not None:
             parts = [part.select(range(min(limit, len(part)))) for part in parts]
-        if model == "packaged" and not Path(model).exists():
-            model = str(packaged_model_path())
+        model = None if model is None else known_model(model)
         crop = None if crop_size is None else sides("--crop-size", crop_size)
         _run(chosen, changes, parts, output, model, trunk_weights, crop, freeze_trunk, lora_rank, pictures, resume)
 

@@ -14,6 +14,11 @@ def packaged_model_path() -> Path:
     return _FOLDER / "scenes-vit-adapter"
 
 
+def known_model(name: str) -> str:
+    """A folder or Hub id as a command takes it: "packaged" is the model above, unless a folder is called so."""
+    return str(packaged_model_path()) if name == "packaged" and not Path(name).exists() else name
+
+
 def example_image_path() -> Path:
     """A drawn scene that the packaged model has not seen in training."""
     return _FOLDER / "example_scene.png"
