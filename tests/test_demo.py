@@ -287,3 +287,16 @@ def test_command_says_what_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     done = CliRunner().invoke(app, ["demo", "--no-browser"])
     assert done.exit_code == 1 and "pip install 'segtransformers[demo]'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        (["--port", "99999"], 2, "65535"),
+        (["--host", "no such host"], 1, "error: --host no such host is no address of this machine"),
+        (["--host", "a" * 70], 1, "is no address of this machine"),
+    ],
+)
+def test_places_that_are_none(words, status, message):
+    result = CliRunner().invoke(app, ["demo", "--no-browser", *words])
+    assert result.exit_code == status and message in result.stderr and "Traceback" not in result.stderr

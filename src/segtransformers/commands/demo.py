@@ -1,6 +1,7 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """`segtransformers demo`: a page to try models in a browser."""
 
+import socket
 from typing import Annotated
 
 import typer
@@ -15,7 +16,9 @@ def demo(
     ] = None,
     device: Annotated[str | None, typer.Option(help="Such as cpu or cuda; by default a GPU if there is one.")] = None,
     host: Annotated[str, typer.Option(help="0.0.0.0 lets other machines in.")] = "127.0.0.1",
-    port: Annotated[int | None, typer.Option(help="By default the first free one from 7860 on.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="By default the first free one from 7860 on.")
+    ] = None,
     browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
 ) -> None:
     """Open a page in the browser: drop a picture, see its classes, download them.
@@ -29,6 +32,10 @@ def demo(
             if error.name != "gradio":
                 raise
             raise UserError("this needs gradio, which is not installed: pip install 'segtransformers[demo]'") from None
+        try:
+            socket.getaddrinfo(host, port)  # gradio would look the name up for each of a hundred ports
+        except (OSError, UnicodeError):
+            raise UserError(f"--host {host} is no address of this machine: try 127.0.0.1 or 0.0.0.0") from None
         try:
             launch(model or [], device=device, host=host, port=port, browser=browser)
         except OSError:  # gradio's
