@@ -578,7 +578,7 @@ def test_image_folder_with_metadata(tmp_path, monkeypatch):
 
 
 def test_a_name_on_the_hub_that_cannot_be_had():
-    with pytest.raises(DataError, match="cannot load the data set scene_parse_150"):
+    with pytest.raises(DataError, match=r"scene_parse_150 \(there is no such folder here\): "):
         load_segmentation_dataset("scene_parse_150")
     with pytest.raises(DataError, match="cannot load the data set someone/street"):
         load_segmentation_dataset("someone/street")

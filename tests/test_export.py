@@ -26,7 +26,7 @@ from segtransformers import (
     SegUperNetForSemanticSegmentation,
 )
 from segtransformers.cli import app
-from segtransformers.export import ExportError, describe, export_model, export_size, read_description, traced
+from segtransformers.export import ExportError, _runner, describe, export_model, export_size, read_description, traced
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (extra `export`)")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed (extra `export`)")
@@ -286,3 +286,10 @@ def test_command_says_what_is_wrong_in_one_line(arguments, message, tmp_path, mo
     done = run(*arguments)
     assert done.exit_code == 1 and done.stderr.startswith("error: ") and message in done.stderr, done.stderr
     assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())
+
+
+def test_a_file_that_onnxruntime_does_not_load_is_an_export_error(tmp_path):
+    file = tmp_path / "model.onnx"
+    file.write_bytes(b"no graph")
+    with pytest.raises(ExportError, match="cannot load the file, perhaps for its opset"):
+        _runner(file)

@@ -236,7 +236,12 @@ def _runner(file: Path):
     if file.suffix == ".onnx":
         import onnxruntime
 
-        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        try:
+            session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its kinds have nothing in common
+            raise ExportError(
+                f"onnxruntime {onnxruntime.__version__} cannot load the file, perhaps for its opset: {_reason(error)}"
+            ) from error
         return lambda images: session.run([OUTPUT], {INPUT: images.numpy()})[0]
     program = torch.export.load(file)
     place = next(iter(program.state_dict.values())).device

@@ -325,7 +325,8 @@ def _rows_of_datasets(
             loaded = _load_dataset(str(folder) if folder.is_dir() else source, name, revision, datasets)
     except Exception as error:  # no network, no such name, other files than these: all are one line
         reason = " ".join(str(error).split())
-        raise DataError(f"cannot load the data set {source}: {reason[:300]}") from None
+        place = "" if folder.exists() else " (there is no such folder here)"
+        raise DataError(f"cannot load the data set {source}{place}: {reason[:300]}") from None
     if not isinstance(loaded, datasets.DatasetDict):
         return loaded, None
     there = list(loaded)
