@@ -110,6 +110,7 @@ def test_script_runs_from_the_command_line(tmp_path, checkpoint, config_file):
     assert done.returncode == 0, done.stderr
     written = sorted(path.name for path in (tmp_path / "converted").iterdir())
     assert written == [
+        "README.md",
         "config.json",
         "conversion.json",
         "model.safetensors",

@@ -78,6 +78,7 @@ def options(data, output, model, *more) -> list:
     return ["--data", data, "--recipe", RECIPE, "--model", model, "--output", output, *small, "--use_cpu", *more]
 
 
+@pytest.mark.slow
 def test_readme_command_fine_tunes_the_packaged_model(data):
     """To classes of one's own; the folder then serves every other command."""
     words = [sys.executable, "-m", *COMMAND]
@@ -111,7 +112,10 @@ def test_goes_on_where_it_stopped(data, tiny, tmp_path):
     assert status == 1 and "holds checkpoints of another run: --resume goes on" in output
     parts = options(data, tmp_path / "parts", tiny, *common)
     words = [sys.executable, "-m", "segtransformers", "train", *map(str, parts), "--logging_steps", "1"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    # as many threads as here, because the last bits depend on them
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(words, text=True, env=environment, **pipes) as process:
         deadline = time.monotonic() + 120
         while process.poll() is None and not list((tmp_path / "parts").glob("checkpoint-2/trainer_state.json")):
             assert time.monotonic() < deadline

@@ -119,7 +119,9 @@ def slide_bands(
         for (_, rows, columns), part in zip(chunk, logits.unflatten(0, (len(chunk), batch)), strict=True):
             total[..., rows.start - top : rows.stop - top, columns] += part
         done = (chunks[index + 1][0][1].start if index + 1 < len(chunks) else height) - top
-        step = max(PIECE_BYTES // (total[:, :, 0].numel() * total.element_size()), 1)
+        step = max(done, 1)  # in one piece for compilers, which would fix the batch's size for this number
+        if not torch.compiler.is_compiling():
+            step = max(PIECE_BYTES // (total[:, :, 0].numel() * total.element_size()), 1)
         for start in range(0, done, step):
             stop = min(start + step, done)
             counts = row_counts[top + start : top + stop, None] * column_counts
