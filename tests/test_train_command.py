@@ -186,6 +186,12 @@ def test_mistakes_are_one_line(data, tiny, tmp_path, change, message):
     assert status == 1 and output.startswith("error: ") and message in output and output.count("\n") == 1
 
 
+def test_one_image_at_once_is_too_few_for_upernet(data, tmp_path):
+    words = options(data, tmp_path / "out", "packaged", "--per_device_train_batch_size", 1, "--max_steps", 1)
+    status, output = run(*words)
+    assert status == 1 and output.endswith("takes two images at once: --per_device_train_batch_size 2\n"), output
+
+
 def test_damaged_image_in_a_worker_is_one_line(data, tiny, tmp_path):
     damaged = own_data(tmp_path / "damaged", train=2, validation=1)
     (damaged / "images" / "train" / "001.png").write_bytes(b"no picture")

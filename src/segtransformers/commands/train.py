@@ -155,8 +155,15 @@ def _run(
         raise typer.Exit(130) from None
     except torch.OutOfMemoryError:
         raise UserError(
-            "the device has too little memory: try --per_device_train_batch_size 1, --gradient_checkpointing, --bf16 "
-            "or a smaller --crop-size"
+            "the device has too little memory: try a smaller --per_device_train_batch_size (UperNet needs 2 on "
+            "one device), --gradient_checkpointing, --bf16 or a smaller --crop-size"
+        ) from None
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            "the model norms a map of one pixel over the batch, which takes two images at once: "
+            "--per_device_train_batch_size 2"
         ) from None
     if lora_rank is not None:
         training.merge_lora(network)
