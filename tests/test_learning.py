@@ -1,12 +1,14 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """Models learn: from random weights, on drawn scenes, in a stated number of steps."""
 
+import numpy as np
 import pytest
-from training_cases import SIDE, Scenes, adapter, crop, small_model, trainer
+import torch
+from training_cases import SIDE, Sample, Scenes, adapter, crop, processor, small_model, trainer
 
 from segtransformers import SegmenterViTConfig
-from segtransformers.datasets.scenes import FIRST_TRAINING_SEED
-from segtransformers.training import TrainingDataset
+from segtransformers.datasets.scenes import FIRST_TRAINING_SEED, normalized
+from segtransformers.training import EvaluationDataset, TrainingDataset
 
 pytestmark = pytest.mark.slow
 SETTINGS = {
@@ -18,7 +20,7 @@ SETTINGS = {
 }
 
 
-def learner(kind: str):
+def learner(kind: str, **changes):
     """Twice as wide as the models of other tests; Segmenter with patches small enough for small things."""
     if kind == "segmenter":
         backbone = SegmenterViTConfig(
@@ -29,31 +31,60 @@ def learner(kind: str):
             num_attention_heads=4,
             pretrain_image_size=SIDE,
         )
-        return small_model(kind, backbone=backbone, decoder_drop_path_rate=0.0)
+        return small_model(kind, backbone=backbone, decoder_drop_path_rate=0.0, **changes)
     backbone = adapter(hidden_size=64, num_attention_heads=4)
-    changes = {"hidden_size": 64, "classifier_dropout": 0.0} if kind == "upernet" else {"hidden_dim": 64}
-    return small_model(kind, backbone=backbone, **changes)
-
-
-def same_crop(image, labels, seed):
-    return crop(image, labels, (0,))
+    if kind == "upernet":
+        return small_model(kind, backbone=backbone, hidden_size=64, classifier_dropout=0.0, **changes)
+    return small_model(kind, backbone=backbone, hidden_dim=64, train_num_points=1024, **changes)
 
 
 class FourScenes(Scenes):
-    """Four in which no class is just a few pixels."""
+    """Four square parts of scenes that together hold all classes, and none of them with just a few pixels."""
 
-    def __init__(self):
+    def __init__(self, side: int):
         super().__init__(4)
-        self.chosen = [Scenes(1, first=FIRST_TRAINING_SEED + index)[0] for index in (0, 1, 4, 5)]
+        scale = side // SIDE
+        self.chosen = []
+        for seed, top, left in ((19, 48, 80), (11, 192, 144), (13, 96, 160), (24, 176, 256)):
+            scene = Scenes(1, sizes=((256 * scale, 384 * scale),), first=FIRST_TRAINING_SEED + seed)[0]
+            top, left = top * scale, left * scale
+            image = scene.image.crop((left, top, left + side, top + side))
+            self.chosen.append(Sample(scene.name, image, scene.labels[top : top + side, left : left + side]))
 
     def __getitem__(self, index: int):
         return self.chosen[index]
 
 
-@pytest.mark.parametrize(("kind", "steps"), [("upernet", 400)])
-def test_overfits_four_images(tmp_path, kind, steps):
-    data = TrainingDataset(FourScenes(), same_crop)
-    settings = {"per_device_train_batch_size": 4, "max_steps": steps, **SETTINGS}
-    run = trainer(learner(kind), tmp_path, train_dataset=data, eval_dataset=data, **settings)
+def whole(image, labels, seed):
+    return {"pixel_values": normalized(np.asarray(image)), "labels": torch.from_numpy(labels.astype(np.int64))}
+
+
+@pytest.mark.parametrize(("kind", "side"), [("upernet", SIDE), ("mask2former", 2 * SIDE), ("segmenter", SIDE)])
+def test_overfits_four_images(tmp_path, kind, side):
+    """Reached 0.985 (UperNet), 0.964 (Mask2Former) and 0.982 (Segmenter).
+
+    For Mask2Former the scenes are drawn twice as large: it resizes probabilities, which follow edges less closely.
+    """
+    data = TrainingDataset(FourScenes(side), whole)
+    settings = {"per_device_train_batch_size": 4, "max_steps": 200, **SETTINGS}
+    model = learner(kind, window_size=[side, side])
+    run = trainer(model, tmp_path, train_dataset=data, eval_dataset=data, **settings)
     run.train()
     assert run.evaluate()["eval_mean_iou"] >= 0.95
+
+
+@pytest.mark.parametrize(
+    ("kind", "steps", "bound"), [("upernet", 400, 0.4), ("mask2former", 400, 0.4), ("segmenter", 800, 0.3)]
+)
+def test_learns_scenes_that_it_has_not_seen(tmp_path, kind, steps, bound):
+    """Reached 0.507 (UperNet), 0.534 (Mask2Former) and 0.371 (Segmenter).
+
+    The best lookup table from a pixel's colour to a class in `scripts/train_scene_model.py`, fitted on 3000 scenes of
+    this size, has 0.161 on these 32.
+    """
+    data = TrainingDataset(Scenes(512, first=FIRST_TRAINING_SEED), crop)
+    unseen = EvaluationDataset(Scenes(32), processor())
+    settings = {"per_device_train_batch_size": 8, "max_steps": steps, **SETTINGS}
+    run = trainer(learner(kind), tmp_path, train_dataset=data, eval_dataset=unseen, **settings)
+    run.train()
+    assert run.evaluate()["eval_mean_iou"] >= bound
