@@ -71,6 +71,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--inside", help=argparse.SUPPRESS)  # the process that is measured
     options = parser.parse_args()
+    if options.batch < 2:
+        parser.error("--batch must be at least 2: UperNet normalises its pooled maps over the images of a batch")
     if options.inside is not None:
         found = measure(VARIANTS[options.inside], options.size, options.batch, options.steps, options.threads)
         print(json.dumps(found))
