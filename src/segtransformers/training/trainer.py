@@ -11,6 +11,7 @@ from transformers.utils import logging
 
 from ..image_processing import argmax_resized
 from ..metrics import MeanIoU
+from .arguments import build_optimizer, build_scheduler
 from .callbacks import EpochCallback, InterruptCallback, PictureCallback
 from .samples import SAMPLE_INDEX, collate
 
@@ -109,8 +110,6 @@ class SegmentationTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.recipe is None or self.optimizer is not None:
             return super().create_optimizer(model)
-        from .arguments import build_optimizer
-
         network: Any = self.model if model is None else model
         self.optimizer = build_optimizer(network, self.recipe, self.args)
         return self.optimizer
@@ -120,8 +119,6 @@ class SegmentationTrainer(Trainer):
     ) -> torch.optim.lr_scheduler.LRScheduler:
         if self.recipe is None or self.lr_scheduler is not None:
             return super().create_scheduler(num_training_steps, optimizer)
-        from .arguments import build_scheduler
-
         scheduled: Any = self.optimizer if optimizer is None else optimizer
         self.lr_scheduler = build_scheduler(scheduled, self.recipe, self.args, num_training_steps)
         self._created_lr_scheduler = True
