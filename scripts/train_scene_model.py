@@ -37,6 +37,7 @@ TRAINING_SIZES = (
     *((128, 128), (128, 192), (128, 192), (160, 240)),
     *((128, 128), (128, 192), (160, 240), (256, 384)),
 )
+SCALE_RANGE = (0.6, 1.7)
 EVALUATION_SIZE = (128, 192)
 HISTOGRAM_SCENES = 3000
 
@@ -72,7 +73,7 @@ def train(options: argparse.Namespace) -> tuple[SegUperNetForSemanticSegmentatio
     set_seed(options.seed)
     model = SegUperNetForSemanticSegmentation(build_config())
     first = FIRST_TRAINING_SEED * (1 + options.seed)
-    scenes = SceneDataset(range(first, first + options.steps * options.batch_size), TRAINING_SIZES, CROP)
+    scenes = SceneDataset(range(first, first + options.steps * options.batch_size), TRAINING_SIZES, CROP, SCALE_RANGE)
     arguments = TrainingArguments(
         output_dir=options.checkpoints,
         max_steps=options.steps,
@@ -174,7 +175,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", required=True, help="folder for the model and its metrics.json")
     parser.add_argument("--checkpoints", required=True, help="folder for checkpoints; training goes on from the last")
-    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--scenes", type=int, default=200, help="number of scenes to evaluate on")
@@ -197,6 +198,7 @@ def main() -> None:
         "steps": options.steps,
         "batch_size": options.batch_size,
         "crop": list(CROP),
+        "scale_range": list(SCALE_RANGE),
         "learning_rate": options.learning_rate,
         "bf16": options.bf16,
         "seed": options.seed,

@@ -75,6 +75,35 @@ def test_items_can_be_crops_of_scenes_of_several_sizes():
     assert any(np.array_equal(crop, whole[:, left : left + 64]) for left in range(33))
 
 
+def test_half_of_the_scenes_can_be_resized():
+    sizes, seeds = ((64, 96), (80, 80)), range(FIRST_TRAINING_SEED, FIRST_TRAINING_SEED + 60)
+    drawn, resized, again = SceneDataset(seeds, sizes), *(SceneDataset(seeds, sizes, None, (0.6, 1.7)) for _ in "12")
+    same = 0
+    for index in range(len(seeds)):
+        item, other = resized[index], again[index]
+        assert item["pixel_values"].shape == (3, *sizes[index % 2]) and item["labels"].shape == sizes[index % 2]
+        assert item["labels"].max() < len(CLASS_NAMES)
+        assert all(torch.equal(item[key], other[key]) for key in item)
+        equal = [torch.equal(item[key], drawn[index][key]) for key in item]
+        assert equal[0] == equal[1]
+        same += all(equal)
+    assert 20 <= same <= 40
+
+
+def test_resized_scenes_are_drawn_scenes_of_another_size():
+    """Twice as large, they hold each pixel's label four times; half as large, the labels of every second one."""
+    seeds = range(FIRST_TRAINING_SEED, FIRST_TRAINING_SEED + 8)
+    for factor, size in ((2.0, (32, 48)), (0.5, (128, 192))):
+        drawn = SceneDataset(seeds, (size,))
+        resized = SceneDataset(seeds, ((64, 96),), None, (factor, factor))
+        found = 0
+        for index in range(len(seeds)):
+            labels, small = resized[index]["labels"], drawn[index]["labels"]
+            wanted = small.repeat_interleave(2, 0).repeat_interleave(2, 1) if factor > 1 else small[::2, ::2]
+            found += torch.equal(labels, wanted)
+        assert 1 <= found < len(seeds)
+
+
 def test_example_is_a_scene_that_the_model_was_not_trained_on():
     with Image.open(example_image_path()) as image:
         assert np.array_equal(np.asarray(image.convert("RGB")), draw_scene(EXAMPLE_SEED, (256, 384))[0])

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..image_processing import resize_image, resize_labels
 from .scene_drawing import (
     Canvas,
     Dice,
@@ -132,6 +133,11 @@ def normalized(image: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))
 
 
+def _resized(image: np.ndarray, labels: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    resized = resize_image(torch.from_numpy(image).permute(2, 0, 1), size)
+    return resized.permute(1, 2, 0).numpy(), resize_labels(torch.from_numpy(labels)[None], size)[0].numpy()
+
+
 class SceneDataset(torch.utils.data.Dataset):
     """Scenes drawn when they are asked for.
 
@@ -139,6 +145,9 @@ class SceneDataset(torch.utils.data.Dataset):
         seeds: one per scene, for example a `range`.
         sizes: heights and widths in pixels; the scenes take them in turn.
         crop: height and width of the part to keep of each scene, at a place that its seed decides. None: all of it.
+        scale_range: lowest and highest factor by which half of the scenes are resized after they were drawn, without
+            smoothing; `sizes` are those afterwards. Seeds decide which half, and the factor, whose logarithm is
+            uniform. None: no scene is resized.
 
     Items are dicts of `pixel_values` `(3, h, w)` float32, normalised, and `labels` `(h, w)` int64.
     """
@@ -148,17 +157,23 @@ class SceneDataset(torch.utils.data.Dataset):
         seeds: Sequence[int],
         sizes: Sequence[tuple[int, int]] = ((128, 192),),
         crop: tuple[int, int] | None = None,
+        scale_range: tuple[float, float] | None = None,
     ):
-        self.seeds, self.sizes, self.crop = seeds, sizes, crop
+        self.seeds, self.sizes, self.crop, self.scale_range = seeds, sizes, crop, scale_range
 
     def __len__(self) -> int:
         return len(self.seeds)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        seed = self.seeds[index]
-        image, labels = draw_scene(seed, self.sizes[index % len(self.sizes)])
+        seed, size = self.seeds[index], self.sizes[index % len(self.sizes)]
+        dice = Dice(seed + 1)
+        if self.scale_range is not None and dice.chance(0.5):
+            low, high = self.scale_range
+            scale = low * (high / low) ** dice.uniform()
+            image, labels = _resized(*draw_scene(seed, [max(round(side / scale), 32) for side in size]), size)
+        else:
+            image, labels = draw_scene(seed, size)
         if self.crop is not None:
-            dice = Dice(seed + 1)
             top = dice.integer(0, image.shape[0] - self.crop[0])
             left = dice.integer(0, image.shape[1] - self.crop[1])
             where = np.s_[top : top + self.crop[0], left : left + self.crop[1]]
