@@ -134,6 +134,7 @@ def test_options_of_the_command(tmp_path):
     [
         (["--label-map", "0=1"], "expected VALUE:CLASS"),
         (["--columns", "image"], "expected two names"),
+        (["--classes", "0"], "classes: there must be at least one class, got 0"),
         (["--classes", "nothing.txt"], "there is no such file, and it is no number"),
         (["--kind", "imagenet"], "unknown data set 'imagenet'"),
         (["--mask-ending", "_x.png"], "images have no mask"),

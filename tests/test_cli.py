@@ -154,10 +154,15 @@ def test_wrong_arguments(tmp_path):
         assert_refused(run("segment", good, "--output", tmp_path / f"out{suffix}"), "must end like a picture")
     assert_refused(run("segment", good, "--output", good), "would overwrite one of the pictures")
     assert_refused(run("segment", good, good, "--output", tmp_path / "out.png"), "must be a folder")
-    assert_refused(run("segment", good, "--output", tmp_path / "file" / "out.png"), "cannot write to")
+    in_the_way = f"{tmp_path / 'file'} is a file, where a folder is needed"
+    for place in ("out.png", "deeper/out.png"):
+        assert_refused(run("segment", good, "--output", tmp_path / "file" / place), in_the_way)
+    for small in (("--window", 16), ("--scales", 0.1)):
+        refused = run("segment", *small, "--output", tmp_path / "o.png")
+        assert_refused(refused, "take a larger image, window or scale")
     assert_refused(run("segment", good, "--model", "no/such-model", "--output", tmp_path / "o.png"), "cannot load")
     assert_refused(run("segment", good, "--model", tmp_path / "empty", "--output", tmp_path / "o.png"), "cannot load")
-    assert_refused(run("segment", good, "--device", "warp", "--output", tmp_path / "o.png"), "cannot load")
+    assert_refused(run("segment", "--device", "warp"), "error: --device warp: torch knows no such device")
     assert_refused(run("segment", good, "--device", "meta", "--output", tmp_path / "o.png"), "cannot segment")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "good.png"]
 
@@ -211,6 +216,9 @@ def test_a_folder_that_is_not_there_is_called_that(tmp_path):
         app, ["segment", "--model", str(tmp_path / "nowhere"), "--output", str(tmp_path / "o.png")]
     )
     assert done.exit_code == 1 and "there is no such folder" in done.stderr
+    assert_refused(
+        run("segment", "--model", "nowhere", "--output", tmp_path / "o.png"), "nowhere: there is no such folder"
+    )
 
 
 def test_a_wrong_setting_of_the_kernels_is_one_line(monkeypatch):

@@ -231,6 +231,9 @@ def test_class_files(file, text, tmp_path):
         ('["sky", ""]', "class 1 has no name"),
         ('[{"name": "sky", "color": [0, 0, 256]}]', "colour of class 0 must be"),
         ("7.5", "must be a list of names"),
+        ("[]", "classes.json names no classes"),
+        ("{}", "classes.json names no classes"),
+        ('[{"color": [0, 0, 0], "ignore": true}]', "classes.json names no classes"),
     ],
 )
 def test_wrong_class_files(text, message, tmp_path):

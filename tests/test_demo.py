@@ -242,9 +242,9 @@ def test_models_have_names(tmp_path):
     folders = [tmp_path / "one" / "model", tmp_path / "two" / "model"]
     for folder in folders:
         folder.mkdir(parents=True)
-    assert list(named_models([]).values()) == [str(packaged_model_path())]
+    assert list(named_models([]).values()) == ["packaged"]
     named = named_models([*map(str, folders), "some/repository", "packaged"])
-    assert named.pop("drawn scenes (packaged)") == str(packaged_model_path())
+    assert named.pop("drawn scenes (packaged)") == "packaged"
     assert list(named) == ["model", str(folders[1]), "some/repository"] and named["model"] == str(folders[0])
 
 
@@ -279,6 +279,8 @@ def test_space(tmp_path):
 def test_command_says_what_is_missing(monkeypatch):
     done = CliRunner().invoke(app, ["demo", "--model", "nothing-here", "--no-browser"])
     assert done.exit_code == 1 and done.stderr.startswith("error: cannot load the model nothing-here")
+    done = CliRunner().invoke(app, ["demo", "--device", "rocket", "--no-browser"])
+    assert done.exit_code == 1 and done.stderr.startswith("error: --device rocket: torch knows no such device")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         done = CliRunner().invoke(app, ["demo", "--port", port, "--no-browser"])

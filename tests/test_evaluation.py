@@ -226,6 +226,17 @@ def test_a_damaged_journal_is_refused(tmp_path):
         Journal(tmp_path, {"a": 1}).read(resume=True)
 
 
+def test_a_journal_without_an_image_is_in_nobodys_way(tmp_path):
+    """A process may be killed between the first line and the first image."""
+    (tmp_path / "process-0.jsonl").write_text('{"a": 2}\n{"index"')
+    journal = Journal(tmp_path, {"a": 1})
+    assert journal.read(resume=False) == {}
+    writer = journal.writer(0)
+    writer.add(3, "three", torch.tensor([[0, 5], [0, 0]]))
+    writer.close()
+    assert journal.read(resume=True) == {3: [[0, 1, 5]]}
+
+
 def test_what_is_wrong_with_an_image_is_said_with_its_name(folder, packaged, tmp_path):
     shutil.copytree(folder, tmp_path / "data")
     Image.fromarray(np.zeros((20, 40, 3), np.uint8)).save(tmp_path / "data" / "images" / "3.png")
@@ -245,7 +256,12 @@ def test_wrong_arguments(folder, tmp_path):
     assert_refused(run(folder, out, "--stride", "5"), "--stride needs --window")
     assert_refused(run(folder, out, "--model", tmp_path), "cannot load the model")
     assert_refused(run(folder, out, "--kind", "nonsense"), "nonsense")
-    assert not out.exists()
+    (tmp_path / "file").write_text("")
+    in_the_way = f"{tmp_path / 'file'} is a file, where a folder is needed"
+    assert_refused(run(folder, tmp_path / "file" / "x" / "y.json"), in_the_way)
+    assert_refused(run(folder, tmp_path / "x" / "y.json", "--save-predictions", tmp_path / "file"), in_the_way)
+    assert_refused(run(folder, out, "--window", "16", "--limit", "1"), "take a larger image, window or scale")
+    assert os.listdir(tmp_path) == ["file"]
 
 
 def test_options_of_the_data(folder, tmp_path):
@@ -342,8 +358,15 @@ def test_exit_status_says_whether_the_published_figure_was_met(folder, tmp_path,
     """The comparison itself is that of the test above; here, drawn scenes stand for ADE20K."""
     assert_status = {0.5: 0, 0.01: 2}
     row = {**published_row(NAME), "dataset": "folders"}
-    first = run(folder, tmp_path / "a.json", "--limit", "2", "--tolerance", "1")
-    assert first.exit_code == 1 and "--tolerance needs a published figure" in first.stderr
+    needs = "error: --tolerance needs a published figure to compare with: "
+    for options, reason in (
+        ((), "the model names no published config as its source, and --published is not given"),
+        (("--published", NAME), "its figure is of ade20k, these data are folders"),
+    ):
+        refused = run(folder, tmp_path / "r" / "a.json", "--tolerance", "1", *options)
+        assert_refused(refused, needs + reason)
+        assert "image/s" not in refused.stderr and not os.listdir(tmp_path)  # before anything was evaluated
+    assert run(folder, tmp_path / "a.json", "--limit", "2").exit_code == 0
     measured = json.loads((tmp_path / "a.json").read_text())["mean_iou"]
     row["miou"] = round(100 * measured + 0.2, 4)
     monkeypatch.setattr("segtransformers.evaluation.published_row", lambda name: row)

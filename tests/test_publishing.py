@@ -437,5 +437,11 @@ def test_fine_tuned_folders_get_a_card(client, saved, tmp_path):
     (tmp_path / "tuned" / "README.md").write_text("---\nlicense: mit\n---\nmine")
     assert CliRunner().invoke(app, ["push", str(tmp_path / "tuned"), "tuned"]).exit_code == 0
     assert client.repositories["writer/tuned"].files["README.md"].endswith(b"mine")
-    empty = CliRunner().invoke(app, ["push", str(tmp_path), "tuned"])
-    assert empty.exit_code == 1 and "holds no config.json" in empty.stderr
+
+
+def test_folders_that_cannot_be_pushed_are_refused_first(monkeypatch, tmp_path):
+    """Before anybody is asked to log in."""
+    monkeypatch.setattr("segtransformers.publishing.get_token", lambda: None)
+    for folder, message in ((tmp_path / "nowhere", "there is no folder"), (tmp_path, "holds no config.json")):
+        refused = CliRunner().invoke(app, ["push", str(folder), "writer/tuned"])
+        assert refused.exit_code == 1 and message in refused.stderr and refused.stderr.count("\n") == 1

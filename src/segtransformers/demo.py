@@ -211,7 +211,7 @@ def named_models(models: Sequence[str]) -> dict[str, str]:
     named: dict[str, str] = {}
     for model in models or ["packaged"]:
         if known_model(model) != model:
-            named[PACKAGED] = known_model(model)
+            named[PACKAGED] = model
             continue
         short = Path(model).name if Path(model).is_dir() else model
         named[model if short in named else short] = model

@@ -403,6 +403,36 @@ def compare_with_published(
     }
 
 
+def why_not_comparable(
+    model: PreTrainedModel,
+    processor: Any,
+    data: "SegmentationDataset",
+    *,
+    scales: Sequence[float] | None = None,
+    flip: bool = False,
+    window: Sequence[int] | None = None,
+    stride: Sequence[int] | None = None,
+    source_config: str | None = None,
+    complete: bool = True,
+) -> str | None:
+    """Why [`compare_with_published`] will find nothing to compare, or None: known before anything is evaluated.
+
+    Args:
+        model, processor, data, scales, flip, window, stride: as of [`evaluate_segmentation`].
+        source_config, complete: as of [`compare_with_published`].
+    """
+    expected = {
+        "mean_iou": None,
+        "model": {"source_config": getattr(model.config, "source_config", None)},
+        "data": _describe_data(data),
+        "protocol": _describe_protocol(model, processor, scales, flip, window, stride),
+    }
+    found = compare_with_published(expected, processor, source_config, complete)
+    if found is None:
+        return "the model names no published config as its source, and --published is not given"
+    return found.get("reason")
+
+
 def _comparable(
     results: Mapping[str, Any], processor: Any, row: Mapping[str, Any], complete: bool
 ) -> tuple[str | None, str]:
@@ -424,4 +454,11 @@ def _comparable(
     return "its figures are of a single scale, and of the checkpoint's scales with mirror images", "miou_ms"
 
 
-__all__ = ["JournalError", "check_classes", "compare_with_published", "evaluate_segmentation", "results_table"]
+__all__ = [
+    "JournalError",
+    "check_classes",
+    "compare_with_published",
+    "evaluate_segmentation",
+    "results_table",
+    "why_not_comparable",
+]

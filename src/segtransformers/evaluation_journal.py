@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -41,7 +41,7 @@ class Journal:
         found: dict[int, Counts] = {}
         for file in sorted(self.folder.glob("*.jsonl")):
             lines = _whole_lines(file)
-            if not lines:
+            if len(lines) < 2:  # no image was counted
                 continue
             try:
                 subject, *records = (json.loads(line) for line in lines)
@@ -73,29 +73,39 @@ class Journal:
 
 
 class JournalWriter:
-    """Appends to the file of one process; it may be there already, from before a kill."""
+    """Appends to the file of one process; it may be there already, from before a kill. The first image makes it."""
 
     def __init__(self, path: Path, subject: Mapping[str, Any]):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        whole = sum(len(line) for line in _whole_lines(path)) if path.exists() else 0
-        self.file = path.open("ab")
-        os.truncate(path, whole)
-        if whole == 0:
-            self._write(subject)
+        self.path, self.subject = path, subject
+        self.file: BinaryIO | None = None
 
     def add(self, index: int, name: str, confusion: torch.Tensor) -> None:
         """The confusion matrix of one image."""
         where = confusion.nonzero()
         values = confusion[where[:, 0], where[:, 1]]
         counts: Counts = torch.cat([where, values[:, None]], dim=1).tolist()
-        self._write({"index": index, "name": name, "counts": counts})
+        if self.file is None:
+            self.file = self._opened()
+        _write(self.file, {"index": index, "name": name, "counts": counts})
 
     def close(self) -> None:
-        self.file.close()
+        if self.file is not None:
+            self.file.close()
 
-    def _write(self, record: Mapping[str, Any]) -> None:
-        self.file.write(json.dumps(record, separators=(",", ":")).encode() + b"\n")
-        self.file.flush()  # to the system, which keeps it when the process is killed
+    def _opened(self) -> BinaryIO:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lines = _whole_lines(self.path) if self.path.exists() else []
+        whole = sum(len(line) for line in lines) if len(lines) > 1 else 0
+        file = self.path.open("ab")
+        os.truncate(self.path, whole)
+        if whole == 0:
+            _write(file, self.subject)
+        return file
+
+
+def _write(file: BinaryIO, record: Mapping[str, Any]) -> None:
+    file.write(json.dumps(record, separators=(",", ":")).encode() + b"\n")
+    file.flush()  # to the system, which keeps it when the process is killed
 
 
 def add_counts(confusion: torch.Tensor, counts: Counts) -> None:

@@ -68,6 +68,19 @@ def check_destination(repo_id: str, private: bool = False, create_pr: bool = Fal
     return Destination(repo_id, True, info.sha, [sibling.rfilename for sibling in info.siblings or []])
 
 
+def check_folder(folder: Path) -> None:
+    """Whether a folder can be pushed.
+
+    Raises:
+        PublishingError: if there is no such folder, or not what `save_pretrained` writes in it.
+    """
+    if not folder.is_dir():
+        raise PublishingError(f"there is no folder {folder}")
+    for needed in ("config.json", f"{MODULE}.py"):
+        if not (folder / needed).is_file():
+            raise PublishingError(f"{folder} holds no {needed}: it is no folder that save_pretrained wrote")
+
+
 def push_folder(
     folder: str | Path,
     repo_id: str,
@@ -93,13 +106,11 @@ def push_folder(
         PublishingError: saying what failed and what is there now.
     """
     folder = Path(folder)
+    check_folder(folder)
     destination = check_destination(repo_id, private, create_pr)
     repo_id, api = destination.repo_id, HfApi()
     paths = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     names = {path.name for path in paths}
-    for needed in ("config.json", f"{MODULE}.py"):
-        if needed not in names:
-            raise PublishingError(f"{folder} holds no {needed}: it is no folder that save_pretrained wrote")
     stale = [
         name
         for name in destination.files

@@ -2,6 +2,7 @@
 """What several commands do: load a model, read a picture, and say in one line what the user can mend."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -57,16 +58,42 @@ def load_model(name: str, device: str | None):
     folder = known_model(name)
     try:
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        raise UserError(
+            f"--device {device}: torch knows no such device; say cpu, cuda or cuda:1, for example"
+        ) from None
+    try:
         network = AutoModelForSemanticSegmentation.from_pretrained(folder, dtype=torch.float32).to(place).eval()
         processor = AutoImageProcessor.from_pretrained(folder)
-    except Exception as error:  # missing files, no network, another kind of model, no such device: all are one line
-        reason = " ".join(str(error).split())
-        if "Unrecognized configuration class" in reason:
-            reason = "it is no semantic segmentation model"
-        elif "Repo id must" in reason:
-            reason = "there is no such folder, and it is no name on the Hub"
-        raise UserError(f"cannot load the model {name}: {reason[:300]}") from None
+    except Exception as error:  # missing files, no network, another kind of model, too little memory: all are one line
+        raise UserError(f"cannot load the model {name}: {why_not_loaded(name, error)}") from None
     return network, processor
+
+
+def why_not_loaded(name: str, error: Exception) -> str:
+    """What transformers' error means for somebody who named a folder, or a model on the Hub."""
+    reason = " ".join(str(error).split())
+    if "Unrecognized configuration class" in reason:
+        return "it is no semantic segmentation model"
+    if "Repo id must" in reason:
+        return "there is no such folder, and it is no name on the Hub"
+    if not Path(name).exists() and ("offline mode" in reason or "couldn't connect" in reason):
+        return "there is no such folder, and the Hub, where a model may be called so, cannot be reached"
+    return reason[:300]
+
+
+def check_folder(folder: Path, option: str) -> None:
+    """Refuses a folder that cannot be written to, or be made, before any work is done; nothing is made yet.
+
+    Args:
+        folder: that files shall go to.
+        option: what the user said, for the message.
+    """
+    there = next(path for path in (folder, *folder.parents) if os.path.exists(path) or path == path.parent)
+    if not there.is_dir():
+        raise UserError(f"{option}: {there} is a file, where a folder is needed")
+    if not os.access(there, os.W_OK):
+        raise UserError(f"{option}: cannot write to {there}, permission denied")
 
 
 def view_options(

@@ -15,7 +15,7 @@ from torch import distributed
 
 from .. import __version__
 from ..conversion.published import published_row
-from ..evaluation import compare_with_published, evaluate_segmentation, results_table
+from ..evaluation import compare_with_published, evaluate_segmentation, results_table, why_not_comparable
 from ..evaluation_journal import Journal
 from .common import (
     Flip,
@@ -24,6 +24,7 @@ from .common import (
     Stride,
     UserError,
     Window,
+    check_folder,
     load_model,
     one_line_errors,
     view_options,
@@ -83,7 +84,11 @@ def evaluate(
     is kept in a folder beside the output, so that --resume can go on after a kill with the same result.
     """
     with _process_group() as (rank, place), one_line_errors(ValueError, OSError, ImportError):
-        _check_output(output)
+        if output.is_dir():
+            raise UserError(f"--output {output} is a folder: a JSON file is needed")
+        check_folder(output.parent, f"--output {output}")
+        if save_predictions is not None:
+            check_folder(save_predictions, f"--save-predictions {save_predictions}")
         if published is not None:
             published_row(published)  # that there is one
         network, processor = load_model(model, device or place)
@@ -92,6 +97,13 @@ def evaluate(
         complete = limit is None or limit >= len(samples)
         if not complete:
             samples = samples.select(range(limit or 0))
+        if tolerance is not None:
+            reason = why_not_comparable(
+                network, processor, samples, **options, source_config=published, complete=complete
+            )
+            if reason is not None:
+                raise UserError(f"--tolerance needs a published figure to compare with: {reason}")
+        output.parent.mkdir(parents=True, exist_ok=True)
         journal = output.with_name(f"{output.name}.journal")
         results = evaluate_segmentation(
             network,
@@ -114,11 +126,8 @@ def evaluate(
         typer.echo(f"{results['images']} images, written to {output}")
         if comparison is not None:
             typer.echo(_sentence(comparison))
-        if tolerance is not None:
-            if comparison is None or "reason" in comparison:
-                raise UserError("--tolerance needs a published figure to compare with, and there is none")
-            if abs(comparison["difference"]) > tolerance:
-                raise typer.Exit(2)
+        if tolerance is not None and comparison is not None and abs(comparison["difference"]) > tolerance:
+            raise typer.Exit(2)
 
 
 @contextlib.contextmanager
@@ -135,15 +144,6 @@ def _process_group() -> Iterator[tuple[int, str | None]]:
         yield distributed.get_rank(), f"cuda:{local % count}" if count else "cpu"
     finally:
         distributed.destroy_process_group()
-
-
-def _check_output(output: Path) -> None:
-    """Before any work is done."""
-    if output.is_dir():
-        raise UserError(f"--output {output} is a folder: a JSON file is needed")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    if not os.access(output.parent, os.W_OK):
-        raise UserError(f"cannot write to {output.parent}: permission denied")
 
 
 def write_results(results: dict[str, Any], output: Path) -> None:

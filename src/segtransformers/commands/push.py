@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..model_card import has_generated_card, write_model_card
-from ..publishing import check_destination, push_folder
+from ..publishing import check_destination, check_folder, push_folder
 from .common import UserError, one_line_errors
 
 
@@ -33,8 +33,9 @@ def push(
     --measured, --license or --base-model.
     """
     with one_line_errors(ValueError, OSError):
-        destination = check_destination(repository, private, create_pr)
+        check_folder(folder)
         results = [_read(path) for path in measured or []]
+        destination = check_destination(repository, private, create_pr)
         anew = bool(results or license or base_model)
         if anew or not (folder / "README.md").is_file() or has_generated_card(folder):
             write_model_card(

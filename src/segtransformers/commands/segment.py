@@ -2,7 +2,6 @@
 """`segtransformers segment`: pictures in, pictures with classes out."""
 
 import contextlib
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +21,7 @@ from .common import (
     Stride,
     UserError,
     Window,
+    check_folder,
     load_model,
     one_line_errors,
     read_picture,
@@ -115,13 +115,7 @@ def _targets(paths: list[Path], output: Path, single: bool) -> list[Path]:
     for target in targets:
         if target.resolve() in inputs:
             raise UserError(f"{target} would overwrite one of the pictures: choose another --output")
-    folder = targets[0].parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}") from None
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"cannot write to {folder}: permission denied")
+    check_folder(targets[0].parent, f"--output {output}")
     return targets
 
 
@@ -139,6 +133,7 @@ def _save(picture: Image.Image, target: Path) -> None:
     """Write beside the target first, so that a failure leaves no half picture."""
     partial = target.with_name(f".{target.name}.partial{target.suffix}")
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         picture.save(partial)
         partial.replace(target)
     except (OSError, ValueError, KeyError) as error:

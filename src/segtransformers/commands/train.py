@@ -15,7 +15,7 @@ import typer
 
 from ..datasets.reading import DataError
 from ..packaged import known_model
-from .common import UserError, one_line_errors, sides
+from .common import UserError, check_folder, one_line_errors, sides, why_not_loaded
 from .data_options import ClassesOption, KindOption, LabelMapOption, MaskEndingOption, ReduceLabelsOption, load_data
 from .evaluate import write_results
 
@@ -125,7 +125,8 @@ def _run(
             model, recipe, parts[0].id2label, parts[0].palette, crop_size=crop_size, trunk_weights=trunk_weights
         )
     except (OSError, ValueError, RuntimeError) as error:  # missing files, no network, another kind of model
-        raise UserError(f"cannot start from {model or recipe.name}: {_last_line(error)}") from None
+        name = model or recipe.name
+        raise UserError(f"cannot start from {name}: {why_not_loaded(name, error)}") from None
     if freeze:
         training.freeze_trunk(network)
     if lora_rank is not None:
@@ -216,6 +217,9 @@ def parse_training_arguments(words: Sequence[str]) -> dict[str, Any]:
     changes = vars(found)
     if str(changes.get("fsdp")).lower() == "true":
         changes["fsdp"] = True  # transformers would take the word for an old way of saying it
+    for length in ("max_steps", "num_train_epochs"):
+        if changes.get(length) == 0:
+            raise UserError(f"--{length} 0: there must be something to train; without it, it is the recipe's length")
     if "output_dir" in changes:
         raise UserError("--output says where the model goes, not --output_dir")
     return changes
@@ -239,11 +243,7 @@ def _recipe(name: str) -> "Recipe":
 
 def _check_output(output: Path, resume: bool) -> None:
     """Before any work is done."""
-    if output.exists() and not output.is_dir():
-        raise UserError(f"--output {output} must be a folder, and is a file")
-    output.mkdir(parents=True, exist_ok=True)
-    if not os.access(output, os.W_OK):
-        raise UserError(f"cannot write to {output}: permission denied")
+    check_folder(output, f"--output {output}")
     if not resume and any(output.glob("checkpoint-*")) and int(os.environ.get("RANK", "0")) == 0:
         raise UserError(
             f"{output} holds checkpoints of another run: --resume goes on with it, else choose another folder"

@@ -30,6 +30,8 @@ def read_classes(given: Any, where: str = "classes") -> Classes:
         DataError: if they are none of these; `where` names them.
     """
     if isinstance(given, int) and not isinstance(given, bool):
+        if given < 1:
+            raise DataError(f"{where}: there must be at least one class, got {given}")
         given = [f"class {index}" for index in range(given)]
     if isinstance(given, Mapping):
         try:
@@ -39,12 +41,14 @@ def read_classes(given: Any, where: str = "classes") -> Classes:
         if sorted(by_index) != list(range(len(by_index))):
             raise DataError(f"{where}: class indices must be 0, 1, 2... without gaps, got {sorted(by_index)[:20]}")
         given = [by_index[index] for index in range(len(by_index))]
-    if not isinstance(given, Sequence) or isinstance(given, str) or not given:
+    if not isinstance(given, Sequence) or isinstance(given, str):
         raise DataError(f"{where} must be a list of names, {{index: name}}, or a number, got {str(given)[:80]!r}")
-    if all(isinstance(item, str) for item in given):
-        return Classes(_checked_names(list(given), where))
     no_class = [item for item in given if isinstance(item, Mapping) and item.get("ignore")]
     classes = [item for item in given if item not in no_class]
+    if not classes:
+        raise DataError(f"{where} names no classes")
+    if all(isinstance(item, str) for item in given):
+        return Classes(_checked_names(list(given), where))
     if not all(isinstance(item, Mapping) and isinstance(item.get("name"), str) for item in classes):
         raise DataError(f'{where} must be names, or {{"name": ..., "color": [r, g, b]}}, got {str(given[0])[:80]}')
     palette = [item.get("color") for item in classes]

@@ -22,8 +22,8 @@ def check_images(pixel_values: torch.Tensor, shortest: int = STRIDES[-1]) -> Non
     height, width = pixel_values.shape[2:]
     if min(height, width) < shortest:
         raise ValueError(
-            f"pixel_values must be at least {shortest} pixels high and wide, got {height}x{width}: enlarge the "
-            "image, as the image processor does with do_resize=True"
+            f"pixel_values must be at least {shortest} pixels high and wide, got {height}x{width}: take a "
+            "larger image, window or scale (the image processor enlarges images with do_resize=True)"
         )
 
 
