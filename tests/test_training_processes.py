@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_training import still_norms
+from test_seg_mask2former import fixed_points
+from test_train_command import own_data
+from test_training import settled_model, still_norms
 from torch import distributed
-from training_cases import SIDE, Scenes, crop, losses, processor, small_model, trainer
-from transformers import AutoModelForSemanticSegmentation
+from training_cases import KINDS, SIDE, Scenes, crop, losses, processor, trainer
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 import segtransformers
 from segtransformers.training import EvaluationDataset, TrainingDataset
@@ -33,15 +35,8 @@ SETTINGS = {
     "eval_strategy": "steps",
     "eval_steps": 3,
 }
+LOGGED = ("loss", "grad_norm", "learning_rate")
 ADAMW = {"optim": "adamw_torch", "learning_rate": 1e-3}
-
-
-def settled_model(kind: str):
-    """Nothing in it depends on how images are divided."""
-    changes = {"decoder_drop_path_rate": 0.0} if kind == "segmenter" else {}
-    if kind != "mask2former":
-        changes["classifier_dropout"] = 0.0
-    return small_model(kind, **changes)
 
 
 def run_of(kind: str, folder: str, per_device: int, model=None, **changes):
@@ -70,12 +65,15 @@ def report(folder: str, name: str, run) -> None:
 
 def data_parallel(folder: str) -> None:
     assert int(os.environ["WORLD_SIZE"]) == 2
-    for kind in ("upernet", "segmenter", "mask2former"):
-        run = run_of(kind, folder, per_device=2)
-        run.train()
-        wrapped = run.model_wrapped
-        assert type(wrapped).__name__ == "DistributedDataParallel" and not wrapped.find_unused_parameters
-        report(folder, kind, run)
+    with pytest.MonkeyPatch.context() as patch:
+        fixed_points(patch)
+        for kind in KINDS:
+            for accumulation in (1, 2):
+                run = run_of(kind, folder, 2 // accumulation, gradient_accumulation_steps=accumulation)
+                run.train()
+                wrapped = run.model_wrapped
+                assert type(wrapped).__name__ == "DistributedDataParallel" and not wrapped.find_unused_parameters
+                report(folder, f"{kind}-{accumulation}", run)
     # evaluation of fewer images than processes have room for
     one = run_of("segmenter", folder, 2, eval_dataset=EvaluationDataset(Scenes(1), processor()), eval_strategy="no")
     one.evaluate()
@@ -149,9 +147,7 @@ def sharded(folder: str) -> None:
     distributed.destroy_process_group()
 
 
-def launch(case: str, folder: Path, launcher: list[str], wait: bool = True):
-    script = folder / "script.py"
-    script.write_text(SCRIPT)
+def launch(launcher: list[str], words: list[str], wait: bool = True):
     paths = [
         str(Path(__file__).parent),
         str(Path(segtransformers.__file__).parents[1]),
@@ -163,32 +159,39 @@ def launch(case: str, folder: Path, launcher: list[str], wait: bool = True):
         "OMP_NUM_THREADS": "1",
         "ACCELERATE_USE_CPU": "1",
     }
-    words = [sys.executable, "-m", *launcher, str(script), case, str(folder)]
+    words = [sys.executable, "-m", *launcher, *words]
     process = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     if not wait:
         return process
-    _, errors = process.communicate(timeout=400)
+    process.out, errors = process.communicate(timeout=400)
     assert process.returncode == 0, errors[:6000]
     return process
 
 
+def launch_case(case: str, folder: Path, wait: bool = True):
+    script = folder / "script.py"
+    script.write_text(SCRIPT)
+    return launch(TORCHRUN, [str(script), case, str(folder)], wait)
+
+
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+# its --cpu starts one process: more of them are for GPUs, or need MPI
+ACCELERATE = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
 
 
-def test_two_processes_train_as_one_with_the_joined_batch(tmp_path):
+def test_two_processes_train_as_one_with_the_joined_batch(tmp_path, monkeypatch):
     """Losses, gradients and the evaluation of every image once; plain DDP, which complains of unused parameters."""
-    launch("data_parallel", tmp_path, TORCHRUN)
-    for kind in ("upernet", "segmenter", "mask2former"):
-        found = json.loads((tmp_path / f"{kind}.json").read_text())
+    launch_case("data_parallel", tmp_path)
+    fixed_points(monkeypatch)
+    for kind in KINDS:
         single = run_of(kind, str(tmp_path), per_device=4)
         single.train()
         expected = figures(single)
-        if kind == "mask2former":  # its points are random in each process
-            np.testing.assert_allclose(found["losses"], expected["losses"], rtol=0.05)
-            continue
-        np.testing.assert_allclose(found["losses"], expected["losses"], rtol=1e-5)
-        np.testing.assert_allclose(found["norms"], expected["norms"], rtol=1e-4)
-        np.testing.assert_allclose(found["iou"], expected["iou"], atol=2e-3)  # a pixel or two may fall otherwise
+        for accumulation in (1, 2):
+            found = json.loads((tmp_path / f"{kind}-{accumulation}.json").read_text())
+            np.testing.assert_allclose(found["losses"], expected["losses"], rtol=1e-5)
+            np.testing.assert_allclose(found["norms"], expected["norms"], rtol=1e-4)
+            np.testing.assert_allclose(found["iou"], expected["iou"], atol=2e-3)  # a pixel or two may fall otherwise
     one = json.loads((tmp_path / "one image.json").read_text())
     single = run_of(
         "segmenter", str(tmp_path), 2, eval_dataset=EvaluationDataset(Scenes(1), processor()), eval_strategy="no"
@@ -200,8 +203,33 @@ def test_two_processes_train_as_one_with_the_joined_batch(tmp_path):
     np.testing.assert_allclose(json.loads((tmp_path / "synchronised.json").read_text()), losses(single), rtol=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])
+def test_command_in_two_processes_is_that_in_one(tmp_path, launcher):
+    """The recipe's batch, shuffled, cropped and coloured alike, and the same loss in every step."""
+    data = own_data(tmp_path / "data")
+    settled_model("segmenter").save_pretrained(tmp_path / "tiny")
+    AutoImageProcessor.from_pretrained(segtransformers.packaged_model_path()).save_pretrained(tmp_path / "tiny")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("base: segmenter_vit-t_mask_8x1_512x512_160k_ade20k\nbatch_size: 4\ndrop_path_rate: 0\n")
+    words = ["--data", data, "--recipe", recipe, "--model", tmp_path / "tiny", "--crop-size", SIDE, "--use_cpu"]
+    words += ["--max_steps", 6, "--save_steps", 6, "--logging_steps", 1, "--learning_rate", 0.01, "--pictures", 1]
+    found, results = [], []
+    for count, started in ((1, ["segtransformers"]), (2, [*launcher, "-m", "segtransformers"])):
+        output = tmp_path / str(count)
+        process = launch(started, ["train", *map(str, words), "--output", str(output)])
+        assert f"6 steps of 4 images (2 at once, accumulated {2 // count} times, processes: {count})" in process.out
+        state = json.loads((output / "checkpoint-6" / "trainer_state.json").read_text())
+        found.append([[entry[name] for entry in state["log_history"] if name in entry] for name in LOGGED])
+        results.append(json.loads((output / "results.json").read_text()))
+    assert all(len(figures) == 6 for figures in found[0]) and len(set(found[0][0])) == 6
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-4)
+    assert results[0]["images"] == results[1]["images"] == 3
+    np.testing.assert_allclose(results[1]["mean_iou"], results[0]["mean_iou"], atol=2e-3)
+
+
 def test_ctrl_c_stops_both_after_the_same_step(tmp_path):
-    with launch("interrupted", tmp_path, TORCHRUN, wait=False) as process:
+    with launch_case("interrupted", tmp_path, wait=False) as process:
         deadline = time.monotonic() + 200
         lines = []
         while sum("'loss'" in line for line in lines) < 3:
@@ -217,7 +245,7 @@ def test_ctrl_c_stops_both_after_the_same_step(tmp_path):
 
 def test_sharded_parameters(tmp_path):
     """FSDP: the same losses as one process, checkpoints to go on from, and a model that loads without it."""
-    launch("sharded", tmp_path, TORCHRUN)
+    launch_case("sharded", tmp_path)
     found = json.loads((tmp_path / "sharded.json").read_text())
     single = run_of("segmenter", str(tmp_path / "single"), per_device=4, **ADAMW)
     single.train()

@@ -1,7 +1,7 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """`Trainer` for semantic segmentation: recipes, evaluation by mean IoU at the images' own sizes, clean interruption."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,6 +33,8 @@ class SegmentationTrainer(Trainer):
       (sliding windows), and keeps nothing else. Each image counts once however many processes share them. The results
       are `eval_loss`, `eval_mean_iou`, `eval_mean_accuracy`, `eval_mean_dice` and `eval_overall_accuracy`;
       `class_metrics` then holds those of each class. With a `compute_metrics` of your own, evaluation is `Trainer`'s.
+    - The loss of Mask2Former is a mean over masks: under gradient accumulation over all those of a step, so that it
+      does not depend on how a batch is divided. (`Trainer` takes the mean of the parts' means.)
     - Ctrl-C ends the step, saves a checkpoint and then raises `KeyboardInterrupt`; a second one ends at once.
     - A loss that is no finite number raises `FloatingPointError` and names the batch.
     - On several GPUs batch norms become `torch.nn.SyncBatchNorm`.
@@ -132,6 +134,17 @@ class SegmentationTrainer(Trainer):
         if self._interrupt.stopped:
             raise KeyboardInterrupt(f"stopped after step {self.state.global_step}; a checkpoint is saved")
         return result
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], torch.Tensor | int | None]:
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        count_masks = getattr(self.accelerator.unwrap_model(self.model), "count_masks", None)
+        labels = [batch.get("labels") for batch in batches]
+        if count_masks and len(batches) > 1 and all(isinstance(maps, torch.Tensor) for maps in labels):
+            mean_masks = torch.stack([count_masks(maps) for maps in labels]).float().mean()
+            batches = [{**batch, "mean_masks": mean_masks} for batch in batches]
+        return batches, items
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None

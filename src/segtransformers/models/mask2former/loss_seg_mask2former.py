@@ -106,6 +106,7 @@ def mask2former_losses(
     mask_labels: Sequence[torch.Tensor],
     class_labels: Sequence[torch.Tensor],
     over_processes: bool,
+    mean_masks: torch.Tensor | None = None,
 ) -> Mask2FormerLosses:
     """The losses of all predictions, in float32 (float64 where the arguments are) also under autocast.
 
@@ -117,6 +118,8 @@ def mask2former_losses(
         class_labels: for each image `(n,)` classes.
         over_processes: whether the normalisers are averaged over the processes of `torch.distributed`, so that the
             processes' mean loss is that of their joined batch. Then every process must call this.
+        mean_masks: a scalar, how many masks the batches have on average whose mean loss shall be that of all of them
+            joined: [`count_masks`] of each. None for this batch alone.
     """
     dtype = torch.float64 if class_logits.dtype == torch.float64 else torch.float32
     device = class_logits.device
@@ -165,8 +168,12 @@ def mask2former_losses(
             ),
             strict=True,
         )
-        matched = sum(rows.shape[1] for rows, _ in assignments)  # the same in every layer
-        objects = class_logits.new_tensor([matched, batch * queries - matched])
+        if mean_masks is None:
+            mean_masks = class_logits.new_tensor(
+                sum(rows.shape[1] for rows, _ in assignments)
+            )  # the same in all layers
+        matched = mean_masks.to(device, dtype)
+        objects = torch.stack([matched, batch * queries - matched])
         if over_processes and distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(objects)
             objects = objects / distributed.get_world_size()
@@ -179,6 +186,14 @@ def mask2former_losses(
             mask=config.mask_weight * sum(masks) / count,
             dice=config.dice_weight * sum(dices) / count,
         )
+
+
+def count_masks(config: SegMask2FormerConfig, labels: torch.Tensor) -> torch.Tensor:
+    """How many masks of a batch of label maps `(B, H, W)` will be matched with queries, a scalar."""
+    classes = torch.arange(config.num_labels, device=labels.device)
+    classes = classes[classes != config.semantic_loss_ignore_index]
+    present = torch.stack([torch.isin(classes, image).sum() for image in labels])
+    return present.clamp(max=config.num_queries).sum()
 
 
 def random_points(count: int, num_points: int, like: torch.Tensor) -> torch.Tensor:
@@ -267,4 +282,4 @@ def _uncertain_points(config: SegMask2FormerConfig, mask_logits: torch.Tensor) -
     return torch.cat([points, random_points(count, config.train_num_points - important, mask_logits)], dim=1)
 
 
-__all__ = ["Mask2FormerLosses", "check_targets", "mask2former_losses", "semantic_targets"]
+__all__ = ["Mask2FormerLosses", "check_targets", "count_masks", "mask2former_losses", "semantic_targets"]

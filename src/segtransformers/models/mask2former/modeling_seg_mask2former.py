@@ -23,7 +23,7 @@ from ..losses import check_labels, check_pixel_values
 from ..modeling_segmentation import SegmentationPreTrainedModel
 from ..pyramid import DeformableAttention, Grid, cropped_to_input, resized
 from .configuration_seg_mask2former import MAPS, SegMask2FormerConfig
-from .loss_seg_mask2former import check_targets, mask2former_losses, semantic_targets
+from .loss_seg_mask2former import check_targets, count_masks, mask2former_losses, semantic_targets
 from .modules_seg_mask2former import (
     SegMask2FormerCrossAttention,
     SegMask2FormerDecoderLayer,
@@ -168,6 +168,7 @@ class SegMask2FormerForSemanticSegmentation(SegMask2FormerPreTrainedModel):
         labels: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        mean_masks: torch.Tensor | None = None,
         **targets: Unpack[MaskTargets],
     ) -> SegMask2FormerOutput:
         """
@@ -179,6 +180,8 @@ class SegMask2FormerForSemanticSegmentation(SegMask2FormerPreTrainedModel):
             labels: `(B, H, W)` class indices, or `config.semantic_loss_ignore_index`.
             output_hidden_states, output_attentions: passed to the backbone; hidden states of the head come with its
                 own. None takes the config's own setting.
+            mean_masks: a scalar, for gradient accumulation: the mean of [`count_masks`] of the batches whose mean loss
+                shall be that of all of them joined. None normalises by this batch alone.
             targets: [`MaskTargets`], instead of `labels`.
 
         Returns:
@@ -208,7 +211,7 @@ class SegMask2FormerForSemanticSegmentation(SegMask2FormerPreTrainedModel):
         masks = prediction.mask_logits()
         loss = logits = None
         if masks_and_classes is not None:
-            loss = self._loss(prediction, masks_and_classes, over_processes=self.training)
+            loss = self._loss(prediction, masks_and_classes, over_processes=self.training, mean_masks=mean_masks)
         if masks_and_classes is None or not self.training:
             logits = self._logits(prediction, masks, (height, width))
         return SegMask2FormerOutput(
@@ -265,7 +268,13 @@ class SegMask2FormerForSemanticSegmentation(SegMask2FormerPreTrainedModel):
         semantic = torch.einsum("bqk,bqhw->bkhw", probabilities, masks.sigmoid())
         return resized(semantic, self._padded(size))[:, :, : size[0], : size[1]]
 
-    def _loss(self, prediction: Prediction, targets: Targets, over_processes: bool) -> torch.Tensor:
+    def _loss(
+        self,
+        prediction: Prediction,
+        targets: Targets,
+        over_processes: bool,
+        mean_masks: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         mask_labels, class_labels = targets
         size = mask_labels[0].shape[1:]
         below, right = (padded - side for padded, side in zip(self._padded(size), size, strict=True))
@@ -277,7 +286,12 @@ class SegMask2FormerForSemanticSegmentation(SegMask2FormerPreTrainedModel):
             [F.pad(masks, (0, right, 0, below)) for masks in mask_labels],  # the padding belongs to no mask
             class_labels,
             over_processes=over_processes,
+            mean_masks=mean_masks,
         ).total()
+
+    def count_masks(self, labels: torch.Tensor) -> torch.Tensor:
+        """How many masks the loss of label maps `(B, H, W)` is a mean of, a scalar."""
+        return count_masks(self.config, labels)
 
     def _padded(self, size: Grid) -> Grid:
         """The size of the image that the backbone sees."""
