@@ -16,7 +16,7 @@ from hub_server import client_environment, running_hub
 from reference_cases import ReferenceCase
 from typer.testing import CliRunner
 
-from segtransformers import packaged_model_path
+from segtransformers import packaged_model_path, training
 from segtransformers.cli import app
 from segtransformers.conversion.published import FAMILIES, published_table
 from segtransformers.datasets.scenes import write_scenes
@@ -110,6 +110,22 @@ def test_python_snippets(exported, monkeypatch, capsys):
         exec(code, names)
     assert names["loss"].item() > 0
     assert capsys.readouterr().out
+
+
+def test_fine_tuning_in_python(folder, monkeypatch, capsys):
+    """Two steps of two small crops, not 20000 of 16 large ones."""
+    monkeypatch.chdir(folder)
+    changes = {"batch_size": 2, "augmentation": {"shortest_edge": 96, "crop_size": [96, 96]}}
+    monkeypatch.setattr(training, "get_recipe", lambda name: Recipe.from_dict({"base": name, **changes}))
+    (code,) = re.findall(r"```python training\n(.*?)```", README, re.DOTALL)
+    assert "max_steps=20000" in code
+    names: dict[str, object] = {}
+    exec(next(block for kind, block in BLOCKS if kind == "python"), names)
+    exec(code.replace("max_steps=20000", "max_steps=2"), names)
+    run = names["trainer"]
+    assert run.state.global_step == 2 and len(run.class_metrics["per_category_iou"]) == len(names["train"].id2label)
+    assert f"{run.state.log_history[-1]['eval_mean_iou']}" in capsys.readouterr().out
+    assert (folder / "trained" / "checkpoint-2" / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize("code", re.findall(r"```python no-run\n(.*?)```", README, re.DOTALL))

@@ -4,6 +4,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from model_tests import randomise
 from PIL import Image
 from test_readme import BLOCKS
 from training_cases import adapter, small_model
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, TrainingArguments
 from typer.testing import CliRunner
 
 from segtransformers import SegMask2FormerForSemanticSegmentation, ViTAdapterBackbone, packaged_model_path
@@ -188,6 +189,78 @@ def test_mistakes_are_one_line(data, tiny, tmp_path, change, message):
     assert status == 1 and output.startswith("error: ") and message in output and output.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            ["--metric_for_best_model", "miou"],
+            "metric_for_best_model must be one of mean_iou, mean_accuracy, mean_dice",
+        ),
+        (["--label_smoothing_factor", 0.1], "label_smoothing_factor=0.1 is not for label maps"),
+        (["--per_device_train_batch_size", 0], "per_device_train_batch_size must be at least 1, got 0"),
+        (["--gradient_accumulation_steps", 0], "gradient_accumulation_steps must be at least 1, got 0"),
+        (["--report_to", "wandb"], "WandbCallback requires wandb to be installed"),
+        (["--trunk-weights", "gone.pth"], "there is no file gone.pth"),
+    ],
+)
+def test_what_would_end_a_run_is_said_before_it(data, tiny, tmp_path, monkeypatch, change, message):
+    monkeypatch.setattr("transformers.integrations.integration_utils.is_wandb_available", lambda: False)
+    status, output = run(*options(data, tmp_path / "out", tiny, "--max_steps", 1, *change))
+    assert status == 1 and "1 steps" not in output
+    (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert message in line
+
+
+def test_one_class_alone_is_for_mask2former(tmp_path):
+    """What tells classes apart has nothing to learn from it."""
+    data = own_data(tmp_path / "data", train=2, validation=1)
+    (data / "classes.txt").write_text("nature")
+    words = ["--label-map", "0:0,1:255,2:255", "--max_steps", 1, "--pictures", 0]
+    for kind in ("upernet", "mask2former"):
+        folder = tmp_path / kind
+        small_model(kind).save_pretrained(folder)
+        AutoImageProcessor.from_pretrained(packaged_model_path()).save_pretrained(folder)
+        status, output = run(*options(data, tmp_path / f"{kind}-trained", folder, *words))
+        if kind == "upernet":
+            assert status == 1 and "the data has one class, and this model only tells classes apart" in output
+    assert status == 0 and json.loads((tmp_path / "mask2former-trained" / "results.json").read_text())["images"] == 1
+
+
+@pytest.mark.parametrize("kind", ["upernet", "mask2former"])
+def test_images_that_are_small_and_grey_and_labels_that_say_nothing(tmp_path, kind):
+    """Smaller than the crop; every pixel of every label map is 255: the loss is a number, the mean IoU is none."""
+    data = own_data(tmp_path / "data", train=2, validation=1)
+    for path in data.rglob("*.png"):
+        grey = Image.open(path).convert("L").resize((40, 50))
+        (grey if "images" in path.parts else grey.point(lambda _: 255)).save(path)
+    folder = tmp_path / kind
+    small_model(kind).save_pretrained(folder)
+    AutoImageProcessor.from_pretrained(packaged_model_path()).save_pretrained(folder)
+    steps = ["--max_steps", 2, "--logging_steps", 1, "--save_steps", 2]
+    status, output = run(*options(data, tmp_path / "out", folder, *steps))
+    assert status == 0, output
+    state = json.loads((tmp_path / "out" / "checkpoint-2" / "trainer_state.json").read_text())
+    losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+    assert len(losses) == 2 and np.isfinite(losses).all() and (losses[0] > 0) == (kind == "mask2former")
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["mean_iou"] is None
+
+
+def test_resumes_the_last_whole_checkpoint_of_the_same_model(data, tiny, tmp_path):
+    words = options(data, tmp_path / "out", tiny, "--save_steps", 2, "--logging_steps", 1, "--pictures", 0, "--resume")
+    assert run(*words, "--max_steps", 2)[0] == 0  # there is nothing yet to go on from
+    broken = tmp_path / "out" / "checkpoint-4"
+    shutil.copytree(tmp_path / "out" / "checkpoint-2", broken)
+    (broken / "trainer_state.json").unlink()  # killed when it was being written
+    assert run(*words, "--max_steps", 4)[0] == 0
+    state = json.loads((broken / "trainer_state.json").read_text())
+    assert [entry["step"] for entry in state["log_history"] if "loss" in entry] == [1, 2, 3, 4]
+    status, output = run(*words, "--max_steps", 6, "--lora-rank", 2)
+    assert status == 1 and "checkpoint-4 was trained with other parameters" in output
+    words[words.index(tiny)] = "packaged"
+    status, output = run(*words, "--max_steps", 6)
+    assert status == 1 and "checkpoint-4 is of another model or has other classes" in output
+
+
 def test_one_image_at_once_is_too_few_for_upernet(data, tmp_path):
     words = options(data, tmp_path / "out", "packaged", "--per_device_train_batch_size", 1, "--max_steps", 1)
     status, output = run(*words)
@@ -220,6 +293,13 @@ def test_training_arguments_say_what_the_recipe_says(tmp_path):
     }
     with pytest.raises(UserError, match="is --learning_rate meant"):
         parse_training_arguments(["--learnin_rate", "1"])
+
+
+def test_one_process_with_several_gpus_sees_the_same_batch(tmp_path, monkeypatch):
+    """Started without torchrun, Trainer gives each GPU its own images."""
+    monkeypatch.setattr(TrainingArguments, "n_gpu", 2)
+    arguments = training_arguments(get_recipe(RECIPE), tmp_path, use_cpu=True)
+    assert arguments.train_batch_size == 4 and arguments.gradient_accumulation_steps == 4
 
 
 @pytest.mark.parametrize(

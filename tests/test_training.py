@@ -1,6 +1,7 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """`Trainer` and `SegmentationTrainer` with UperNet, Mask2Former and Segmenter."""
 
+import dataclasses
 import os
 import signal
 
@@ -14,7 +15,13 @@ from transformers import AutoModelForSemanticSegmentation, Trainer, TrainerCallb
 
 from segtransformers.inference import segment_image
 from segtransformers.metrics import MeanIoU
-from segtransformers.training import EvaluationDataset, TrainingDataset
+from segtransformers.training import (
+    EvaluationDataset,
+    SegmentationTrainer,
+    TrainingDataset,
+    get_recipe,
+    training_arguments,
+)
 from segtransformers.training.trunks import add_lora, freeze_trunk, merge_lora, trunk_linears
 
 
@@ -91,15 +98,15 @@ def test_accumulation_changes_nothing(tmp_path, monkeypatch, kind):
         torch.testing.assert_close(weights[other], weights[0], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_plain_trainer_works(tmp_path, kind):
+@pytest.mark.parametrize(("kind", "remove"), [("upernet", True), ("mask2former", False), ("segmenter", False)])
+def test_plain_trainer_works(tmp_path, kind, remove):
     """With what stock transformers needs: `MeanIoU` as metric, images of one size in evaluation."""
     data = EvaluationDataset(Scenes(3), processor())
     model = small_model(kind)
     metric = MeanIoU(10)
     run = Trainer(
         model,
-        arguments(tmp_path, batch_eval_metrics=True),
+        arguments(tmp_path, batch_eval_metrics=True, remove_unused_columns=remove),
         train_dataset=TrainingDataset(Scenes(8), crop),
         eval_dataset=data,
         compute_metrics=metric,
@@ -133,6 +140,30 @@ def test_resumed_run_is_the_uninterrupted_one(tmp_path, kind, workers):
         assert losses(again) == whole
         for name, tensor in again.model.state_dict().items():
             assert torch.equal(tensor, weights[name]), name
+
+
+def rates(run) -> list[float]:
+    return [entry["learning_rate"] for entry in run.state.log_history if "learning_rate" in entry]
+
+
+def test_warm_up_fits_the_epochs_and_another_schedule_wins(tmp_path):
+    """A recipe's warm-up of 1500 steps, in 20 of them; and `lr_scheduler_type`."""
+    recipe = get_recipe("segmenter_vit-t_mask_8x1_512x512_160k_ade20k")
+    recipe = dataclasses.replace(recipe, schedule=dataclasses.replace(recipe.schedule, warmup_steps=1500))
+    changes = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "logging_steps": 1, "use_cpu": True}
+    changes |= {"eval_strategy": "no", "save_strategy": "no", "disable_tqdm": True, "report_to": "none"}
+    found = []
+    for more in ({}, {"lr_scheduler_type": "constant"}):
+        arguments = training_arguments(recipe, tmp_path, num_train_epochs=5, **changes, **more)
+        data = TrainingDataset(Scenes(8), crop)
+        run = SegmentationTrainer(small_model("segmenter"), arguments, recipe=recipe, train_dataset=data)
+        run.train()
+        found.append(rates(run))
+    base, schedule = recipe.optimizer.learning_rate, recipe.with_steps(20).schedule
+    assert schedule.warmup_steps == 2
+    expected = [(1 - step / 20) ** schedule.power * (base - schedule.min_lr) + schedule.min_lr for step in range(2, 20)]
+    np.testing.assert_allclose(found[0][2:], expected, rtol=1e-6)
+    assert found[0][0] < found[0][1] < base and found[1] == [base] * 20
 
 
 def test_epochs_differ(tmp_path):
@@ -207,6 +238,22 @@ def test_training_images_of_several_sizes_are_refused(tmp_path):
     run = trainer(small_model("segmenter"), tmp_path, train_dataset=data)
     with pytest.raises(ValueError, match=r"must have one size: scene-., scene-. have not"):
         run.train()
+
+
+def test_data_that_cannot_be_trained_on_are_refused(tmp_path):
+    model = small_model("segmenter")
+    with pytest.raises(
+        ValueError, match=r"dicts of pixel_values and labels, as those of TrainingDataset .* got Sample"
+    ):
+        trainer(model, tmp_path, train_dataset=Scenes(8)).train()
+    few = TrainingDataset(Scenes(1), crop)
+    with pytest.raises(ValueError, match=r"1 samples are fewer than the 2 of a batch, .* with repeat=2"):
+        trainer(model, tmp_path, train_dataset=few, dataloader_drop_last=True).train()
+    unlabelled = [{"pixel_values": sample["pixel_values"]} for sample in EvaluationDataset(Scenes(2), processor())]
+    run = trainer(model, tmp_path, eval_dataset=unlabelled)
+    with pytest.raises(ValueError, match="need labels to be evaluated"):
+        run.evaluate()
+    assert run.predict(unlabelled).predictions.shape == (2, 10, SIDE, 96)
 
 
 @pytest.mark.parametrize("kind", KINDS)

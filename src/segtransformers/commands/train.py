@@ -4,6 +4,7 @@
 import argparse
 import contextlib
 import difflib
+import json
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -108,10 +109,9 @@ def _run(
     resume: bool,
 ) -> None:
     from transformers import set_seed
-    from transformers.trainer_utils import get_last_checkpoint
     from transformers.utils import logging
 
-    from .. import training
+    from .. import SegMask2FormerForSemanticSegmentation, training
     from ..training.starting_points import starting_model
 
     logging.disable_progress_bar()
@@ -127,26 +127,34 @@ def _run(
     except (OSError, ValueError, RuntimeError) as error:  # missing files, no network, another kind of model
         name = model or recipe.name
         raise UserError(f"cannot start from {name}: {why_not_loaded(name, error)}") from None
+    if network.config.num_labels == 1 and not isinstance(network, SegMask2FormerForSemanticSegmentation):
+        raise UserError(
+            "the data has one class, and this model only tells classes apart: make what is around it a second class "
+            "(masks with 0 and 255: --label-map 0:0,255:1), or take a recipe and a model with Mask2Former"
+        )
     if freeze:
         training.freeze_trunk(network)
     if lora_rank is not None:
         training.add_lora(network, lora_rank)
     batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     augment = training.TrainingAugmentation.from_recipe(recipe, processor, crop_size=crop_size, reduce_labels=False)
-    trainer = training.SegmentationTrainer(
-        network,
-        arguments,
-        recipe=recipe,
-        train_dataset=training.TrainingDataset(
-            parts[0], augment, seed=arguments.seed, repeat=math.ceil(batch / len(parts[0]))
-        ),
-        eval_dataset=training.EvaluationDataset(parts[1], processor) if len(parts) > 1 else None,
-        processing_class=processor,
-        pictures=pictures,
-    )
+    try:
+        trainer = training.SegmentationTrainer(
+            network,
+            arguments,
+            recipe=recipe,
+            train_dataset=training.TrainingDataset(
+                parts[0], augment, seed=arguments.seed, repeat=math.ceil(batch / len(parts[0]))
+            ),
+            eval_dataset=training.EvaluationDataset(parts[1], processor) if len(parts) > 1 else None,
+            processing_class=processor,
+            pictures=pictures,
+        )
+    except RuntimeError as error:  # what --report_to names is not installed
+        raise UserError(_last_line(error)) from None
     if is_main:
         typer.echo(_summary(network, recipe, parts, batch, arguments))
-    checkpoint = get_last_checkpoint(str(output)) if resume else arguments.resume_from_checkpoint
+    checkpoint = _last_checkpoint(output, network) if resume else arguments.resume_from_checkpoint
     try:
         with _whole_lines(not arguments.disable_tqdm and is_main):
             trainer.train(resume_from_checkpoint=checkpoint)
@@ -160,12 +168,17 @@ def _run(
             "one device), --gradient_checkpointing, --bf16 or a smaller --crop-size"
         ) from None
     except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        raise UserError(
-            "the model norms a map of one pixel over the batch, which takes two images at once: "
-            "--per_device_train_batch_size 2"
-        ) from None
+        if "more than 1 value per channel" in str(error):
+            raise UserError(
+                "the model norms a map of one pixel over the batch, which takes two images at once: "
+                "--per_device_train_batch_size 2"
+            ) from None
+        if resume and "parameter group" in str(error):
+            raise UserError(
+                f"{checkpoint} was trained with other parameters: --resume takes --freeze-trunk, --lora-rank, --optim "
+                "and --recipe as they were"
+            ) from None
+        raise
     if lora_rank is not None:
         training.merge_lora(network)
     if is_main:
@@ -248,6 +261,26 @@ def _check_output(output: Path, resume: bool) -> None:
         raise UserError(
             f"{output} holds checkpoints of another run: --resume goes on with it, else choose another folder"
         )
+
+
+def _last_checkpoint(output: Path, network: Any) -> str | None:
+    """The newest checkpoint of this model that was written to its end; None where there is none yet: the run begins."""
+    steps = (path.name.removeprefix("checkpoint-") for path in output.glob("checkpoint-*"))
+    for step in sorted(map(int, filter(str.isdecimal, steps)), reverse=True):
+        path = output / f"checkpoint-{step}"
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))  # comes last
+            saved = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        own = json.loads(network.config.to_json_string())
+        if any(saved.get(name) != own.get(name) for name in ("model_type", "id2label")):
+            raise UserError(
+                f"{path} is of another model or has other classes: --resume takes the same --data, --model and "
+                "--recipe as before; or choose another folder"
+            )
+        return str(path)
+    return None
 
 
 def _divided(data: "SegmentationDataset") -> "list[SegmentationDataset]":

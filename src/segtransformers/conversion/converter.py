@@ -1,11 +1,12 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """From the name of a checkpoint to a checked folder that holds the converted model."""
 
+import contextlib
 import importlib.metadata
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -159,79 +160,69 @@ def convert(
     if row_name is not None and not isinstance(model, BackboneMixin):
         model.config.source_config = row_name  # so that an evaluation knows the published figures
     told = f"published config {row_name}" if row else Path(config).name if config else "in the checkpoint"
-    writing = _Writing(output, dtype, max_shard_size, verify, repo_id, license)
-    return writing.write(model, processor, original, report, _described(model, origin), source, told)
+    description = _described(model, origin)
+    with _complete_folder(output) as folder:
+        stored, tensors, verification = _save(
+            folder, model, processor, original, report, dtype or model.dtype, max_shard_size, verify
+        )
+        conversion = Conversion(
+            description, source, told, stored, report, tensors, verification, license, versions=_versions()
+        )
+        (folder / RECORD).write_text(json.dumps(conversion.to_dict(), indent=2) + "\n", encoding="utf-8")
+        write_model_card(folder, repo_id=repo_id, name=output.name, license=license)
+    return conversion
 
 
-@dataclass
-class _Writing:
-    """How to write: see [`convert`]."""
+@contextlib.contextmanager
+def _complete_folder(output: Path) -> Iterator[Path]:
+    """A folder beside `output`, which takes its name when what is done with it ends without an error."""
+    partial = None
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=".segtransformers.", dir=output.parent))
+        yield partial
+        for path in partial.iterdir():
+            path.chmod(0o644)  # safetensors writes for its user alone
+        partial.chmod(0o755)
+        partial.replace(output)  # an empty folder of that name is replaced
+    except ConversionError:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ConversionError(f"cannot write {output}: {error}") from error
+    finally:
+        if partial is not None and partial.exists():
+            shutil.rmtree(partial, ignore_errors=True)
 
-    output: Path
-    dtype: torch.dtype | None
-    max_shard_size: str
-    verify: bool
-    repo_id: str | None
-    license: str | None
 
-    def write(
-        self,
-        model: PreTrainedModel,
-        processor: SegmentationImageProcessor,
-        original: Checkpoint,
-        report: ConversionReport,
-        described: str,
-        source: Source,
-        config: str,
-    ) -> Conversion:
-        """Save into a folder beside `output` that takes its name only when complete."""
-        partial = None
-        try:
-            self.output.parent.mkdir(parents=True, exist_ok=True)
-            partial = Path(tempfile.mkdtemp(prefix=".segtransformers.", dir=self.output.parent))
-            conversion = self._write(partial, model, processor, original, report, described, source, config)
-            (partial / RECORD).write_text(json.dumps(conversion.to_dict(), indent=2) + "\n", encoding="utf-8")
-            write_model_card(partial, repo_id=self.repo_id, name=self.output.name, license=self.license)
-            for path in partial.iterdir():
-                path.chmod(0o644)  # safetensors writes for its user alone
-            partial.chmod(0o755)
-            partial.replace(self.output)  # an empty folder of that name is replaced
-            return conversion
-        except ConversionError:
-            raise
-        except (OSError, RuntimeError, ValueError) as error:
-            raise ConversionError(f"cannot write {self.output}: {error}") from error
-        finally:
-            if partial is not None and partial.exists():
-                shutil.rmtree(partial, ignore_errors=True)
+def _save(
+    folder: Path,
+    model: PreTrainedModel,
+    processor: SegmentationImageProcessor,
+    original: Checkpoint,
+    report: ConversionReport,
+    dtype: torch.dtype,
+    max_shard_size: str,
+    verify: bool,
+) -> tuple[str, int, Verification | None]:
+    """Write the model and its processor, and read them back. Neither model nor checkpoint holds anything afterwards.
 
-    def _write(
-        self,
-        folder: Path,
-        model: PreTrainedModel,
-        processor: SegmentationImageProcessor,
-        original: Checkpoint,
-        report: ConversionReport,
-        described: str,
-        source: Source,
-        config: str,
-    ) -> Conversion:
-        stored = self.dtype or model.dtype
-        expected = outputs_of(model.float()) if self.verify else []
-        model.to(stored)  # type: ignore[arg-type]  # transformers wraps it
-        model.save_pretrained(folder, max_shard_size=self.max_shard_size)
-        processor.save_pretrained(folder)
-        checked = verify_tensors(folder, model, checked_tensors(original.state_dict), report)
-        # the memory is needed for the reload, and callers still refer to both
-        original.state_dict.clear()
-        model.to("meta")  # type: ignore[arg-type]
-        verification = None
-        if self.verify:
-            verification = verify_outputs(folder, type(model), expected)
-            if stored == torch.float32 and verification.relative_error > EXACT_TOLERANCE:
-                raise ConversionError(f"the written model is not the converted one: {verification.describe()}")
-        dtype = str(stored).removeprefix("torch.")
-        return Conversion(described, source, config, dtype, report, checked, verification, self.license, _versions())
+    Returns:
+        the precision, how many tensors were compared, and with `verify` how outputs compare.
+    """
+    expected = outputs_of(model.float()) if verify else []
+    model.to(dtype)  # type: ignore[arg-type]  # transformers wraps it
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
+    processor.save_pretrained(folder)
+    tensors = verify_tensors(folder, model, checked_tensors(original.state_dict), report)
+    # the memory is needed for the reload, and callers still refer to both
+    original.state_dict.clear()
+    model.to("meta")  # type: ignore[arg-type]
+    verification = None
+    if verify:
+        verification = verify_outputs(folder, type(model), expected)
+        if dtype == torch.float32 and verification.relative_error > EXACT_TOLERANCE:
+            raise ConversionError(f"the written model is not the converted one: {verification.describe()}")
+    return str(dtype).removeprefix("torch."), tensors, verification
 
 
 def _located(checkpoint: str, rows: Mapping[str, Any], sha256: str | None) -> tuple[Path, Source]:

@@ -24,8 +24,8 @@ EVALUATIONS = 10  # in a run, as the originals
 def training_arguments(recipe: Recipe, output_dir: str | Path, **changes: Any) -> TrainingArguments:
     """What a recipe says, as `TrainingArguments`.
 
-    Images per process and accumulation are chosen so that a step of the optimizer sees the recipe's `batch_size` on the
-    processes that there are. With fewer `max_steps`, the warm-up becomes shorter, too.
+    Images per GPU and accumulation are chosen so that a step of the optimizer sees the recipe's `batch_size` on the
+    GPUs that there are. In fewer steps, the warm-up becomes shorter, too.
 
     Args:
         changes: fields of `TrainingArguments` that shall be otherwise.
@@ -65,7 +65,7 @@ def training_arguments(recipe: Recipe, output_dir: str | Path, **changes: Any) -
     arguments = TrainingArguments(output_dir=str(output_dir), **{**settings, **changes})
     per_device, accumulation = fitted_batch(
         recipe.batch_size,
-        arguments.world_size,
+        arguments.world_size * max(arguments.n_gpu, 1),  # without a launcher, a process may share out its batch to GPUs
         changes.get("per_device_train_batch_size"),
         changes.get("gradient_accumulation_steps"),
     )
@@ -85,6 +85,9 @@ def fitted_batch(
     Raises:
         ValueError: if the batch cannot be divided so.
     """
+    for option, count in (("per_device_train_batch_size", per_device), ("gradient_accumulation_steps", accumulation)):
+        if count is not None and count < 1:
+            raise ValueError(f"{option} must be at least 1, got {count}")
     if per_device is not None and accumulation is not None:
         actual = per_device * accumulation * processes
         if actual != batch_size:
@@ -132,6 +135,8 @@ def build_scheduler(
 ) -> torch.optim.lr_scheduler.LambdaLR:
     """The recipe's schedule over `steps` steps, with the warm-up of the arguments."""
     warmup = arguments.get_warmup_steps(steps)
+    if warmup == recipe.schedule.warmup_steps:  # made without knowing how many steps some epochs are
+        warmup = recipe.with_steps(steps).schedule.warmup_steps
     return poly_schedule(optimizer, dataclasses.replace(recipe.schedule, steps=steps, warmup_steps=warmup))
 
 

@@ -21,10 +21,14 @@ class TrainingDataset(Dataset):
             `labels` `(h, w)`, as [`TrainingAugmentation`].
         seed: of the run.
         repeat: how often the data set is gone through in an epoch, for one that is smaller than a batch.
+
+    Attributes:
+        with_index: whether items have their index, too, as [`SegmentationTrainer`] wants it. No model takes it.
     """
 
     def __init__(self, data: Any, augment: Callable[..., Mapping[str, torch.Tensor]], seed: int = 0, repeat: int = 1):
         self.data, self.augment, self.seed, self.repeat = data, augment, seed, repeat
+        self.with_index = False
         # shared memory: worker processes that outlive an epoch see it change
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -38,7 +42,8 @@ class TrainingDataset(Dataset):
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which still wants batches
         sample = self.data[index % len(self.data)]
         seed = (self.seed, int(self._epoch), index)
-        return {SAMPLE_INDEX: torch.tensor(index), **self.augment(sample.image, sample.labels, seed=seed)}
+        item = self.augment(sample.image, sample.labels, seed=seed)
+        return {SAMPLE_INDEX: torch.tensor(index), **item} if self.with_index else dict(item)
 
     def name(self, index: int) -> str:
         """What the sample of an item is called."""
@@ -67,7 +72,7 @@ class EvaluationDataset(Dataset):
         sample = self.data[index]
         pixel_values = self.processor(images=sample.image, return_tensors="pt")["pixel_values"][0]
         labels = torch.as_tensor(sample.labels).long()
-        return {SAMPLE_INDEX: torch.tensor(index), "pixel_values": pixel_values, "labels": labels}
+        return {"pixel_values": pixel_values, "labels": labels}
 
     def name(self, index: int) -> str:
         """What the sample of an item is called."""
@@ -78,7 +83,15 @@ def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """A batch: tensors are stacked, or stay in a list where their sizes differ.
 
     A tensor with one number for each sample comes first: Trainer counts the samples by the first tensor that it finds.
+
+    Raises:
+        ValueError: if the samples are no dicts.
     """
+    if not isinstance(samples[0], Mapping):
+        raise ValueError(
+            "samples must be dicts of pixel_values and labels, as those of TrainingDataset and EvaluationDataset, got "
+            f"{type(samples[0]).__name__}"
+        )
     batch: dict[str, Any] = {}
     for name in sorted(samples[0], key=lambda name: name != SAMPLE_INDEX):
         values = [torch.as_tensor(sample[name]) for sample in samples]

@@ -1,24 +1,29 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """`Trainer` for semantic segmentation: recipes, evaluation by mean IoU at the images' own sizes, clean interruption."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import EvalPrediction, Trainer
+from torch.utils.data import DataLoader
+from transformers import EvalPrediction, Trainer, TrainingArguments
+from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
 from ..image_processing import argmax_resized
 from ..metrics import MeanIoU
 from .arguments import build_optimizer, build_scheduler
 from .callbacks import EpochCallback, InterruptCallback, PictureCallback
-from .samples import SAMPLE_INDEX, collate
+from .samples import SAMPLE_INDEX, TrainingDataset, collate
 
 if TYPE_CHECKING:
     from .recipes import Recipe
 
 logger = logging.get_logger(__name__)
+
+BEST_METRICS = ("mean_iou", "mean_accuracy", "mean_dice", "overall_accuracy", "loss")
 
 
 class SegmentationTrainer(Trainer):
@@ -27,8 +32,8 @@ class SegmentationTrainer(Trainer):
     What it adds:
 
     - With a recipe, `create_optimizer` and `create_scheduler` do as the original did: its groups of parameters, its
-      optimizer and its schedule. What `TrainingArguments` can say too (learning rate, weight decay, steps, warm-up)
-      is taken from there: [`training_arguments`] makes them from a recipe.
+      optimizer and its schedule. What `TrainingArguments` can say too (learning rate, weight decay, steps, warm-up, a
+      schedule that is not `linear`) is taken from there: [`training_arguments`] makes them from a recipe.
     - Evaluation counts a confusion matrix of each image, at the size of its labels and by the model's own protocol
       (sliding windows), and keeps nothing else. Each image counts once however many processes share them. The results
       are `eval_loss`, `eval_mean_iou`, `eval_mean_accuracy`, `eval_mean_dice` and `eval_overall_accuracy`;
@@ -65,6 +70,8 @@ class SegmentationTrainer(Trainer):
         self._own_metric = kwargs.get("compute_metrics") is None
         self._counting = self._is_gathered = False
         self._interrupt = InterruptCallback()
+        if args is not None:
+            _check_arguments(args, self._own_metric)
         if self._own_metric:
             kwargs["compute_metrics"] = self._add_counts
             if args is not None:
@@ -72,6 +79,8 @@ class SegmentationTrainer(Trainer):
         if args is not None and args.ddp_find_unused_parameters is None and _uses_all_parameters(model):
             args.ddp_find_unused_parameters = False  # Trainer looks for them otherwise, in every step
         kwargs.setdefault("data_collator", collate)
+        if isinstance(kwargs.get("train_dataset"), TrainingDataset):
+            kwargs["train_dataset"].with_index = True  # so that a batch can be named
         super().__init__(model, args, **kwargs)
         self.args.batch_eval_metrics = self.args.batch_eval_metrics or self._own_metric
         self.add_callback(self._interrupt)
@@ -119,7 +128,8 @@ class SegmentationTrainer(Trainer):
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
-        if self.recipe is None or self.lr_scheduler is not None:
+        is_chosen = self.args.lr_scheduler_type != TrainingArguments.lr_scheduler_type  # another than the recipe's
+        if self.recipe is None or self.lr_scheduler is not None or is_chosen:
             return super().create_scheduler(num_training_steps, optimizer)
         scheduled: Any = self.optimizer if optimizer is None else optimizer
         self.lr_scheduler = build_scheduler(scheduled, self.recipe, self.args, num_training_steps)
@@ -134,6 +144,17 @@ class SegmentationTrainer(Trainer):
         if self._interrupt.stopped:
             raise KeyboardInterrupt(f"stopped after step {self.state.global_step}; a checkpoint is saved")
         return result
+
+    def get_train_dataloader(self) -> DataLoader:
+        loader = super().get_train_dataloader()
+        if has_length(loader) and not len(loader):
+            data: Any = self.train_dataset
+            batch = self.args.train_batch_size * self.args.world_size
+            raise ValueError(
+                f"{len(data)} samples are fewer than the {batch} of a batch, and dataloader_drop_last leaves none of "
+                f"them: make the TrainingDataset with repeat={math.ceil(batch / len(data))}"
+            )
+        return loader
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -220,6 +241,8 @@ class SegmentationTrainer(Trainer):
         inputs = {name: value for name, value in inputs.items() if name != SAMPLE_INDEX}
         if not self._counting or prediction_loss_only:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        if "labels" not in inputs:
+            raise ValueError("samples need labels to be evaluated; `predict` works without")
         images: Any
         labels: Any
         images, labels = (self._prepare_input(inputs[name]) for name in ("pixel_values", "labels"))
@@ -262,6 +285,15 @@ class SegmentationTrainer(Trainer):
         self._metric = None
         self.class_metrics = {name: value for name, value in figures.items() if name.startswith("per_category")}
         return {name: value for name, value in figures.items() if name not in self.class_metrics}
+
+
+def _check_arguments(args: TrainingArguments, own_metric: bool) -> None:
+    """Refuse before any work is done what would end a run later."""
+    if args.label_smoothing_factor:
+        raise ValueError(f"label_smoothing_factor={args.label_smoothing_factor} is not for label maps: leave it at 0")
+    best = args.metric_for_best_model
+    if own_metric and best is not None and best.removeprefix("eval_") not in BEST_METRICS:
+        raise ValueError(f"metric_for_best_model must be one of {', '.join(BEST_METRICS)}, got {best!r}")
 
 
 def _uses_all_parameters(model: Any) -> bool:

@@ -229,6 +229,7 @@ def _matching_cost(
     return torch.nan_to_num(cost, nan=1e6, posinf=1e6, neginf=-1e6)
 
 
+@torch.compiler.disable  # SciPy's part of a step is no graph
 def _assign(costs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows (ascending) and columns of the cheapest one-to-one matching, `(layers, min(queries, n))` each."""
     from scipy.optimize import linear_sum_assignment  # slow to import, and only needed here
