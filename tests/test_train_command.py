@@ -1,11 +1,13 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """`segtransformers train`, as a user would run it, and what it starts from."""
 
+import contextlib
 import json
 import os
 import shlex
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -148,6 +150,23 @@ def test_limit_lora_and_pictures_in_tensorboard(data, tiny, tmp_path):
     assert names == small_model("segmenter").state_dict().keys()
 
 
+def test_pictures_in_trackio(data, tiny, tmp_path):
+    """In a process of its own: trackio asks once where its folder is."""
+    words = options(data, tmp_path / "out", tiny, "--max_steps", 2, "--eval_steps", 2, "--pictures", 1)
+    words += ["--report_to", "trackio", "--project", "drawn", "--run_name", "first"]
+    subprocess.run(
+        [sys.executable, "-m", "segtransformers", "train", *map(str, words)],
+        env={**os.environ, "TRACKIO_DIR": str(tmp_path / "trackio"), "OMP_NUM_THREADS": "1"},
+        check=True,
+        capture_output=True,
+    )
+    (picture,) = (tmp_path / "trackio" / "media" / "drawn").rglob("*.png")
+    assert Image.open(picture).size == (3 * 128, 96)  # the picture, its labels and the prediction
+    with contextlib.closing(sqlite3.connect(tmp_path / "trackio" / "drawn.db")) as store:
+        logged = str(store.execute("SELECT * FROM metrics").fetchall())
+    assert all(f'"{name}"' in logged for name in ("train/loss", "eval/mean_iou", "predictions/0"))
+
+
 def test_recipe_of_ones_own_and_data_without_parts(data, tiny, tmp_path):
     flat = tmp_path / "flat"
     for kind in ("images", "masks"):
@@ -201,10 +220,12 @@ def test_mistakes_are_one_line(data, tiny, tmp_path, change, message):
         (["--gradient_accumulation_steps", 0], "gradient_accumulation_steps must be at least 1, got 0"),
         (["--report_to", "wandb"], "WandbCallback requires wandb to be installed"),
         (["--trunk-weights", "gone.pth"], "there is no file gone.pth"),
+        (["--push_to_hub"], "nobody is logged in: run `hf auth login`"),
     ],
 )
 def test_what_would_end_a_run_is_said_before_it(data, tiny, tmp_path, monkeypatch, change, message):
     monkeypatch.setattr("transformers.integrations.integration_utils.is_wandb_available", lambda: False)
+    monkeypatch.setattr("segtransformers.publishing.get_token", lambda: None)
     status, output = run(*options(data, tmp_path / "out", tiny, "--max_steps", 1, *change))
     assert status == 1 and "1 steps" not in output
     (line,) = [line for line in output.splitlines() if line.startswith("error: ")]

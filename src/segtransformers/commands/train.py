@@ -16,6 +16,7 @@ import typer
 
 from ..datasets.reading import DataError
 from ..packaged import known_model
+from ..publishing import check_destination
 from .common import UserError, check_folder, one_line_errors, sides, why_not_loaded
 from .data_options import ClassesOption, KindOption, LabelMapOption, MaskEndingOption, ReduceLabelsOption, load_data
 from .evaluate import write_results
@@ -119,6 +120,8 @@ def _run(
         changes = {"eval_strategy": "no", **changes}
     arguments = training.training_arguments(recipe, output, **changes)
     is_main = arguments.process_index == 0
+    if arguments.push_to_hub and arguments.hub_token is None and is_main:
+        check_destination(arguments.hub_model_id or output.resolve().name)
     set_seed(arguments.seed)
     try:
         network, processor = starting_model(
