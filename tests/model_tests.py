@@ -11,6 +11,18 @@ from transformers import AutoBackbone, AutoConfig, AutoModelForSemanticSegmentat
 SIZES = [(32, 32), (33, 47), (64, 96), (75, 130)]
 
 
+class Calls(torch.utils._python_dispatch.TorchDispatchMode):
+    """Counts the operators that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
 def randomise(model: nn.Module) -> nn.Module:
     """Move what starts constant, zeros and ones, so that every branch matters; running statistics too.
 

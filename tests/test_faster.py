@@ -5,7 +5,7 @@ import copy
 
 import pytest
 import torch
-from model_tests import randomise
+from model_tests import Calls, randomise
 from test_seg_mask2former import small_head as small_mask2former
 from test_seg_upernet import small_head as small_upernet
 from test_vit_adapter import small_config
@@ -17,11 +17,12 @@ from transformers import AutoModelForSemanticSegmentation
 from segtransformers import (
     SegMask2FormerForSemanticSegmentation,
     SegUperNetForSemanticSegmentation,
+    ViTAdapterBackbone,
     packaged_model_path,
 )
 from segtransformers.datasets.scenes import draw_scene, normalized
 from segtransformers.models import faster
-from segtransformers.models.faster import conv_norm_relu, folded, layers_as_written, left_product, linear
+from segtransformers.models.faster import layers_as_written, left_product, linear
 from segtransformers.models.upernet.upsampled_convolution import upsampled_convolution
 
 
@@ -35,18 +36,6 @@ def products_are_slow(monkeypatch):
     torch.set_num_threads(threads)
 
 
-class Calls(torch.utils._python_dispatch.TorchDispatchMode):
-    """Counts the operators that run."""
-
-    def __init__(self):
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.append(func.overloadpacket.__name__)
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize(
     "sizes",
     [
@@ -56,7 +45,7 @@ class Calls(torch.utils._python_dispatch.TorchDispatchMode):
         [(6, 6)],
     ],
 )
-@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("grad", [False, True])  # step by step, or with channels last
 def test_upsampled_convolution_is_resize_and_convolution(sizes, grad, monkeypatch):
     monkeypatch.setattr("segtransformers.models.upernet.upsampled_convolution.CHANNELS_AT_ONCE", 4)
     monkeypatch.setattr("segtransformers.models.upernet.upsampled_convolution.FEW_PIXELS", 100)
@@ -86,63 +75,6 @@ def test_upsampled_convolution_is_resize_and_convolution(sizes, grad, monkeypatc
             torch.autograd.grad(actual, leaves, upstream), torch.autograd.grad(expected, leaves, upstream), strict=True
         ):
             torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
-
-
-def convolution_and_norm(bias: bool = True, affine: bool = True) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
-    convolution = nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2, bias=bias)
-    norm = nn.BatchNorm2d(6, affine=affine)
-    randomise(nn.Sequential(convolution, norm)).double().eval()
-    return convolution, norm
-
-
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("affine", [False, True])
-def test_folded_norms_change_nothing(bias, affine):
-    convolution, norm = convolution_and_norm(bias, affine)
-    state = copy.deepcopy((convolution.state_dict(), norm.state_dict()))
-    features = torch.randn(2, 4, 9, 17, dtype=torch.float64)
-    with torch.no_grad():
-        with Calls() as calls:
-            actual = conv_norm_relu(convolution, norm, features)
-        assert not any("batch_norm" in name for name in calls.names)
-        torch.testing.assert_close(actual, norm(convolution(features)).relu(), rtol=1e-12, atol=1e-12)
-        with layers_as_written(), Calls() as calls:
-            assert torch.equal(conv_norm_relu(convolution, norm, features), norm(convolution(features)).relu())
-        assert any("batch_norm" in name for name in calls.names)
-        with Calls() as calls:
-            conv_norm_relu(convolution, norm, features[:, :, :3, :3])
-        assert any("batch_norm" in name for name in calls.names)  # less work than to fold it
-        norm.running_mean += 1  # nothing is kept that could be out of date
-        torch.testing.assert_close(
-            conv_norm_relu(convolution, norm, features), norm(convolution(features)).relu(), rtol=1e-12, atol=1e-12
-        )
-        norm.running_mean -= 1
-    for before, module in zip(state, (convolution, norm), strict=True):
-        for name, tensor in module.state_dict().items():
-            torch.testing.assert_close(tensor, before[name])
-
-
-@pytest.mark.parametrize(
-    "touch",
-    [
-        lambda convolution, norm: norm.train(),
-        lambda convolution, norm: convolution.register_forward_hook(lambda *_: None),
-        lambda convolution, norm: norm.register_forward_pre_hook(lambda *_: None),
-        lambda convolution, norm: setattr(convolution, "forward", lambda features: F.conv2d(features, features)),
-        lambda convolution, norm: nn.utils.parametrizations.weight_norm(convolution),
-        lambda convolution, norm: convolution.half(),
-    ],
-)
-def test_what_something_else_has_its_hand_on_is_not_folded(touch):
-    convolution, norm = convolution_and_norm()
-    with torch.no_grad():
-        assert folded(convolution, norm) is not None
-        touch(convolution, norm)
-        assert folded(convolution, norm) is None
-
-
-def test_nothing_is_folded_where_gradients_are_wanted():
-    assert folded(*convolution_and_norm()) is None
 
 
 @torch.no_grad()
@@ -214,7 +146,30 @@ def test_models_give_what_their_layers_give(products_are_slow, head):
     assert calls.names.count("native_batch_norm") < written.names.count("native_batch_norm")
     assert calls.names.count("addmm") < written.names.count("addmm")
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+    assert actual.stride(3) == 1  # rows of pixels, which is what callers expect, whatever the layers like
     assert copy.deepcopy(model).state_dict().keys() == model.state_dict().keys()
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("add_trunk_features", [True, False])
+def test_pyramids_are_assembled_as_written(batch, add_trunk_features):
+    backbone = randomise(ViTAdapterBackbone(small_config(add_trunk_features=add_trunk_features))).double().eval()
+    images = torch.randn(batch, 3, 96, 160, dtype=torch.float64)
+    with torch.no_grad():
+        with Calls() as calls:
+            actual = backbone(images).feature_maps
+        with layers_as_written():
+            expected = backbone(images).feature_maps
+        assert "addcmul" in calls.names
+        for one, other in zip(actual, expected, strict=True):
+            assert one.is_contiguous(memory_format=torch.channels_last)
+            torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
+        seen = []
+        for module in (backbone.upsample, backbone.norms[2]):  # what has a hook is called
+            module.register_forward_hook(lambda *arguments: seen.append(arguments[0]))
+        for one, other in zip(backbone(images).feature_maps, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
+        assert seen == [backbone.upsample, backbone.norms[2]]
 
 
 def test_what_depends_on_sizes_alone_is_kept():

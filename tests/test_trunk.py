@@ -213,6 +213,15 @@ def test_relative_position_bias_is_what_an_index_would_gather(grid, num_prefix_t
         index = index[1:, 1:]
     expected = table[index].permute(2, 0, 1)[None]
     assert torch.equal(relative_position_bias(table, grid, grid, num_prefix_tokens), expected)
+    with torch.no_grad():
+        scratch: list[torch.Tensor] = []
+        for _ in range(2):  # fresh memory, and then what the first left
+            assert torch.equal(relative_position_bias(table, grid, grid, num_prefix_tokens, scratch), expected)
+            place = scratch[0].data_ptr()
+            scratch[0].fill_(torch.nan)
+        assert scratch[0].data_ptr() == place
+        other = relative_position_bias(table.float(), grid, grid, num_prefix_tokens, scratch)
+        assert torch.equal(other, expected.float())
 
 
 def test_a_smaller_grid_uses_a_part_of_the_table():

@@ -89,52 +89,6 @@ def is_untouched(module: nn.Module, kind: type[nn.Module]) -> bool:
     )
 
 
-def folded(
-    convolution: nn.Conv2d, norm: nn.BatchNorm2d, kind: type[nn.Conv2d] = nn.Conv2d
-) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Scale and shift `(out_channels,)`: weights times scale, with shift as bias, are the convolution and its norm.
-
-    None where both must be called. `kind` is the class that the convolution should have.
-    """
-    if not (
-        is_untouched(convolution, kind)
-        and is_untouched(norm, nn.BatchNorm2d)
-        and not norm.training
-        and norm.running_mean is not None
-        and convolution.padding_mode == "zeros"
-        and in_inference(convolution.weight, norm.running_mean)
-    ):
-        return None
-    scale = (norm.running_var + norm.eps).rsqrt()
-    scale = scale if norm.weight is None else scale * norm.weight
-    mean = norm.running_mean if convolution.bias is None else norm.running_mean - convolution.bias
-    shift = -mean * scale
-    return scale, shift if norm.bias is None else shift + norm.bias
-
-
-def conv_norm_relu(convolution: nn.Conv2d, norm: nn.BatchNorm2d, features: torch.Tensor) -> torch.Tensor:
-    """The rectified norm of a convolution of `(B, C, H, W)`, in one pass over memory less where that can be."""
-    scale_and_shift = folded(convolution, norm) if in_inference(features) else None
-    if scale_and_shift is not None:  # on small maps the norm has less to do than what folds it
-        down, across = convolution.stride
-        pixels = features.shape[0] * (features.shape[2] // down) * (features.shape[3] // across)
-        scale_and_shift = scale_and_shift if pixels > convolution.weight[0].numel() else None
-    if scale_and_shift is None:
-        return F.relu(norm(convolution(features)), inplace=True)
-    scale, shift = scale_and_shift
-    weight = convolution.weight * scale[:, None, None, None]
-    output = F.conv2d(
-        features,
-        weight,
-        shift,
-        convolution.stride,
-        convolution.padding,
-        convolution.dilation,
-        convolution.groups,
-    )
-    return F.relu(output, inplace=True)
-
-
 @functools.cache
 def _products_are_slow() -> bool:
     """Whether matrix products are slower than convolutions on this CPU.
@@ -149,14 +103,19 @@ def _products_are_slow() -> bool:
     return "AuthenticAMD" in vendor
 
 
+def products_are_fast() -> bool:
+    """Whether [`linear`] is about as fast as a convolution that does as much, by whatever library."""
+    return torch.get_num_threads() > 1 or not _products_are_slow()
+
+
 def _by_convolution(features: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether a product of `features` with a matrix is faster as a convolution, in inference on a CPU."""
     return (
         features.device.type == "cpu"
         and features.dtype == torch.float32
         and in_inference(features, weight)
-        and torch.get_num_threads() > 1  # else PyTorch takes MKL for 1x1 convolutions, too
         and _products_are_slow()
+        and torch.get_num_threads() > 1  # else PyTorch takes MKL for 1x1 convolutions, too
         and features.numel() >= FEWEST_ROWS * features.shape[-1]
     )
 
@@ -194,11 +153,11 @@ def with_faster_layers(model: nn.Module) -> None:
 
 __all__ = [
     "FasterLinear",
-    "conv_norm_relu",
-    "folded",
     "in_inference",
     "layers_as_written",
     "left_product",
+    "is_untouched",
     "linear",
+    "products_are_fast",
     "remembered",
 ]

@@ -22,9 +22,8 @@ from .pyramid import (
     SpatialPrior,
     cropped_to_input,
     init_pyramid_weights,
-    resized,
-    split_levels,
 )
+from .pyramid_assembly import assembled_maps
 from .trunk import TrunkBackbone
 
 RunBlocks = Callable[[torch.Tensor, int, int], Iterator[torch.Tensor]]
@@ -171,7 +170,7 @@ class PyramidBackbone(TrunkBackbone):
                 patches = tokens[:, num_prefix_tokens:]
                 trunk_features.append(patches.transpose(1, 2).unflatten(2, grid))
 
-        feature_maps = self._assemble(maps[0], pyramid, grids, trunk_features)
+        feature_maps = assembled_maps(self.upsample, self.norms, maps[0], pyramid, grids, trunk_features)
         named = dict(zip(self.stage_names, (stem, *feature_maps), strict=True))
         strides = dict(zip(self.stage_names, (STRIDES[0], *STRIDES), strict=True))
         return BackboneOutput(
@@ -180,19 +179,6 @@ class PyramidBackbone(TrunkBackbone):
             ),
             hidden_states=chosen_hidden_states(self, hidden_states, output_hidden_states),
         )
-
-    def _assemble(
-        self, stride4: torch.Tensor, pyramid: torch.Tensor, grids: list[Grid], trunk_features: list[torch.Tensor]
-    ) -> list[torch.Tensor]:
-        """The four normalised maps from the stride-4 map, the pyramid tokens and, where wanted, the trunk's maps."""
-        maps = split_levels(pyramid, grids)
-        maps = [self.upsample(maps[0]) + stride4, *maps]
-        for index, feature in enumerate(trunk_features):
-            maps[index] = maps[index] + resized(feature, maps[index].shape[2:])
-        if maps[0].shape[0] == 1:
-            # torch's batch norm on a CPU has wrong gradients for one map that is cut out of others (torch 2.14)
-            maps = [map_.clone(memory_format=torch.channels_last) for map_ in maps]
-        return [norm(map_) for norm, map_ in zip(self.norms, maps, strict=True)]
 
 
 __all__ = ["PyramidBackbone", "PyramidInteraction"]

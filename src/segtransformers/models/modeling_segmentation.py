@@ -142,6 +142,7 @@ class BackboneForSemanticSegmentation(SegmentationPreTrainedModel):
 
     def _enlarge(self, logits: torch.Tensor, size: torch.Size) -> torch.Tensor:
         """Logits of the head at the size of the image."""
+        logits = logits.contiguous()  # channels last is slow to resize, and not what callers expect
         return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
 
     def _pixel_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,8 @@ from transformers.utils.generic import maybe_autocast
 
 from ..operators import MultiScaleDeformableAttention
 from .configuration_pyramid import PyramidConfig
-from .faster import conv_norm_relu, remembered
+from .convolutions import conv_norm_relu
+from .faster import in_inference, remembered
 from .trunk import DropPath, Grid
 
 
@@ -76,6 +77,9 @@ class SpatialPrior(nn.Module):
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """From `(B, 3, H, W)` the stem's map `(B, channels, H / 4, W / 4)` and four maps `(B, hidden_size, ., .)`."""
         stem = self.stem(pixel_values)
+        if stem.device.type == "cpu" and in_inference(stem):
+            # every map becomes tokens: with channels last from here on, they already lie as tokens do
+            stem = stem.contiguous(memory_format=torch.channels_last)
         stage2 = self.conv2(stem)
         stage3 = self.conv3(stage2)
         stage4 = self.conv4(stage3)

@@ -265,7 +265,8 @@ class SegMask2FormerForSemanticSegmentation(SegMask2FormerPreTrainedModel):
     def _logits(self, prediction: Prediction, masks: torch.Tensor, size: Grid) -> torch.Tensor:
         """`(B, num_labels, *size)`: class times mask probability, summed over the queries, and only then resized."""
         probabilities = prediction.class_logits[-1].softmax(-1)[..., :-1].to(masks.dtype)
-        semantic = torch.einsum("bqk,bqhw->bkhw", probabilities, masks.sigmoid())
+        # as one product of matrices the map lies in memory as a resize is quick with; an einsum's does not
+        semantic = torch.bmm(probabilities.transpose(1, 2), masks.sigmoid().flatten(2)).unflatten(2, masks.shape[2:])
         return resized(semantic, self._padded(size))[:, :, : size[0], : size[1]]
 
     def _loss(

@@ -36,7 +36,7 @@ class PlainTrunkBlock(GradientCheckpointingLayer, PlainBlock):
     pad_before_projection = False
 
     def forward(  # type: ignore[override]
-        self, tokens: torch.Tensor, grid: Grid, rotary: torch.Tensor | None
+        self, tokens: torch.Tensor, grid: Grid, rotary: torch.Tensor | None = None, scratch: list | None = None
     ) -> torch.Tensor:
         """From tokens `(B, num_prefix_tokens + h * w, C)` on a grid `(h, w)` to the same."""
         if not self.window:
@@ -58,12 +58,16 @@ class BeitTrunkBlock(GradientCheckpointingLayer, BeitBlock):
     num_prefix_tokens: int
 
     def forward(  # type: ignore[override]
-        self, tokens: torch.Tensor, grid: Grid, rotary: torch.Tensor | None
+        self, tokens: torch.Tensor, grid: Grid, rotary: torch.Tensor | None = None, scratch: list | None = None
     ) -> torch.Tensor:
-        """From tokens `(B, num_prefix_tokens + h * w, C)` on a grid `(h, w)` to the same."""
+        """From tokens `(B, num_prefix_tokens + h * w, C)` on a grid `(h, w)` to the same.
+
+        Args:
+            scratch: see [`relative_position_bias`].
+        """
         table, bias = self.relative_position_bias_table, None
         if table is not None:
-            bias = relative_position_bias(table, self.table_grid, grid, self.num_prefix_tokens)
+            bias = relative_position_bias(table, self.table_grid, grid, self.num_prefix_tokens, scratch)
         if torch.compiler.is_exporting():
             with _plain_attention(self.attn):
                 return BeitBlock.forward(self, tokens, shared_rel_pos_bias=bias)
@@ -86,7 +90,7 @@ class EvaTrunkBlock(GradientCheckpointingLayer, EvaBlock):
     """The block of EVA-02 and DINOv3, whose queries and keys are rotated."""
 
     def forward(  # type: ignore[override]
-        self, tokens: torch.Tensor, grid: Grid, rotary: torch.Tensor | None
+        self, tokens: torch.Tensor, grid: Grid, rotary: torch.Tensor | None = None, scratch: list | None = None
     ) -> torch.Tensor:
         """From tokens `(B, num_prefix_tokens + h * w, C)` on a grid `(h, w)` to the same.
 

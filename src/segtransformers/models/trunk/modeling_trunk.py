@@ -11,7 +11,7 @@ Sources: An Image is Worth 16x16 Words (https://arxiv.org/abs/2010.11929); the b
 import copy
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -41,10 +41,12 @@ class TokenLayout:
     Attributes:
         grid: `(h, w)` of the patch tokens.
         rotary: what rotates queries and keys, for one block after another or the same for all; None for most trunks.
+        scratch: memory that one block leaves for the next.
     """
 
     grid: Grid
     rotary: torch.Tensor | None = None
+    scratch: list[torch.Tensor] = field(default_factory=list)
 
     def rotary_of(self, index: int) -> torch.Tensor | None:
         """What block `index` gets: learned rotations `(blocks, heads, h * w, .)` differ from block to block."""
@@ -183,7 +185,7 @@ class Trunk(nn.Module):
             the tokens after each of these blocks, in the same layout.
         """
         for index in range(first, last + 1):
-            tokens = self.blocks[index](tokens, layout.grid, layout.rotary_of(index))
+            tokens = self.blocks[index](tokens, layout.grid, layout.rotary_of(index), layout.scratch)
             yield tokens
 
 

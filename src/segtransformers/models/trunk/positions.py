@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ..faster import remembered
+from ..faster import in_inference, remembered
 
 Grid = tuple[int, int]
 
@@ -21,7 +21,13 @@ def num_relative_positions(grid: Grid) -> int:
     return (2 * grid[0] - 1) * (2 * grid[1] - 1)
 
 
-def relative_position_bias(table: torch.Tensor, table_grid: Grid, grid: Grid, num_prefix_tokens: int) -> torch.Tensor:
+def relative_position_bias(
+    table: torch.Tensor,
+    table_grid: Grid,
+    grid: Grid,
+    num_prefix_tokens: int,
+    scratch: list[torch.Tensor] | None = None,
+) -> torch.Tensor:
     """What is added to the attention logits of every head.
 
     The table is used as it is on the grid that it was made for and, where the grid is smaller, in part: an offset of so
@@ -35,6 +41,8 @@ def relative_position_bias(table: torch.Tensor, table_grid: Grid, grid: Grid, nu
             last rows.
         grid: `(h, w)` of the patch tokens.
         num_prefix_tokens: 0 or 1, the class token in front of the patches.
+        scratch: a list that the blocks of one forward pass share. In inference the memory of one block's biases is kept
+            there for those of the next: fresh memory of that size costs a CPU several times what the biases do.
 
     Returns:
         `(1, heads, tokens, tokens)`, queries first, where tokens = num_prefix_tokens + h * w. No index of that size is
@@ -54,20 +62,25 @@ def relative_position_bias(table: torch.Tensor, table_grid: Grid, grid: Grid, nu
     # queries in column b and keys in column l: place width - 1 - b + l of the reversed rows
     columns = maps.flip(1, 2).unfold(2, width, 1).flip(2)  # (heads, 2 * height - 1, width, width)
     aligned = math.ceil(tokens / 8) * 8  # rows of a multiple of 8, which fused attention on a GPU wants of a bias
-    if num_prefix_tokens:
-        full = columns.new_empty((1, heads, tokens, aligned))[..., :tokens]
+    shape = (1, heads, tokens, aligned if num_prefix_tokens else tokens)
+    reuse = scratch is not None and in_inference(table)
+    if reuse and scratch and scratch[0].shape == shape and scratch[0].dtype == table.dtype:
+        full = scratch[0][..., :tokens]
     else:
-        full = columns.new_empty((1, heads, tokens, tokens))
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        full = columns.new_empty(shape)
+        if reuse:
+            scratch[:] = [full]
+        full = full[..., :tokens]
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or table.device.type != "cpu":
         windows = columns.unfold(1, height, 1).flip(1)  # (heads, rows, width, width, rows of keys)
         full[:, :, num_prefix_tokens:, num_prefix_tokens:] = windows.permute(0, 1, 2, 4, 3).reshape(
             heads, height * width, height * width
         )
-    else:  # each element is written once, where it belongs
-        patches = full[0, :, num_prefix_tokens:, num_prefix_tokens:].unflatten(1, grid).unflatten(3, grid)
+    else:  # each element is written once, where it belongs, and a query's keys in one piece
+        lines = columns.transpose(1, 2).flatten(2)  # (heads, width, (2 * height - 1) * width)
+        patches = full[0, :, num_prefix_tokens:, num_prefix_tokens:].unflatten(1, grid)
         for row in range(height):
-            window = columns[:, height - 1 - row : 2 * height - 1 - row]
-            patches[:, row] = window.transpose(1, 2)
+            patches[:, row] = lines[:, :, (height - 1 - row) * width : (2 * height - 1 - row) * width]
     if num_prefix_tokens:
         to_patch, from_patch, to_itself = table[-3:].unsqueeze(-1).unsqueeze(-1)
         full[:, :, :1, 1:] = to_patch

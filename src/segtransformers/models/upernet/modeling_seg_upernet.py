@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.models.upernet.modeling_upernet import UperNetConvModule, UperNetFCNHead, UperNetHead
 
-from ..faster import conv_norm_relu, folded
+from ..convolutions import conv_norm_relu, folded
 from ..modeling_segmentation import BackboneForSemanticSegmentation, SegmentationClassifier
 from ..pyramid import resized
 from .configuration_seg_upernet import SegUperNetConfig

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..faster import left_product, linear
+from ..convolutions import convolution3x3
+from ..faster import in_inference, left_product, linear
 
 CHANNELS_AT_ONCE = 64  # of the output, whose products with small maps are then in a CPU's cache
 FEW_PIXELS = 64  # of a map, so that its products cost less than to bring the weights into another order
@@ -24,7 +25,8 @@ def upsampled_convolution(
     Resizing and convolution are linear and act on different axes, so that their order may change: the smaller maps are
     multiplied with the weights at their own size, and of the products, one for each of the 3x3 places of the kernel,
     the sum over places is resized. For maps at strides 4, 8, 16 and 32 this is less than half of the arithmetic, and
-    no map of all their channels is held. Exact but for rounding, for any sizes.
+    no map of all their channels is held. Exact but for rounding, for any sizes. In inference on a CPU the output's
+    channels lie last.
 
     Args:
         maps: `(B, C_i, h_i, w_i)`.
@@ -37,35 +39,56 @@ def upsampled_convolution(
     """
     finest, *others = maps
     first, *rest = weight.split([map_.shape[1] for map_ in maps], dim=1)
-    output = F.conv2d(finest, first if scale is None else first * scale[:, None, None, None], bias, padding=1)
-    # compilers have their own ways to cut work into pieces, and gradients would be copied for every piece
-    whole = torch.is_grad_enabled() or torch.compiler.is_compiling()
-    step = weight.shape[0] if whole else CHANNELS_AT_ONCE
+    first = first if scale is None else first * scale[:, None, None, None]
+    channels_last = finest.device.type == "cpu" and in_inference(*maps)
+    if channels_last:
+        finest = finest.contiguous(memory_format=torch.channels_last)
+    output = convolution3x3(finest, first, bias)
     for map_, part in zip(others, rest, strict=True):
         rows = _shifted_resize(map_.shape[2], finest.shape[2], like=map_).transpose(0, 1).flatten(1)  # (H, 3 * h)
         columns = _shifted_resize(map_.shape[3], finest.shape[3], like=map_).transpose(0, 1).flatten(1)  # (W, 3 * w)
-        for start in range(0, weight.shape[0], step):
-            chosen = slice(start, start + step)
-            products = _products(map_, part[chosen], None if scale is None else scale[chosen])
-            lines = linear(products.flatten(4, 5).flatten(2, 3), columns, None)  # (B, channels, 3 * h, W)
-            output[:, chosen] += left_product(rows, lines.flatten(0, 1)).unflatten(0, lines.shape[:2])
+        if channels_last:
+            _add_channels_last(output.permute(0, 2, 3, 1), map_, part, scale, rows, columns)
+            continue
+        taps = part if scale is None else part * scale[:, None, None, None]
+        products = F.conv2d(map_, taps.permute(0, 2, 3, 1).flatten(0, 2)[:, :, None, None])
+        products = products.unflatten(1, (-1, 3, 3)).transpose(3, 4)  # (B, channels, 3, h, 3, w)
+        lines = linear(products.flatten(4, 5).flatten(2, 3), columns, None)  # (B, channels, 3 * h, W)
+        output += left_product(rows, lines.flatten(0, 1)).unflatten(0, lines.shape[:2])
     return output
 
 
-def _products(map_: torch.Tensor, taps: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
-    """`(B, channels, 3, h, 3, w)`: pixels of `(B, C, h, w)` times the weights `(channels, C, 3, 3)` of every place."""
+def _add_channels_last(
+    output: torch.Tensor,
+    map_: torch.Tensor,
+    part: torch.Tensor,
+    scale: torch.Tensor | None,
+    rows: torch.Tensor,
+    columns: torch.Tensor,
+) -> None:
+    """Add what one map contributes to the output `(B, H, W, channels)`.
+
+    Args:
+        map_: `(B, C, h, w)`.
+        part: its weights `(channels, C, 3, 3)`, to be multiplied with `scale`.
+        rows, columns: `(H, 3 * h)` and `(W, 3 * w)`, resize and move.
+    """
     batch, _, height, width = map_.shape
-    few = not torch.compiler.is_compiling() and map_.device.type == "cpu" and batch * height * width <= FEW_PIXELS
-    if few:
-        pixels = map_.permute(0, 2, 3, 1).flatten(0, 2)
-        products = torch.bmm(pixels.expand(taps.shape[0], -1, -1), taps.flatten(2))  # (channels, B * h * w, 9)
-        if scale is not None:
-            products = products * scale[:, None, None]
-        return products.view(-1, batch, height, width, 3, 3).permute(1, 0, 4, 2, 5, 3)
-    if scale is not None:
-        taps = taps * scale[:, None, None, None]
-    products = F.conv2d(map_, taps.permute(0, 2, 3, 1).flatten(0, 2)[:, :, None, None])
-    return products.unflatten(1, (-1, 3, 3)).transpose(3, 4)
+    pixels = map_.permute(0, 2, 3, 1)
+    for start in range(0, part.shape[0], CHANNELS_AT_ONCE):
+        chosen = slice(start, start + CHANNELS_AT_ONCE)
+        taps, factor = part[chosen], None if scale is None else scale[chosen]
+        if batch * height * width <= FEW_PIXELS:
+            products = torch.bmm(pixels.flatten(0, 2).expand(taps.shape[0], -1, -1), taps.flatten(2))
+            products = products if factor is None else products * factor[:, None, None]
+            products = products.view(-1, batch, height, width, 3, 3).permute(1, 4, 2, 5, 3, 0)
+        else:
+            taps = taps if factor is None else taps * factor[:, None, None, None]
+            products = linear(pixels, taps.permute(2, 3, 0, 1).flatten(0, 2), None)
+            products = products.view(batch, height, width, 3, 3, -1).permute(0, 3, 1, 4, 2, 5)
+        lines = products.reshape(batch * 3 * height, 3 * width, -1)
+        lines = left_product(columns, lines).view(batch, 3 * height, -1)
+        output[..., chosen] += left_product(rows, lines).view(*output.shape[:3], -1)
 
 
 def _shifted_resize(size: int, wanted: int, like: torch.Tensor) -> torch.Tensor:
