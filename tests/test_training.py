@@ -11,7 +11,7 @@ import torch
 from test_seg_mask2former import fixed_points
 from torch import nn
 from training_cases import KINDS, SIDE, Scenes, adapter, arguments, crop, losses, processor, small_model, trainer
-from transformers import AutoModelForSemanticSegmentation, Trainer, TrainerCallback
+from transformers import AutoModelForSemanticSegmentation, Trainer, TrainerCallback, TrainingArguments
 
 from segtransformers.inference import segment_image
 from segtransformers.metrics import MeanIoU
@@ -96,6 +96,18 @@ def test_accumulation_changes_nothing(tmp_path, monkeypatch, kind):
         np.testing.assert_allclose(found[other], found[0], rtol=1e-5)
         np.testing.assert_allclose(norms[other], norms[0], rtol=1e-4)
         torch.testing.assert_close(weights[other], weights[0], rtol=1e-4, atol=1e-5)
+
+
+def test_only_accumulated_batches_say_how_many_masks_there_are(tmp_path, monkeypatch):
+    run = trainer(small_model("mask2former"), tmp_path)
+    samples = TrainingDataset(Scenes(4), crop)
+    batches = [{name: tensor[None] for name, tensor in sample.items()} for sample in samples]
+    counts = [len(batch["labels"].unique()) for batch in batches]
+    found, _ = run.get_batch_samples(iter(batches), 4, torch.device("cpu"))
+    assert [batch["mean_masks"] for batch in found] == [np.mean(counts)] * 4
+    assert run.get_batch_samples(iter(batches), 1, torch.device("cpu"))[0] == batches[:1]
+    monkeypatch.setattr(TrainingArguments, "n_gpu", 2)
+    assert run.get_batch_samples(iter(batches), 4, torch.device("cpu"))[0] == batches
 
 
 @pytest.mark.parametrize(("kind", "remove"), [("upernet", True), ("mask2former", False), ("segmenter", False)])

@@ -162,8 +162,14 @@ class SegmentationTrainer(Trainer):
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         count_masks = getattr(self.accelerator.unwrap_model(self.model), "count_masks", None)
         labels = [batch.get("labels") for batch in batches]
-        if count_masks and len(batches) > 1 and all(isinstance(maps, torch.Tensor) for maps in labels):
-            mean_masks = torch.stack([count_masks(maps) for maps in labels]).float().mean()
+        is_one_device = self.args.n_gpu <= 1  # `nn.DataParallel` shares out tensors, and no single numbers
+        if (
+            count_masks
+            and is_one_device
+            and len(batches) > 1
+            and all(isinstance(part, torch.Tensor) for part in labels)
+        ):
+            mean_masks = torch.stack([count_masks(part) for part in labels]).float().mean()
             batches = [{**batch, "mean_masks": mean_masks} for batch in batches]
         return batches, items
 
