@@ -93,6 +93,8 @@ def check_targets(
 
 
 def _check_classes(classes: torch.Tensor, num_labels: int) -> None:
+    if torch.compiler.is_compiling():
+        return  # a graph cannot ask for values
     wrong = classes[(classes < 0) | (classes >= num_labels)]
     if wrong.numel():
         raise ValueError(f"the labels hold the values {wrong[:8].tolist()}, but the model has num_labels={num_labels}")
@@ -229,14 +231,24 @@ def _matching_cost(
     return torch.nan_to_num(cost, nan=1e6, posinf=1e6, neginf=-1e6)
 
 
-@torch.compiler.disable  # SciPy's part of a step is no graph
+@torch.library.custom_op("segtransformers::cheapest_matching", mutates_args=())  # SciPy's part is no graph of its own
 def _assign(costs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows (ascending) and columns of the cheapest one-to-one matching, `(layers, min(queries, n))` each."""
+    """Rows (ascending) and columns of the cheapest one-to-one matching, `(layers, min(queries, n))` each.
+
+    Args:
+        costs: `(layers, queries, n)`.
+    """
     from scipy.optimize import linear_sum_assignment  # slow to import, and only needed here
 
     pairs = [linear_sum_assignment(cost) for cost in costs.cpu().numpy()]
     rows, columns = (torch.stack([torch.from_numpy(pair[side]) for pair in pairs]).to(costs.device) for side in (0, 1))
     return rows, columns
+
+
+@_assign.register_fake
+def _(costs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    rows = costs.new_empty((costs.shape[0], min(costs.shape[1:])), dtype=torch.long)
+    return rows, torch.empty_like(rows)
 
 
 def _mask_losses(
