@@ -12,14 +12,17 @@ import torch
 from model_tests import randomise
 from test_internimage import small_internimage
 from test_seg_mask2former import small_head as small_mask2former
+from test_seg_segformer import small_segformer
 from test_seg_upernet import small_head as small_upernet
 from test_vit_adapter import small_config as small_adapter
+from test_vit_comer import small_comer
 
 from segtransformers import (
     SegMask2FormerForSemanticSegmentation,
     SegmenterConfig,
     SegmenterForSemanticSegmentation,
     SegmenterViTConfig,
+    SegSegformerForSemanticSegmentation,
     SegUperNetForSemanticSegmentation,
 )
 from segtransformers.models.mask2former.loss_seg_mask2former import semantic_targets
@@ -45,6 +48,10 @@ MODELS = {
         small_mask2former(small_adapter(drop_path_rate=0.0))
     ),
     "upernet-internimage": lambda: upernet(small_internimage(drop_path_rate=0.0)),
+    "upernet-vit-comer": lambda: upernet(small_comer(drop_path_rate=0.0)),
+    "segformer-internimage": lambda: SegSegformerForSemanticSegmentation(
+        small_segformer(small_internimage(drop_path_rate=0.0))
+    ),
     "segmenter": segmenter,
 }
 QUICK = {"upernet-vit-adapter"}
@@ -76,7 +83,7 @@ def test_one_graph_serves_new_sizes(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["upernet-vit-adapter", "mask2former-vit-adapter"])
+@pytest.mark.parametrize("name", MODELS)
 def test_a_training_step_compiles(name):
     """In one graph; for Mask2Former from masks, because no size tells how many a label map holds."""
     torch.manual_seed(0)
