@@ -137,3 +137,18 @@ def test_only_ordinary_kernels_are_filtered(stride, padding, dilation, monkeypat
     torch.testing.assert_close(
         conv_norm_relu(convolution, norm, features), norm(convolution(features)).relu(), rtol=1e-4, atol=1e-4
     )
+
+
+@torch.no_grad()
+def test_transforms_and_forward_derivatives_take_the_plain_way(monkeypatch):
+    monkeypatch.setattr(convolutions, "FEWEST_CHANNELS", 1)
+    monkeypatch.setattr(convolutions, "FEWEST_TILES", 1)
+    monkeypatch.setattr(convolutions, "products_are_fast", lambda: True)
+    features, weights = torch.randn(1, 2, 6, 6), torch.randn(3, 4, 2, 3, 3)
+    expected = torch.stack([F.conv2d(features, weight, padding=1) for weight in weights])
+    mapped = torch.func.vmap(lambda weight: convolution3x3(features, weight, None))(weights)
+    torch.testing.assert_close(mapped, expected, rtol=1e-4, atol=1e-4)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(features, torch.ones_like(features))
+        tangent = torch.autograd.forward_ad.unpack_dual(convolution3x3(dual, weights[0], None)).tangent
+    torch.testing.assert_close(tangent, F.conv2d(torch.ones_like(features), weights[0], padding=1))

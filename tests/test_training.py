@@ -222,6 +222,25 @@ def test_ctrl_c_saves_a_checkpoint(tmp_path):
     assert losses(again) == losses(whole)
 
 
+def test_best_model_by_one_of_several_sets(tmp_path):
+    sets = {name: EvaluationDataset(Scenes(1), processor()) for name in ("near", "far")}
+    settings = {
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "load_best_model_at_end": True,
+    }
+    for wrong in ("mean_iou", "eval_faraway_mean_iou"):
+        with pytest.raises(ValueError, match="one of near_mean_iou"):
+            trainer(small_model("segmenter"), tmp_path, eval_dataset=sets, metric_for_best_model=wrong, **settings)
+    run = trainer(
+        small_model("segmenter"), tmp_path, eval_dataset=sets, metric_for_best_model="eval_far_mean_iou", **settings
+    )
+    run.train()
+    assert run.state.best_metric is not None
+
+
 def test_second_ctrl_c_stops_at_once(tmp_path):
     run = trainer(small_model("segmenter"), tmp_path, callbacks=[PressCtrlC(1, times=2)])
     with pytest.raises(KeyboardInterrupt):

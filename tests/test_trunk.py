@@ -222,6 +222,8 @@ def test_relative_position_bias_is_what_an_index_would_gather(grid, num_prefix_t
         assert scratch[0].data_ptr() == place
         other = relative_position_bias(table.float(), grid, grid, num_prefix_tokens, scratch)
         assert torch.equal(other, expected.float())
+        elsewhere = [torch.empty(scratch[0].shape, device="meta")]
+        assert relative_position_bias(table.float(), grid, grid, num_prefix_tokens, elsewhere).device == table.device
 
 
 def test_a_smaller_grid_uses_a_part_of_the_table():

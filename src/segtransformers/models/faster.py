@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
@@ -79,6 +80,8 @@ def in_inference(*tensors: torch.Tensor) -> bool:
         and not torch.compiler.is_exporting()
         and not torch.jit.is_tracing()
         and not torch.is_autocast_enabled(tensors[0].device.type)
+        and forward_ad._current_level < 0  # nor forward derivatives or torch.func's transforms, which know no out=
+        and torch._C._functorch.peek_interpreter_stack() is None
     )
 
 

@@ -49,9 +49,11 @@ def _channels_last(
 ) -> bool:
     return (
         stride4.device.type == "cpu"
-        and in_inference(stride4, pyramid, upsample.weight)
         and is_untouched(upsample, nn.ConvTranspose2d)
-        and all(is_untouched(norm, nn.BatchNorm2d) and not norm.training for norm in norms)
+        and in_inference(stride4, pyramid, upsample.weight)
+        and all(
+            is_untouched(norm, nn.BatchNorm2d) and not norm.training and norm.running_mean is not None for norm in norms
+        )
     )
 
 

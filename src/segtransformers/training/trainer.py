@@ -39,7 +39,7 @@ class SegmentationTrainer(Trainer):
       are `eval_loss`, `eval_mean_iou`, `eval_mean_accuracy`, `eval_mean_dice` and `eval_overall_accuracy`;
       `class_metrics` then holds those of each class. With a `compute_metrics` of your own, evaluation is `Trainer`'s.
     - The loss of Mask2Former is a mean over masks: under gradient accumulation over all those of a step, so that it
-      does not depend on how a batch is divided. (`Trainer` takes the mean of the parts' means.)
+      does not depend on how a batch is divided into equal parts. (`Trainer` takes the mean of the parts' means.)
     - Ctrl-C ends the step, saves a checkpoint and then raises `KeyboardInterrupt`; a second one ends at once.
     - A loss that is no finite number raises `FloatingPointError` and names the batch.
     - On several GPUs batch norms become `torch.nn.SyncBatchNorm`.
@@ -71,7 +71,8 @@ class SegmentationTrainer(Trainer):
         self._counting = self._is_gathered = False
         self._interrupt = InterruptCallback()
         if args is not None:
-            _check_arguments(args, self._own_metric)
+            sets = kwargs.get("eval_dataset")
+            _check_arguments(args, self._own_metric, list(sets) if isinstance(sets, dict) else [])
         if self._own_metric:
             kwargs["compute_metrics"] = self._add_counts
             if args is not None:
@@ -293,13 +294,18 @@ class SegmentationTrainer(Trainer):
         return {name: value for name, value in figures.items() if name not in self.class_metrics}
 
 
-def _check_arguments(args: TrainingArguments, own_metric: bool) -> None:
-    """Refuse before any work is done what would end a run later."""
+def _check_arguments(args: TrainingArguments, own_metric: bool, sets: Sequence[str]) -> None:
+    """Refuse before any work is done what would end a run later.
+
+    Args:
+        sets: names of the sets to evaluate on, where there are several.
+    """
     if args.label_smoothing_factor:
         raise ValueError(f"label_smoothing_factor={args.label_smoothing_factor} is not for label maps: leave it at 0")
     best = args.metric_for_best_model
-    if own_metric and best is not None and best.removeprefix("eval_") not in BEST_METRICS:
-        raise ValueError(f"metric_for_best_model must be one of {', '.join(BEST_METRICS)}, got {best!r}")
+    known = [f"{name}_{metric}" for name in sets for metric in BEST_METRICS] or BEST_METRICS
+    if own_metric and best is not None and best.removeprefix("eval_") not in known:
+        raise ValueError(f"metric_for_best_model must be one of {', '.join(known)}, got {best!r}")
 
 
 def _uses_all_parameters(model: Any) -> bool:

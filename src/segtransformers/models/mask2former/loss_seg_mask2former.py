@@ -94,7 +94,7 @@ def check_targets(
 
 def _check_classes(classes: torch.Tensor, num_labels: int) -> None:
     if torch.compiler.is_compiling():
-        return  # a graph cannot ask for values
+        return  # a graph cannot ask for values: README says that compiled steps do not check them
     wrong = classes[(classes < 0) | (classes >= num_labels)]
     if wrong.numel():
         raise ValueError(f"the labels hold the values {wrong[:8].tolist()}, but the model has num_labels={num_labels}")
@@ -120,8 +120,8 @@ def mask2former_losses(
         class_labels: for each image `(n,)` classes.
         over_processes: whether the normalisers are averaged over the processes of `torch.distributed`, so that the
             processes' mean loss is that of their joined batch. Then every process must call this.
-        mean_masks: a scalar, how many masks the batches have on average whose mean loss shall be that of all of them
-            joined: [`count_masks`] of each. None for this batch alone.
+        mean_masks: a scalar, how many masks the batches, of equal size, have on average whose mean loss shall be that
+            of all of them joined: [`count_masks`] of each. None for this batch alone.
     """
     dtype = torch.float64 if class_logits.dtype == torch.float64 else torch.float32
     device = class_logits.device
@@ -175,7 +175,7 @@ def mask2former_losses(
                 sum(rows.shape[1] for rows, _ in assignments)
             )  # the same in all layers
         matched = mean_masks.to(device, dtype)
-        objects = torch.stack([matched, batch * queries - matched])
+        objects = torch.stack([matched, (batch * queries - matched).clamp(min=0)])
         if over_processes and distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(objects)
             objects = objects / distributed.get_world_size()

@@ -180,8 +180,8 @@ class SegMask2FormerForSemanticSegmentation(SegMask2FormerPreTrainedModel):
             labels: `(B, H, W)` class indices, or `config.semantic_loss_ignore_index`.
             output_hidden_states, output_attentions: passed to the backbone; hidden states of the head come with its
                 own. None takes the config's own setting.
-            mean_masks: a scalar, for gradient accumulation: the mean of [`count_masks`] of the batches whose mean loss
-                shall be that of all of them joined. None normalises by this batch alone.
+            mean_masks: a scalar, for gradient accumulation: the mean of [`count_masks`] of the batches, of equal size,
+                whose mean loss shall be that of all of them joined. None normalises by this batch alone.
             targets: [`MaskTargets`], instead of `labels`.
 
         Returns:

@@ -46,7 +46,7 @@ def relative_position_bias(
 
     Returns:
         `(1, heads, tokens, tokens)`, queries first, where tokens = num_prefix_tokens + h * w. No index of that size is
-        made on the way.
+        made on the way. With `scratch` in inference, it holds until the next call: clone it to keep it.
     """
     height, width = grid
     heads, tokens = table.shape[1], num_prefix_tokens + height * width
@@ -63,8 +63,9 @@ def relative_position_bias(
     columns = maps.flip(1, 2).unfold(2, width, 1).flip(2)  # (heads, 2 * height - 1, width, width)
     aligned = math.ceil(tokens / 8) * 8  # rows of a multiple of 8, which fused attention on a GPU wants of a bias
     shape = (1, heads, tokens, aligned if num_prefix_tokens else tokens)
+    like = (table.dtype, table.device)
     reuse = scratch is not None and in_inference(table)
-    if reuse and scratch and scratch[0].shape == shape and scratch[0].dtype == table.dtype:
+    if reuse and scratch and scratch[0].shape == shape and (scratch[0].dtype, scratch[0].device) == like:
         full = scratch[0][..., :tokens]
     else:
         full = columns.new_empty(shape)
