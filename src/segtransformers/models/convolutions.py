@@ -6,7 +6,7 @@ Source: Fast Algorithms for Convolutional Neural Networks (https://arxiv.org/abs
 gives 2x2 output pixels: 16 sums of the input are multiplied with 16 sums of the weights, and sums of the products are
 the output. Channels lie last, so that sums go over long lines and products are those of matrices. The sums are short
 and their factors 1 and 1/2: rounding grows to about twice that of the direct way. The larger variant F(4x4, 3x3) would
-multiply a little more than half as much again, and round three to six times as much: it is not taken.
+need 2.25 multiplications, and round three to six times as much: it is not taken.
 """
 
 import torch
