@@ -68,7 +68,7 @@ def check_destination(repo_id: str, private: bool = False, create_pr: bool = Fal
     return Destination(repo_id, True, info.sha, [sibling.rfilename for sibling in info.siblings or []])
 
 
-def check_folder(folder: Path) -> None:
+def check_pushable(folder: Path) -> None:
     """Whether a folder can be pushed.
 
     Raises:
@@ -106,7 +106,7 @@ def push_folder(
         PublishingError: saying what failed and what is there now.
     """
     folder = Path(folder)
-    check_folder(folder)
+    check_pushable(folder)
     destination = check_destination(repo_id, private, create_pr)
     repo_id, api = destination.repo_id, HfApi()
     paths = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))

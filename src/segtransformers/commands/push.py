@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..model_card import has_generated_card, write_model_card
-from ..publishing import check_destination, check_folder, push_folder
+from ..publishing import check_destination, check_pushable, push_folder
 from .common import UserError, one_line_errors
 
 
@@ -33,7 +33,7 @@ def push(
     --measured, --license or --base-model.
     """
     with one_line_errors(ValueError, OSError):
-        check_folder(folder)
+        check_pushable(folder)
         results = [_read(path) for path in measured or []]
         destination = check_destination(repository, private, create_pr)
         anew = bool(results or license or base_model)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .faster import in_inference, is_untouched, linear, products_are_fast
+from .faster import in_inference, in_inference_on_cpu, is_untouched, linear, products_are_fast
 
 FEWEST_CHANNELS = 384  # in and out: products grow with both, sums with one of them
 FEWEST_TILES = 1024
@@ -77,9 +77,8 @@ def convolution3x3(features: torch.Tensor, weight: torch.Tensor, bias: torch.Ten
     """
     batch, channels, height, width = features.shape
     if (
-        features.device.type == "cpu"
-        and features.dtype == torch.float32
-        and in_inference(features, weight)
+        features.dtype == torch.float32
+        and in_inference_on_cpu(features, weight)
         and min(channels, weight.shape[0]) >= FEWEST_CHANNELS
         and height % 2 == width % 2 == 0
         and batch * height * width >= 4 * FEWEST_TILES

@@ -85,6 +85,11 @@ def in_inference(*tensors: torch.Tensor) -> bool:
     )
 
 
+def in_inference_on_cpu(*tensors: torch.Tensor) -> bool:
+    """[`in_inference`] on a CPU, the only place where these ways were measured to be faster."""
+    return tensors[0].device.type == "cpu" and in_inference(*tensors)
+
+
 def is_untouched(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether calling the module would do what its class says and nothing else."""
     return type(module) is kind and not (
@@ -114,9 +119,8 @@ def products_are_fast() -> bool:
 def _by_convolution(features: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether a product of `features` with a matrix is faster as a convolution, in inference on a CPU."""
     return (
-        features.device.type == "cpu"
-        and features.dtype == torch.float32
-        and in_inference(features, weight)
+        features.dtype == torch.float32
+        and in_inference_on_cpu(features, weight)
         and _products_are_slow()
         and torch.get_num_threads() > 1  # else PyTorch takes MKL for 1x1 convolutions, too
         and features.numel() >= FEWEST_ROWS * features.shape[-1]
@@ -157,6 +161,7 @@ def with_faster_layers(model: nn.Module) -> None:
 __all__ = [
     "FasterLinear",
     "in_inference",
+    "in_inference_on_cpu",
     "layers_as_written",
     "left_product",
     "is_untouched",

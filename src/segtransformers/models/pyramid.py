@@ -19,7 +19,7 @@ from transformers.utils.generic import maybe_autocast
 from ..operators import MultiScaleDeformableAttention
 from .configuration_pyramid import PyramidConfig
 from .convolutions import conv_norm_relu
-from .faster import in_inference, remembered
+from .faster import in_inference_on_cpu, remembered
 from .trunk import DropPath, Grid
 
 
@@ -77,7 +77,7 @@ class SpatialPrior(nn.Module):
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """From `(B, 3, H, W)` the stem's map `(B, channels, H / 4, W / 4)` and four maps `(B, hidden_size, ., .)`."""
         stem = self.stem(pixel_values)
-        if stem.device.type == "cpu" and in_inference(stem):
+        if in_inference_on_cpu(stem):
             # every map becomes tokens: with channels last from here on, they already lie as tokens do
             stem = stem.contiguous(memory_format=torch.channels_last)
         stage2 = self.conv2(stem)

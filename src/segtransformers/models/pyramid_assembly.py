@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from .convolutions import norm_scale_and_shift
-from .faster import in_inference, is_untouched, linear
+from .faster import in_inference_on_cpu, is_untouched, linear
 from .pyramid import Grid, resized, split_levels
 
 
@@ -48,9 +48,8 @@ def _channels_last(
     upsample: nn.ConvTranspose2d, norms: Sequence[nn.Module], stride4: torch.Tensor, pyramid: torch.Tensor
 ) -> bool:
     return (
-        stride4.device.type == "cpu"
-        and is_untouched(upsample, nn.ConvTranspose2d)
-        and in_inference(stride4, pyramid, upsample.weight)
+        is_untouched(upsample, nn.ConvTranspose2d)
+        and in_inference_on_cpu(stride4, pyramid, upsample.weight)
         and all(
             is_untouched(norm, nn.BatchNorm2d) and not norm.training and norm.running_mean is not None for norm in norms
         )

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..convolutions import convolution3x3
-from ..faster import in_inference, left_product, linear
+from ..faster import in_inference_on_cpu, left_product, linear
 
 CHANNELS_AT_ONCE = 64  # of the output, whose products with small maps are then in a CPU's cache
 FEW_PIXELS = 64  # of a map, so that its products cost less than to bring the weights into another order
@@ -40,7 +40,7 @@ def upsampled_convolution(
     finest, *others = maps
     first, *rest = weight.split([map_.shape[1] for map_ in maps], dim=1)
     first = first if scale is None else first * scale[:, None, None, None]
-    channels_last = finest.device.type == "cpu" and in_inference(*maps)
+    channels_last = in_inference_on_cpu(*maps)
     if channels_last:
         finest = finest.contiguous(memory_format=torch.channels_last)
     output = convolution3x3(finest, first, bias)
@@ -53,8 +53,7 @@ def upsampled_convolution(
         taps = part if scale is None else part * scale[:, None, None, None]
         products = F.conv2d(map_, taps.permute(0, 2, 3, 1).flatten(0, 2)[:, :, None, None])
         products = products.unflatten(1, (-1, 3, 3)).transpose(3, 4)  # (B, channels, 3, h, 3, w)
-        lines = linear(products.flatten(4, 5).flatten(2, 3), columns, None)  # (B, channels, 3 * h, W)
-        output += left_product(rows, lines.flatten(0, 1)).unflatten(0, lines.shape[:2])
+        output += rows @ F.linear(products.flatten(4, 5).flatten(2, 3), columns)  # of (B, channels, 3 * h, W)
     return output
 
 
