@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from segtransformers.operators import hub
+from segtransformers.operators import dispatcher
 
 TYPES = {"f": "float32", "d": "float64", "4Half": "float16", "8BFloat16": "bfloat16"}
 INSTRUCTIONS = {
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--capabilities", nargs="+", help="by default those of build.toml")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".md"))
     arguments = parser.parse_args()
-    script, folder = hub.build_script(), hub.sources()
+    script, folder = dispatcher.build_script(), dispatcher.sources()
     assert folder is not None
     capabilities = arguments.capabilities or script.read_config(folder)["kernel"]["cuda"]["cuda-capabilities"]
     compiler = script._compiler()

@@ -27,7 +27,7 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 from transformers.utils import logging
 
 from segtransformers import packaged_model_path
-from segtransformers.commands.common import view_options
+from segtransformers.cli.common import view_options
 from segtransformers.datasets import load_segmentation_dataset
 from segtransformers.datasets.scenes import draw_scene, write_scenes
 from segtransformers.evaluation import evaluate_segmentation

@@ -33,8 +33,8 @@ from torch import nn
 from twins import Ours, Runner, eomt, smp_upernet, twin_of
 
 from segtransformers.conversion.convert import empty_model
-from segtransformers.conversion.published import published_rows
-from segtransformers.operators import hub
+from segtransformers.operators import dispatcher
+from segtransformers.published import published_rows
 
 MIB = 2**20
 
@@ -304,7 +304,7 @@ def main() -> None:
         "machine": machine(options),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "operators": hub.describe(),
+        "operators": dispatcher.describe(),
         **{name: getattr(options, name) for name in ("device", "dtype", "batch", "size", "compile", "training")},
     }
     how = ", torch.compile" if options.compile else ""

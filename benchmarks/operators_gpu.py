@@ -23,7 +23,7 @@ from types import SimpleNamespace
 
 import torch
 
-from segtransformers.operators import dcnv3_reference, hub, ms_deform_attn_reference
+from segtransformers.operators import dcnv3_reference, dispatcher, ms_deform_attn_reference
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 CALLS = 10  # in a graph, at least
@@ -38,7 +38,7 @@ def compile_public_attention(folder: Path) -> SimpleNamespace:
     sources = [*folder.glob("deformable_detr/*.cu"), *folder.glob("torch-ext/*.cpp")]
     if len(sources) < 2:
         raise SystemExit(f"error: {folder} has no deformable_detr/*.cu and torch-ext/*.cpp: name the kernel's folder")
-    script = hub.build_script()
+    script = dispatcher.build_script()
     capability = ".".join(map(str, torch.cuda.get_device_capability()))
     try:
         nvcc = script.find_nvcc([capability])
@@ -94,7 +94,7 @@ def cast(tensors: dict[str, torch.Tensor], dtype: torch.dtype, keep: tuple[str, 
 
 def attention_runs(case: dict, dtype: torch.dtype, backward: bool, public) -> dict[str, Run]:
     """The implementations of deformable attention; a result is the output, or the gradients of the first tensors."""
-    ours = hub.find_kernel()
+    ours = dispatcher.find_kernel()
     assert ours is not None
     ops, shapes = ours.functions.ops, case["spatial_shapes"]
     flat = [side for shape in shapes for side in shape]
@@ -145,7 +145,7 @@ def attention_runs(case: dict, dtype: torch.dtype, backward: bool, public) -> di
 
 def convolution_runs(case: dict, dtype: torch.dtype, backward: bool, public) -> dict[str, Run]:
     """The same for DCNv3."""
-    ours = hub.find_kernel()
+    ours = dispatcher.find_kernel()
     assert ours is not None
     ops = ours.functions.ops
     exact = {name: case[name] for name in ("value", "offset", "mask")}
@@ -309,7 +309,7 @@ def main(cases: dict[str, Callable[[], dict]], arguments) -> None:
     device = torch.device(arguments.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise SystemExit("error: torch finds no CUDA device")
-    kernel = hub.find_kernel()
+    kernel = dispatcher.find_kernel()
     if kernel is None or device.type not in kernel.devices:
         raise SystemExit(f"error: no compiled kernel for {device.type}: run `segtransformers build-kernels`")
     publics = {}
@@ -317,7 +317,7 @@ def main(cases: dict[str, Callable[[], dict]], arguments) -> None:
         publics["attention"] = compile_public_attention(arguments.public_kernel.resolve())
     if arguments.public_dcnv3 is not None:
         publics["dcnv3"] = compile_public_dcnv3(arguments.public_dcnv3.resolve())
-    print(hub.describe())
+    print(dispatcher.describe())
     bandwidth = copy_bandwidth(device)
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     print(f"{card}; a copy moves {bandwidth / 1e9:.0f} GB/s, reads and writes together")

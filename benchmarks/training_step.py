@@ -21,7 +21,7 @@ import torch
 from models import resident
 from transformers.utils import logging
 
-from segtransformers.operators import compiled_operators, hub
+from segtransformers.operators import compiled_operators, dispatcher
 from segtransformers.training import create_optimizer, get_recipe
 from segtransformers.training.starting_points import starting_model
 
@@ -77,8 +77,8 @@ def main() -> None:
         found = measure(VARIANTS[options.inside], options.size, options.batch, options.steps, options.threads)
         print(json.dumps(found))
         return
-    print(hub.describe())
-    is_compiled = "compiled on cpu" in hub.describe()
+    print(dispatcher.describe())
+    is_compiled = "compiled on cpu" in dispatcher.describe()
     found: dict[str, list[dict[str, float]]] = {
         name: [] for name, variant in VARIANTS.items() if is_compiled or variant["operators"] == "off"
     }

@@ -20,10 +20,10 @@ from transformers import (
 from transformers.models.mask2former import modeling_mask2former
 
 from segtransformers import SegMask2FormerForSemanticSegmentation
-from segtransformers.models.faster import layers_as_written
-from segtransformers.models.losses import semantic_cross_entropy
+from segtransformers.models.layers.losses import semantic_cross_entropy
 from segtransformers.models.mask2former.loss_seg_mask2former import semantic_targets
-from segtransformers.operators import dcnv3_reference, hub
+from segtransformers.models.optimize.faster import layers_as_written
+from segtransformers.operators import dcnv3_reference, dispatcher
 
 SHARED_FIELDS = (
     "hidden_dim",
@@ -56,8 +56,8 @@ def public_operators() -> Iterator[None]:
     }
     with (
         layers_as_written(),
-        mock.patch.object(hub, "compiled", lambda operator, value: None),
-        mock.patch.object(hub, "choose", lambda operator, value, **_: functions[operator]),
+        mock.patch.object(dispatcher, "compiled", lambda operator, value: None),
+        mock.patch.object(dispatcher, "choose", lambda operator, value, **_: functions[operator]),
     ):
         yield
 

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from segtransformers import example_image_path, packaged_model_path
 from segtransformers.cli import app
-from segtransformers.commands.common import load_model
+from segtransformers.cli.common import load_model
 from segtransformers.datasets.scenes import CLASS_NAMES, draw_scene
 from segtransformers.packaged import known_model
 from segtransformers.visualization import class_areas, distinct_colours, draw_overlay, draw_segmentation

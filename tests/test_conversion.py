@@ -26,8 +26,8 @@ from segtransformers.conversion.cli import main
 from segtransformers.conversion.config_text import parse_config
 from segtransformers.conversion.convert import empty_model
 from segtransformers.conversion.protocol import read_test_pipeline
-from segtransformers.conversion.published import PUBLISHED_FIELDS, published_rows
 from segtransformers.datasets import DATASETS, get_dataset_info
+from segtransformers.published import PUBLISHED_FIELDS, published_rows
 
 SCRIPT = Path(__file__).parent.parent / "conversion_scripts" / "convert_vit_adapter.py"
 CASE = ReferenceCase("vit_adapter/tiny-vit-light-upernet")

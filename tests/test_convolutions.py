@@ -9,9 +9,9 @@ from model_tests import Calls, randomise
 from torch import nn
 from torch.nn import functional as F
 
-from segtransformers.models import convolutions, faster
-from segtransformers.models.convolutions import conv_norm_relu, convolution3x3, folded, winograd_convolution
-from segtransformers.models.faster import layers_as_written
+from segtransformers.models.optimize import convolutions, faster
+from segtransformers.models.optimize.convolutions import conv_norm_relu, convolution3x3, folded, winograd_convolution
+from segtransformers.models.optimize.faster import layers_as_written
 
 
 def convolution_and_norm(bias: bool = True, affine: bool = True) -> tuple[nn.Conv2d, nn.BatchNorm2d]:

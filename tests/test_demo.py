@@ -21,15 +21,15 @@ from typer.testing import CliRunner
 
 from segtransformers import example_image_path, packaged_model_path
 from segtransformers.cli import app
-from segtransformers.commands.common import load_model
+from segtransformers.cli.common import load_model
 
 pytest.importorskip("gradio", reason="gradio is not installed (extra `demo`)")
 
 import gradio
 
-from segtransformers import demo as demo_module
+from segtransformers.cli import demo_page as demo_module
+from segtransformers.cli.demo_page import Demo, label_image, legend, named_models, palette_image
 from segtransformers.datasets.scenes import CLASS_NAMES, draw_scene
-from segtransformers.demo import Demo, label_image, legend, named_models, palette_image
 from segtransformers.inference import segment_image
 from segtransformers.visualization import distinct_colours
 
@@ -285,7 +285,7 @@ def test_command_says_what_is_missing(monkeypatch):
         port = str(taken.getsockname()[1])
         done = CliRunner().invoke(app, ["demo", "--port", port, "--no-browser"])
     assert done.exit_code == 1 and f"port {port} is taken" in done.stderr
-    monkeypatch.delitem(sys.modules, "segtransformers.demo")
+    monkeypatch.delitem(sys.modules, "segtransformers.cli.demo_page")
     monkeypatch.setitem(sys.modules, "gradio", None)
     done = CliRunner().invoke(app, ["demo", "--no-browser"])
     assert done.exit_code == 1 and "pip install 'segtransformers[demo]'" in done.stderr

@@ -17,13 +17,13 @@ from typer.testing import CliRunner
 
 from segtransformers import SegmentationImageProcessor, packaged_model_path
 from segtransformers.cli import app
-from segtransformers.conversion.published import published_row
 from segtransformers.datasets import load_segmentation_dataset
 from segtransformers.datasets.scenes import CLASS_NAMES, draw_scene
 from segtransformers.evaluation import check_classes, compare_with_published, evaluate_segmentation, results_table
-from segtransformers.evaluation_journal import Journal, JournalError
+from segtransformers.evaluation.resume_log import Journal, JournalError
 from segtransformers.inference import segment_image
 from segtransformers.metrics import MeanIoU
+from segtransformers.published import published_row
 
 SIZES = ((64, 96), (128, 192), (90, 70))
 NAME = "upernet_deit_adapter_tiny_512_160k_ade20k"

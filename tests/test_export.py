@@ -26,7 +26,8 @@ from segtransformers import (
     SegUperNetForSemanticSegmentation,
 )
 from segtransformers.cli import app
-from segtransformers.export import ExportError, _runner, describe, export_model, export_size, read_description, traced
+from segtransformers.export import ExportError, describe, export_model, export_size, read_description, traced
+from segtransformers.export.exporting import _runner
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (extra `export`)")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed (extra `export`)")

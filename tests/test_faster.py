@@ -21,8 +21,8 @@ from segtransformers import (
     packaged_model_path,
 )
 from segtransformers.datasets.scenes import draw_scene, normalized
-from segtransformers.models import faster
-from segtransformers.models.faster import layers_as_written, left_product, linear
+from segtransformers.models.optimize import faster
+from segtransformers.models.optimize.faster import layers_as_written, left_product, linear
 from segtransformers.models.upernet.upsampled_convolution import upsampled_convolution
 
 

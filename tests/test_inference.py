@@ -25,7 +25,6 @@ from transformers import (
 from segtransformers import SegmentationImageProcessor, inference, packaged_model_path
 from segtransformers.conversion import convert_checkpoint
 from segtransformers.conversion.protocol import read_test_pipeline
-from segtransformers.conversion.published import FAMILIES, published_rows
 from segtransformers.datasets.scenes import draw_scene
 from segtransformers.inference import (
     image_scores,
@@ -33,9 +32,9 @@ from segtransformers.inference import (
     multi_scale_options,
     segment_image,
     segment_views,
-    slide,
-    slide_bands,
 )
+from segtransformers.models.layers.sliding_windows import SlidingWindow, slide, slide_bands
+from segtransformers.published import FAMILIES, published_rows
 
 PROTOCOL = json.loads((FOLDER / "vit_adapter" / "inference_protocol.json").read_text())
 CASES = {case["name"]: case for case in PROTOCOL["cases"]}
@@ -120,7 +119,7 @@ class Blurred(torch.nn.Module):
 @pytest.mark.parametrize("size", [(70, 50), (32, 90), (33, 24), (20, 90), (90, 20), (10, 10)])
 def test_bands_are_the_whole(size, batch):
     images = torch.randn(2, 3, *size)
-    arguments = (Blurred(), images, (32, 24), (20, 20), batch)
+    arguments = (Blurred(), images, SlidingWindow((32, 24), (20, 20), batch))
     bands = list(slide_bands(*arguments))
     whole = slide(*arguments)
     assert whole.shape == (2, 6, *size) and torch.equal(torch.cat(bands, dim=2), whole)
@@ -183,9 +182,11 @@ def test_mirror_images_and_scales_are_averaged(packaged):
 def test_views_in_step_give_what_whole_maps_give(packaged, monkeypatch, size, options):
     model, processor = packaged
     image, calls = scene(8, size), []
-    in_step = inference._labels_in_step
+    in_step = inference.segmentation._labels_in_step
     monkeypatch.setattr(model.config, "window_batch_size", 2)
-    monkeypatch.setattr(inference, "_labels_in_step", lambda *given: calls.append(given) or in_step(*given))
+    monkeypatch.setattr(
+        inference.segmentation, "_labels_in_step", lambda *given: calls.append(given) or in_step(*given)
+    )
     labels = segment_image(model, processor, image, window=(32, 48), stride=(20, 30), **options)
     assert len(calls) == 1  # bands of all views are smaller than the whole
     scores = image_scores(model, processor, image, window=(32, 48), stride=(20, 30), **options)
@@ -216,7 +217,7 @@ def test_calls_do_not_reach_over_rows_of_many_windows():
         return windows
 
     images = torch.randn(1, 3, 64, 330)
-    merged = slide(forward, images, (32, 32), (32, 30), 4)
+    merged = slide(forward, images, SlidingWindow((32, 32), (32, 30), 4))
     torch.testing.assert_close(merged, images)
     assert shapes == [3, 4, 4] * 2
 

@@ -17,8 +17,8 @@ from segtransformers.conversion import ConversionError
 from segtransformers.conversion.cli import main
 from segtransformers.conversion.convert import empty_model
 from segtransformers.conversion.protocol import read_test_pipeline
-from segtransformers.conversion.published import PUBLISHED_FIELDS, published_outputs, published_rows
 from segtransformers.datasets import get_dataset_info
+from segtransformers.published import PUBLISHED_FIELDS, published_outputs, published_rows
 
 SCRIPT = Path(__file__).parent.parent / "conversion_scripts" / "convert_internimage.py"
 ROWS = published_rows("internimage")

@@ -30,7 +30,7 @@ from segtransformers.operators import (
     compiled_operators,
     dcnv3_fallback,
     dcnv3_reference,
-    hub,
+    dispatcher,
     ms_deform_attn_fallback,
     ms_deform_attn_reference,
 )
@@ -48,7 +48,7 @@ def build(tmp_path_factory):
     folder = tmp_path_factory.mktemp("kernel")
     result = CliRunner().invoke(app, ["build-kernels", "--output", str(folder)])
     assert result.exit_code == 0, result.output
-    assert str(folder) in result.stdout and hub.KERNEL_ID in result.stdout
+    assert str(folder) in result.stdout and dispatcher.KERNEL_ID in result.stdout
     assert "checked on cpu against plain PyTorch" in result.stdout
     return folder
 
@@ -56,30 +56,30 @@ def build(tmp_path_factory):
 @pytest.fixture
 def nothing_found(monkeypatch, tmp_path):
     """As where no kernel was ever built."""
-    monkeypatch.setattr(hub, "sources", lambda: None)
+    monkeypatch.setattr(dispatcher, "sources", lambda: None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for name in ("LOCAL_KERNELS", "SEGTRANSFORMERS_KERNELS_REPO", "SEGTRANSFORMERS_KERNELS"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(hub._state, "mode", None)
-    hub.forget()
+    monkeypatch.setattr(dispatcher._state, "mode", None)
+    dispatcher.forget()
     yield
-    hub.forget()
+    dispatcher.forget()
 
 
 @pytest.fixture
 def kernel(nothing_found, monkeypatch, build):
     """The fresh build is found, and nothing else."""
-    monkeypatch.setenv("LOCAL_KERNELS", f"someone/else=nowhere:{hub.KERNEL_ID}={build}")
-    hub.forget()
-    kernel = hub.find_kernel()
-    assert kernel is not None, hub._state.problems
+    monkeypatch.setenv("LOCAL_KERNELS", f"someone/else=nowhere:{dispatcher.KERNEL_ID}={build}")
+    dispatcher.forget()
+    kernel = dispatcher.find_kernel()
+    assert kernel is not None, dispatcher._state.problems
     return kernel
 
 
 @pytest.fixture
 def messages(caplog):
-    caplog.set_level(logging.INFO, logger=hub.__name__)
-    return lambda: [record.getMessage() for record in caplog.records if record.name == hub.__name__]
+    caplog.set_level(logging.INFO, logger=dispatcher.__name__)
+    return lambda: [record.getMessage() for record in caplog.records if record.name == dispatcher.__name__]
 
 
 class Ran(TorchDispatchMode):
@@ -304,7 +304,7 @@ with torch.no_grad(), Names():
 def test_use_kernels_of_transformers(kernel, build, tmp_path):
     """On a CPU transformers knows no kernel for the layer, and ours runs as without the option."""
     adapter()[0].float().save_pretrained(tmp_path)
-    environment = {**os.environ, "LOCAL_KERNELS": f"{hub.KERNEL_ID}={build}"}
+    environment = {**os.environ, "LOCAL_KERNELS": f"{dispatcher.KERNEL_ID}={build}"}
     command = [sys.executable, "-c", USE_KERNELS, str(tmp_path)]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
@@ -337,15 +337,15 @@ def test_missing_kernel_is_said_once(nothing_found, messages):
     model(images)
     assert [message for message in messages() if "plain PyTorch" in message] == messages()
     assert len(messages()) == 1 and "segtransformers build-kernels" in messages()[0]
-    hub.forget()
+    dispatcher.forget()
     with compiled_operators("off"):
         model(images)
     assert len(messages()) == 1
 
 
 def test_advice_is_for_the_device_at_hand(nothing_found, messages):
-    hub._say_fallback("cuda")
-    hub._say_fallback("mps")
+    dispatcher._say_fallback("cuda")
+    dispatcher._say_fallback("mps")
     on_cuda, on_mps = messages()
     assert "build-kernels` compiles one for this GPU" in on_cuda and "nvcc" in on_cuda
     assert "no compiled kernel for mps" in on_mps and "build-kernels" not in on_mps
@@ -353,7 +353,9 @@ def test_advice_is_for_the_device_at_hand(nothing_found, messages):
 
 def test_shapes_alone_need_no_kernel(nothing_found):
     with compiled_operators("force"):
-        chosen = hub.choose("dcnv3", torch.empty(1, device="meta"), fallback=dcnv3_fallback, reference=dcnv3_reference)
+        chosen = dispatcher.choose(
+            "dcnv3", torch.empty(1, device="meta"), fallback=dcnv3_fallback, reference=dcnv3_reference
+        )
     assert chosen is dcnv3_reference
 
 
@@ -363,7 +365,7 @@ def test_forced_kernel_that_is_missing_is_an_error(nothing_found, monkeypatch):
         model(images)
     model(images)  # outside of the block all is as before
     monkeypatch.setenv("SEGTRANSFORMERS_KERNELS", "force")
-    monkeypatch.setattr(hub._state, "mode", None)
+    monkeypatch.setattr(dispatcher._state, "mode", None)
     with pytest.raises(RuntimeError, match="forced, but there is none"):
         model(images)
 
@@ -376,13 +378,13 @@ def test_unknown_modes_are_refused(monkeypatch):
         pass
     monkeypatch.setenv("SEGTRANSFORMERS_KERNELS", "yes")
     with pytest.raises(ValueError, match="SEGTRANSFORMERS_KERNELS must be one of auto, off, force, got 'yes'"):
-        hub.default_mode()
+        dispatcher.default_mode()
 
 
 def test_a_loaded_kernel_is_said_and_shown(kernel, build, messages):
-    hub.forget()
-    hub.find_kernel()
-    hub.find_kernel()
+    dispatcher.forget()
+    dispatcher.find_kernel()
+    dispatcher.find_kernel()
     assert len(messages()) == 1
     for word in ("compiled on cpu", "float32", "bfloat16", str(build)):
         assert word in messages()[0]
@@ -394,58 +396,58 @@ def test_a_loaded_kernel_is_said_and_shown(kernel, build, messages):
 
 def test_found_in_the_cache_folder_unless_built_from_other_sources(nothing_found, monkeypatch, build, messages):
     monkeypatch.undo()
-    folder = hub.sources()
+    folder = dispatcher.sources()
     assert folder is not None
     monkeypatch.delenv("LOCAL_KERNELS", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(build / "cache"))
-    shutil.copytree(build / "build", hub.cache_folder() / "build")
+    shutil.copytree(build / "build", dispatcher.cache_folder() / "build")
     elsewhere = build / "sources"
     shutil.copytree(folder, elsewhere, ignore=shutil.ignore_patterns("build", "tests"))
-    monkeypatch.setattr(hub, "sources", lambda: elsewhere)
-    monkeypatch.setattr(hub._state, "mode", None)
-    hub.forget()
-    kernel = hub.find_kernel()
-    assert kernel is not None and kernel.origin == str(hub.cache_folder() / "build")
+    monkeypatch.setattr(dispatcher, "sources", lambda: elsewhere)
+    monkeypatch.setattr(dispatcher._state, "mode", None)
+    dispatcher.forget()
+    kernel = dispatcher.find_kernel()
+    assert kernel is not None and kernel.origin == str(dispatcher.cache_folder() / "build")
 
     # of a torch that is not installed, and of a build that was cut off
-    metadata = json.loads(next((hub.cache_folder() / "build").glob("*/metadata.json")).read_text())
+    metadata = json.loads(next((dispatcher.cache_folder() / "build").glob("*/metadata.json")).read_text())
     for name in ("torch-stable-abi210-cu99-x86_64-linux", ".torch-stable-abi210-cpu-x86_64-linux.123"):
-        (hub.cache_folder() / "build" / name).mkdir()
+        (dispatcher.cache_folder() / "build" / name).mkdir()
         older = json.dumps({**metadata, "id": "_deformable_ops_cpu_0000000"})
-        (hub.cache_folder() / "build" / name / "metadata.json").write_text(older)
-    hub.forget()
-    assert hub.find_kernel() is not None, hub._state.problems
+        (dispatcher.cache_folder() / "build" / name / "metadata.json").write_text(older)
+    dispatcher.forget()
+    assert dispatcher.find_kernel() is not None, dispatcher._state.problems
 
     with (elsewhere / "cpu" / "problem.h").open("a") as file:
         file.write("// changed\n")
-    hub.forget()
-    assert hub.find_kernel() is None
-    assert "built from other sources" in hub._state.problems[0]
+    dispatcher.forget()
+    assert dispatcher.find_kernel() is None
+    assert "built from other sources" in dispatcher._state.problems[0]
     monkeypatch.undo()
-    hub.forget()
+    dispatcher.forget()
 
 
 def test_another_gpu_than_the_build_is_for_leaves_the_cpu(nothing_found, monkeypatch, build):
     """Then the `kernels` package refuses the CUDA variant; what the folder has for CPUs is taken."""
-    load = hub.kernels.get_local_kernel
+    load = dispatcher.kernels.get_local_kernel
 
     def refuse(folder, backend=None):
         if backend is None:
             raise RuntimeError("CUDA capability 7.5 of the current device is not supported")
         return load(folder, backend=backend)
 
-    monkeypatch.setattr(hub.kernels, "get_local_kernel", refuse)
-    monkeypatch.setenv("LOCAL_KERNELS", f"{hub.KERNEL_ID}={build}")
-    hub.forget()
-    kernel = hub.find_kernel()
+    monkeypatch.setattr(dispatcher.kernels, "get_local_kernel", refuse)
+    monkeypatch.setenv("LOCAL_KERNELS", f"{dispatcher.KERNEL_ID}={build}")
+    dispatcher.forget()
+    kernel = dispatcher.find_kernel()
     assert kernel is not None and kernel.devices == {"cpu"}
 
-    monkeypatch.setenv("LOCAL_KERNELS", f"{hub.KERNEL_ID}={build / 'nowhere'}")
-    hub.forget()
-    assert hub.find_kernel() is None and "capability 7.5" in hub._state.problems[0]
+    monkeypatch.setenv("LOCAL_KERNELS", f"{dispatcher.KERNEL_ID}={build / 'nowhere'}")
+    dispatcher.forget()
+    assert dispatcher.find_kernel() is None and "capability 7.5" in dispatcher._state.problems[0]
 
 
-@pytest.mark.parametrize("operator", hub.OPERATORS)
+@pytest.mark.parametrize("operator", dispatcher.OPERATORS)
 @pytest.mark.parametrize("wrong", ["output", "gradient", "not a number"])
 def test_a_kernel_that_computes_something_else_is_found_out(kernel, operator, wrong):
     """What `build-kernels` does after a build, on every device that it is for."""
@@ -457,7 +459,7 @@ def test_a_kernel_that_computes_something_else_is_found_out(kernel, operator, wr
         output = getattr(kernel.functions, operator)(value, *rest)
         return output * {"output": 1.1, "gradient": 1.0, "not a number": float("nan")}[wrong]
 
-    functions = {name: getattr(kernel.functions, name) for name in hub.OPERATORS} | {operator: other}
+    functions = {name: getattr(kernel.functions, name) for name in dispatcher.OPERATORS} | {operator: other}
     with pytest.raises(RuntimeError, match=f"the compiled {operator} is wrong on cpu in torch.float32"):
         check_kernel(SimpleNamespace(**functions), "cpu")
 
@@ -470,9 +472,9 @@ def test_a_kernel_that_is_wrong_does_not_stay(build, monkeypatch, tmp_path):
         shutil.copytree(build / "build", target / "build")
         return list((target / "build").iterdir())
 
-    command = importlib.import_module("segtransformers.commands.build_kernels")
+    command = importlib.import_module("segtransformers.cli.build_kernels")
     monkeypatch.setattr(command, "check_kernel", wrong)
-    monkeypatch.setattr(hub, "build_script", lambda: SimpleNamespace(build=copy))
+    monkeypatch.setattr(dispatcher, "build_script", lambda: SimpleNamespace(build=copy))
     result = CliRunner().invoke(app, ["build-kernels", "--output", str(tmp_path)])
     assert result.exit_code == 1 and result.stderr.splitlines() == ["removed what was built", "error: wrong on cpu"]
     assert not list((tmp_path / "build").iterdir())
@@ -480,10 +482,10 @@ def test_a_kernel_that_is_wrong_does_not_stay(build, monkeypatch, tmp_path):
 
 def test_a_dtype_that_no_kernel_serves_is_no_missing_kernel(kernel, messages):
     value = torch.zeros(1, dtype=torch.float8_e4m3fn)
-    assert hub.choose("dcnv3", value, fallback=dcnv3_fallback, reference=dcnv3_reference) is dcnv3_fallback
+    assert dispatcher.choose("dcnv3", value, fallback=dcnv3_fallback, reference=dcnv3_reference) is dcnv3_fallback
     assert not messages()
     with compiled_operators("force"), pytest.raises(RuntimeError, match=r"dcnv3 on cpu in torch\.float8"):
-        hub.choose("dcnv3", value, fallback=dcnv3_fallback, reference=dcnv3_reference)
+        dispatcher.choose("dcnv3", value, fallback=dcnv3_fallback, reference=dcnv3_reference)
 
 
 def test_a_broken_build_is_passed_over(nothing_found, monkeypatch, build, tmp_path, messages):
@@ -491,9 +493,9 @@ def test_a_broken_build_is_passed_over(nothing_found, monkeypatch, build, tmp_pa
     shutil.copytree(build / "build", broken / "build")
     for module in broken.glob("build/*/__init__.py"):
         module.write_text("raise ImportError('built for another machine')")
-    monkeypatch.setenv("LOCAL_KERNELS", f"{hub.KERNEL_ID}={broken}")
-    hub.forget()
-    assert hub.find_kernel() is None
+    monkeypatch.setenv("LOCAL_KERNELS", f"{dispatcher.KERNEL_ID}={broken}")
+    dispatcher.forget()
+    assert dispatcher.find_kernel() is None
     assert any("passed over" in message and "built for another machine" in message for message in messages())
     model, images = adapter()
     assert all(map_.isfinite().all() for map_ in model(images).feature_maps)
@@ -505,9 +507,9 @@ def test_a_broken_build_is_passed_over(nothing_found, monkeypatch, build, tmp_pa
 def test_a_repository_that_cannot_be_had(nothing_found, monkeypatch, repository, message):
     """Only a user who names one gets there; the tests are offline."""
     monkeypatch.setenv("SEGTRANSFORMERS_KERNELS_REPO", repository)
-    hub.forget()
-    assert hub.find_kernel() is None
-    assert len(hub._state.problems) == 1 and message in hub._state.problems[0]
+    dispatcher.forget()
+    assert dispatcher.find_kernel() is None
+    assert len(dispatcher._state.problems) == 1 and message in dispatcher._state.problems[0]
 
 
 def test_build_says_what_it_needs(monkeypatch, tmp_path):
@@ -520,5 +522,8 @@ def test_build_says_what_it_needs(monkeypatch, tmp_path):
 
 def test_importing_searches_for_nothing():
     """The import stays fast and touches no kernel."""
-    code = "import segtransformers; from segtransformers.operators import hub; assert not hub._state.searched"
+    code = (
+        "import segtransformers; from segtransformers.operators import dispatcher; "
+        "assert not dispatcher._state.searched"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -20,7 +20,7 @@ from segtransformers import (
 )
 from segtransformers.conversion.convert import empty_model
 from segtransformers.conversion.mapping import find_rule
-from segtransformers.conversion.published import FAMILIES, published_rows
+from segtransformers.published import FAMILIES, published_rows
 from segtransformers.training import Recipe, create_optimizer, get_recipe, parameter_groups
 
 GROUPS = json.loads((FOLDER / "vit_adapter/layer_decay_groups.json").read_text())

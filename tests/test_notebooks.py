@@ -9,7 +9,7 @@ from PIL import Image
 from reference_cases import ReferenceCase
 
 from segtransformers import example_image_path
-from segtransformers.conversion.published import published_rows
+from segtransformers.published import published_rows
 
 nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed (extra `notebooks`)")
 nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed (extra `notebooks`)")

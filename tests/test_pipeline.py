@@ -11,8 +11,9 @@ from test_seg_upernet import small_head
 from transformers import AutoConfig, pipeline
 
 from segtransformers import SegmentationImageProcessor, SegmentationPipeline, SegUperNetForSemanticSegmentation
-from segtransformers.inference import multi_scale_options, segment_image, slide, window_origins
-from segtransformers.pipeline import PIPELINE_TASK, custom_pipelines
+from segtransformers.inference import multi_scale_options, segment_image
+from segtransformers.inference.pipeline import PIPELINE_TASK, custom_pipelines
+from segtransformers.models.layers.sliding_windows import SlidingWindow, slide, window_origins
 
 NAMES = ["sky", "wall", "floor", "tree", "car"]
 
@@ -197,15 +198,15 @@ def test_every_pixel_is_the_mean_over_its_windows():
             expected[:, :, y : y + 32, x : x + 24] += images[:, :, y : y + 32, x : x + 24].mean((2, 3), keepdim=True)
     for batch in (1, 4, 100):
         seen.clear()
-        torch.testing.assert_close(slide(forward, images, (32, 24), (20, 20), batch), expected / counts)
+        torch.testing.assert_close(slide(forward, images, SlidingWindow((32, 24), (20, 20), batch)), expected / counts)
         assert {shape[1:] for shape in seen} == {(3, 32, 24)} and max(shape[0] for shape in seen) == 2 * min(batch, 9)
 
 
 def test_windows_that_leave_gaps_are_refused():
-    with pytest.raises(ValueError, match="between 1 and window_size"):
-        slide(lambda windows: windows, torch.randn(1, 3, 64, 64), (32, 32), (33, 32))
-    with pytest.raises(ValueError, match="between 1 and window_size"):
-        slide(lambda windows: windows, torch.randn(1, 3, 64, 64), (32, 32), (0, 32))
+    with pytest.raises(ValueError, match="must not exceed window_size"):
+        SlidingWindow((32, 32), (33, 32))
+    with pytest.raises(ValueError, match="at least 1 pixel"):
+        SlidingWindow((32, 32), (0, 32))
 
 
 @pytest.mark.parametrize("size", [(96, 160), (40, 160), (160, 40), (65, 64)])

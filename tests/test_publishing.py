@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 import segtransformers
 from segtransformers.cli import app
 from segtransformers.conversion.cli import main
-from segtransformers.publishing import PublishingError, check_destination, push_folder, scrubbed
+from segtransformers.hub.publishing import PublishingError, check_destination, push_folder, scrubbed
 
 SCRIPTS = Path(__file__).parent.parent / "conversion_scripts"
 WRITER, READER, _ = TOKENS
@@ -380,7 +380,7 @@ def test_what_somebody_else_committed_meanwhile_is_not_overwritten(client, saved
 def test_pushes_that_cannot_be(client, saved, monkeypatch, repository, token, message):
     if token is None:
         monkeypatch.delenv("HF_TOKEN")
-        monkeypatch.setattr("segtransformers.publishing.get_token", lambda: None)
+        monkeypatch.setattr("segtransformers.hub.publishing.get_token", lambda: None)
     else:
         monkeypatch.setenv("HF_TOKEN", token)
     with pytest.raises(PublishingError) as refused:
@@ -441,7 +441,7 @@ def test_fine_tuned_folders_get_a_card(client, saved, tmp_path):
 
 def test_folders_that_cannot_be_pushed_are_refused_first(monkeypatch, tmp_path):
     """Before anybody is asked to log in."""
-    monkeypatch.setattr("segtransformers.publishing.get_token", lambda: None)
+    monkeypatch.setattr("segtransformers.hub.publishing.get_token", lambda: None)
     for folder, message in ((tmp_path / "nowhere", "there is no folder"), (tmp_path, "holds no config.json")):
         refused = CliRunner().invoke(app, ["push", str(folder), "writer/tuned"])
         assert refused.exit_code == 1 and message in refused.stderr and refused.stderr.count("\n") == 1

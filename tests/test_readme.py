@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 
 from segtransformers import packaged_model_path, training
 from segtransformers.cli import app
-from segtransformers.conversion.published import FAMILIES, published_table
 from segtransformers.datasets.scenes import write_scenes
+from segtransformers.published import FAMILIES, published_table
 from segtransformers.training import Recipe, get_recipe
 
 ROOT = Path(__file__).parent.parent

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from segtransformers.cli import app
 from segtransformers.conversion.convert import empty_model
-from segtransformers.conversion.published import FAMILIES, published_rows
 from segtransformers.datasets.known import DATASETS
+from segtransformers.published import FAMILIES, published_rows
 from segtransformers.training import FAULTS, Recipe, Schedule, get_recipe, poly_schedule, recipe_names
 
 

@@ -16,7 +16,7 @@ from segtransformers import (
     ViTAdapterConfig,
     ViTCoMerConfig,
 )
-from segtransformers.registration import BACKBONES, SEGMENTERS
+from segtransformers.hub.registration import BACKBONES, SEGMENTERS
 from segtransformers.remote_code import MODULE
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]

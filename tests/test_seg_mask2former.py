@@ -18,7 +18,7 @@ from segtransformers import (
 )
 from segtransformers.conversion import ConversionError, convert_checkpoint, mask2former, vit_adapter
 from segtransformers.conversion.mapping import Settings, find_rule, load_converted, prefixed
-from segtransformers.inference import window_slices
+from segtransformers.models.layers.sliding_windows import SlidingWindow
 from segtransformers.models.mask2former import loss_seg_mask2former as losses
 from segtransformers.models.mask2former.modules_seg_mask2former import sine_encoding
 
@@ -360,7 +360,7 @@ def test_windows(monkeypatch, window_batch_size):
     fixed_points(monkeypatch)
     model = small_model(window_size=64, window_stride=40, window_batch_size=window_batch_size)
     images, labels = torch.randn(2, 3, 75, 130).double(), coarse_labels(2, (75, 130))
-    windows = window_slices((75, 130), (64, 64), (40, 40))
+    windows = SlidingWindow((64, 64), (40, 40)).indices((75, 130))
     assert len(windows) == 6
     total, count, parts = torch.zeros(2, 5, 75, 130).double(), torch.zeros(75, 130), []
     with torch.no_grad():

@@ -22,9 +22,9 @@ from segtransformers.conversion.config_text import parse_variant
 from segtransformers.conversion.convert import empty_model
 from segtransformers.conversion.mapping import Settings
 from segtransformers.conversion.protocol import read_test_pipeline
-from segtransformers.conversion.published import PUBLISHED_FIELDS, published_rows
 from segtransformers.conversion.segmenter import read_vit
 from segtransformers.datasets import get_dataset_info
+from segtransformers.published import PUBLISHED_FIELDS, published_rows
 
 SCRIPT = Path(__file__).parent.parent / "conversion_scripts" / "convert_segmenter.py"
 ROWS = published_rows("segmenter")

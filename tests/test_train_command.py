@@ -25,8 +25,8 @@ from typer.testing import CliRunner
 
 from segtransformers import SegMask2FormerForSemanticSegmentation, ViTAdapterBackbone, packaged_model_path
 from segtransformers.cli import app
-from segtransformers.commands.common import UserError
-from segtransformers.commands.train import parse_training_arguments
+from segtransformers.cli.common import UserError
+from segtransformers.cli.train import parse_training_arguments
 from segtransformers.datasets.scenes import draw_scene
 from segtransformers.training import get_recipe, training_arguments
 from segtransformers.training.arguments import fitted_batch
@@ -225,7 +225,7 @@ def test_mistakes_are_one_line(data, tiny, tmp_path, change, message):
 )
 def test_what_would_end_a_run_is_said_before_it(data, tiny, tmp_path, monkeypatch, change, message):
     monkeypatch.setattr("transformers.integrations.integration_utils.is_wandb_available", lambda: False)
-    monkeypatch.setattr("segtransformers.publishing.get_token", lambda: None)
+    monkeypatch.setattr("segtransformers.hub.publishing.get_token", lambda: None)
     status, output = run(*options(data, tmp_path / "out", tiny, "--max_steps", 1, *change))
     assert status == 1 and "1 steps" not in output
     (line,) = [line for line in output.splitlines() if line.startswith("error: ")]

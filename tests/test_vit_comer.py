@@ -25,9 +25,9 @@ from segtransformers import (
 from segtransformers.conversion import ConversionError, convert_checkpoint
 from segtransformers.conversion.convert import empty_model
 from segtransformers.conversion.protocol import read_test_pipeline
-from segtransformers.conversion.published import PUBLISHED_FIELDS, published_rows
 from segtransformers.datasets import get_dataset_info
 from segtransformers.models.trunk.pretrained import load_trunk_weights
+from segtransformers.published import PUBLISHED_FIELDS, published_rows
 
 SCRIPT = Path(__file__).parent.parent / "conversion_scripts" / "convert_vit_comer.py"
 MAPS = ["stage1", "stage2", "stage3", "stage4"]

@@ -4,7 +4,9 @@
 Importing this package registers its models with transformers' auto classes.
 """
 
-from .image_processing import SegmentationImageProcessor, SegmentationImageProcessorPil
+from .hub.registration import register
+from .image_processing.image_processor import SegmentationImageProcessor, SegmentationImageProcessorPil
+from .inference.pipeline import SegmentationPipeline
 from .models.internimage import InternImageBackbone, InternImageConfig
 from .models.mask2former import SegMask2FormerConfig, SegMask2FormerForSemanticSegmentation
 from .models.segformer import SegSegformerConfig, SegSegformerForSemanticSegmentation
@@ -19,10 +21,7 @@ from .models.upernet import SegUperNetConfig, SegUperNetForSemanticSegmentation
 from .models.vit_adapter import ViTAdapterBackbone, ViTAdapterConfig
 from .models.vit_comer import ViTCoMerBackbone, ViTCoMerConfig
 from .packaged import example_image_path, packaged_model_path
-from .pipeline import SegmentationPipeline
-from .registration import register
-
-__version__ = "0.1.0"
+from .version import __version__
 
 register()
 
@@ -46,6 +45,7 @@ __all__ = [
     "ViTAdapterConfig",
     "ViTCoMerBackbone",
     "ViTCoMerConfig",
+    "__version__",
     "example_image_path",
     "packaged_model_path",
     "trunk_normalization",

@@ -71,7 +71,7 @@ class ConfigCarriesItsCode(CarriesItsCode):
         if isinstance(backbone, CarriesItsCode) and hasattr(backbone, "auto_map"):
             del backbone.auto_map  # of the backbone's own folder, which had a module of its own
         if "AutoModelForSemanticSegmentation" in self.auto_map:
-            from .pipeline import custom_pipelines
+            from .inference.pipeline import custom_pipelines
 
             self.custom_pipelines = custom_pipelines(MODULE)
 

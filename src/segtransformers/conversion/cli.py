@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from .. import __version__
 from ..datasets import DATASETS
-from ..publishing import PublishingError, check_destination, push_folder
+from ..hub.publishing import PublishingError, check_destination, push_folder
+from ..published import published_rows
+from ..version import __version__
 from .config_source import VARIANT
 from .converter import convert
 from .mapping import ConversionError
-from .published import published_rows
 
 # mmseg's names of the backbones that each family's script converts, and model types of the Hub
 BACKBONES = {

@@ -5,10 +5,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..published import published_rows
 from .checkpoint import Checkpoint
 from .config_text import parse_config, parse_variant
 from .mapping import ConversionError
-from .published import published_rows
 
 VARIANT = "variant.yml"  # what an official Segmenter calls its config, and where it looks for it
 CONFIG_VARIABLES = ("model", "test_pipeline", "train_pipeline")

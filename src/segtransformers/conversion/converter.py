@@ -15,9 +15,10 @@ import torch
 from transformers import PreTrainedModel
 from transformers.backbone_utils import BackboneMixin
 
-from .. import __version__
-from ..image_processing import SegmentationImageProcessor
-from ..model_card import RECORD, write_model_card
+from ..hub.model_card import RECORD, write_model_card
+from ..image_processing.image_processor import SegmentationImageProcessor
+from ..published import published_rows
+from ..version import __version__
 from .checkpoint import Checkpoint, read_checkpoint
 from .config_source import VARIANT, config_of, read_config
 from .convert import backbone_of_classifier, convert_with_report
@@ -25,7 +26,6 @@ from .download import download, file_sha256, is_url, shown_url
 from .labels import dataset_of_variant, name_classes, reduces_labels
 from .mapping import ConversionError, checked_tensors
 from .protocol import read_test_pipeline
-from .published import published_rows
 from .report import ConversionReport
 from .segmenter import read_variant_processor
 from .verification import EXACT_TOLERANCE, Verification, outputs_of, verify_outputs, verify_tensors

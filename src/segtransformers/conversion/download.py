@@ -21,7 +21,7 @@ from typing import Any
 from filelock import FileLock
 from tqdm import tqdm
 
-from ..operators.hub import cache_folder
+from ..operators.dispatcher import cache_folder
 from .archive import WEIGHT_SUFFIXES
 from .mapping import ConversionError
 

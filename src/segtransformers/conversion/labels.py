@@ -8,9 +8,9 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from ..datasets import DATASETS, get_dataset_info
+from ..published import published_outputs
 from .checkpoint import Checkpoint
 from .mapping import ConversionError, Settings
-from .published import published_outputs
 
 
 def name_classes(model: PreTrainedModel, checkpoint: Checkpoint, chosen: str | None, row: dict[str, Any]) -> str:

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ..models.configuration_trunk import TrunkConfig
 from ..models.trunk import Trunk
+from ..models.trunk.configuration_trunk import TrunkConfig
 from ..models.trunk.pretrained import load_trunk_weights
 from .checkpoint import read_checkpoint
 from .mapping import ConversionError, Rule, checked_tensors, find_rule, widest_dtype

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from ..models.configuration_pyramid import PyramidConfig
+from ..models.pyramid.configuration_pyramid import PyramidConfig
 from ..models.vit_adapter import ViTAdapterConfig
 from .mapping import Backbone, ConversionError, Rule, Settings
 

@@ -15,7 +15,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from ..image_processing import usual_image
+from ..image_processing.image_processor import usual_image
 
 NO_CLASS = 255
 

@@ -1,9 +1,9 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Operators: a plain PyTorch reference, a faster fallback, and compiled kernels where [`hub`] finds them."""
+"""Operators: a plain PyTorch reference, a faster fallback, and compiled kernels where [`dispatcher`] finds them."""
 
 from .deformable_attention import MultiScaleDeformableAttention, ms_deform_attn_fallback, ms_deform_attn_reference
 from .deformable_convolution import DeformableConvolutionV3, dcnv3_fallback, dcnv3_reference
-from .hub import compiled_operators
+from .dispatcher import compiled_operators
 
 __all__ = [
     "DeformableConvolutionV3",

@@ -18,7 +18,7 @@ def check_kernel(functions: ModuleType, device: str) -> float:
     """The largest relative error of a kernel's operators and their gradients, as a share of what is allowed.
 
     Args:
-        functions: the module of a loaded build, with the functions of `hub.OPERATORS`.
+        functions: the module of a loaded build, with the functions of `dispatcher.OPERATORS`.
         device: a device type that it has code for and that is at hand.
 
     Raises:

@@ -11,7 +11,7 @@ from kernels import use_kernel_forward_from_hub
 from torch import nn
 from torch.nn import functional as F
 
-from . import hub
+from . import dispatcher
 from .sampling import check_floating, weighted_samples
 
 
@@ -105,11 +105,11 @@ IM2COL_STEP = 64  # images that a kernel may take at once, as the originals say
 
 @use_kernel_forward_from_hub("MultiScaleDeformableAttention")
 class MultiScaleDeformableAttention(nn.Module):
-    """Same name and `forward` as transformers' own, no state. [`hub`] says which implementation runs."""
+    """Same name and `forward` as transformers' own, no state. [`dispatcher`] says which implementation runs."""
 
     def __init__(self) -> None:
         super().__init__()
-        hub.prepare()
+        dispatcher.prepare()
 
     def forward(
         self,
@@ -128,7 +128,7 @@ class MultiScaleDeformableAttention(nn.Module):
             level_start_index: `(levels,)`, the first token of each level, on the device.
             im2col_step: how many images a kernel may take at once.
         """
-        implementation = hub.choose(
+        implementation = dispatcher.choose(
             "ms_deform_attn", value, fallback=ms_deform_attn_fallback, reference=ms_deform_attn_reference
         )
         return implementation(value, value_spatial_shapes_list, sampling_locations, attention_weights)
@@ -152,7 +152,7 @@ class MultiScaleDeformableAttention(nn.Module):
         """
         # where `kernelize` gave this layer another `forward`, that is what the user wants
         is_own = self.forward.__func__ is type(self).forward  # type: ignore[attr-defined]
-        fused = hub.compiled("ms_deform_attn_fused", value) if is_own else None
+        fused = dispatcher.compiled("ms_deform_attn_fused", value) if is_own else None
         if fused is not None:
             return fused(value, value_spatial_shapes_list, reference_points, sampling_offsets, attention_logits)
         weights = attention_logits.flatten(-2).softmax(-1).unflatten(-1, attention_logits.shape[-2:])

@@ -12,7 +12,7 @@ from kernels import use_kernel_forward_from_hub
 from torch import nn
 from torch.nn import functional as F
 
-from . import hub
+from . import dispatcher
 from .sampling import check_floating, weighted_samples
 
 
@@ -173,11 +173,11 @@ def _check_shapes(value, offset, mask, kernel_size, stride, padding, dilation, g
 
 @use_kernel_forward_from_hub("DeformableConvolutionV3")
 class DeformableConvolutionV3(nn.Module):
-    """A layer without state. [`hub`] says which implementation runs."""
+    """A layer without state. [`dispatcher`] says which implementation runs."""
 
     def __init__(self) -> None:
         super().__init__()
-        hub.prepare()
+        dispatcher.prepare()
 
     def forward(
         self,
@@ -193,7 +193,7 @@ class DeformableConvolutionV3(nn.Module):
         remove_center: bool,
     ) -> torch.Tensor:
         """See [`dcnv3_reference`]."""
-        implementation = hub.choose("dcnv3", value, fallback=dcnv3_fallback, reference=dcnv3_reference)
+        implementation = dispatcher.choose("dcnv3", value, fallback=dcnv3_fallback, reference=dcnv3_reference)
         return implementation(
             value, offset, mask, kernel_size, stride, padding, dilation, groups, offset_scale, remove_center
         )

@@ -14,7 +14,7 @@ import PIL.Image
 import torch
 from torchvision.transforms.v2 import functional as TF
 
-from ..image_processing import keep_ratio_size, resize_image, resize_labels, usual_image
+from ..image_processing.image_processor import keep_ratio_size, resize_image, resize_labels, usual_image
 from .color import HUES, hsv_to_rgb, rgb_to_hsv
 from .recipes import AugmentationSettings, Recipe
 

@@ -20,11 +20,11 @@ from transformers.utils import logging
 
 from ..conversion import load_pretrained_trunk
 from ..conversion.convert import empty_model
-from ..conversion.published import FAMILIES, published_rows
-from ..image_processing import SegmentationImageProcessor
+from ..image_processing.image_processor import SegmentationImageProcessor
 from ..models.trunk import trunk_normalization
 from ..models.upernet import SegUperNetConfig
 from ..models.vit_adapter import ViTAdapterBackbone
+from ..published import FAMILIES, published_rows
 from .recipes import Recipe
 
 logger = logging.get_logger(__name__)

@@ -18,8 +18,8 @@ from transformers.utils import can_return_tuple
 from transformers.utils.generic import maybe_autocast
 
 from ...operators import DeformableConvolutionV3
-from ..backbones import check_images, chosen_hidden_states, wanted_hidden_states
-from ..initialization import InitializesEveryModule
+from ..layers.backbones import check_images, chosen_hidden_states, wanted_hidden_states
+from ..layers.initialization import InitializesEveryModule
 from ..trunk import DropPath
 from .configuration_internimage import KERNEL_SIZE, InternImageConfig
 

@@ -3,7 +3,7 @@
 
 from huggingface_hub.dataclasses import strict
 
-from ..configuration_segmentation import SegmentationConfigWithBackbone
+from ..segmentation.configuration_segmentation import SegmentationConfigWithBackbone
 
 MAPS = 4  # the feature maps that the head reads: strides 4, 8, 16 and 32
 

@@ -17,11 +17,11 @@ from transformers.modeling_outputs import BackboneOutput, SemanticSegmenterOutpu
 from transformers.utils import can_return_tuple
 from typing_extensions import Unpack
 
-from ...inference import slide, window_slices
-from ..backbones import STRIDES, check_images, padded_to_stride
-from ..losses import check_labels, check_pixel_values
-from ..modeling_segmentation import SegmentationPreTrainedModel
-from ..pyramid import DeformableAttention, Grid, cropped_to_input, resized
+from ..layers.backbones import STRIDES, check_images, padded_to_stride
+from ..layers.losses import check_labels, check_pixel_values
+from ..layers.sliding_windows import SlidingWindow, slide
+from ..pyramid.modules_pyramid import DeformableAttention, Grid, cropped_to_input, resized
+from ..segmentation.modeling_segmentation import SegmentationPreTrainedModel
 from .configuration_seg_mask2former import MAPS, SegMask2FormerConfig
 from .loss_seg_mask2former import check_targets, count_masks, mask2former_losses, semantic_targets
 from .modules_seg_mask2former import (
@@ -169,11 +169,12 @@ class SegMask2FormerForSemanticSegmentation(SegMask2FormerPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         mean_masks: torch.Tensor | None = None,
+        sliding_window: SlidingWindow | bool | None = None,
         **targets: Unpack[MaskTargets],
     ) -> SegMask2FormerOutput:
         """
-        In evaluation mode with `config.inference_mode == "slide"`, images larger than the window are run in windows:
-        the loss is then the mean of the windows' losses, and there are only `logits` beside it.
+        In evaluation mode, images larger than the sliding window are run in windows: the output then has only `logits`
+        and `loss`, the mean of the windows' losses.
 
         Args:
             pixel_values: `(B, 3, H, W)`, normalised.
@@ -182,6 +183,7 @@ class SegMask2FormerForSemanticSegmentation(SegMask2FormerPreTrainedModel):
                 own. None takes the config's own setting.
             mean_masks: a scalar, for gradient accumulation: the mean of [`count_masks`] of the batches, of equal size,
                 whose mean loss shall be that of all of them joined. None normalises by this batch alone.
+            sliding_window: the windows of evaluation mode. None takes the config's, False runs the whole image at once.
             targets: [`MaskTargets`], instead of `labels`.
 
         Returns:
@@ -194,9 +196,9 @@ class SegMask2FormerForSemanticSegmentation(SegMask2FormerPreTrainedModel):
         config = self.config
         check_pixel_values(pixel_values)
         masks_and_classes = self._targets(pixel_values, labels, **targets)
-        window = None if self.training else config.sliding_window()
-        if window is not None and (pixel_values.shape[2] > window[0][0] or pixel_values.shape[3] > window[0][1]):
-            return self._slide(pixel_values, masks_and_classes, *window)
+        window = self.chosen_window(sliding_window)
+        if window is not None and not window.covers(pixel_values.shape[2:]):
+            return self._slide(pixel_values, masks_and_classes, window)
         if output_hidden_states is None:
             output_hidden_states = config.output_hidden_states
         if output_attentions is None:
@@ -302,11 +304,11 @@ class SegMask2FormerForSemanticSegmentation(SegMask2FormerPreTrainedModel):
         return height, width
 
     def _slide(
-        self, pixel_values: torch.Tensor, targets: Targets | None, size: list[int], stride: list[int]
+        self, pixel_values: torch.Tensor, targets: Targets | None, window: SlidingWindow
     ) -> SegMask2FormerOutput:
         """Logits from windows and, where there are targets, the mean of the windows' losses."""
         batch = pixel_values.shape[0]
-        windows = iter(window_slices(pixel_values.shape[2:], size, stride))
+        windows = iter(window.indices(pixel_values.shape[2:]))
         losses = []
 
         def segment(parts: torch.Tensor) -> torch.Tensor:
@@ -317,7 +319,7 @@ class SegMask2FormerForSemanticSegmentation(SegMask2FormerPreTrainedModel):
                     losses.append(self._loss(part, _in_window(targets, next(windows)), over_processes=False))
             return self._logits(prediction, prediction.mask_logits(), parts.shape[2:])
 
-        logits = slide(segment, pixel_values, size, stride, self.config.window_batch_size)
+        logits = slide(segment, pixel_values, window)
         return SegMask2FormerOutput(loss=torch.stack(losses).mean() if losses else None, logits=logits)
 
 

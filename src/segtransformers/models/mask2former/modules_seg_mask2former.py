@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerMLPPredictionHead
 
-from ..faster import linear, remembered
-from ..pyramid import DeformableAttention, Grid, SamplingGeometry, resized
+from ..optimize.faster import linear, remembered
+from ..pyramid.modules_pyramid import DeformableAttention, Grid, SamplingGeometry, resized
 from .configuration_seg_mask2former import SegMask2FormerConfig
 
 LEVELS = 3  # the coarser maps, strides 32, 16 and 8, are what queries attend to

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.models.upernet.modeling_upernet import UperNetConvModule
 
-from ..modeling_segmentation import BackboneForSemanticSegmentation, SegmentationClassifier
+from ..segmentation.modeling_segmentation import BackboneForSemanticSegmentation, SegmentationClassifier
 from .configuration_seg_segformer import SegSegformerConfig
 
 

@@ -8,8 +8,8 @@ from transformers import AutoConfig
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import SubConfigSpec
 
-from ..configuration_segmentation import BackboneSegmentationConfig
-from ..configuration_trunk import TrunkConfig
+from ..segmentation.configuration_segmentation import BackboneSegmentationConfig
+from ..trunk.configuration_trunk import TrunkConfig
 
 
 @strict

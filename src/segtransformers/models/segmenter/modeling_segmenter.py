@@ -14,9 +14,10 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BackboneOutput
 from transformers.utils import can_return_tuple
 
-from ..backbones import check_images, chosen_hidden_states, padded_to_stride, wanted_hidden_states
-from ..losses import semantic_cross_entropy
-from ..modeling_segmentation import BackboneForSemanticSegmentation, SegmentationClassifier
+from ..layers.backbones import check_images, chosen_hidden_states, padded_to_stride, wanted_hidden_states
+from ..layers.losses import semantic_cross_entropy
+from ..layers.sliding_windows import SlidingWindow
+from ..segmentation.modeling_segmentation import BackboneForSemanticSegmentation, SegmentationClassifier
 from ..trunk import TrunkBackbone, plain_block
 from .configuration_segmenter import SegmenterConfig, SegmenterViTConfig
 
@@ -181,16 +182,20 @@ class SegmenterForSemanticSegmentation(BackboneForSemanticSegmentation):
         config = self.config
         return semantic_cross_entropy(logits, labels, config.semantic_loss_ignore_index, config.count_ignored_pixels)
 
-    def _needs_windows(self, size: torch.Size, window: list[int]) -> bool:
-        is_small = size[0] < window[0] or size[1] < window[1]
-        return super()._needs_windows(size, window) or (self.config.enlarge_to_window and is_small)
+    def _needs_windows(self, size: torch.Size, window: SlidingWindow) -> bool:
+        return super()._needs_windows(size, window) or self._is_enlarged(size, window)
 
-    def _slide(self, pixel_values: torch.Tensor, window: list[int], stride: list[int]) -> torch.Tensor:
+    def _is_enlarged(self, size: torch.Size, window: SlidingWindow) -> bool:
+        """Return whether an image is enlarged until a window fits into it."""
+        return self.config.enlarge_to_window and (size[0] < window.size[0] or size[1] < window.size[1])
+
+    def _slide(self, pixel_values: torch.Tensor, window: SlidingWindow) -> torch.Tensor:
         size = pixel_values.shape[2:]
-        if self.config.enlarge_to_window and (size[0] < window[0] or size[1] < window[1]):
-            enlarged = F.interpolate(pixel_values, size=_covering(size, window), mode="bilinear", align_corners=False)
-            return super()._enlarge(super()._slide(enlarged, window, stride), size)
-        return super()._slide(pixel_values, window, stride)
+        if self._is_enlarged(size, window):
+            new_size = _covering(size, window.size)
+            enlarged = F.interpolate(pixel_values, size=new_size, mode="bilinear", align_corners=False)
+            return super()._enlarge(super()._slide(enlarged, window), size)
+        return super()._slide(pixel_values, window)
 
 
 def _covering(size: Sequence[int], window: Sequence[int]) -> tuple[int, int]:

@@ -22,7 +22,7 @@ from timm.models.vision_transformer import Block as PlainBlock
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from ..configuration_trunk import TrunkConfig
+from .configuration_trunk import TrunkConfig
 
 FITTING_KINDS = (
     "A trunk is a plain ViT with pre-norm blocks and square patches, of timm's class VisionTransformer "

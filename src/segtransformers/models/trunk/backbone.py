@@ -8,9 +8,9 @@ from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin
 from transformers.utils import logging
 
-from ..configuration_trunk import TrunkConfig
-from ..initialization import InitializesEveryModule
+from ..layers.initialization import InitializesEveryModule
 from .blocks import TRUNK_BLOCKS
+from .configuration_trunk import TrunkConfig
 from .modeling_trunk import Trunk, TrunkEmbeddings, init_trunk_weights
 from .pretrained import FromTrunkMixin
 

@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ..configuration_trunk import TrunkConfig
+from .configuration_trunk import TrunkConfig
 from .positions import Grid, num_relative_positions, relative_position_bias
 
 

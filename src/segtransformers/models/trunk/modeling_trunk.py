@@ -28,9 +28,9 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
-from ..configuration_trunk import TrunkConfig
 from .architectures import build_architecture
 from .blocks import BeitTrunkBlock, EvaTrunkBlock, as_trunk_block
+from .configuration_trunk import TrunkConfig
 from .positions import Grid, resize_positions
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ..faster import in_inference, remembered
+from ..optimize.faster import in_inference, remembered
 
 Grid = tuple[int, int]
 

@@ -8,8 +8,8 @@ from typing import Any
 import timm
 import torch
 
-from ..configuration_trunk import TrunkConfig
 from .architectures import describe_trunk
+from .configuration_trunk import TrunkConfig
 from .modeling_trunk import Trunk
 from .positions import Grid, num_relative_positions, resize_positions, resize_relative_position_table
 

@@ -3,7 +3,7 @@
 
 from huggingface_hub.dataclasses import strict
 
-from ..configuration_segmentation import BackboneSegmentationConfig
+from ..segmentation.configuration_segmentation import BackboneSegmentationConfig
 
 
 @strict

@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.models.upernet.modeling_upernet import UperNetConvModule, UperNetFCNHead, UperNetHead
 
-from ..convolutions import conv_norm_relu, folded
-from ..modeling_segmentation import BackboneForSemanticSegmentation, SegmentationClassifier
-from ..pyramid import resized
+from ..optimize.convolutions import conv_norm_relu, folded
+from ..pyramid.modules_pyramid import resized
+from ..segmentation.modeling_segmentation import BackboneForSemanticSegmentation, SegmentationClassifier
 from .configuration_seg_upernet import SegUperNetConfig
 from .upsampled_convolution import UpsampledConvolution, upsampled_convolution
 

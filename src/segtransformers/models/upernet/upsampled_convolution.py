@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..convolutions import convolution3x3
-from ..faster import in_inference_on_cpu, left_product, linear
+from ..optimize.convolutions import convolution3x3
+from ..optimize.faster import in_inference_on_cpu, left_product, linear
 
 CHANNELS_AT_ONCE = 64  # of the output, whose products with small maps are then in a CPU's cache
 FEW_PIXELS = 64  # of a map, so that its products cost less than to bring the weights into another order

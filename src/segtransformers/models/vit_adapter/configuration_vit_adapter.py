@@ -3,7 +3,7 @@
 
 from huggingface_hub.dataclasses import strict
 
-from ..configuration_pyramid import PyramidConfig
+from ..pyramid.configuration_pyramid import PyramidConfig
 
 
 @strict

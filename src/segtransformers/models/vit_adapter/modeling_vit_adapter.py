@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from ..modeling_pyramid import PyramidBackbone, PyramidInteraction
-from ..pyramid import DeformableCrossAttention, Extractor, Grid, SamplingGeometry
+from ..pyramid.modeling_pyramid import PyramidBackbone, PyramidInteraction
+from ..pyramid.modules_pyramid import DeformableCrossAttention, Extractor, Grid, SamplingGeometry
 from .configuration_vit_adapter import ViTAdapterConfig
 
 

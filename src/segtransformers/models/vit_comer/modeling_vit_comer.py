@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from ..modeling_pyramid import PyramidBackbone, PyramidInteraction
-from ..pyramid import (
+from ..pyramid.modeling_pyramid import PyramidBackbone, PyramidInteraction
+from ..pyramid.modules_pyramid import (
     ConvFeedForward,
     DeformableCrossAttention,
     DropPath,

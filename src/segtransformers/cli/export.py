@@ -1,0 +1,55 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""`segtransformers export`: a model as one file for other runtimes."""
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .common import UserError, load_model, one_line_errors
+
+
+def export(
+    output: Annotated[Path, typer.Option(help="File to write: .onnx, or .pt2 for torch.export.")],
+    model: Annotated[
+        str | None, typer.Option(metavar="DIR_OR_ID", help="A converted folder, a Hub id, or packaged.")
+    ] = None,
+    size: Annotated[
+        tuple[int, int] | None,
+        typer.Option(metavar="HEIGHT WIDTH", help="Of the images, in pixels; by default the model's window."),
+    ] = None,
+    dynamic_batch: Annotated[bool, typer.Option("--dynamic-batch", help="Any number of images at once.")] = False,
+    opset: Annotated[int | None, typer.Option(help="ONNX's; by default PyTorch's choice.")] = None,
+    check: Annotated[bool, typer.Option(help="Run the file and compare it with the model.")] = True,
+) -> None:
+    """Write a model as one ONNX file or torch.export program, and check that it computes the same.
+
+    Without --model, the packaged model, which knows drawn scenes only. The file takes whole images of one size and
+    holds mean, deviation and class names; of a model that runs in windows, it is one window.
+    """
+    from ..export.exporting import (  # it takes time, and only this command needs it
+        ExportError,
+        export_model,
+        export_size,
+    )
+
+    with one_line_errors(ValueError, ImportError, ExportError):
+        if not output.parent.is_dir() or not os.access(output.parent, os.W_OK):
+            raise UserError(f"cannot write to {output.parent}: there is no such folder, or permission is denied")
+        network, processor = load_model(model or "packaged", "cpu")
+        chosen = size or export_size(network, processor)
+        runs = check and (output.suffix != ".onnx" or importlib.util.find_spec("onnxruntime") is not None)
+        try:
+            error = export_model(
+                network, processor, output, size=chosen, dynamic_batch=dynamic_batch, opset=opset, check=runs
+            )
+        except OSError as failure:
+            raise UserError(f"cannot write {output}: {failure.strerror or failure}") from None
+    batch = "any number of images" if dynamic_batch else "one image"
+    typer.echo(f"{output}: {batch} of {chosen[0]}x{chosen[1]} pixels (height x width)")
+    if error is not None:
+        typer.echo(f"checked: logits within {error:.0e} of the model's, as a share of the largest")
+    elif check:
+        typer.echo("not checked: onnxruntime is not installed")

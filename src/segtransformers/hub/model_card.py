@@ -1,0 +1,303 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""Model cards: what a converted or fine-tuned folder says about itself, from `model_card_template.md`.
+
+Everything in a card is read from the folder: `config.json`, `preprocessor_config.json`, and `conversion.json` of a
+converted one. Figures of the authors and figures of `segtransformers evaluate` stand in tables of their own.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from ..published import FAMILIES, published_rows
+from ..version import __version__
+
+TEMPLATE = Path(__file__).with_name("model_card_template.md")
+RECORD = "conversion.json"
+PIPELINE_TAG = "image-segmentation"
+
+
+@dataclass(frozen=True)
+class Original:
+    """Whose work a family is.
+
+    Attributes:
+        title: of the paper.
+        authors: of the paper, as BibTeX wants them.
+        year: of the paper.
+        arxiv: number of the paper.
+        repository: where the weights that we know come from.
+        license: of those weights, as the Hub calls it.
+    """
+
+    title: str
+    authors: str
+    year: int
+    arxiv: str
+    repository: str
+    license: str
+
+    @property
+    def citation(self) -> str:
+        key = f"{self.authors.partition(',')[0].lower()}{self.year}{self.title.split()[0].strip(':').lower()}"
+        return (
+            f"@article{{{key},\n  title = {{{self.title}}},\n  author = {{{self.authors}}},\n"
+            f"  journal = {{arXiv:{self.arxiv}}},\n  year = {{{self.year}}}\n}}"
+        )
+
+
+ORIGINALS = {
+    "vit_adapter": Original(
+        "Vision Transformer Adapter for Dense Predictions",
+        "Chen, Zhe and Duan, Yuchen and Wang, Wenhai and He, Junjun and Lu, Tong and Dai, Jifeng and Qiao, Yu",
+        2022,
+        "2205.08534",
+        "https://github.com/czczup/ViT-Adapter",
+        "apache-2.0",
+    ),
+    "internimage": Original(
+        "InternImage: Exploring Large-Scale Vision Foundation Models with Deformable Convolutions",
+        "Wang, Wenhai and Dai, Jifeng and Chen, Zhe and Huang, Zhenhang and Li, Zhiqi and Zhu, Xizhou and Hu, Xiaowei "
+        "and Lu, Tong and Lu, Lewei and Li, Hongsheng and Wang, Xiaogang and Qiao, Yu",
+        2022,
+        "2211.05778",
+        "https://github.com/OpenGVLab/InternImage",
+        "mit",
+    ),
+    "vit_comer": Original(
+        "ViT-CoMer: Vision Transformer with Convolutional Multi-scale Feature Interaction for Dense Predictions",
+        "Xia, Chunlong and Wang, Xinliang and Lv, Feng and Hao, Xin and Shi, Yifeng",
+        2024,
+        "2403.07392",
+        "https://github.com/Traffic-X/ViT-CoMer",
+        "apache-2.0",
+    ),
+    "segmenter": Original(
+        "Segmenter: Transformer for Semantic Segmentation",
+        "Strudel, Robin and Garcia, Ricardo and Laptev, Ivan and Schmid, Cordelia",
+        2021,
+        "2105.05633",
+        "https://github.com/open-mmlab/mmsegmentation",
+        "apache-2.0",
+    ),
+}
+_BACKBONES = {
+    "seg_vit_adapter": "vit_adapter",
+    "seg_vit_comer": "vit_comer",
+    "seg_internimage": "internimage",
+    "seg_segmenter_vit": "segmenter",
+}
+# what the data sets call themselves, their name on the Hub where they have one, and the terms of their images
+_DATA = {
+    "ade20k": ("ADE20K", "zhoubolei/scene_parse_150", "non-commercial research and education only"),
+    "cityscapes": ("Cityscapes", None, "non-commercial purposes only"),
+    "mapillary": ("Mapillary Vistas", None, "non-commercial purposes only"),
+    "mapillary_as_cityscapes": ("Mapillary Vistas", None, "non-commercial purposes only"),
+    "coco_stuff10k": ("COCO-Stuff 10K", None, "those of Flickr, where they come from"),
+    "coco_stuff164k": ("COCO-Stuff 164K", None, "those of Flickr, where they come from"),
+    "pascal_context_59": ("Pascal Context (59 classes)", None, "those of Flickr, where they come from"),
+    "pascal_context_60": ("Pascal Context (60 classes)", None, "those of Flickr, where they come from"),
+    "nyu_depth_v2": ("NYU Depth V2", None, "those of its authors"),
+}
+
+
+def model_card(
+    folder: str | Path,
+    repo_id: str | None = None,
+    name: str | None = None,
+    license: str | None = None,
+    base_model: str | None = None,
+    measured: Sequence[Mapping[str, Any]] = (),
+) -> ModelCard:
+    """The card of a saved model.
+
+    Args:
+        folder: with `config.json`, and what else `save_pretrained` or a conversion wrote.
+        repo_id: the repository that it goes to, which the snippets then load.
+        name: what the snippets load where it goes to none, by default the folder's name.
+        license: of the weights, as the Hub calls licences. By default that of a published checkpoint's authors; the
+            card says that it is not stated where there is neither.
+        base_model: repository of the model that this one was made from, by default where a published checkpoint was
+            fetched from, if that is on the Hub.
+        measured: results of `segtransformers evaluate` for this model: what is in the JSON files that it writes.
+
+    Raises:
+        ValueError: if the folder holds no model of ours, or results are those of another model.
+    """
+    folder = Path(folder)
+    config, record = _read(folder / "config.json"), _read(folder / RECORD)
+    backbone = config.get("backbone_config", config)
+    architecture = (config.get("architectures") or ["model"])[0]
+    family = _BACKBONES.get(backbone.get("model_type", ""))
+    if not str(config.get("model_type")).startswith("seg_"):
+        raise ValueError(
+            f"{folder} holds no model of segtransformers: its config.json says {config.get('model_type')!r}"
+        )
+    row = _row(record)
+    for results in measured:
+        _check_results(results, architecture, config)
+    original = ORIGINALS.get(family or "")
+    license = license or record.get("license") or (original.license if row and original else None)
+    name = repo_id or name or folder.resolve().name
+    is_backbone = "backbone_config" not in config
+    figures = _results(row, original, measured, name, repo_id)
+    data = ModelCardData(
+        license=license,
+        library_name="transformers",
+        pipeline_tag=None if is_backbone else PIPELINE_TAG,
+        base_model=base_model or _base_model(record),
+        datasets=_hub_datasets(row),
+        metrics=["mean_iou"] if figures else None,
+        tags=["semantic-segmentation", "segtransformers", *([family.replace("_", "-")] if family else [])],
+        eval_results=figures or None,
+        model_name=name.rpartition("/")[2] if figures else None,
+    )
+    processor = _read(folder / "preprocessor_config.json")
+    return ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATE),
+        name=name,
+        title=name.rpartition("/")[2],
+        architecture=architecture,
+        is_backbone=is_backbone,
+        config=config,
+        classes=_classes(config),
+        processor=processor,
+        record=record,
+        row=row,
+        row_data=_DATA.get(row["dataset"]) if row else None,
+        original=original,
+        license_stated=license,
+        measured=[_measured_row(one) for one in measured],
+        version=__version__,
+    )
+
+
+def write_model_card(folder: str | Path, **options: Any) -> ModelCard:
+    """Write the card of a saved model to its `README.md`; `options` are those of [`model_card`]."""
+    card = model_card(folder, **options)
+    card.save(Path(folder) / "README.md")
+    return card
+
+
+def has_generated_card(folder: str | Path) -> bool:
+    """Whether a folder's card is as a conversion wrote it, and nobody has edited it."""
+    path = Path(folder) / "README.md"
+    return path.is_file() and (Path(folder) / RECORD).is_file() and path.read_text("utf-8") == str(model_card(folder))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        if path.name == "config.json":
+            raise ValueError(f"{path.parent} holds no config.json: it is no folder that save_pretrained wrote")
+        return {}
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _row(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The published row whose file was converted: figures are of those weights, not of what became of them later."""
+    name = (record.get("source") or {}).get("row")
+    for family in FAMILIES:
+        if name in published_rows(family):
+            return published_rows(family)[name]
+    return {}
+
+
+def _base_model(record: Mapping[str, Any]) -> str | None:
+    url = (record.get("source") or {}).get("url") or ""
+    parts = url.removeprefix("https://huggingface.co/").split("/")
+    return "/".join(parts[:2]) if url.startswith("https://huggingface.co/") and "resolve" in parts else None
+
+
+def _hub_datasets(row: Mapping[str, Any]) -> list[str] | None:
+    hub_name = _DATA[row["dataset"]][1] if row else None
+    return [hub_name] if hub_name else None
+
+
+def _results(
+    row: Mapping[str, Any],
+    original: Original | None,
+    measured: Sequence[Mapping[str, Any]],
+    name: str,
+    repo_id: str | None,
+) -> list[EvalResult]:
+    """Metadata of figures: each says in its name who stands for it."""
+    results = []
+    for key, protocol in (("miou", "single scale"), ("miou_ms", "multi-scale and flip")):
+        if row and original is not None and row.get(key) is not None:
+            figure = f"mean IoU in percent, {protocol}, reported by the authors"
+            source = {"source_name": "reported by the authors", "source_url": original.repository}
+            results.append(_eval_result(row["dataset"], "validation", figure, row[key], **source))
+    for one in measured:
+        figure = f"mean IoU in percent, {_protocol(one)}, measured with segtransformers"
+        # the Hub's format joins figures of the same data into one entry with one source; a config of their own keeps
+        # these apart from those of the authors
+        source = {"dataset_config": "default"}
+        if repo_id is not None:
+            source |= {"source_name": "measured with segtransformers", "source_url": f"https://huggingface.co/{name}"}
+        kind = one["data"]["kind"] or "other"
+        value = round(100 * one["mean_iou"], 2)
+        results.append(_eval_result(kind, one["data"]["split"], figure, value, **source))
+    return results
+
+
+def _eval_result(dataset: str, split: str | None, metric_name: str, value: float, **source: Any) -> EvalResult:
+    title, hub_name, _ = _DATA.get(dataset, (dataset, None, None))
+    return EvalResult(
+        task_type=PIPELINE_TAG,
+        task_name="Semantic segmentation",
+        dataset_type=hub_name or dataset,
+        dataset_name=title,
+        dataset_split=split,
+        metric_type="mean_iou",
+        metric_name=metric_name,
+        metric_value=value,
+        verified=False,
+        **source,
+    )
+
+
+def _check_results(results: Mapping[str, Any], architecture: str, config: Mapping[str, Any]) -> None:
+    """Refuse figures of another model."""
+    try:
+        model, _, _ = results["model"], results["mean_iou"] + 0.0, results["data"]["kind"]
+    except (KeyError, TypeError) as error:
+        raise ValueError("the results are not what `segtransformers evaluate` writes") from error
+    ours = {
+        "class": architecture,
+        "num_labels": len(config.get("id2label") or {}) or 2,
+        "source_config": config.get("source_config"),
+    }
+    for field, value in ours.items():
+        if model.get(field) != value:
+            raise ValueError(f"the results are of another model: its {field} is {model.get(field)!r}, not {value!r}")
+
+
+def _measured_row(results: Mapping[str, Any]) -> dict[str, Any]:
+    software = results.get("software") or {}
+    return {
+        "dataset": _DATA.get(results["data"]["kind"] or "", (results["data"]["kind"] or "own data",))[0],
+        "split": results["data"]["split"],
+        "images": results["images"],
+        "protocol": _protocol(results),
+        "miou": f"{100 * results['mean_iou']:.2f}",
+        "software": ", ".join(f"{name} {version}" for name, version in software.items()),
+    }
+
+
+def _protocol(results: Mapping[str, Any]) -> str:
+    protocol = results["protocol"]
+    scales = protocol["scales"]
+    words = "single scale" if scales is None else f"scales {', '.join(map(str, scales))}"
+    flip = " and flip" if protocol["flip"] else ""
+    own = f", windows of {protocol['window_size']}" if protocol["window_is_own"] else ""
+    return words + flip + own
+
+
+def _classes(config: Mapping[str, Any]) -> list[str]:
+    names = config.get("id2label") or {}
+    return [names[key] for key in sorted(names, key=int)]

@@ -1,0 +1,172 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""Sliding windows: logits of a large image as the mean over overlapping crops.
+
+Source: `slide_inference` in `mmseg/models/segmentors/encoder_decoder.py` of MMSegmentation 0.20.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import EllipsisType
+
+import torch
+
+MAX_BAND_BYTES = 1 << 23  # rows of merged logits are divided and yielded in pieces of at most this size
+
+WindowIndex = tuple[EllipsisType, slice, slice]
+
+
+@dataclass(frozen=True)
+class SlidingWindow:
+    """Size and stride of the windows that cover an image.
+
+    Attributes:
+        size: (height, width) in pixels. An image that is shorter along a side is taken whole along it.
+        stride: (vertical, horizontal) step between windows in pixels, at most `size`.
+        batch_size: number of windows of each image that share one forward pass.
+
+    Raises:
+        ValueError: if a side or step is not positive, or a stride exceeds its side.
+    """
+
+    size: tuple[int, int]
+    stride: tuple[int, int]
+    batch_size: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("size", "stride"):
+            pair = tuple(getattr(self, name))
+            if len(pair) != 2 or min(pair) < 1:
+                raise ValueError(f"{name} of a window must be (height, width) of at least 1 pixel, got {pair}")
+            object.__setattr__(self, name, pair)
+        if any(step > side for step, side in zip(self.stride, self.size, strict=True)):
+            raise ValueError(
+                f"window_stride must not exceed window_size, got {list(self.stride)} and {list(self.size)}: pixels "
+                "would be left out"
+            )
+        if self.batch_size < 1:
+            raise ValueError(f"window_batch_size must be at least 1, got {self.batch_size}")
+
+    def covers(self, image_size: Sequence[int]) -> bool:
+        """Return whether one window holds a whole image of (height, width) pixels."""
+        return all(side <= window for side, window in zip(image_size, self.size, strict=True))
+
+    def indices(self, image_size: Sequence[int]) -> list[WindowIndex]:
+        """Return the indices that cut the windows out of a tensor `(..., height, width)`, row by row.
+
+        Args:
+            image_size: (height, width) in pixels.
+        """
+        height, width = (min(window, side) for window, side in zip(self.size, image_size, strict=True))
+        return [
+            (..., slice(y, y + height), slice(x, x + width))
+            for y in window_origins(image_size[0], self.size[0], self.stride[0])
+            for x in window_origins(image_size[1], self.size[1], self.stride[1])
+        ]
+
+
+def window_origins(size: int, window: int, stride: int) -> list[int]:
+    """Return the first pixels of the windows that cover one side of an image.
+
+    The last window is shifted back so that it ends with the image. Where `size <= window` there is one window, at 0.
+
+    Args:
+        size, window, stride: in pixels.
+    """
+    count = max(size - window + stride - 1, 0) // stride + 1
+    return [max(min(index * stride, size - window), 0) for index in range(count)]
+
+
+# torch.compile would unroll the loop over windows into one graph for each image size. It stops here instead and
+# compiles `forward`, whose input has the size of a window.
+@torch.compiler.disable(recursive=False)
+def slide(
+    forward: Callable[[torch.Tensor], torch.Tensor], pixel_values: torch.Tensor, window: SlidingWindow
+) -> torch.Tensor:
+    """Merge the logits of overlapping windows: each pixel is the mean over the windows that cover it.
+
+    Args:
+        forward: maps windows `(n * B, C, h, w)` to logits `(n * B, num_labels, h, w)`, with n up to
+            `window.batch_size`.
+        pixel_values: `(B, C, H, W)`.
+
+    Returns:
+        `(B, num_labels, H, W)` in the dtype of the logits, accumulated in float32 or wider.
+    """
+    merged, top = None, 0
+    for band in slide_bands(forward, pixel_values, window):
+        if merged is None:
+            merged = band.new_empty((*band.shape[:2], *pixel_values.shape[2:]))
+        merged[:, :, top : top + band.shape[2]] = band
+        top += band.shape[2]
+    assert merged is not None  # every image has at least one window
+    return merged
+
+
+def slide_bands(
+    forward: Callable[[torch.Tensor], torch.Tensor], pixel_values: torch.Tensor, window: SlidingWindow
+) -> Iterator[torch.Tensor]:
+    """Run [`slide`] from top to bottom and yield rows of the result as soon as no later window adds to them.
+
+    Memory holds the sums of one row of windows, `num_labels * window height * W` numbers, and the logits of one call.
+    Where a row has fewer windows than `window.batch_size`, a call takes several rows.
+
+    Args:
+        forward, pixel_values, window: as for [`slide`].
+
+    Yields:
+        `(B, num_labels, rows, W)`; the bands together have H rows.
+    """
+    batch, _, height, width = pixel_values.shape
+    calls = _windows_of_each_call((height, width), window)
+    held_rows = max(call[-1][1].stop - call[0][1].start for call in calls)
+    row_counts, column_counts = (
+        _coverage(side, window.size[axis], window.stride[axis], pixel_values.device)
+        for axis, side in enumerate((height, width))
+    )
+    sums = None  # over windows; its first row is the first row of the current call
+    for index, call in enumerate(calls):
+        top = call[0][1].start
+        logits = forward(torch.cat([pixel_values[window_index] for window_index in call]))
+        if sums is None:
+            dtype = torch.promote_types(logits.dtype, torch.float32)
+            sums = logits.new_zeros((batch, logits.shape[1], held_rows, width), dtype=dtype)
+        for (_, rows, columns), part in zip(call, logits.unflatten(0, (len(call), batch)), strict=True):
+            sums[..., rows.start - top : rows.stop - top, columns] += part
+        finished_rows = (calls[index + 1][0][1].start if index + 1 < len(calls) else height) - top
+        step = max(MAX_BAND_BYTES // (sums[:, :, 0].numel() * sums.element_size()), 1)
+        for start in range(0, finished_rows, step):
+            stop = min(start + step, finished_rows)
+            counts = row_counts[top + start : top + stop, None] * column_counts
+            yield (sums[:, :, start:stop] / counts).to(logits.dtype)
+        if finished_rows > 0:
+            # move the unfinished rows up, in pieces that do not overlap so that no copy of all rows is made
+            for start in range(0, held_rows - finished_rows, finished_rows):
+                stop = min(start + finished_rows, held_rows - finished_rows)
+                sums[:, :, start:stop] = sums[:, :, start + finished_rows : stop + finished_rows]
+            sums[:, :, held_rows - finished_rows :] = 0
+
+
+def _windows_of_each_call(image_size: Sequence[int], window: SlidingWindow) -> list[list[WindowIndex]]:
+    """Group the windows by forward pass: in order, and a row that needs several passes shares none with the next."""
+    windows = window.indices(image_size)
+    columns = sum(index[1] == windows[0][1] for index in windows)
+    if columns <= window.batch_size:
+        return [windows[start : start + window.batch_size] for start in range(0, len(windows), window.batch_size)]
+    calls = -(-columns // window.batch_size)  # for each row, of sizes as equal as possible
+    ends = [columns * (call + 1) // calls for call in range(calls)]
+    return [
+        windows[row + start : row + end]
+        for row in range(0, len(windows), columns)
+        for start, end in zip([0, *ends], ends, strict=False)
+    ]
+
+
+def _coverage(size: int, window: int, stride: int, device: torch.device) -> torch.Tensor:
+    """Count the windows that cover each pixel of one side, float32 `(size,)`."""
+    counts = torch.zeros(size, device=device)
+    for origin in window_origins(size, window, stride):
+        counts[origin : origin + window] += 1
+    return counts
+
+
+__all__ = ["SlidingWindow", "WindowIndex", "slide", "slide_bands", "window_origins"]

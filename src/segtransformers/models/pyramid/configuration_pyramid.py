@@ -1,0 +1,118 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""The part of a config that describes a convolutional pyramid beside a plain ViT: for ViT-Adapter and ViT-CoMer."""
+
+import itertools
+
+from huggingface_hub.dataclasses import strict
+from transformers.backbone_utils import BackboneConfigMixin
+
+from ..trunk.configuration_trunk import TrunkConfig
+
+
+@strict
+class PyramidConfig(BackboneConfigMixin, TrunkConfig):
+    r"""
+    Fields shared by the backbones that put a convolutional pyramid beside a plain ViT; the fields of [`TrunkConfig`]
+    describe the ViT inside.
+
+    Args:
+        spatial_prior_channels (`int`, defaults to 64):
+            Channels of the convolutional stem.
+        interaction_indexes (`list` of pairs, *optional*):
+            First and last block (both included) that run inside each interaction, between what flows from the pyramid
+            to the trunk and what flows back. Together they must cover all blocks in order. None: four interactions of
+            equal length.
+        deformable_num_heads (`int`, *optional*):
+            Heads of the deformable attention. None: as many as the trunk has.
+        deformable_num_points (`int`, defaults to 4):
+            Sampling points per head and level.
+        deformable_value_ratio (`float`, defaults to 1.0):
+            Width of the deformable attention's values over `hidden_size`.
+        injector_init_value (`float`, defaults to 0.0):
+            Initial value of the scale on what the pyramid adds to the trunk.
+        use_conv_ffn (`bool`, defaults to `True`):
+            Whether every extractor ends in a convolutional feed-forward network.
+        conv_ffn_ratio (`float`, defaults to 0.25):
+            Its hidden width over `hidden_size`.
+        use_extra_extractors (`bool`, defaults to `True`):
+            Whether the last interaction has more extractors: two in ViT-Adapter, four in ViT-CoMer.
+        add_trunk_features (`bool`, defaults to `True`):
+            Whether the trunk's tokens after interaction i are added to map i. Needs four interactions.
+        out_features, out_indices:
+            Which of `stem`, `stage1`, ..., `stage4` to return, by name or by index. None: the last, as in transformers;
+            layers that only serve the others then get no gradient.
+
+    Raises:
+        ValueError: as [`TrunkConfig`], or if the interactions do not fit the trunk.
+    """
+
+    base_config_key = "backbone_config"
+
+    spatial_prior_channels: int = 64
+    interaction_indexes: list | tuple | None = None
+    deformable_num_heads: int | None = None
+    deformable_num_points: int = 4
+    deformable_value_ratio: float | int = 1.0
+    injector_init_value: float | int = 0.0
+    use_conv_ffn: bool = True
+    conv_ffn_ratio: float | int = 0.25
+    use_extra_extractors: bool = True
+    add_trunk_features: bool = True
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+
+    def __post_init__(self, **kwargs):
+        self._resolve_trunk()
+        if self.interaction_indexes is None:
+            self.interaction_indexes = _equal_slices(self.num_hidden_layers)
+        self.interaction_indexes = [
+            list(pair) if isinstance(pair, list | tuple) else [pair] for pair in self.interaction_indexes
+        ]
+        if self.deformable_num_heads is None:
+            self.deformable_num_heads = self.num_attention_heads
+        self._check_pyramid()
+        self.stage_names = ["stem", "stage1", "stage2", "stage3", "stage4"]
+        self.set_output_features_output_indices(
+            out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
+        )
+        super().__post_init__(**kwargs)
+
+    def _check_pyramid(self) -> None:
+        pairs = self.interaction_indexes
+        if any(
+            len(pair) != 2 or not all(isinstance(end, int) for end in pair) or pair[0] > pair[1] for pair in pairs
+        ) or [block for first, last in pairs for block in range(first, last + 1)] != list(
+            range(self.num_hidden_layers)
+        ):
+            raise ValueError(
+                "interaction_indexes must be pairs (first block, last block) that together cover blocks 0 to "
+                f"{self.num_hidden_layers - 1} in order, got {self.interaction_indexes}"
+            )
+        if self.add_trunk_features and len(self.interaction_indexes) != 4:
+            raise ValueError(
+                f"add_trunk_features needs four interactions, one for each map, but there are "
+                f"{len(self.interaction_indexes)}: set add_trunk_features=False or give four pairs"
+            )
+        if self.token_stride != 16:
+            raise ValueError(f"token_stride must be 16 beside a pyramid with that stride, got {self.token_stride}")
+        for name in ("spatial_prior_channels", "deformable_num_heads", "deformable_num_points"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        value_size = int(self.hidden_size * self.deformable_value_ratio)
+        if value_size < 1 or value_size % self.deformable_num_heads:
+            raise ValueError(
+                f"hidden_size * deformable_value_ratio ({value_size}) must be a multiple of deformable_num_heads "
+                f"({self.deformable_num_heads})"
+            )
+        if self.use_conv_ffn and int(self.hidden_size * self.conv_ffn_ratio) < 1:
+            raise ValueError(f"conv_ffn_ratio ({self.conv_ffn_ratio}) leaves no channel of {self.hidden_size}")
+
+
+def _equal_slices(depth: int, count: int = 4) -> list[list[int]]:
+    if depth < count:
+        raise ValueError(f"a trunk of {depth} blocks cannot be cut into {count} interactions: set interaction_indexes")
+    bounds = [depth * index // count for index in range(count + 1)]
+    return [[first, end - 1] for first, end in itertools.pairwise(bounds)]
+
+
+__all__ = ["PyramidConfig"]

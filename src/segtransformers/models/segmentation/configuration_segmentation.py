@@ -1,0 +1,172 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""What the configs of all our `...ForSemanticSegmentation` models share."""
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from ...remote_code import ConfigCarriesItsCode
+from ..layers.sliding_windows import SlidingWindow
+
+
+@strict
+class SegmentationConfig(ConfigCarriesItsCode, PreTrainedConfig):
+    r"""
+    The test-time protocol of a checkpoint and its colours.
+
+    Args:
+        inference_mode (`str`, defaults to `"whole"`):
+            `"whole"` runs the network on the whole image. `"slide"` runs it, in evaluation mode and on images larger
+            than the window, on overlapping windows and averages their logits.
+        window_size (pair of `int`, *optional*):
+            Height and width of the window in pixels.
+        window_stride (pair of `int`, *optional*):
+            Vertical and horizontal step between windows in pixels, at most `window_size`.
+        window_batch_size (`int`, defaults to 1):
+            How many windows of each image the network runs on at once.
+        semantic_loss_ignore_index (`int`, defaults to 255):
+            The label value of pixels that have no class.
+        palette (`list` of `[red, green, blue]`, *optional*):
+            The colour of each class, 0 to 255, for drawing. It is dropped where its length is not `num_labels`, as
+            after `from_pretrained(..., num_labels=N)`.
+
+    Raises:
+        ValueError: if these contradict each other.
+    """
+
+    inference_mode: str = "whole"
+    window_size: int | list[int] | tuple[int, ...] | None = None
+    window_stride: int | list[int] | tuple[int, ...] | None = None
+    window_batch_size: int = 1
+    semantic_loss_ignore_index: int = 255
+    palette: list[list[int]] | None = None
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        if self.num_labels < 1:
+            raise ValueError(f"num_labels must be at least 1, got {self.num_labels}")
+        for name in ("window_size", "window_stride"):
+            if getattr(self, name) is not None:
+                setattr(self, name, _pair(name, getattr(self, name)))
+        self.sliding_window()
+        if self.palette is not None:
+            if any(len(colour) != 3 or not 0 <= min(colour) <= max(colour) <= 255 for colour in self.palette):
+                raise ValueError("palette must hold [red, green, blue] from 0 to 255 for each class")
+            if len(self.palette) != self.num_labels:
+                self.palette = None
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any):
+        """A backbone's own config becomes a whole config around it: so `from_pretrained` of a model takes the folder of
+        a backbone, and makes a new head."""
+        model_type = config_dict.get("model_type", cls.model_type)
+        if "backbone_config" in cls.sub_configs_defaults and model_type != cls.model_type:
+            config_dict = {"backbone_config": config_dict}
+        return super().from_dict(config_dict, **kwargs)
+
+    def sliding_window(self) -> SlidingWindow | None:
+        """Return the window of the test protocol, or None where `inference_mode` is "whole".
+
+        It is checked at each call, because the fields may have been changed after construction.
+
+        Raises:
+            ValueError: if the fields contradict each other.
+        """
+        if self.inference_mode not in ("whole", "slide"):
+            raise ValueError(f"inference_mode must be 'whole' or 'slide', got {self.inference_mode!r}")
+        if self.window_batch_size < 1:
+            raise ValueError(f"window_batch_size must be at least 1, got {self.window_batch_size}")
+        if self.inference_mode == "whole":
+            return None
+        if self.window_size is None or self.window_stride is None:
+            raise ValueError("inference_mode='slide' needs window_size and window_stride")
+        size, stride = _pair("window_size", self.window_size), _pair("window_stride", self.window_stride)
+        return SlidingWindow((size[0], size[1]), (stride[0], stride[1]), self.window_batch_size)
+
+
+@strict
+class SegmentationConfigWithBackbone(SegmentationConfig):
+    r"""
+    A backbone of any kind and something that reads its maps.
+
+    Args:
+        backbone_config (`PreTrainedConfig` or `dict`, *optional*):
+            Any backbone that `AutoBackbone` knows, with the feature maps that the head reads in `out_features`, from
+            the finest to the coarsest. None: ViT-Adapter-T.
+
+    Raises:
+        ValueError: if the backbone is unknown or gives too few feature maps.
+    """
+
+    sub_configs_defaults = {
+        "backbone_config": SubConfigSpec(
+            config_class=AutoConfig,
+            model_type="seg_vit_adapter",
+            init_kwargs={"out_features": ["stage1", "stage2", "stage3", "stage4"]},
+        ),
+    }
+
+    backbone_config: dict | PreTrainedConfig | None = None
+
+    def __post_init__(self, **kwargs):
+        if isinstance(self.backbone_config, dict):
+            model_type = self.backbone_config.get("model_type")
+            if model_type not in CONFIG_MAPPING:
+                raise ValueError(f"backbone_config has the model_type {model_type!r}, which transformers does not know")
+        super().__post_init__(**kwargs)
+        maps = getattr(self.backbone_config, "out_features", None)
+        if maps is not None:
+            self.check_maps(len(maps))
+
+    @property
+    def maps_needed(self) -> int:
+        """How many feature maps the heads read."""
+        return 1
+
+    def check_maps(self, count: int) -> None:
+        """Refuse a backbone that gives `count` feature maps where the heads need more."""
+        if count < self.maps_needed:
+            raise ValueError(
+                f"{type(self).__name__} needs at least {self.maps_needed} feature maps, but the backbone gives "
+                f"{count}: set the out_features of backbone_config, for example to ['stage1', 'stage2', 'stage3', "
+                "'stage4']"
+            )
+
+
+def _pair(name: str, value) -> list[int]:
+    pair = [value, value] if isinstance(value, int) else list(value)
+    if len(pair) != 2 or min(pair) < 1:
+        raise ValueError(f"{name} must be one side or (height, width) in pixels, got {value}")
+    return pair
+
+
+@strict
+class BackboneSegmentationConfig(SegmentationConfigWithBackbone):
+    r"""
+    A backbone and a head that classifies pixels; the fields of [`SegmentationConfig`] say how large images are handled.
+
+    Args:
+        backbone_config (`PreTrainedConfig` or `dict`, *optional*):
+            See [`SegmentationConfigWithBackbone`].
+        classifier_dropout (`float`, defaults to 0.1):
+            Share of channels dropped in front of the classifiers in training.
+        initializer_range (`float`, defaults to 0.01):
+            Standard deviation of newly initialised classifiers.
+
+    Raises:
+        ValueError: if the backbone is unknown or gives too few feature maps, or a number is out of range.
+    """
+
+    classifier_dropout: float | int = 0.1
+    initializer_range: float = 0.01
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        if not 0 <= self.classifier_dropout < 1:
+            raise ValueError(f"classifier_dropout must be a share in [0, 1), got {self.classifier_dropout}")
+
+
+__all__ = ["BackboneSegmentationConfig", "SegmentationConfig", "SegmentationConfigWithBackbone"]

@@ -1,0 +1,172 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""What all models with a backbone, a head that classifies pixels, and perhaps a second head for the loss share.
+
+Behaviour follows `mmseg/models/segmentors/encoder_decoder.py` of MMSegmentation 0.20: the auxiliary head works only for
+a loss, large images can be run in windows, and the loss is averaged over all pixels.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.backbone_utils import load_backbone
+from transformers.modeling_outputs import BackboneOutput, SemanticSegmenterOutput
+from transformers.models.upernet.modeling_upernet import UperNetConvModule
+from transformers.utils import can_return_tuple
+
+from ..layers.initialization import InitializesEveryModule
+from ..layers.losses import check_labels, check_pixel_values, semantic_cross_entropy
+from ..layers.sliding_windows import SlidingWindow, slide
+from .configuration_segmentation import BackboneSegmentationConfig
+
+
+class SegmentationClassifier(nn.Conv2d):
+    """1x1 convolution from features to class logits that drops whole channels of its input in training."""
+
+    def __init__(self, in_channels: int, num_labels: int, dropout: float):
+        super().__init__(in_channels, num_labels, kernel_size=1)
+        self.dropout = dropout
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return super().forward(F.dropout2d(features, self.dropout, self.training))
+
+
+class SegmentationPreTrainedModel(InitializesEveryModule, PreTrainedModel):
+    """What transformers asks of every model that puts something on `self.backbone`."""
+
+    base_model_prefix = "backbone"
+    main_input_name = "pixel_values"
+    input_modalities = ["image"]
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    # the losses are means over one batch: Trainer divides them by the accumulation steps
+    accepts_loss_kwargs = False
+
+    backbone: PreTrainedModel
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.backbone.get_input_embeddings()
+
+    def chosen_window(self, sliding_window: SlidingWindow | bool | None) -> SlidingWindow | None:
+        """Return the windows that `forward` uses for its argument `sliding_window`; None runs the whole image."""
+        if self.training or sliding_window is False:
+            return None
+        if isinstance(sliding_window, SlidingWindow):
+            return sliding_window
+        if sliding_window is None:
+            return self.config.sliding_window()
+        raise ValueError(f"sliding_window must be a SlidingWindow, False or None, got {sliding_window!r}")
+
+
+class BackboneForSemanticSegmentation(SegmentationPreTrainedModel):
+    """A backbone with heads. Subclasses build the heads.
+
+    Args:
+        config: a [`BackboneSegmentationConfig`].
+    """
+
+    config: BackboneSegmentationConfig
+    decode_head: nn.Module
+    auxiliary_head: nn.Module | None
+
+    def __init__(self, config: BackboneSegmentationConfig):
+        super().__init__(config)
+        self.backbone = load_backbone(config)
+        config.check_maps(len(self.backbone.channels))
+        self.decode_head = self.build_decode_head(self.backbone.channels)
+        self.auxiliary_head = self.build_auxiliary_head(self.backbone.channels)
+        self.post_init()
+
+    def build_decode_head(self, in_channels: list[int]) -> nn.Module:
+        """A module from the backbone's maps, with these channels, to logits at the size of one of them."""
+        raise NotImplementedError
+
+    def build_auxiliary_head(self, in_channels: list[int]) -> nn.Module | None:
+        """Another one for the loss; none by default."""
+        return None
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)  # the classifiers, among others
+        if isinstance(module, UperNetConvModule):
+            init.kaiming_normal_(module.conv.weight, mode="fan_out", nonlinearity="relu")
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        sliding_window: SlidingWindow | bool | None = None,
+    ) -> SemanticSegmenterOutput:
+        """
+        In evaluation mode, images larger than the sliding window are run in windows and have no hidden states; the loss
+        is then that of the merged logits, without the auxiliary head.
+
+        Args:
+            pixel_values: `(B, 3, H, W)`, normalised.
+            labels: `(B, H, W)` class indices, or `config.semantic_loss_ignore_index`.
+            output_hidden_states, output_attentions: passed to the backbone; None takes the config's own setting.
+            sliding_window: the windows of evaluation mode. None takes the config's, False runs the whole image at once.
+
+        Returns:
+            `SemanticSegmenterOutput` with `logits` `(B, num_labels, H, W)` and, with labels, `loss`.
+
+        Raises:
+            ValueError: if `pixel_values` is no batch of normalised images or the labels do not fit.
+        """
+        config = self.config
+        check_pixel_values(pixel_values)
+        if labels is not None:
+            check_labels(labels, pixel_values, config.num_labels, config.semantic_loss_ignore_index)
+        window = self.chosen_window(sliding_window)
+        if window is not None and self._needs_windows(pixel_values.shape[2:], window):
+            logits = self._slide(pixel_values, window)
+            outputs = BackboneOutput()
+        else:
+            logits, outputs = self._segment(
+                pixel_values,
+                output_hidden_states=config.output_hidden_states
+                if output_hidden_states is None
+                else output_hidden_states,
+                output_attentions=config.output_attentions if output_attentions is None else output_attentions,
+            )
+        loss = None
+        if labels is not None:
+            loss = self._pixel_loss(logits, labels)
+            if self.auxiliary_head is not None and window is None:
+                auxiliary = self._pixel_loss(self.auxiliary_head(outputs.feature_maps), labels)
+                loss = loss + config.auxiliary_loss_weight * auxiliary
+        return SemanticSegmenterOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+    def _segment(self, pixel_values: torch.Tensor, **kwargs) -> tuple[torch.Tensor, BackboneOutput]:
+        """Logits at the size of `pixel_values`, and the backbone's output."""
+        outputs = self.backbone.forward_with_filtered_kwargs(pixel_values, **kwargs)
+        logits = self.decode_head(outputs.feature_maps)
+        return self._enlarge(logits, pixel_values.shape[2:]), outputs
+
+    def _enlarge(self, logits: torch.Tensor, size: torch.Size) -> torch.Tensor:
+        """Logits of the head at the size of the image."""
+        logits = logits.contiguous()  # channels last is slow to resize, and not what callers expect
+        return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+
+    def _pixel_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return semantic_cross_entropy(logits, labels, self.config.semantic_loss_ignore_index)
+
+    def _needs_windows(self, size: torch.Size, window: SlidingWindow) -> bool:
+        """Return whether an image of (height, width) `size` is run in windows."""
+        return not window.covers(size)
+
+    def _slide(self, pixel_values: torch.Tensor, window: SlidingWindow) -> torch.Tensor:
+        """Merge the logits of windows, at the size of `pixel_values`."""
+        return slide(lambda part: self._segment(part)[0], pixel_values, window)
+
+
+__all__ = ["BackboneForSemanticSegmentation", "SegmentationClassifier", "SegmentationPreTrainedModel"]

@@ -1,0 +1,172 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""The part of a config that describes its trunk, a plain ViT from timm."""
+
+import math
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+from ...remote_code import ConfigCarriesItsCode
+
+# The fields that are None until timm's definition of the named architecture fills them in.
+RESOLVED_FIELDS = (
+    "patch_size",
+    "pretrain_image_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "mlp_ratio",
+    "qkv_bias",
+    "patch_bias",
+    "use_relative_position_bias",
+    "layer_scale_init_value",
+    "layer_norm_eps",
+)
+
+
+@strict
+class TrunkConfig(ConfigCarriesItsCode, PreTrainedConfig):
+    r"""
+    Fields shared by every config whose model contains a timm trunk. A field left at None takes the value that timm
+    gives the architecture, and is saved so. What has no field here, such as the kind of MLP, comes from the name.
+
+    Args:
+        trunk (`str`, defaults to `"vit_tiny_patch16_224"`):
+            Name of a timm architecture, without a weight tag. It must be a plain ViT of timm's class
+            `VisionTransformer`, `Beit` or `Eva` with square patches.
+        patch_size (`int`, *optional*):
+            Side of the trunk's patches in pixels.
+        token_stride (`int`, defaults to 16):
+            Pixels of the image from one token to the next. Where patches are smaller (14), the trunk's own input is
+            resized so that it is so.
+        pretrain_image_size (`int` or pair of `int`, *optional*):
+            Image size (pixels; height, width) whose patch grid the position embeddings or tables have.
+        hidden_size, num_hidden_layers, num_attention_heads (`int`, *optional*):
+            Width, number of blocks and heads of the trunk.
+        mlp_ratio (`float`, *optional*):
+            Hidden width of a block's MLP over `hidden_size`.
+        qkv_bias (`bool`, *optional*):
+            Whether the query, key and value projections have a bias.
+        patch_bias (`bool`, *optional*):
+            Whether the projection of the patches has a bias.
+        use_relative_position_bias (`bool`, *optional*):
+            Whether every block of a BEiT has its own table of relative position biases.
+        layer_scale_init_value (`float`, *optional*):
+            Initial value of the layer scale; 0.0 means that the blocks have none.
+        layer_norm_eps (`float`, *optional*):
+            Epsilon of every layer norm, those of the modules around the trunk included.
+        use_prefix_tokens (`bool`, defaults to `True`):
+            Whether the class and register tokens that the architecture has run through the blocks. The original
+            ViT-Adapter runs patch tokens alone.
+        final_norm (`bool`, defaults to `False`):
+            Whether there is a norm behind the last block.
+        position_interpolation (`str`, defaults to `"bicubic"`):
+            How learned positions are resized to another token grid: `"bicubic"` or `"bilinear"`.
+        keep_positions_of_same_count (`bool`, defaults to `False`):
+            Whether learned positions stay as they are on any grid of as many tokens as theirs, in the order of the
+            tokens. So do both originals of Segmenter; otherwise any other grid gets resized positions.
+        window_sizes (`list[int]`, *optional*):
+            Side of the attention window (tokens) of each block; 0 is global attention. None: all global. For trunks of
+            timm's class `VisionTransformer`.
+        pad_before_projection (`bool`, defaults to `False`):
+            Whether windows at the border are filled up with zeros before queries, keys and values are computed, as in
+            Uni-Perceiver, or after.
+        drop_path_rate (`float`, defaults to 0.0):
+            Stochastic depth of the last block; it rises linearly from 0 at the first.
+        initializer_range (`float`, defaults to 0.02):
+            Standard deviation of newly initialised linear weights and position embeddings.
+        timm_version (`str`, *optional*):
+            The timm that resolved the fields above. For the record only.
+
+    Raises:
+        ValueError: if timm does not know `trunk` or it is no plain ViT, or if fields contradict each other.
+    """
+
+    trunk: str = "vit_tiny_patch16_224"
+    patch_size: int | None = None
+    token_stride: int = 16
+    pretrain_image_size: int | list[int] | tuple[int, ...] | None = None
+    hidden_size: int | None = None
+    num_hidden_layers: int | None = None
+    num_attention_heads: int | None = None
+    mlp_ratio: float | int | None = None
+    qkv_bias: bool | None = None
+    patch_bias: bool | None = None
+    use_relative_position_bias: bool | None = None
+    layer_scale_init_value: float | int | None = None
+    layer_norm_eps: float | int | None = None
+    use_prefix_tokens: bool = True
+    final_norm: bool = False
+    position_interpolation: str = "bicubic"
+    keep_positions_of_same_count: bool = False
+    window_sizes: list[int] | tuple[int, ...] | None = None
+    pad_before_projection: bool = False
+    drop_path_rate: float | int = 0.0
+    initializer_range: float = 0.02
+    timm_version: str | None = None
+
+    def __post_init__(self, **kwargs):
+        self._resolve_trunk()
+        super().__post_init__(**kwargs)
+
+    def _resolve_trunk(self) -> None:
+        if any(getattr(self, name) is None for name in (*RESOLVED_FIELDS, "timm_version")):
+            from . import describe_trunk  # timm is only needed, and only imported, where something is missing
+
+            described = describe_trunk(self.trunk)
+            for name in (*RESOLVED_FIELDS, "timm_version"):
+                if getattr(self, name) is None:
+                    setattr(self, name, described[name])
+        if isinstance(self.pretrain_image_size, int):
+            self.pretrain_image_size = [self.pretrain_image_size] * 2
+        self.pretrain_image_size = list(self.pretrain_image_size)
+        self._check_trunk()
+
+    @property
+    def pretrain_grid(self) -> tuple[int, int]:
+        """Rows and columns of patches of an image of `pretrain_image_size`."""
+        height, width = list(self.pretrain_image_size)
+        return height // self.patch_size, width // self.patch_size
+
+    def _check_trunk(self) -> None:
+        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.drop_path_rate < 1:
+            raise ValueError(f"drop_path_rate must be a share in [0, 1), got {self.drop_path_rate}")
+        if not 0 < self.mlp_ratio < math.inf or not 0 < self.layer_norm_eps < math.inf:
+            raise ValueError(
+                f"mlp_ratio and layer_norm_eps must be positive, got {self.mlp_ratio}, {self.layer_norm_eps}"
+            )
+        if not 0 <= self.layer_scale_init_value < math.inf:
+            raise ValueError(f"layer_scale_init_value must be 0 or more, got {self.layer_scale_init_value}")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads "
+                f"({self.num_attention_heads})"
+            )
+        if self.patch_size != self.token_stride and (self.patch_size, self.token_stride) != (14, 16):
+            raise ValueError(
+                f"patch_size must be 14 or 16 pixels where token_stride is 16, and equal to any other, but here it is "
+                f"{self.token_stride} and the trunk {self.trunk!r} has patches of {self.patch_size}x{self.patch_size} "
+                "pixels"
+            )
+        if self.position_interpolation not in ("bicubic", "bilinear"):
+            raise ValueError(
+                f"position_interpolation must be 'bicubic' or 'bilinear', got {self.position_interpolation!r}"
+            )
+        if len(self.pretrain_image_size) != 2 or min(self.pretrain_image_size) < self.patch_size:
+            raise ValueError(
+                f"pretrain_image_size must be one side or (height, width) in pixels, each at least one patch "
+                f"({self.patch_size}), got {self.pretrain_image_size}"
+            )
+        if self.window_sizes is None:
+            return
+        self.window_sizes = list(self.window_sizes)
+        if len(self.window_sizes) != self.num_hidden_layers or min(self.window_sizes) < 0:
+            raise ValueError(
+                f"window_sizes needs one side in tokens (0 for global attention) for each of the "
+                f"{self.num_hidden_layers} blocks, got {self.window_sizes}"
+            )
+        if any(self.window_sizes) and self.use_prefix_tokens:
+            raise ValueError("windowed attention has no place for prefix tokens: set use_prefix_tokens=False")
