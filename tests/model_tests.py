@@ -289,6 +289,22 @@ class BackboneTests(ModelTests):
         assert torch.equal(picked[-1], states[-1]) and picked[0] is None
 
 
+class StockArgumentTests:
+    """For backbones whose `forward` takes what transformers' heads pass on."""
+
+    def test_takes_the_arguments_of_stock_backbones(self):
+        model, images = self.model(), self.images()
+        expected = self.run(model, images)
+        with torch.no_grad():
+            outputs = model(images, output_attentions=True, num_items_in_batch=torch.tensor(2))
+            self.assert_same(self.tensors(outputs), expected)
+            assert outputs.attentions is None
+            maps = model(images, output_attentions=False, return_dict=False)[0]
+            self.assert_same(list(maps), expected)
+        with pytest.raises(TypeError, match="'output_hiden_states'"):
+            model(images, output_hiden_states=True)
+
+
 class SegmenterTests(ModelTests):
     """For `...ForSemanticSegmentation` models."""
 

@@ -2,7 +2,7 @@
 import accelerate
 import pytest
 import torch
-from model_tests import BackboneTests
+from model_tests import BackboneTests, StockArgumentTests
 from reference_cases import ReferenceCase, relative_error
 from transformers import (
     CONFIG_MAPPING,
@@ -30,7 +30,7 @@ def small_internimage(**changes) -> InternImageConfig:
     return InternImageConfig(**{**settings, **changes})
 
 
-class InternImageTests(BackboneTests):
+class InternImageTests(StockArgumentTests, BackboneTests):
     model_class = InternImageBackbone
 
     def test_hidden_states(self):

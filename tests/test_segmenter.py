@@ -4,7 +4,7 @@
 import accelerate
 import pytest
 import torch
-from model_tests import SIZES, BackboneTests, SegmenterTests, randomise
+from model_tests import SIZES, BackboneTests, SegmenterTests, StockArgumentTests, randomise
 from reference_cases import ReferenceCase, relative_error
 from torch.nn import functional as F
 from transformers import AutoModelForSemanticSegmentation, ConvNextConfig
@@ -41,7 +41,7 @@ def small_segmenter(backbone_config=None, **changes) -> SegmenterConfig:
     return SegmenterConfig(backbone_config=backbone_config or small_vit(), **{**settings, **changes})
 
 
-class ViTTests(BackboneTests):
+class ViTTests(StockArgumentTests, BackboneTests):
     model_class = SegmenterViTBackbone
     strides = (16,)
 

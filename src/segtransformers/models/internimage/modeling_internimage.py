@@ -6,6 +6,7 @@ and, where it has more options, `classification/models/intern_image.py` of OpenG
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,6 +21,7 @@ from transformers.utils.generic import maybe_autocast
 from ...operators import DeformableConvolutionV3
 from ..layers.backbones import check_images, chosen_hidden_states, wanted_hidden_states
 from ..layers.initialization import InitializesEveryModule
+from ..layers.keywords import check_transformers_kwargs
 from ..trunk import DropPath
 from .configuration_internimage import KERNEL_SIZE, InternImageConfig
 
@@ -271,13 +273,19 @@ class InternImageBackbone(BackboneMixin, InternImagePreTrainedModel):
 
     @can_return_tuple
     def forward(
-        self, pixel_values: torch.Tensor, output_hidden_states: bool | int | list[int] | None = None
+        self,
+        pixel_values: torch.Tensor,
+        output_hidden_states: bool | int | list[int] | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Any,
     ) -> BackboneOutput:
         """
         Args:
             pixel_values: `(B, 3, H, W)`, normalised, at least 32 pixels on each side.
             output_hidden_states: also return the maps after the stem and after each stage. With indices, only those;
                 the others are None.
+            output_attentions: has no effect, because the model has no attention.
+            kwargs: other names of `TransformersKwargs`, which transformers' heads pass on. They have no effect.
 
         Returns:
             `BackboneOutput` with the `feature_maps` named by `config.out_features`,
@@ -286,6 +294,7 @@ class InternImageBackbone(BackboneMixin, InternImagePreTrainedModel):
         Raises:
             ValueError: if `pixel_values` is no batch of RGB images or an image is too small.
         """
+        check_transformers_kwargs(kwargs)
         check_images(pixel_values)
         features = self.embeddings(pixel_values.to(self.get_input_embeddings().weight.dtype))
         maps = [_channels_first(features)]

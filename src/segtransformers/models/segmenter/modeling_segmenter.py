@@ -6,6 +6,7 @@ Behaviour follows `mmseg/models/{backbones/vit,decode_heads/segmenter_mask_head}
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,6 +16,7 @@ from transformers.modeling_outputs import BackboneOutput
 from transformers.utils import can_return_tuple
 
 from ..layers.backbones import check_images, chosen_hidden_states, padded_to_stride, wanted_hidden_states
+from ..layers.keywords import check_transformers_kwargs
 from ..layers.losses import semantic_cross_entropy
 from ..layers.sliding_windows import SlidingWindow
 from ..segmentation.modeling_segmentation import BackboneForSemanticSegmentation, SegmentationClassifier
@@ -42,13 +44,19 @@ class SegmenterViTBackbone(TrunkBackbone):
 
     @can_return_tuple
     def forward(
-        self, pixel_values: torch.Tensor, output_hidden_states: bool | int | list[int] | None = None
+        self,
+        pixel_values: torch.Tensor,
+        output_hidden_states: bool | int | list[int] | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Any,
     ) -> BackboneOutput:
         """
         Args:
             pixel_values: `(B, 3, H, W)`, normalised.
             output_hidden_states: also return the tokens, `(B, prefix + h * w, C)`: embedded, and after each block,
                 before the final norm. With indices, only those; the others are None.
+            output_attentions: has no effect, because the blocks' attention does not return its weights.
+            kwargs: other names of `TransformersKwargs`, which transformers' heads pass on. They have no effect.
 
         Returns:
             `BackboneOutput` with the `feature_maps` named by `config.out_features`,
@@ -57,6 +65,7 @@ class SegmenterViTBackbone(TrunkBackbone):
         Raises:
             ValueError: if `pixel_values` is no batch of RGB images.
         """
+        check_transformers_kwargs(kwargs)
         check_images(pixel_values, shortest=1)
         pixel_values = padded_to_stride(
             pixel_values.to(self.get_input_embeddings().weight.dtype), self.config.token_stride
