@@ -1,6 +1,8 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""The published single-scale protocol from image to label map, and images of every kind."""
+"""The published single-scale protocol from image to label map; images and label maps of every kind."""
 
+import base64
+import io
 import json
 import subprocess
 import sys
@@ -9,7 +11,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from huggingface_hub.utils import httpx
+from PIL import ExifTags, Image
 from reference_cases import FOLDER, ReferenceCase, relative_error
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor
@@ -17,7 +20,7 @@ from transformers import AutoImageProcessor
 from segtransformers import SegmentationImageProcessor, SegmentationImageProcessorPil
 from segtransformers.conversion import ConversionError, convert_checkpoint
 from segtransformers.conversion.protocol import read_test_cfg, read_test_pipeline
-from segtransformers.image_processing import argmax_resized, keep_ratio_size, resize_labels
+from segtransformers.image_processing import argmax_resized, keep_ratio_size, load_image, resize_labels
 
 PROTOCOL = json.loads((FOLDER / "vit_adapter" / "inference_protocol.json").read_text())
 SINGLE_SCALE = {case["name"]: case for case in PROTOCOL["cases"] if case["img_ratios"] is None}
@@ -36,16 +39,16 @@ def processor_of(case, processor_class=SegmentationImageProcessor):
 
 @pytest.mark.parametrize("processor_class", BACKENDS)
 @pytest.mark.parametrize("name", SINGLE_SCALE)
-def test_network_input_equals_the_original_bit_by_bit(recorded, name, processor_class):
+def test_pixel_values_equal_the_original(recorded, name, processor_class):
     image = recorded[f"{name}.image"].numpy()
     pixel_values = processor_of(SINGLE_SCALE[name], processor_class)(image, return_tensors="pt")["pixel_values"]
     assert list(pixel_values.shape) == SINGLE_SCALE[name]["augmentations"][0]["shape"]
-    # the original multiplies by the reciprocal of the deviation: one rounding more
+    # the original multiplies by the reciprocal of the deviation, which rounds once more
     torch.testing.assert_close(pixel_values[:, :, ::2, ::2], recorded[f"{name}.input.0"], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", SINGLE_SCALE)
-def test_prediction_equals_the_original(recorded, name):
+def test_label_map_equals_the_original(recorded, name):
     case, weights = SINGLE_SCALE[name], ReferenceCase("vit_adapter/tiny-vit-upernet")
     model = convert_checkpoint(weights.state_dict(), {**weights.config, "test_cfg": case["test_cfg"]})
     image, stride = recorded[f"{name}.image"].numpy(), case["stride_of_maps"]
@@ -63,7 +66,7 @@ def test_prediction_equals_the_original(recorded, name):
     assert predictions[0].dtype == torch.int64
 
 
-def test_sizes_are_rounded_as_mmcv_does_it():
+def test_sizes_are_rounded_as_in_mmcv():
     assert keep_ratio_size(75, 118, 96, 256) == (96, 151)
     assert keep_ratio_size(50, 81, 96, 256) == (96, 156)  # 155.52
     assert keep_ratio_size(683, 512, 512, 2048) == (683, 512)
@@ -71,7 +74,7 @@ def test_sizes_are_rounded_as_mmcv_does_it():
 
 
 @pytest.mark.parametrize("size", [(37, 61), (64, 96), (10, 7), (1, 1), (200, 300)])
-def test_label_maps_are_resized_to_the_nearest(size):
+def test_label_maps_are_resized_to_the_nearest_neighbours(size):
     labels = torch.randint(150, (1, 61, 93))
     expected = torch.nn.functional.interpolate(labels[None].double(), size=size, mode="nearest")[0].long()
     assert torch.equal(resize_labels(labels, size), expected)
@@ -96,23 +99,84 @@ def test_label_maps(processor_class):
     assert kept.unique().tolist() == [0, 7, 255]
 
 
+def label_maps_of_wide_integers() -> dict[str, object]:
+    """One label map of the ids 0 to 599 in every type that can hold them."""
+    ids = np.arange(600).reshape(20, 30)
+    names = ("uint16", ">u2", "int16", "uint32", "int32", ">i4", "int64", "uint64")
+    arrays = {name: ids.astype(name) for name in names}
+    tensors = {
+        f"torch {name}": torch.from_numpy(ids.astype(name)) for name in ("uint16", "uint32", "int16", "int32", "int64")
+    }
+    images = {
+        "I;16": Image.fromarray(ids.astype(np.uint16)),
+        "I;16B": Image.frombytes("I;16B", (30, 20), ids.astype(">u2").tobytes()),
+        "I": Image.fromarray(ids.astype(np.int32)),
+    }
+    return arrays | tensors | images
+
+
+@pytest.mark.parametrize("processor_class", BACKENDS)
+@pytest.mark.parametrize("kind", label_maps_of_wide_integers())
+def test_label_maps_of_wide_integers(kind, processor_class):
+    label_map = label_maps_of_wide_integers()[kind]
+    if kind.startswith("I"):
+        assert label_map.mode == kind
+    image, expected = Image.new("RGB", (30, 20)), np.arange(600).reshape(20, 30)
+    for given in (label_map, [label_map]):
+        labels = processor_class(do_resize=False)(image, segmentation_maps=given, return_tensors="pt")["labels"]
+        assert labels.dtype == torch.int64 and np.array_equal(labels[0].numpy(), expected)
+    doubled = processor_class(size={"height": 40, "width": 60})(image, segmentation_maps=label_map)["labels"][0]
+    assert np.array_equal(np.asarray(doubled), expected.repeat(2, 0).repeat(2, 1))
+
+
+@pytest.mark.parametrize("processor_class", BACKENDS)
+def test_label_maps_of_16_bits_are_read_from_png(processor_class, tmp_path):
+    label_map = np.arange(600, dtype=np.uint16).reshape(20, 30)
+    Image.fromarray(label_map).save(tmp_path / "labels.png")
+    image = Image.new("RGB", (30, 20))
+    with Image.open(tmp_path / "labels.png") as opened:
+        labels = processor_class(do_resize=False)(image, segmentation_maps=opened, return_tensors="pt")["labels"]
+    assert np.array_equal(labels[0].numpy(), label_map)
+
+
+@pytest.mark.parametrize("processor_class", BACKENDS)
+def test_reduced_labels_above_255(processor_class):
+    """Label 255 means "no class" before and after the reduction, so label 256 must not become 255."""
+    processor = processor_class(do_resize=False, do_reduce_labels=True)
+    image, label_map = Image.new("RGB", (40, 32)), np.zeros((32, 40), np.uint16)
+    label_map[:, :10], label_map[:, 10:20], label_map[:, 20:30] = 255, 254, 257
+    labels = processor(image, segmentation_maps=label_map, return_tensors="pt")["labels"]
+    assert labels[0, 0, ::10].tolist() == [255, 253, 256, 255]
+    label_map[:, :10] = 256
+    with pytest.raises(ValueError, match="turn label 256 of a segmentation map into 255"):
+        processor(image, segmentation_maps=label_map)
+    kept = processor(image, segmentation_maps=label_map, do_reduce_labels=False, return_tensors="pt")["labels"]
+    assert kept[0, 0, ::10].tolist() == [256, 254, 257, 0]
+
+
+@pytest.mark.parametrize("processor_class", BACKENDS)
 @pytest.mark.parametrize(
-    ("maps", "message"),
+    ("label_maps", "message"),
     [
         (np.zeros((60, 91), np.uint8), r"\(1, 60, 90\), got \(1, 60, 91\)"),
         (Image.new("RGB", (90, 60)), r"one class index for each pixel .*got \(3, 60, 90\)"),
         ([np.zeros((60, 90), np.uint8)] * 2, "1 images but 2 segmentation_maps"),
-        (np.full((60, 90), -1), "whole numbers from 0 on"),
-        (np.full((60, 90), 0.6), "whole numbers from 0 on"),
+        (np.full((60, 90), -1), "whole numbers from 0 on, got -1"),
+        (torch.full((60, 90), -1, dtype=torch.int16), "whole numbers from 0 on, got -1"),
+        (np.full((60, 90), 0.6), "whole numbers from 0 on, got float64: convert it to integers"),
+        (np.zeros((60, 90), np.float16), "whole numbers from 0 on, got float16"),
+        (torch.zeros(60, 90), "whole numbers from 0 on, got torch.float32"),
+        (Image.new("F", (90, 60)), "whole numbers from 0 on, got float32"),
+        (np.zeros((60, 90), complex), "whole numbers from 0 on, got complex128"),
     ],
 )
-def test_label_maps_that_do_not_fit_are_refused(maps, message):
+def test_wrong_label_maps_are_refused(label_maps, message, processor_class):
     with pytest.raises(ValueError, match=message):
-        SegmentationImageProcessor()(Image.new("RGB", (90, 60)), segmentation_maps=maps, return_tensors="pt")
+        processor_class()(Image.new("RGB", (90, 60)), segmentation_maps=label_maps, return_tensors="pt")
 
 
-def pictures() -> dict[str, object]:
-    """One picture in every mode: the upper half bright, the lower half dark."""
+def images_of_every_kind() -> dict[str, object]:
+    """One image in every mode: the upper half is bright, the lower half dark."""
     grey = np.full((60, 90), 51, np.uint8)
     grey[:30] = 204
     image = Image.fromarray(grey)
@@ -126,20 +190,24 @@ def pictures() -> dict[str, object]:
         "CMYK": image.convert("CMYK"),
         "1": image.convert("L").point(lambda value: 255 * (value > 100)).convert("1"),
         "I;16": Image.fromarray(grey.astype(np.uint16) * 257),
+        "I;16B": Image.frombytes("I;16B", (90, 60), (grey.astype(">u2") * 257).tobytes()),
         "I": Image.fromarray(grey.astype(np.int32) * 257),
         "numpy": np.dstack([grey] * 3),
         "numpy grey": grey,
         "numpy 16": np.dstack([grey.astype(np.uint16) * 257] * 3),
+        "numpy big-endian 16": np.dstack([grey.astype(">u2") * 257] * 3),
+        "numpy grey 16": grey.astype(np.uint16) * 257,
         "numpy alpha": opaque,
         "torch": torch.from_numpy(np.dstack([grey] * 3)).permute(2, 0, 1),
+        "torch 16": torch.from_numpy(np.dstack([grey.astype(np.uint16) * 257] * 3)).permute(2, 0, 1),
     }
 
 
 @pytest.mark.parametrize("processor_class", BACKENDS)
-@pytest.mark.parametrize("kind", pictures())
-def test_pictures_of_every_kind(kind, processor_class):
+@pytest.mark.parametrize("kind", images_of_every_kind())
+def test_images_of_every_kind(kind, processor_class):
     options = {"size": {"shortest_edge": 64, "longest_edge": 256}, "do_normalize": False, "do_rescale": False}
-    pixel_values = processor_class(**options)(pictures()[kind], return_tensors="pt")["pixel_values"]
+    pixel_values = processor_class(**options)(images_of_every_kind()[kind], return_tensors="pt")["pixel_values"]
     assert pixel_values.shape == (1, 3, 64, 96)
     bright, dark = pixel_values[:, :, :20].unique(), pixel_values[:, :, 44:].unique()
     if kind == "1":
@@ -158,7 +226,7 @@ def test_transparency_is_dropped(processor_class):
         assert pixel_values.shape == (1, 3, 40, 50) and pixel_values.unique().tolist() == [200]
 
 
-def test_integer_pictures_keep_their_brightness():
+def test_integer_images_keep_their_brightness():
     processor = SegmentationImageProcessor(do_resize=False, do_rescale=False, do_normalize=False)
     grey = Image.new("L", (40, 40), 200)
     deep = Image.fromarray(np.full((40, 40), 200 * 257, np.uint16))
@@ -179,13 +247,51 @@ def test_integer_pictures_keep_their_brightness():
         (Image.new("RGB", (40, 40)), {"size_divisor": -3}, "must not be negative"),
     ],
 )
-def test_what_is_not_understood_is_refused(image, options, message):
+def test_unsupported_images_and_options_are_refused(image, options, message):
     with pytest.raises(ValueError, match=message):
         SegmentationImageProcessor()(image, return_tensors="pt", **options)
 
 
+def test_files_of_16_bits_are_scaled_to_8(tmp_path):
+    """transformers' load_image would clip them to white."""
+    grey = np.tile(np.arange(0, 250, 5, dtype=np.uint8), (40, 1))
+    deep = Image.fromarray(grey.astype(np.uint16) * 257)
+    deep.save(tmp_path / "deep.png")
+    encoded = base64.b64encode((tmp_path / "deep.png").read_bytes()).decode()
+    processor = SegmentationImageProcessor(do_resize=False, do_rescale=False, do_normalize=False)
+    for source in (str(tmp_path / "deep.png"), encoded, f"data:image/png;base64,{encoded}"):
+        assert np.array_equal(load_image(source), np.dstack([grey] * 3))
+        for given in (source, [source], [[source]]):
+            assert np.array_equal(processor(given)["pixel_values"][0][1], grey)
+    assert np.array_equal(load_image(deep), load_image(tmp_path / "deep.png"))
+    with pytest.raises(ValueError, match=r"neither a file, nor an address, nor an image in base64"):
+        processor(str(tmp_path / "missing.png"))
+    with pytest.raises(TypeError, match="got ndarray"):
+        load_image(grey)
+
+
+def test_addresses_are_downloaded_and_images_turned_upright(monkeypatch):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # rotate clockwise
+    upright, file = np.arange(6 * 9 * 3, dtype=np.uint8).reshape(6, 9, 3), io.BytesIO()
+    Image.fromarray(np.rot90(upright)).save(file, "PNG", exif=exif)
+    requests = []
+
+    def get(address, **options):
+        requests.append((address, options))
+        response = httpx.Response(200 if "there" in address else 404, content=file.getvalue())
+        response.request = httpx.Request("GET", address)
+        return response
+
+    monkeypatch.setattr(httpx, "get", get)
+    assert np.array_equal(load_image("https://example.com/there.png", timeout=3), upright)
+    assert requests == [("https://example.com/there.png", {"timeout": 3, "follow_redirects": True})]
+    with pytest.raises(httpx.HTTPStatusError, match="404"):
+        load_image("https://example.com/gone.png")
+
+
 @pytest.mark.parametrize("size", [(1, 500), (500, 1), (1, 1), (3000, 2)])
-def test_thin_pictures_get_a_size_that_models_take(size):
+def test_thin_images_become_at_least_32_pixels_wide(size):
     inputs = SegmentationImageProcessor(size_divisor=0)(Image.new("RGB", size), return_tensors="pt")
     assert min(inputs["pixel_values"].shape[2:]) >= 32
 
@@ -224,12 +330,12 @@ def test_save_and_load(tmp_path, processor_class):
 
 @pytest.mark.parametrize("size", [(64, 96), (33, 47), (500, 333), (10, 7), (1, 4)])
 @pytest.mark.parametrize("band_bytes", [1, 1 << 23])
-def test_argmax_in_bands_equals_the_whole(size, band_bytes, monkeypatch):
-    monkeypatch.setattr("segtransformers.image_processing.BAND_BYTES", band_bytes)
+def test_argmax_in_bands_equals_argmax_of_the_whole(size, band_bytes, monkeypatch):
+    monkeypatch.setattr("segtransformers.image_processing.label_maps.BAND_BYTES", band_bytes)
     logits = torch.randn(7, 64, 96)
     whole = torch.nn.functional.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0]
     result = argmax_resized(logits, size)
-    for y, x in (result != whole.argmax(0)).nonzero().tolist():  # a tie that rounding decides
+    for y, x in (result != whole.argmax(0)).nonzero().tolist():  # rounding decides ties
         top = whole[:, y, x].topk(2).values
         assert (top[0] - top[1]).abs() < 1e-5
     assert (result != whole.argmax(0)).float().mean() < 1e-3
@@ -238,11 +344,11 @@ def test_argmax_in_bands_equals_the_whole(size, band_bytes, monkeypatch):
 def test_post_processing_sizes():
     processor = SegmentationImageProcessor()
     outputs = SimpleNamespace(logits=torch.randn(2, 5, 16, 24))
-    maps = processor.post_process_semantic_segmentation(outputs)
-    assert torch.equal(torch.stack(maps), outputs.logits.argmax(1))
+    label_maps = processor.post_process_semantic_segmentation(outputs)
+    assert torch.equal(torch.stack(label_maps), outputs.logits.argmax(1))
     for sizes in ([(30, 40), (7, 9)], torch.tensor([[30, 40], [7, 9]]), [[(30, 40)], [(7, 9)]]):
-        maps = processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)
-        assert [tuple(map_.shape) for map_ in maps] == [(30, 40), (7, 9)]
+        label_maps = processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)
+        assert [tuple(label_map.shape) for label_map in label_maps] == [(30, 40), (7, 9)]
     with pytest.raises(ValueError, match="got 1 target_sizes for 2 images"):
         processor.post_process_semantic_segmentation(outputs, target_sizes=[(30, 40)])
     for wrong in ([(0, 4), (3, 4)], (5, 6), [(1, 2, 3)] * 2):
@@ -253,7 +359,7 @@ def test_post_processing_sizes():
     assert torch.equal(first.segmentation, first.segmentation_scores.argmax(0))
 
 
-def test_the_pipeline_finds_semantic_post_processing_only():
+def test_only_semantic_post_processing_is_offered():
     names = [name for name in dir(SegmentationImageProcessor) if "panoptic" in name or "instance" in name]
     assert [name for name in names if name.startswith("post_process")] == []
 
@@ -273,7 +379,7 @@ def test_test_pipelines_that_are_not_understood(pipeline, message):
         read_test_pipeline(pipeline, reduce_labels=False)
 
 
-def test_without_a_normalisation_the_network_sees_grey_levels():
+def test_without_normalisation_pixel_values_are_grey_levels():
     pixel_values = read_test_pipeline([{"type": "Collect"}], False)(Image.new("L", (40, 40), 200))["pixel_values"][0]
     assert pixel_values.dtype == torch.float32 and pixel_values.unique().tolist() == [200]
 
@@ -287,8 +393,8 @@ def test_protocols():
 
 
 @pytest.mark.slow
-def test_large_photos_need_little_memory():
-    """12 megapixels in 150 classes: 7 GiB of resized logits if they were made at once."""
+def test_large_images_need_little_memory():
+    """At once, the resized logits of 12 megapixels in 150 classes would take 7 GiB."""
     code = """
 import resource, torch
 from types import SimpleNamespace

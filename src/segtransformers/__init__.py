@@ -5,7 +5,7 @@ Importing this package registers its models with transformers' auto classes.
 """
 
 from .hub.registration import register
-from .image_processing.image_processor import SegmentationImageProcessor, SegmentationImageProcessorPil
+from .image_processing import SegmentationImageProcessor, SegmentationImageProcessorPil
 from .inference.pipeline import SegmentationPipeline
 from .models.internimage import InternImageBackbone, InternImageConfig
 from .models.mask2former import SegMask2FormerConfig, SegMask2FormerForSemanticSegmentation

@@ -12,7 +12,7 @@ import torch
 from torch import distributed
 from transformers import EvalPrediction
 
-from .image_processing.image_processor import argmax_resized
+from .image_processing import argmax_resized
 
 CHUNK = 1 << 22  # pixels counted at once: a label map of any size costs no more than this many int64
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.backbone_utils import BackboneMixin
 
 from ..hub.model_card import RECORD, write_model_card
-from ..image_processing.image_processor import SegmentationImageProcessor
+from ..image_processing import SegmentationImageProcessor
 from ..published import published_rows
 from ..version import __version__
 from .checkpoint import Checkpoint, read_checkpoint

@@ -4,7 +4,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..image_processing.image_processor import SegmentationImageProcessor
+from ..image_processing import SegmentationImageProcessor
 from .mapping import ConversionError, Settings
 
 # Steps that every test pipeline has and that change no pixel.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from ..image_processing.image_processor import SegmentationImageProcessor
+from ..image_processing import SegmentationImageProcessor
 from ..models.segmenter import SegmenterConfig, SegmenterViTConfig
 from .heads import IGNORE, take_common
 from .mapping import Backbone, ConversionError, Rule, Settings, prefixed

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 
-from ..image_processing.image_processor import usual_image
+from ..image_processing import upright_rgb
 
 NO_CLASS = 255
 
@@ -39,8 +39,7 @@ def read_image(file: Path | BinaryIO, name: str) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(file) as opened:
-                usual = usual_image(ImageOps.exif_transpose(opened))
-        return Image.fromarray(usual[0]).convert("RGB") if isinstance(usual, np.ndarray) else usual
+                return upright_rgb(opened)
     except FileNotFoundError:
         raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

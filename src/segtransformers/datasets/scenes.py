@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..image_processing.image_processor import resize_image, resize_labels
+from ..image_processing import resize_image, resize_labels
 from .scene_drawing import (
     Canvas,
     Dice,

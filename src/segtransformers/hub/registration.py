@@ -11,7 +11,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 
-from ..image_processing.image_processor import SegmentationImageProcessor, SegmentationImageProcessorPil
+from ..image_processing import SegmentationImageProcessor, SegmentationImageProcessorPil
 from ..models.internimage import InternImageBackbone, InternImageConfig
 from ..models.mask2former import SegMask2FormerConfig, SegMask2FormerForSemanticSegmentation
 from ..models.segformer import SegSegformerConfig, SegSegformerForSemanticSegmentation

@@ -1,24 +1,21 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""The image processor: the test-time transform of MMSegmentation 0.x, and label maps from logits."""
+"""The image processors: the test-time transform of MMSegmentation 0.x, and label maps from logits."""
 
-from .image_processor import (
-    ResizedRows,
-    SegmentationImageProcessor,
-    SegmentationImageProcessorPil,
-    argmax_resized,
-    keep_ratio_size,
-    resize_image,
-    resize_labels,
-    usual_image,
-)
+from .image_processor import SegmentationImageProcessor, SegmentationImageProcessorPil
+from .inputs import as_8bit_image, integer_label_map, load_image, upright_rgb
+from .label_maps import ResizedRows, argmax_resized
+from .resizing import keep_ratio_size, resize_image, resize_labels
 
 __all__ = [
     "ResizedRows",
     "SegmentationImageProcessor",
     "SegmentationImageProcessorPil",
     "argmax_resized",
+    "as_8bit_image",
+    "integer_label_map",
     "keep_ratio_size",
+    "load_image",
     "resize_image",
     "resize_labels",
-    "usual_image",
+    "upright_rgb",
 ]

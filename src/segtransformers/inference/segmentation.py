@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.image_utils import get_image_size
 
-from ..image_processing.image_processor import ResizedRows, keep_ratio_size, usual_image
+from ..image_processing import ResizedRows, as_8bit_image, keep_ratio_size
 from ..models.layers.sliding_windows import SlidingWindow, slide_bands
 
 
@@ -94,7 +94,7 @@ def _resize_options(processor: Any, image: Any, scale: float) -> dict[str, Any]:
 
 def image_size(image: Any) -> tuple[int, int]:
     """(height, width) in pixels."""
-    usual = usual_image(image)
+    usual = as_8bit_image(image)
     if hasattr(usual, "height") and hasattr(usual, "width"):  # PIL
         return usual.height, usual.width
     return get_image_size(np.asarray(usual))

@@ -14,7 +14,7 @@ import PIL.Image
 import torch
 from torchvision.transforms.v2 import functional as TF
 
-from ..image_processing.image_processor import keep_ratio_size, resize_image, resize_labels, usual_image
+from ..image_processing import as_8bit_image, keep_ratio_size, resize_image, resize_labels
 from .color import HUES, hsv_to_rgb, rgb_to_hsv
 from .recipes import AugmentationSettings, Recipe
 
@@ -209,7 +209,7 @@ def _generator(seed: int | Sequence[int]) -> torch.Generator:
 
 
 def _as_pixels(image: Any) -> torch.Tensor:
-    image = usual_image(image)
+    image = as_8bit_image(image)
     if isinstance(image, PIL.Image.Image):
         return TF.pil_to_tensor(image)
     pixels = _as_tensor(image)

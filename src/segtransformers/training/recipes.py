@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from ..image_processing.image_processor import SegmentationImageProcessor
+from ..image_processing import SegmentationImageProcessor
 
 OPTIMIZERS = ("adamw", "sgd")
 # What the originals do though they cannot have meant it, by name. See `parameter_groups`, which reproduces or mends it.

@@ -20,7 +20,7 @@ from transformers.utils import logging
 
 from ..conversion import load_pretrained_trunk
 from ..conversion.convert import empty_model
-from ..image_processing.image_processor import SegmentationImageProcessor
+from ..image_processing import SegmentationImageProcessor
 from ..models.trunk import trunk_normalization
 from ..models.upernet import SegUperNetConfig
 from ..models.vit_adapter import ViTAdapterBackbone

@@ -12,7 +12,7 @@ from transformers import EvalPrediction, Trainer, TrainingArguments
 from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
-from ..image_processing.image_processor import argmax_resized
+from ..image_processing import argmax_resized
 from ..metrics import MeanIoU
 from .arguments import build_optimizer, build_scheduler
 from .callbacks import EpochCallback, InterruptCallback, PictureCallback
