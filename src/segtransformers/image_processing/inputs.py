@@ -111,10 +111,8 @@ def integer_label_map(label_map: Any) -> Any:
         label_map = np.array(label_map)  # torch cannot share PIL's memory, which is read-only
     if isinstance(label_map, torch.Tensor):
         integer = not (label_map.is_floating_point() or label_map.is_complex())
-        kept, wide = label_map.dtype == torch.uint8, torch.int64
     elif isinstance(label_map, np.ndarray):
         integer = label_map.dtype.kind in "bui"
-        kept, wide = label_map.dtype == np.uint8, np.int64
     else:
         return label_map
     if not integer:
@@ -122,9 +120,9 @@ def integer_label_map(label_map: Any) -> Any:
             f"a segmentation map must hold class indices, whole numbers from 0 on, got {label_map.dtype}: "
             "convert it to integers"
         )
-    if kept:
+    if str(label_map.dtype) in ("uint8", "torch.uint8"):
         return label_map
-    label_map = label_map.to(wide) if isinstance(label_map, torch.Tensor) else label_map.astype(wide)
+    label_map = label_map.long() if isinstance(label_map, torch.Tensor) else label_map.astype(np.int64)
     if (label_map < 0).any():
         raise ValueError(f"a segmentation map must hold class indices, whole numbers from 0 on, got {label_map.min()}")
     return label_map

@@ -193,7 +193,7 @@ def _mean_scores(
     for view in views:
         for index, resized in enumerate(_resized(model, view, sizes, window)):
             if index == len(totals):
-                totals.append(resized.weight.new_zeros((len(resized.pending), *sizes[index])))
+                totals.append(resized.weight.new_zeros((len(resized.buffer), *sizes[index])))
             for rows in resized.slices():
                 totals[index][:, rows] += _probabilities(resized, rows, view.flipped)
     return [total.div_(len(views)) for total in totals]
