@@ -84,7 +84,7 @@ MODELS = {
     },
     "internimage-segformer": lambda: segformer(BACKBONES["internimage"]),
     "segmenter-mask_transformer": segmenter,
-    "segmenter-linear": lambda: segmenter(decoder="linear"),
+    "segmenter-linear": lambda: segmenter(decoder_type="linear"),
 }
 
 

@@ -92,7 +92,7 @@ class TestLinear(SegmenterModelTests):
     """As the official repository pads, resizes and averages."""
 
     def config(self):
-        return small_segmenter(decoder="linear", padding_divisor=16, count_ignored_pixels=False)
+        return small_segmenter(decoder_type="linear", padding_divisor=16, count_ignored_pixels=False)
 
 
 def compared(name: str) -> tuple[ReferenceCase, SegmenterForSemanticSegmentation]:
@@ -246,7 +246,7 @@ def test_patches_of_14_pixels_stay_as_they_are(size):
 )
 def test_over_other_backbones(backbone, decoder, tmp_path):
     """The decoder reads the last map, at another width than its own."""
-    config = small_segmenter(backbone, decoder=decoder, decoder_hidden_size=16)
+    config = small_segmenter(backbone, decoder_type=decoder, decoder_hidden_size=16)
     model = SegmenterForSemanticSegmentation(config).eval()
     images, labels = torch.randn(2, 3, 75, 130), torch.randint(5, (2, 75, 130))
     outputs = model(images, labels=labels)
@@ -284,7 +284,7 @@ def test_from_trunk(trunk):
 def test_defaults():
     config = SegmenterConfig()
     assert type(config.backbone_config) is SegmenterViTConfig and config.backbone_config.out_features == ["stage12"]
-    assert (config.decoder, config.backbone_config.token_stride, config.initializer_range) == (
+    assert (config.decoder_type, config.backbone_config.token_stride, config.initializer_range) == (
         "mask_transformer",
         16,
         0.02,
@@ -294,7 +294,10 @@ def test_defaults():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: small_segmenter(decoder="deeplab"), "decoder must be 'mask_transformer' or 'linear', got 'deeplab'"),
+        (
+            lambda: small_segmenter(decoder_type="deeplab"),
+            "decoder_type must be 'mask_transformer' or 'linear', got 'deeplab'",
+        ),
         (lambda: small_segmenter(decoder_hidden_size=0), "decoder_hidden_size must be at least 1"),
         (lambda: small_segmenter(padding_divisor=0), "padding_divisor must be at least 1"),
         (lambda: small_segmenter(decoder_num_hidden_layers=0), "decoder_num_hidden_layers must be at least 1"),

@@ -178,7 +178,7 @@ def read_linear_head(
     decode_head.expect("num_convs", 0, default=2)
     decode_head.expect("concat_input", False, default=True)
     decode_head.drop("kernel_size", "dilation", "norm_cfg", "act_cfg")  # of convolutions
-    fields = {"decoder": "linear", "classifier_dropout": decode_head.take("dropout_ratio", 0.1)}
+    fields = {"decoder_type": "linear", "classifier_dropout": decode_head.take("dropout_ratio", 0.1)}
     return _read_head(decode_head, auxiliary_head, backbone_config, fields | protocol)
 
 
@@ -221,7 +221,7 @@ def read_variant(variant: Mapping[str, Any]) -> SegmenterConfig:
         position_interpolation="bilinear",
         keep_positions_of_same_count=True,
     )
-    fields: dict[str, Any] = {"decoder": kind, "num_labels": net.count("n_cls")}
+    fields: dict[str, Any] = {"decoder_type": kind, "num_labels": net.count("n_cls")}
     if kind == "mask_transformer":
         fields |= {
             "decoder_num_hidden_layers": decoder.count("n_layers"),

@@ -8,17 +8,20 @@ from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
 from ...remote_code import ConfigCarriesItsCode
+from ..layers.config_arguments import ChecksArguments
 
 KERNEL_SIZE = 3  # of every deformable convolution
 NUM_STAGES = 4
 
 
 @strict
-class InternImageConfig(BackboneConfigMixin, ConfigCarriesItsCode, PreTrainedConfig):
+class InternImageConfig(BackboneConfigMixin, ChecksArguments, ConfigCarriesItsCode, PreTrainedConfig):
     r"""
     Configuration of [`InternImageBackbone`]. The defaults are those of InternImage-T for segmentation.
 
     Args:
+        num_channels (`int`, defaults to 3):
+            Channels of the images.
         embed_dim (`int`, defaults to 64):
             Channels of the stem and of the first stage. Every later stage has twice as many as the one before.
         depths (four `int`, defaults to `(4, 4, 18, 4)`):
@@ -72,6 +75,7 @@ class InternImageConfig(BackboneConfigMixin, ConfigCarriesItsCode, PreTrainedCon
     model_type = "seg_internimage"
     base_config_key = "backbone_config"
 
+    num_channels: int = 3
     embed_dim: int = 64
     depths: list[int] | tuple[int, ...] = (4, 4, 18, 4)
     num_groups: list[int] | tuple[int, ...] = (4, 8, 16, 32)
@@ -107,6 +111,8 @@ class InternImageConfig(BackboneConfigMixin, ConfigCarriesItsCode, PreTrainedCon
         return [self.embed_dim * 2**index for index in range(NUM_STAGES)]
 
     def _check(self) -> None:
+        if self.num_channels < 1:
+            raise ValueError(f"num_channels must be at least 1, got {self.num_channels}")
         if self.embed_dim < 2 or self.embed_dim % 2:
             raise ValueError(f"embed_dim must be an even number of channels, got {self.embed_dim}")
         for name in ("depths", "num_groups"):

@@ -40,7 +40,7 @@ class InternImageEmbeddings(nn.Module):
     def __init__(self, config: InternImageConfig):
         super().__init__()
         channels = config.embed_dim
-        self.conv1 = nn.Conv2d(3, channels // 2, kernel_size=3, stride=2, padding=1)
+        self.conv1 = nn.Conv2d(config.num_channels, channels // 2, kernel_size=3, stride=2, padding=1)
         self.norm1 = nn.LayerNorm(channels // 2, eps=config.layer_norm_eps)
         self.act = nn.GELU()
         self.conv2 = nn.Conv2d(channels // 2, channels, kernel_size=3, stride=2, padding=1)
@@ -295,7 +295,7 @@ class InternImageBackbone(BackboneMixin, InternImagePreTrainedModel):
             ValueError: if `pixel_values` is no batch of RGB images or an image is too small.
         """
         check_transformers_kwargs(kwargs)
-        check_images(pixel_values)
+        check_images(pixel_values, num_channels=self.config.num_channels)
         features = self.embeddings(pixel_values.to(self.get_input_embeddings().weight.dtype))
         maps = [_channels_first(features)]
         for index, stage in enumerate(self.stages):

@@ -11,14 +11,17 @@ from transformers.utils.output_capturing import resolve_hidden_states_indices, s
 STRIDES = (4, 8, 16, 32)
 
 
-def check_images(pixel_values: torch.Tensor, shortest: int = STRIDES[-1]) -> None:
-    """Refuse what is no batch of RGB images, or has a side shorter than `shortest` pixels.
+def check_images(pixel_values: torch.Tensor, shortest: int = STRIDES[-1], num_channels: int = 3) -> None:
+    """Refuse what is no batch of images of `num_channels` channels, or has a side shorter than `shortest` pixels.
 
     Raises:
         ValueError: naming the shape found and what to do.
     """
-    if pixel_values.dim() != 4 or pixel_values.shape[1] != 3:
-        raise ValueError(f"pixel_values must be (batch, 3, height, width), got {tuple(pixel_values.shape)}")
+    if pixel_values.dim() != 4 or pixel_values.shape[1] != num_channels:
+        raise ValueError(
+            f"pixel_values must be (batch, {num_channels}, height, width), got {tuple(pixel_values.shape)}: the "
+            f"backbone's config has num_channels={num_channels}"
+        )
     height, width = pixel_values.shape[2:]
     if min(height, width) < shortest:
         raise ValueError(

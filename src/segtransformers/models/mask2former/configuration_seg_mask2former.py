@@ -1,11 +1,13 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """Mask2Former configuration."""
 
+from typing import Any
+
 from huggingface_hub.dataclasses import strict
 
 from ..segmentation.configuration_segmentation import SegmentationConfigWithBackbone
 
-MAPS = 4  # the feature maps that the head reads: strides 4, 8, 16 and 32
+NUM_FEATURE_MAPS = 4  # strides 4, 8, 16 and 32
 
 
 @strict
@@ -67,6 +69,7 @@ class SegMask2FormerConfig(SegmentationConfigWithBackbone):
     """
 
     model_type = "seg_mask2former"
+    stock_model_type = "mask2former"
     # what Trainer's evaluation does not gather: one label map per image needs the logits alone
     keys_to_ignore_at_inference = [
         "class_queries_logits",
@@ -74,7 +77,7 @@ class SegMask2FormerConfig(SegmentationConfigWithBackbone):
         "pixel_decoder_hidden_states",
         "transformer_decoder_hidden_states",
     ]
-    attribute_map = {"hidden_size": "hidden_dim"}
+    attribute_map = {**SegmentationConfigWithBackbone.attribute_map, "hidden_size": "hidden_dim"}
 
     hidden_dim: int = 256
     mask_feature_size: int | None = None
@@ -102,6 +105,20 @@ class SegMask2FormerConfig(SegmentationConfigWithBackbone):
         if self.encoder_attention_heads is None:
             self.encoder_attention_heads = self.num_attention_heads
         self._check_head()
+
+    def fixed_fields(self) -> dict[str, Any]:
+        return {
+            **super().fixed_fields(),
+            "feature_size": self.hidden_dim,
+            "activation_function": "relu",
+            "dropout": 0.0,
+            "pre_norm": False,
+            "enforce_input_projection": False,
+            "common_stride": 4,
+            "feature_strides": [4, 8, 16, 32],
+            "use_auxiliary_loss": True,
+            "output_auxiliary_logits": False,
+        }
 
     def _check_head(self) -> None:
         for name in (
@@ -139,8 +156,8 @@ class SegMask2FormerConfig(SegmentationConfigWithBackbone):
             )
 
     @property
-    def maps_needed(self) -> int:
-        return MAPS
+    def num_feature_maps(self) -> int:
+        return NUM_FEATURE_MAPS
 
 
 __all__ = ["SegMask2FormerConfig"]

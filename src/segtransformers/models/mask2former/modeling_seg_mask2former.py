@@ -22,7 +22,7 @@ from ..layers.losses import check_labels, check_pixel_values
 from ..layers.sliding_windows import SlidingWindow, slide
 from ..pyramid.modules_pyramid import DeformableAttention, Grid, cropped_to_input, resized
 from ..segmentation.modeling_segmentation import SegmentationPreTrainedModel
-from .configuration_seg_mask2former import MAPS, SegMask2FormerConfig
+from .configuration_seg_mask2former import NUM_FEATURE_MAPS, SegMask2FormerConfig
 from .loss_seg_mask2former import check_targets, count_masks, mask2former_losses, semantic_targets
 from .modules_seg_mask2former import (
     SegMask2FormerCrossAttention,
@@ -155,8 +155,8 @@ class SegMask2FormerForSemanticSegmentation(SegMask2FormerPreTrainedModel):
     def __init__(self, config: SegMask2FormerConfig):
         super().__init__(config)
         self.backbone = load_backbone(config)
-        config.check_maps(len(self.backbone.channels))
-        self.pixel_decoder = SegMask2FormerPixelDecoder(config, self.backbone.channels[-MAPS:])
+        config.check_channels(self.backbone.channels)
+        self.pixel_decoder = SegMask2FormerPixelDecoder(config, self.backbone.channels[-NUM_FEATURE_MAPS:])
         self.transformer_module = SegMask2FormerTransformerModule(config)
         self.class_predictor = nn.Linear(config.hidden_dim, config.num_labels + 1)
         self.post_init()
@@ -248,7 +248,7 @@ class SegMask2FormerForSemanticSegmentation(SegMask2FormerPreTrainedModel):
             check_images(pixel_values)
             pixel_values = padded_to_stride(pixel_values)
         outputs = self.backbone.forward_with_filtered_kwargs(pixel_values, **kwargs)
-        maps = outputs.feature_maps[-MAPS:]
+        maps = outputs.feature_maps[-NUM_FEATURE_MAPS:]
         encodings = [
             sine_encoding((map_.shape[2], map_.shape[3]), self.config.hidden_dim, map_.device) for map_ in maps[:0:-1]
         ]

@@ -62,7 +62,7 @@ class PyramidConfig(BackboneConfigMixin, TrunkConfig):
     _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs):
-        self._resolve_trunk()
+        self._resolve_trunk(kwargs)
         if self.interaction_indexes is None:
             self.interaction_indexes = _equal_slices(self.num_hidden_layers)
         self.interaction_indexes = [

@@ -29,6 +29,7 @@ class SegSegformerConfig(BackboneSegmentationConfig):
     """
 
     model_type = "seg_segformer"
+    attribute_map = {**BackboneSegmentationConfig.attribute_map, "decoder_hidden_size": "hidden_size"}
 
     hidden_size: int = 256
 

@@ -1,7 +1,7 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """What the configs of all our `...ForSemanticSegmentation` models share."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
@@ -9,11 +9,12 @@ from transformers.configuration_utils import SubConfigSpec
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from ...remote_code import ConfigCarriesItsCode
+from ..layers.config_arguments import ChecksArguments
 from ..layers.sliding_windows import SlidingWindow
 
 
 @strict
-class SegmentationConfig(ConfigCarriesItsCode, PreTrainedConfig):
+class SegmentationConfig(ChecksArguments, ConfigCarriesItsCode, PreTrainedConfig):
     r"""
     The test-time protocol of a checkpoint and its colours.
 
@@ -36,6 +37,14 @@ class SegmentationConfig(ConfigCarriesItsCode, PreTrainedConfig):
     Raises:
         ValueError: if these contradict each other.
     """
+
+    # names of transformers' UperNet and Mask2Former configs
+    attribute_map = {
+        "loss_ignore_index": "semantic_loss_ignore_index",
+        "ignore_value": "semantic_loss_ignore_index",
+    }
+    # model_type of the config of transformers whose fields ours has
+    stock_model_type: ClassVar[str | None] = None
 
     inference_mode: str = "whole"
     window_size: int | list[int] | tuple[int, ...] | None = None
@@ -60,10 +69,15 @@ class SegmentationConfig(ConfigCarriesItsCode, PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any):
-        """A backbone's own config becomes a whole config around it: so `from_pretrained` of a model takes the folder of
-        a backbone, and makes a new head."""
+        """Read a saved config.
+
+        The config of a backbone becomes a whole config around it, so that `from_pretrained` of a model takes the folder
+        of a backbone and makes a new head. The config of transformers' model with the same head is read field by field.
+        """
         model_type = config_dict.get("model_type", cls.model_type)
-        if "backbone_config" in cls.sub_configs_defaults and model_type != cls.model_type:
+        if model_type == cls.stock_model_type:
+            config_dict = {k: v for k, v in config_dict.items() if k not in ("model_type", "architectures")}
+        elif "backbone_config" in cls.sub_configs_defaults and model_type != cls.model_type:
             config_dict = {"backbone_config": config_dict}
         return super().from_dict(config_dict, **kwargs)
 
@@ -117,20 +131,30 @@ class SegmentationConfigWithBackbone(SegmentationConfig):
             if model_type not in CONFIG_MAPPING:
                 raise ValueError(f"backbone_config has the model_type {model_type!r}, which transformers does not know")
         super().__post_init__(**kwargs)
-        maps = getattr(self.backbone_config, "out_features", None)
-        if maps is not None:
-            self.check_maps(len(maps))
+        out_features = getattr(self.backbone_config, "out_features", None)
+        if out_features is not None:
+            self._check_count(len(out_features))
+
+    def fixed_fields(self) -> dict[str, Any]:
+        return {**super().fixed_fields(), "use_pretrained_backbone": False}
 
     @property
-    def maps_needed(self) -> int:
-        """How many feature maps the heads read."""
+    def num_feature_maps(self) -> int:
+        """Number of feature maps that the heads read."""
         return 1
 
-    def check_maps(self, count: int) -> None:
-        """Refuse a backbone that gives `count` feature maps where the heads need more."""
-        if count < self.maps_needed:
+    def check_channels(self, channels: list[int]) -> None:
+        """Check that the heads can read feature maps with these channels.
+
+        Raises:
+            ValueError: if the backbone gives too few feature maps, or one whose channels are not the configured ones.
+        """
+        self._check_count(len(channels))
+
+    def _check_count(self, count: int) -> None:
+        if count < self.num_feature_maps:
             raise ValueError(
-                f"{type(self).__name__} needs at least {self.maps_needed} feature maps, but the backbone gives "
+                f"{type(self).__name__} needs at least {self.num_feature_maps} feature maps, but the backbone gives "
                 f"{count}: set the out_features of backbone_config, for example to ['stage1', 'stage2', 'stage3', "
                 "'stage4']"
             )
@@ -159,6 +183,11 @@ class BackboneSegmentationConfig(SegmentationConfigWithBackbone):
     Raises:
         ValueError: if the backbone is unknown or gives too few feature maps, or a number is out of range.
     """
+
+    attribute_map = {
+        **SegmentationConfigWithBackbone.attribute_map,
+        "classifier_dropout_prob": "classifier_dropout",  # as in transformers' Segformer
+    }
 
     classifier_dropout: float | int = 0.1
     initializer_range: float = 0.01

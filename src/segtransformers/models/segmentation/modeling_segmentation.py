@@ -76,7 +76,7 @@ class BackboneForSemanticSegmentation(SegmentationPreTrainedModel):
     def __init__(self, config: BackboneSegmentationConfig):
         super().__init__(config)
         self.backbone = load_backbone(config)
-        config.check_maps(len(self.backbone.channels))
+        config.check_channels(self.backbone.channels)
         self.decode_head = self.build_decode_head(self.backbone.channels)
         self.auxiliary_head = self.build_auxiliary_head(self.backbone.channels)
         self.post_init()

@@ -46,7 +46,7 @@ class SegmenterViTConfig(BackboneConfigMixin, TrunkConfig):
     _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs):
-        self._resolve_trunk()
+        self._resolve_trunk(kwargs)
         self.stage_names = ["stem", *(f"stage{index + 1}" for index in range(self.num_hidden_layers))]
         self.set_output_features_output_indices(
             out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
@@ -68,8 +68,9 @@ class SegmenterConfig(BackboneSegmentationConfig):
     Args:
         backbone_config (`PreTrainedConfig` or `dict`, *optional*):
             Any backbone; the decoder reads its last feature map. None: a [`SegmenterViTConfig`].
-        decoder (`str`, defaults to `"mask_transformer"`):
-            `"mask_transformer"`, or `"linear"` for one linear layer on every token.
+        decoder_type (`str`, defaults to `"mask_transformer"`):
+            `"mask_transformer"`, or `"linear"` for one linear layer on every token. Configs of older versions call it
+            `decoder`, which still works as an argument.
         decoder_hidden_size (`int`, *optional*):
             Width of the mask transformer. None: that of the feature map.
         decoder_num_hidden_layers (`int`, defaults to 2):
@@ -108,7 +109,7 @@ class SegmenterConfig(BackboneSegmentationConfig):
         "backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="seg_segmenter_vit", init_kwargs={}),
     }
 
-    decoder: str = "mask_transformer"
+    decoder_type: str = "mask_transformer"
     decoder_hidden_size: int | None = None
     decoder_num_hidden_layers: int = 2
     decoder_num_attention_heads: int | None = None
@@ -123,9 +124,11 @@ class SegmenterConfig(BackboneSegmentationConfig):
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
+        # an attribute `decoder` would be a config of a text model to `PreTrainedConfig.get_text_config`
+        self.decoder_type = kwargs.pop("decoder", self.decoder_type)
         super().__post_init__(**kwargs)
-        if self.decoder not in ("mask_transformer", "linear"):
-            raise ValueError(f"decoder must be 'mask_transformer' or 'linear', got {self.decoder!r}")
+        if self.decoder_type not in ("mask_transformer", "linear"):
+            raise ValueError(f"decoder_type must be 'mask_transformer' or 'linear', got {self.decoder_type!r}")
         for name in ("decoder_hidden_size", "decoder_num_attention_heads", "padding_divisor"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

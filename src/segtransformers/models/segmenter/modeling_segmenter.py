@@ -66,7 +66,7 @@ class SegmenterViTBackbone(TrunkBackbone):
             ValueError: if `pixel_values` is no batch of RGB images.
         """
         check_transformers_kwargs(kwargs)
-        check_images(pixel_values, shortest=1)
+        check_images(pixel_values, shortest=1, num_channels=self.config.num_channels)
         pixel_values = padded_to_stride(
             pixel_values.to(self.get_input_embeddings().weight.dtype), self.config.token_stride
         )
@@ -169,7 +169,7 @@ class SegmenterForSemanticSegmentation(BackboneForSemanticSegmentation):
     config: SegmenterConfig
 
     def build_decode_head(self, in_channels: list[int]) -> nn.Module:
-        kind = SegmenterMaskTransformer if self.config.decoder == "mask_transformer" else SegmenterLinearDecoder
+        kind = SegmenterMaskTransformer if self.config.decoder_type == "mask_transformer" else SegmenterLinearDecoder
         return kind(self.config, in_channels[-1])
 
     @torch.no_grad()

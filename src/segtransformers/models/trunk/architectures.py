@@ -121,6 +121,7 @@ def build_architecture(config: TrunkConfig) -> Any:
             config.trunk,
             pretrained=False,
             num_classes=0,
+            in_chans=config.num_channels,
             img_size=tuple(config.pretrain_image_size),
             patch_size=config.patch_size,
             embed_dim=config.hidden_size,

@@ -2,11 +2,13 @@
 """The part of a config that describes its trunk, a plain ViT from timm."""
 
 import math
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from ...remote_code import ConfigCarriesItsCode
+from ..layers.config_arguments import ChecksArguments
 
 # The fields that are None until timm's definition of the named architecture fills them in.
 RESOLVED_FIELDS = (
@@ -25,7 +27,7 @@ RESOLVED_FIELDS = (
 
 
 @strict
-class TrunkConfig(ConfigCarriesItsCode, PreTrainedConfig):
+class TrunkConfig(ChecksArguments, ConfigCarriesItsCode, PreTrainedConfig):
     r"""
     Fields shared by every config whose model contains a timm trunk. A field left at None takes the value that timm
     gives the architecture, and is saved so. What has no field here, such as the kind of MLP, comes from the name.
@@ -34,6 +36,8 @@ class TrunkConfig(ConfigCarriesItsCode, PreTrainedConfig):
         trunk (`str`, defaults to `"vit_tiny_patch16_224"`):
             Name of a timm architecture, without a weight tag. It must be a plain ViT of timm's class
             `VisionTransformer`, `Beit` or `Eva` with square patches.
+        num_channels (`int`, defaults to 3):
+            Channels of the images.
         patch_size (`int`, *optional*):
             Side of the trunk's patches in pixels.
         token_stride (`int`, defaults to 16):
@@ -82,7 +86,11 @@ class TrunkConfig(ConfigCarriesItsCode, PreTrainedConfig):
         ValueError: if timm does not know `trunk` or it is no plain ViT, or if fields contradict each other.
     """
 
+    # names of transformers' ViT and DINOv2 configs
+    attribute_map = {"image_size": "pretrain_image_size", "layerscale_value": "layer_scale_init_value"}
+
     trunk: str = "vit_tiny_patch16_224"
+    num_channels: int = 3
     patch_size: int | None = None
     token_stride: int = 16
     pretrain_image_size: int | list[int] | tuple[int, ...] | None = None
@@ -106,10 +114,11 @@ class TrunkConfig(ConfigCarriesItsCode, PreTrainedConfig):
     timm_version: str | None = None
 
     def __post_init__(self, **kwargs):
-        self._resolve_trunk()
+        self._resolve_trunk(kwargs)
         super().__post_init__(**kwargs)
 
-    def _resolve_trunk(self) -> None:
+    def _resolve_trunk(self, arguments: dict[str, Any]) -> None:
+        self.set_aliases(arguments)
         if any(getattr(self, name) is None for name in (*RESOLVED_FIELDS, "timm_version")):
             from . import describe_trunk  # timm is only needed, and only imported, where something is missing
 
@@ -122,6 +131,13 @@ class TrunkConfig(ConfigCarriesItsCode, PreTrainedConfig):
         self.pretrain_image_size = list(self.pretrain_image_size)
         self._check_trunk()
 
+    def fixed_fields(self) -> dict[str, Any]:
+        return {
+            "intermediate_size": int(self.hidden_size * self.mlp_ratio),
+            "hidden_dropout_prob": 0.0,
+            "attention_probs_dropout_prob": 0.0,
+        }
+
     @property
     def pretrain_grid(self) -> tuple[int, int]:
         """Rows and columns of patches of an image of `pretrain_image_size`."""
@@ -129,7 +145,7 @@ class TrunkConfig(ConfigCarriesItsCode, PreTrainedConfig):
         return height // self.patch_size, width // self.patch_size
 
     def _check_trunk(self) -> None:
-        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
+        for name in ("num_channels", "hidden_size", "num_hidden_layers", "num_attention_heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.drop_path_rate < 1:

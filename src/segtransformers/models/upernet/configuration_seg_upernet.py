@@ -19,11 +19,19 @@ class SegUperNetConfig(BackboneSegmentationConfig):
             Sides of the grids that the coarsest map is pooled to.
         use_auxiliary_head (`bool`, defaults to `True`):
             Whether there is a second, convolutional head for the loss.
-        auxiliary_loss_weight (`float`, defaults to 0.4), auxiliary_in_index (`int`, defaults to 2),
-        auxiliary_channels (`int`, defaults to 256), auxiliary_num_convs (`int`, defaults to 1),
+        auxiliary_loss_weight (`float`, defaults to 0.4):
+            Weight of its loss.
+        auxiliary_in_index (`int`, defaults to 2):
+            Index of the feature map that it reads.
+        auxiliary_in_channels (`int`, *optional*):
+            Channels of that feature map. None takes them from the backbone; another number than the backbone's is
+            refused.
+        auxiliary_channels (`int`, defaults to 256):
+            Channels of its convolutions.
+        auxiliary_num_convs (`int`, defaults to 1):
+            Number of its 3x3 convolutions.
         auxiliary_concat_input (`bool`, defaults to `False`):
-            Its weight in the loss, the feature map it reads, its width, its number of 3x3 convolutions, and whether
-            its input joins their output.
+            Whether its input is concatenated with their output.
 
     Raises:
         ValueError: if the backbone gives too few feature maps or a number is out of range.
@@ -40,12 +48,14 @@ class SegUperNetConfig(BackboneSegmentationConfig):
     """
 
     model_type = "seg_upernet"
+    stock_model_type = "upernet"
 
     hidden_size: int = 512
     pool_scales: list[int] | tuple[int, ...] = (1, 2, 3, 6)
     use_auxiliary_head: bool = True
     auxiliary_loss_weight: float | int = 0.4
     auxiliary_in_index: int = 2
+    auxiliary_in_channels: int | None = None
     auxiliary_channels: int = 256
     auxiliary_num_convs: int = 1
     auxiliary_concat_input: bool = False
@@ -62,13 +72,17 @@ class SegUperNetConfig(BackboneSegmentationConfig):
             raise ValueError(f"pool_scales must be sides of at least 1, got {self.pool_scales}")
 
     @property
-    def maps_needed(self) -> int:
+    def num_feature_maps(self) -> int:
         return max(2, self.auxiliary_in_index + 1 if self.use_auxiliary_head else 0)
 
-    @property
-    def auxiliary_in_channels(self) -> None:
-        """transformers' auxiliary head reads this; None lets it take the width of the map that it reads."""
-        return None
+    def check_channels(self, channels: list[int]) -> None:
+        super().check_channels(channels)
+        expected = self.auxiliary_in_channels
+        if self.use_auxiliary_head and expected not in (None, channels[self.auxiliary_in_index]):
+            raise ValueError(
+                f"auxiliary_in_channels is {expected}, but feature map {self.auxiliary_in_index} of the backbone has "
+                f"{channels[self.auxiliary_in_index]} channels: leave it out"
+            )
 
 
 __all__ = ["SegUperNetConfig"]
