@@ -21,7 +21,7 @@ import torch
 from segtransformers.operators import (
     dcnv3_fallback,
     dcnv3_reference,
-    hub,
+    dispatcher,
     ms_deform_attn_fallback,
     ms_deform_attn_reference,
 )
@@ -95,7 +95,7 @@ def implementations(case: dict, compiled: bool) -> dict[str, Callable[..., torch
     found = {"grid_sample": bind(reference), "embedding_bag": bind(fallback)}
     if compiled:
         found["embedding_bag, torch.compile"] = torch.compile(bind(fallback), dynamic=False)
-    kernel = hub.find_kernel()
+    kernel = dispatcher.find_kernel()
     if kernel is None:
         raise SystemExit("no compiled kernel was found: run `segtransformers build-kernels` first")
     found["compiled"] = bind(getattr(kernel.functions, "ms_deform_attn" if is_attention else "dcnv3"))
@@ -157,7 +157,7 @@ def main() -> None:
     if arguments.device is not None:
         operators_gpu.main(CASES, arguments)
         return
-    print(hub.describe())
+    print(dispatcher.describe())
     for threads in arguments.threads:
         torch.set_num_threads(threads)
         for name, make in CASES.items():

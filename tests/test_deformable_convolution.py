@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""DCNv3 against the original's numbers, and the seam for compiled kernels."""
+"""DCNv3: equal to the original's numbers, and replaceable by other kernels."""
 
 import inspect
 import json
@@ -15,7 +15,7 @@ CASES = sorted(folder.name for folder in (FOLDER / "operators").glob("dcnv3-*"))
 
 
 def arguments(name: str) -> tuple[dict[str, torch.Tensor], dict]:
-    """The recorded tensors, and the operator's settings under the names of its parameters."""
+    """Return the recorded tensors and the operator's settings, under the names of its parameters."""
     folder = FOLDER / "operators" / name
     params = json.loads((folder / "manifest.json").read_text())["params"]
     settings = {
@@ -32,7 +32,7 @@ def arguments(name: str) -> tuple[dict[str, torch.Tensor], dict]:
     return tensors, settings
 
 
-def test_all_cases_are_here():
+def test_number_of_recorded_cases():
     assert len(CASES) == 15
 
 
@@ -45,7 +45,7 @@ def test_reference_equals_the_original(name):
     assert relative_error(output, tensors["output"]) < 1e-10
     output.backward(tensors["grad_output"])
     for key, tensor in inputs.items():
-        if f"grad_{key}" not in tensors:  # samples on pixel centres have no derivative by their place
+        if f"grad_{key}" not in tensors:  # not recorded: bilinear interpolation has no derivative at pixel centres
             assert name == "dcnv3-3x3-zero-offsets" and key == "offset"
             continue
         assert relative_error(tensor.grad, tensors[f"grad_{key}"]) < 1e-10, key
@@ -62,7 +62,7 @@ def test_coordinates_keep_their_precision(dtype, bound):
 
 
 def test_each_axis_has_its_own_stride_padding_and_dilation():
-    """A plain loop over pixels; the recorded cases have the same numbers on both axes."""
+    """Compare with a loop over pixels, because the recorded cases have equal settings on both axes."""
     settings = {
         "kernel_size": (3, 2),
         "stride": (2, 1),
@@ -130,18 +130,18 @@ def test_meta_device_gives_shapes():
         ({"offset": lambda t: t[..., :-2]}, r"groups \* points \* 2\) = \(2, 5, 7, 36\), got \(2, 5, 7, 34\)"),
         ({"mask": lambda t: t[:, :-1]}, r"mask must be .*groups \* points\) = \(2, 5, 7, 18\)"),
         ({"padding": (0, 0)}, r"offset must be .* = \(2, 3, 5, 36\)"),
-        ({"kernel_size": (3,)}, r"kernel_size must be \(height, width\) of at least 1, got \(3,\)"),
+        ({"kernel_size": (3,)}, r"kernel_size must be \(height, width\), each at least 1, got \(3,\)"),
         ({"kernel_size": 3}, r"kernel_size must be \(height, width\)"),
         ({"kernel_size": (8, 3)}, "is smaller than the kernel"),
-        ({"kernel_size": (4, 4), "remove_center": True}, "remove_center needs a kernel of odd sides"),
-        ({"kernel_size": (1, 1), "remove_center": True}, "remove_center needs a kernel of odd sides"),
-        ({"stride": (0, 1)}, "stride must be .* at least 1"),
+        ({"kernel_size": (4, 4), "remove_center": True}, "remove_center needs a kernel with odd sides"),
+        ({"kernel_size": (1, 1), "remove_center": True}, "remove_center needs a kernel with odd sides"),
+        ({"stride": (0, 1)}, "stride must be .*, each at least 1"),
         ({"padding": (-1, 1)}, "padding must be .* at least 0"),
         ({"groups": 0}, "groups must be at least 1"),
         ({"value": lambda t: t.int()}, "value must hold floating-point numbers, got torch.int32"),
     ],
 )
-def test_what_does_not_fit_is_refused(changes, message):
+def test_wrong_arguments_raise_errors(changes, message):
     tensors, settings = arguments("dcnv3-3x3")
     inputs = {**{key: tensors[key] for key in ("value", "offset", "mask")}, **settings}
     for key, change in changes.items():

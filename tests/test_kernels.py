@@ -1,6 +1,7 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Which implementation serves an operator, and that the fast ones compute what the reference does."""
+"""The dispatcher finds a compiled kernel, selects it where it can serve, and it computes what the reference does."""
 
+import functools
 import importlib
 import json
 import logging
@@ -14,25 +15,21 @@ from types import SimpleNamespace
 import kernels
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
+from operator_cases import OperatorCalls, case, layer_call
 from reference_cases import FOLDER, relative_error
-from test_deformable_convolution import arguments as convolution_arguments
-from test_operators import arguments as attention_arguments
 from test_vit_adapter import small_config
-from torch._dynamo.testing import CompileCounterWithBackend
-from torch.utils._python_dispatch import TorchDispatchMode
 from typer.testing import CliRunner
 
 from segtransformers import ViTAdapterBackbone
 from segtransformers.cli import app
 from segtransformers.operators import (
-    DeformableConvolutionV3,
+    FusedDeformableAttention,
     MultiScaleDeformableAttention,
     compiled_operators,
     dcnv3_fallback,
     dcnv3_reference,
     dispatcher,
-    ms_deform_attn_fallback,
-    ms_deform_attn_reference,
 )
 from segtransformers.operators.check import check_kernel
 
@@ -42,9 +39,9 @@ COMPILER = shutil.which(os.environ.get("CXX", "c++"))
 
 @pytest.fixture(scope="module")
 def build(tmp_path_factory):
-    """A fresh build of the sources, as `segtransformers build-kernels` makes it."""
+    """The folder of a fresh build, made by `segtransformers build-kernels`."""
     if COMPILER is None:
-        pytest.skip("there is no C++ compiler to build the kernel with")
+        pytest.skip("building the kernel needs a C++ compiler")
     folder = tmp_path_factory.mktemp("kernel")
     result = CliRunner().invoke(app, ["build-kernels", "--output", str(folder)])
     assert result.exit_code == 0, result.output
@@ -54,23 +51,23 @@ def build(tmp_path_factory):
 
 
 @pytest.fixture
-def nothing_found(monkeypatch, tmp_path):
-    """As where no kernel was ever built."""
+def no_kernel(monkeypatch, tmp_path):
+    """Hide every kernel of this machine from the dispatcher."""
     monkeypatch.setattr(dispatcher, "sources", lambda: None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for name in ("LOCAL_KERNELS", "SEGTRANSFORMERS_KERNELS_REPO", "SEGTRANSFORMERS_KERNELS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(dispatcher._state, "mode", None)
-    dispatcher.forget()
+    dispatcher.reset()
     yield
-    dispatcher.forget()
+    dispatcher.reset()
 
 
 @pytest.fixture
-def kernel(nothing_found, monkeypatch, build):
-    """The fresh build is found, and nothing else."""
+def kernel(no_kernel, monkeypatch, build):
+    """Let the dispatcher find only the fresh build."""
     monkeypatch.setenv("LOCAL_KERNELS", f"someone/else=nowhere:{dispatcher.KERNEL_ID}={build}")
-    dispatcher.forget()
+    dispatcher.reset()
     kernel = dispatcher.find_kernel()
     assert kernel is not None, dispatcher._state.problems
     return kernel
@@ -82,137 +79,27 @@ def messages(caplog):
     return lambda: [record.getMessage() for record in caplog.records if record.name == dispatcher.__name__]
 
 
-class Ran(TorchDispatchMode):
-    """Names of the operators that run."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = set()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.names.add(str(function))
-        return function(*args, **(kwargs or {}))
-
-    def compiled(self) -> set[str]:
-        return {name.split(".")[1] for name in self.names if name.startswith("_deformable_ops")}
-
-
-def case(name: str):
-    """Layer, reference, fallback, arguments and recorded results of an operator's case."""
-    if name.startswith("dcnv3"):
-        tensors, settings = convolution_arguments(name)
-        keys = ("value", "offset", "mask")
-        return DeformableConvolutionV3(), dcnv3_reference, dcnv3_fallback, keys, tensors, settings
-    tensors, shapes = attention_arguments(name)
-    keys = ("value", "sampling_locations", "attention_weights")
-    settings = {"spatial_shapes": shapes}
-    return MultiScaleDeformableAttention(), ms_deform_attn_reference, ms_deform_attn_fallback, keys, tensors, settings
-
-
-def layer_call(layer, arguments: dict) -> torch.Tensor:
-    if isinstance(layer, DeformableConvolutionV3):
-        return layer(**arguments)
-    shapes = arguments["spatial_shapes"]
-    starts = torch.tensor([sum(h * w for h, w in shapes[:level]) for level in range(len(shapes))])
-    return layer(
-        arguments["value"],
-        torch.tensor(shapes),
-        shapes,
-        starts,
-        arguments["sampling_locations"],
-        arguments["attention_weights"],
-        64,
-    )
-
-
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("implementation", ["fallback", "compiled"])
 def test_equals_the_original(kernel, name, implementation):
     layer, _, fallback, keys, tensors, settings = case(name)
     inputs = {key: tensors[key].clone().requires_grad_() for key in keys}
-    with compiled_operators("force"), Ran() as ran:
+    with compiled_operators("force"), OperatorCalls() as calls:
         if implementation == "compiled":
             output = layer_call(layer, {**inputs, **settings})
         else:
             output = fallback(**inputs, **settings)
         output.backward(tensors["grad_output"])
     operator = name.split("-")[0]
-    assert ran.compiled() == ({operator, f"{operator}_backward"} if implementation == "compiled" else set())
+    assert calls.compiled() == ({operator, f"{operator}_backward"} if implementation == "compiled" else set())
     assert relative_error(output, tensors["output"]) < 1e-10
     compared = 0
     for key, tensor in inputs.items():
         expected = tensors.get(f"grad_{key}")
-        if expected is not None:  # not recorded where points stand on pixel centres
+        if expected is not None:  # not recorded if points are at pixel centres
             assert relative_error(tensor.grad, expected) < 1e-10 if expected.any() else not tensor.grad.any(), key
             compared += 1
     assert compared >= 2
-
-
-@pytest.mark.parametrize("name", ["ms_deform_attn-3-levels", "dcnv3-3x3"])
-def test_layers_take_the_faster_fallback(name):
-    """embedding_bag without gradients, grid_sample where eager training needs them, with the same result."""
-    layer, _, _, keys, tensors, settings = case(name)
-    inputs = {key: tensors[key].clone().requires_grad_() for key in keys}
-    with compiled_operators("off"):
-        with torch.no_grad(), Ran() as ran:
-            output = layer_call(layer, {**inputs, **settings})
-        assert any("embedding_bag" in name for name in ran.names) and "aten.grid_sampler_2d.default" not in ran.names
-        with Ran() as ran:
-            trained = layer_call(layer, {**inputs, **settings})
-        assert "aten.grid_sampler_2d.default" in ran.names and not any("embedding_bag" in name for name in ran.names)
-    assert relative_error(output, tensors["output"]) < 1e-10 and relative_error(trained, output) < 1e-12
-
-
-@pytest.mark.parametrize("name", ["ms_deform_attn-3-levels", "dcnv3-3x3-remove-center"])
-def test_gradcheck_of_the_fallback(name):
-    _, _, fallback, keys, tensors, settings = case(name)
-    if name.startswith("ms"):
-        tensors = {key: tensors[key][:1, :2] if key != "value" else tensors[key][:1] for key in keys}
-    inputs = tuple(tensors[key].requires_grad_() for key in keys)
-    if name.startswith("dcnv3"):
-        projection = torch.randn(8, 2, dtype=torch.float64)  # fewer outputs: a quarter of the time
-    else:
-        projection = torch.randn(24, 3, dtype=torch.float64)
-    assert torch.autograd.gradcheck(
-        lambda *values: fallback(**dict(zip(keys, values, strict=True)), **settings) @ projection,
-        inputs,
-        fast_mode=True,
-    )
-
-
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.float16, 1e-3), (torch.bfloat16, 5e-3)])
-@pytest.mark.parametrize("name", ["ms_deform_attn-3-levels", "dcnv3-3x3-offset-scale-2"])
-def test_coordinates_keep_their_precision_in_the_fallback(name, dtype, bound):
-    _, _, fallback, keys, tensors, settings = case(name)
-    place = keys[1]
-    inputs = {key: tensors[key].float() if key == place else tensors[key].to(dtype) for key in keys}
-    output = fallback(**inputs, **settings)
-    assert output.dtype == dtype and relative_error(output, tensors["output"]) < bound
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_the_fallback_and_the_reference_agree_on_what_is_no_number(bad):
-    _, reference, fallback, keys, tensors, settings = case("ms_deform_attn-borders")
-    inputs = {key: tensors[key].clone() for key in keys}
-    inputs["value"][0, 5] = bad
-    inputs["sampling_locations"][0, 3, 1, 0, 2, 1] = bad
-    output, expected = fallback(**inputs, **settings), reference(**inputs, **settings)
-    assert torch.equal(output.isfinite(), expected.isfinite()) and not output.isfinite().all()
-    assert output.isfinite().any()
-    torch.testing.assert_close(output[expected.isfinite()], expected[expected.isfinite()])
-
-
-def test_the_fallback_compiles_once_for_all_sizes():
-    counter = CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(ms_deform_attn_fallback, backend=counter, fullgraph=True, dynamic=True)
-    for size in (4, 5, 7):
-        shapes = [(size, size + 2), (size + 1, size)]
-        value = torch.randn(2, sum(h * w for h, w in shapes), 2, 3, requires_grad=True)
-        locations, weights = torch.rand(2, size * 3, 2, 2, 4, 2), torch.rand(2, size * 3, 2, 2, 4)
-        output = compiled(value, shapes, locations, weights)
-        output.sum().backward()
-        torch.testing.assert_close(output, ms_deform_attn_reference(value, shapes, locations, weights))
-    assert counter.frame_count == 1
 
 
 def adapter() -> tuple[ViTAdapterBackbone, torch.Tensor]:
@@ -220,20 +107,89 @@ def adapter() -> tuple[ViTAdapterBackbone, torch.Tensor]:
     return ViTAdapterBackbone(small_config()).double().eval(), torch.randn(1, 3, 64, 96, dtype=torch.float64)
 
 
-def test_a_model_runs_the_compiled_operator(kernel):
-    """By default, without a word in the code: it is found. The numbers are those of plain PyTorch."""
+def test_model_runs_the_compiled_operator_by_default(kernel):
+    """The feature maps equal those of plain PyTorch."""
     model, images = adapter()
-    with Ran() as ran:
-        maps = model(images).feature_maps
-    assert ran.compiled() == {"ms_deform_attn_fused"} and "aten.grid_sampler_2d.default" not in ran.names
-    with compiled_operators("off"), Ran() as ran:
+    with OperatorCalls() as calls:
+        feature_maps = model(images).feature_maps
+    assert calls.compiled() == {"ms_deform_attn_fused"} and "aten.grid_sampler_2d.default" not in calls.names
+    with compiled_operators("off"), OperatorCalls() as calls:
         expected = model(images).feature_maps
-    assert not ran.compiled()
-    for map_, other in zip(maps, expected, strict=True):
-        assert relative_error(map_, other) < 1e-12
+    assert not calls.compiled()
+    for feature_map, other in zip(feature_maps, expected, strict=True):
+        assert relative_error(feature_map, other) < 1e-12
 
 
-def test_a_model_compiles_with_the_operator_in_one_graph(kernel):
+def _deformable_layers(model) -> list[torch.nn.Module]:
+    return [module for module in model.modules() if isinstance(module, MultiScaleDeformableAttention)]
+
+
+def test_model_with_the_compiled_operator_fires_hooks_on_every_call(kernel):
+    """Hooks on every module fire; a hook on the inner layer of the fused one makes the model call that layer."""
+    model, images = adapter()
+    calls = []
+    for name, module in model.named_modules():
+        module.register_forward_hook(lambda *_, name=name: calls.append(name))
+    with torch.no_grad(), OperatorCalls() as operator_calls:
+        model(images)
+    assert operator_calls.compiled() == {"ms_deform_attn"}
+    attention = [name for name in calls if name.endswith("attn.attn.attention")]
+    assert len(attention) == len(_deformable_layers(model)) == len(set(attention))
+    calls.clear()
+
+    model, images = adapter()
+    for name, module in model.named_modules():
+        if isinstance(module, FusedDeformableAttention):
+            module.register_forward_hook(lambda *_, name=name: calls.append(name))
+    with torch.no_grad(), OperatorCalls() as operator_calls:
+        model(images)
+    assert operator_calls.compiled() == {"ms_deform_attn_fused"} and len(calls) == len(_deformable_layers(model))
+
+
+@pytest.mark.parametrize("kind", ["accelerate", "partial", "function"])
+def test_model_calls_a_replaced_forward(kernel, kind):
+    model, images = adapter()
+    with torch.no_grad():
+        expected = model(images).feature_maps
+    count = 0
+
+    def counted(own, *arguments):
+        nonlocal count
+        count += 1
+        return own(*arguments)
+
+    for layer in _deformable_layers(model):
+        if kind == "accelerate":
+            add_hook_to_module(layer, ModelHook())
+        elif kind == "partial":
+            layer.forward = functools.partial(counted, layer.forward)
+        else:
+            layer.forward = lambda *arguments, own=layer.forward: counted(own, *arguments)
+    with torch.no_grad(), OperatorCalls() as calls:
+        feature_maps = model(images).feature_maps
+    assert calls.compiled() == {"ms_deform_attn"}
+    assert count == (0 if kind == "accelerate" else len(_deformable_layers(model)))
+    for feature_map, other in zip(feature_maps, expected, strict=True):
+        assert relative_error(feature_map, other) < 1e-12
+
+
+def test_convolution_layer_calls_hooks_and_a_replaced_forward(kernel):
+    """DCNv3 is one layer with one `forward`, which selects the operator."""
+    layer, _, _, keys, tensors, settings = case("dcnv3-3x3")
+    inputs = {key: tensors[key] for key in keys}
+    fired = []
+    layer.register_forward_hook(lambda *_: fired.append(True))
+    with OperatorCalls() as calls:
+        layer(**inputs, **settings)
+    add_hook_to_module(layer, ModelHook())
+    with OperatorCalls() as hooked:
+        assert relative_error(layer(**inputs, **settings), tensors["output"]) < 1e-10
+    assert calls.compiled() == hooked.compiled() == {"dcnv3"} and len(fired) == 2
+    layer.forward = lambda *arguments, **named: 42
+    assert layer(**inputs, **settings) == 42
+
+
+def test_model_compiles_with_the_operator_in_one_graph(kernel):
     model, images = adapter()
     model, images = model.float(), images.float()
     graphs = []
@@ -244,11 +200,11 @@ def test_a_model_compiles_with_the_operator_in_one_graph(kernel):
 
     compiled = torch.compile(model, backend=backend, fullgraph=True)
     with torch.no_grad():
-        maps, expected = compiled(images).feature_maps, model(images).feature_maps
+        feature_maps, expected = compiled(images).feature_maps, model(images).feature_maps
     assert len(graphs) == 1
     assert any("_deformable_ops" in str(node.target) for node in graphs[0].graph.nodes)
-    for map_, other in zip(maps, expected, strict=True):
-        torch.testing.assert_close(map_, other, rtol=1e-4, atol=1e-4)
+    for feature_map, other in zip(feature_maps, expected, strict=True):
+        torch.testing.assert_close(feature_map, other, rtol=1e-4, atol=1e-4)
 
 
 def test_exported_programs_run_without_the_kernel(kernel):
@@ -260,18 +216,18 @@ def test_exported_programs_run_without_the_kernel(kernel):
 
 
 def test_kernelize_takes_the_build(kernel, build):
-    """The seam of the kernels package works beside ours: with ours switched off, the kernel still runs."""
+    """A kernel that `kernelize` put into the layers runs, even if the dispatcher's mode is off."""
     model, images = adapter()
     name = "MultiScaleDeformableAttention"
     repository = kernels.LocalLayerRepository(repo_path=build, layer_name=name)
     with kernels.use_kernel_mapping({name: {"cpu": repository}}, inherit_mapping=False):
         kernels.kernelize(model, mode=kernels.Mode.INFERENCE, device="cpu", use_fallback=False)
-    with compiled_operators("off"), Ran() as ran:
+    with compiled_operators("off"), OperatorCalls() as calls:
         model(images)
-    assert ran.compiled() == {"ms_deform_attn"}
+    assert calls.compiled() == {"ms_deform_attn"}
 
 
-# transformers asks for a version of `kernels` that may be newer than the installed one: here it believes to have it
+# transformers may require a newer version of `kernels` than the installed one: this script makes it accept any version
 USE_KERNELS = """
 import sys
 import transformers.utils.import_utils as utils
@@ -312,8 +268,8 @@ def test_use_kernels_of_transformers(kernel, build, tmp_path):
 
 
 @pytest.mark.parametrize("direction", [[], ["--backward"]], ids=["forward", "backward"])
-def test_the_benchmark_for_gpus_compares_equals(kernel, monkeypatch, capsys, direction):
-    """All of it but the GPU: each implementation has a line and computes the same."""
+def test_gpu_benchmark_reports_small_errors(kernel, monkeypatch, capsys, direction):
+    """Run it on the CPU: every implementation has a line and computes the same."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
     operators = importlib.import_module("operators")
     small = {
@@ -327,31 +283,31 @@ def test_the_benchmark_for_gpus_compares_equals(kernel, monkeypatch, capsys, dir
     assert len(lines) == (3 + 3 + 3 if direction else 3 + 4 + 4) + 2 * 3
     bounds = {"float32": 1e-3, "float16": 5e-3, "bfloat16": 2e-2}
     for line in lines:
-        if "too" not in line:  # locations in half precision are off, as the comparison is to show
+        if "too" not in line:  # the line with locations in half precision, which are off
             assert float(line[-1]) < bounds[line[0]], line
 
 
-def test_missing_kernel_is_said_once(nothing_found, messages):
+def test_missing_kernel_is_reported_once(no_kernel, messages):
     model, images = adapter()
     model(images)
     model(images)
     assert [message for message in messages() if "plain PyTorch" in message] == messages()
     assert len(messages()) == 1 and "segtransformers build-kernels" in messages()[0]
-    dispatcher.forget()
+    dispatcher.reset()
     with compiled_operators("off"):
         model(images)
     assert len(messages()) == 1
 
 
-def test_advice_is_for_the_device_at_hand(nothing_found, messages):
-    dispatcher._say_fallback("cuda")
-    dispatcher._say_fallback("mps")
+def test_advice_depends_on_the_device(no_kernel, messages):
+    dispatcher._warn_plain_pytorch("cuda")
+    dispatcher._warn_plain_pytorch("mps")
     on_cuda, on_mps = messages()
     assert "build-kernels` compiles one for this GPU" in on_cuda and "nvcc" in on_cuda
     assert "no compiled kernel for mps" in on_mps and "build-kernels" not in on_mps
 
 
-def test_shapes_alone_need_no_kernel(nothing_found):
+def test_meta_device_needs_no_kernel(no_kernel):
     with compiled_operators("force"):
         chosen = dispatcher.choose(
             "dcnv3", torch.empty(1, device="meta"), fallback=dcnv3_fallback, reference=dcnv3_reference
@@ -359,18 +315,18 @@ def test_shapes_alone_need_no_kernel(nothing_found):
     assert chosen is dcnv3_reference
 
 
-def test_forced_kernel_that_is_missing_is_an_error(nothing_found, monkeypatch):
+def test_missing_kernel_is_an_error_if_forced(no_kernel, monkeypatch):
     model, images = adapter()
-    with compiled_operators("force"), pytest.raises(RuntimeError, match=r"forced, but there is none.* build-kernels"):
+    with compiled_operators("force"), pytest.raises(RuntimeError, match=r"forced, but none was found.* build-kernels"):
         model(images)
-    model(images)  # outside of the block all is as before
+    model(images)  # the mode ends with the block
     monkeypatch.setenv("SEGTRANSFORMERS_KERNELS", "force")
     monkeypatch.setattr(dispatcher._state, "mode", None)
-    with pytest.raises(RuntimeError, match="forced, but there is none"):
+    with pytest.raises(RuntimeError, match="forced, but none was found"):
         model(images)
 
 
-def test_unknown_modes_are_refused(monkeypatch):
+def test_unknown_mode_raises_an_error(monkeypatch):
     with (
         pytest.raises(ValueError, match="mode must be one of auto, off, force, got 'always'"),
         compiled_operators("always"),
@@ -381,8 +337,8 @@ def test_unknown_modes_are_refused(monkeypatch):
         dispatcher.default_mode()
 
 
-def test_a_loaded_kernel_is_said_and_shown(kernel, build, messages):
-    dispatcher.forget()
+def test_loaded_kernel_is_logged_and_shown_by_info(kernel, build, messages):
+    dispatcher.reset()
     dispatcher.find_kernel()
     dispatcher.find_kernel()
     assert len(messages()) == 1
@@ -394,7 +350,7 @@ def test_a_loaded_kernel_is_said_and_shown(kernel, build, messages):
         assert "switched off" in CliRunner().invoke(app, ["info"]).stdout
 
 
-def test_found_in_the_cache_folder_unless_built_from_other_sources(nothing_found, monkeypatch, build, messages):
+def test_cache_folder_is_searched_and_stale_builds_are_skipped(no_kernel, monkeypatch, build, messages):
     monkeypatch.undo()
     folder = dispatcher.sources()
     assert folder is not None
@@ -405,30 +361,30 @@ def test_found_in_the_cache_folder_unless_built_from_other_sources(nothing_found
     shutil.copytree(folder, elsewhere, ignore=shutil.ignore_patterns("build", "tests"))
     monkeypatch.setattr(dispatcher, "sources", lambda: elsewhere)
     monkeypatch.setattr(dispatcher._state, "mode", None)
-    dispatcher.forget()
+    dispatcher.reset()
     kernel = dispatcher.find_kernel()
     assert kernel is not None and kernel.origin == str(dispatcher.cache_folder() / "build")
 
-    # of a torch that is not installed, and of a build that was cut off
+    # stale variants do not matter beside the current one: for another torch, and of an interrupted build
     metadata = json.loads(next((dispatcher.cache_folder() / "build").glob("*/metadata.json")).read_text())
     for name in ("torch-stable-abi210-cu99-x86_64-linux", ".torch-stable-abi210-cpu-x86_64-linux.123"):
         (dispatcher.cache_folder() / "build" / name).mkdir()
         older = json.dumps({**metadata, "id": "_deformable_ops_cpu_0000000"})
         (dispatcher.cache_folder() / "build" / name / "metadata.json").write_text(older)
-    dispatcher.forget()
+    dispatcher.reset()
     assert dispatcher.find_kernel() is not None, dispatcher._state.problems
 
     with (elsewhere / "cpu" / "problem.h").open("a") as file:
         file.write("// changed\n")
-    dispatcher.forget()
+    dispatcher.reset()
     assert dispatcher.find_kernel() is None
     assert "built from other sources" in dispatcher._state.problems[0]
     monkeypatch.undo()
-    dispatcher.forget()
+    dispatcher.reset()
 
 
-def test_another_gpu_than_the_build_is_for_leaves_the_cpu(nothing_found, monkeypatch, build):
-    """Then the `kernels` package refuses the CUDA variant; what the folder has for CPUs is taken."""
+def test_build_for_another_gpu_serves_the_cpu(no_kernel, monkeypatch, build):
+    """If the `kernels` package refuses the CUDA variant, the CPU variant in the folder is loaded."""
     load = dispatcher.kernels.get_local_kernel
 
     def refuse(folder, backend=None):
@@ -438,19 +394,19 @@ def test_another_gpu_than_the_build_is_for_leaves_the_cpu(nothing_found, monkeyp
 
     monkeypatch.setattr(dispatcher.kernels, "get_local_kernel", refuse)
     monkeypatch.setenv("LOCAL_KERNELS", f"{dispatcher.KERNEL_ID}={build}")
-    dispatcher.forget()
+    dispatcher.reset()
     kernel = dispatcher.find_kernel()
     assert kernel is not None and kernel.devices == {"cpu"}
 
     monkeypatch.setenv("LOCAL_KERNELS", f"{dispatcher.KERNEL_ID}={build / 'nowhere'}")
-    dispatcher.forget()
+    dispatcher.reset()
     assert dispatcher.find_kernel() is None and "capability 7.5" in dispatcher._state.problems[0]
 
 
 @pytest.mark.parametrize("operator", dispatcher.OPERATORS)
 @pytest.mark.parametrize("wrong", ["output", "gradient", "not a number"])
-def test_a_kernel_that_computes_something_else_is_found_out(kernel, operator, wrong):
-    """What `build-kernels` does after a build, on every device that it is for."""
+def test_check_kernel_detects_wrong_results(kernel, operator, wrong):
+    """`build-kernels` runs this check after a build on every available device."""
     assert check_kernel(kernel.functions, "cpu") < 0.5
 
     def other(value, *rest):
@@ -464,7 +420,7 @@ def test_a_kernel_that_computes_something_else_is_found_out(kernel, operator, wr
         check_kernel(SimpleNamespace(**functions), "cpu")
 
 
-def test_a_kernel_that_is_wrong_does_not_stay(build, monkeypatch, tmp_path):
+def test_build_kernels_removes_a_wrong_build(build, monkeypatch, tmp_path):
     def wrong(functions, device):
         raise RuntimeError(f"wrong on {device}")
 
@@ -480,7 +436,7 @@ def test_a_kernel_that_is_wrong_does_not_stay(build, monkeypatch, tmp_path):
     assert not list((tmp_path / "build").iterdir())
 
 
-def test_a_dtype_that_no_kernel_serves_is_no_missing_kernel(kernel, messages):
+def test_unsupported_dtype_does_not_warn_of_a_missing_kernel(kernel, messages):
     value = torch.zeros(1, dtype=torch.float8_e4m3fn)
     assert dispatcher.choose("dcnv3", value, fallback=dcnv3_fallback, reference=dcnv3_reference) is dcnv3_fallback
     assert not messages()
@@ -488,31 +444,50 @@ def test_a_dtype_that_no_kernel_serves_is_no_missing_kernel(kernel, messages):
         dispatcher.choose("dcnv3", value, fallback=dcnv3_fallback, reference=dcnv3_reference)
 
 
-def test_a_broken_build_is_passed_over(nothing_found, monkeypatch, build, tmp_path, messages):
+@pytest.mark.parametrize(
+    ("backend", "devices"),
+    [
+        ({"type": "cpu"}, {"cpu"}),
+        ({"type": "cuda"}, {"cpu"}),  # a CUDA variant compiled without nvcc
+        ({"type": "cuda", "archs": []}, {"cpu"}),
+        ({"type": "cuda", "archs": ["9.0"]}, {"cpu", "cuda"}),
+    ],
+)
+def test_metadata_states_the_devices_of_a_build(tmp_path, backend, devices):
+    (tmp_path / "metadata.json").write_text(json.dumps({"backend": backend}))
+    functions = dict.fromkeys(dispatcher.OPERATORS)
+    module = SimpleNamespace(__file__=str(tmp_path / "__init__.py"), **functions)
+    assert dispatcher.devices_of(module) == devices
+    del module.dcnv3
+    with pytest.raises(RuntimeError, match="it has no dcnv3"):
+        dispatcher.devices_of(module)
+
+
+def test_broken_build_is_skipped(no_kernel, monkeypatch, build, tmp_path, messages):
     broken = tmp_path / "broken"
     shutil.copytree(build / "build", broken / "build")
     for module in broken.glob("build/*/__init__.py"):
         module.write_text("raise ImportError('built for another machine')")
     monkeypatch.setenv("LOCAL_KERNELS", f"{dispatcher.KERNEL_ID}={broken}")
-    dispatcher.forget()
+    dispatcher.reset()
     assert dispatcher.find_kernel() is None
-    assert any("passed over" in message and "built for another machine" in message for message in messages())
+    assert any("skipped" in message and "built for another machine" in message for message in messages())
     model, images = adapter()
-    assert all(map_.isfinite().all() for map_ in model(images).feature_maps)
+    assert all(feature_map.isfinite().all() for feature_map in model(images).feature_maps)
 
 
 @pytest.mark.parametrize(
     ("repository", "message"), [("org/name", "org/name@version"), ("org/name@1", "org/name")], ids=["bad", "offline"]
 )
-def test_a_repository_that_cannot_be_had(nothing_found, monkeypatch, repository, message):
-    """Only a user who names one gets there; the tests are offline."""
+def test_unusable_repository_is_a_problem(no_kernel, monkeypatch, repository, message):
+    """The tests are offline, so no repository can be loaded."""
     monkeypatch.setenv("SEGTRANSFORMERS_KERNELS_REPO", repository)
-    dispatcher.forget()
+    dispatcher.reset()
     assert dispatcher.find_kernel() is None
     assert len(dispatcher._state.problems) == 1 and message in dispatcher._state.problems[0]
 
 
-def test_build_says_what_it_needs(monkeypatch, tmp_path):
+def test_build_without_a_compiler_is_an_error(monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", "no-such-compiler")
     result = CliRunner().invoke(app, ["build-kernels", "--output", str(tmp_path)])
     assert result.exit_code == 1
@@ -520,8 +495,7 @@ def test_build_says_what_it_needs(monkeypatch, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_importing_searches_for_nothing():
-    """The import stays fast and touches no kernel."""
+def test_import_does_not_search_for_a_kernel():
     code = (
         "import segtransformers; from segtransformers.operators import dispatcher; "
         "assert not dispatcher._state.searched"

@@ -1,17 +1,23 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""The deformable attention operator against the original's numbers, and the seam for compiled kernels."""
+"""Deformable attention: equal to the original's numbers, and replaceable by other kernels and forwards."""
 
+import functools
 import json
+from unittest import mock
 
 import kernels
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 from reference_cases import FOLDER, relative_error
 from safetensors.torch import load_file
 from transformers.models.rf_detr.modeling_rf_detr import MultiScaleDeformableAttention as TransformersLayer
 
 from segtransformers.operators import (
+    FusedDeformableAttention,
     MultiScaleDeformableAttention,
+    compiled_operators,
+    dispatcher,
     ms_deform_attn_fallback,
     ms_deform_attn_reference,
 )
@@ -45,7 +51,7 @@ def test_reference_equals_the_original(name):
     assert relative_error(output, tensors["output"]) < 1e-10
     output.backward(tensors["grad_output"])
     for key, tensor in inputs.items():
-        if f"grad_{key}" not in tensors:  # not recorded where the points stand on the corners of the interpolation
+        if f"grad_{key}" not in tensors:  # not recorded: bilinear interpolation has no derivative at pixel centres
             assert name == "ms_deform_attn-pixel-centers" and key == "sampling_locations"
             continue
         expected = tensors[f"grad_{key}"]
@@ -92,8 +98,95 @@ def test_layer_has_the_interface_of_transformers():
     assert torch.equal(ours(**named), ours(*inputs))
 
 
-def test_a_kernel_can_take_the_layers_place(tmp_path):
-    """A kernel repository in a local folder, in pure Python: what it returns must come out of the layer."""
+def fused_arguments() -> tuple:
+    shapes = [(4, 5), (2, 3)]
+    value, references = torch.randn(2, 26, 2, 4), torch.rand(1, 7, 1, 2)
+    offsets, logits = torch.randn(2, 7, 2, 2, 3, 2), torch.randn(2, 7, 2, 2, 3)
+    return value, torch.tensor(shapes), shapes, torch.tensor([0, 20]), references, offsets, logits
+
+
+def compiled_fused_operator():
+    """Stand in for a compiled kernel: a mock of `dispatcher.compiled` whose fused operator returns zeros."""
+
+    def zeros(value, shapes, references, offsets, logits):
+        return (0 * value).flatten(2).sum(1, keepdim=True).expand(-1, offsets.shape[1], -1)
+
+    return mock.patch.object(
+        dispatcher, "compiled", side_effect=lambda name, value: zeros if name == "ms_deform_attn_fused" else None
+    )
+
+
+def _replace_by_accelerate_hook(layer):
+    add_hook_to_module(layer, ModelHook())
+
+
+def _replace_by_partial(layer):
+    layer.forward = functools.partial(MultiScaleDeformableAttention.forward, layer)
+
+
+def _replace_by_function(layer):
+    own = layer.forward
+    layer.forward = lambda *arguments: own(*arguments)
+
+
+def _replace_by_method(layer):
+    class Other(MultiScaleDeformableAttention):
+        def forward(self, *arguments):
+            return super().forward(*arguments)
+
+    layer.forward = Other().forward
+
+
+@pytest.mark.parametrize(
+    "replace", [_replace_by_accelerate_hook, _replace_by_partial, _replace_by_function, _replace_by_method]
+)
+def test_fused_layer_calls_a_replaced_forward(replace):
+    torch.manual_seed(0)
+    inputs = fused_arguments()
+    layer = FusedDeformableAttention()
+    with compiled_operators("off"):
+        expected = layer(*inputs)
+    with compiled_fused_operator() as compiled:
+        assert not layer(*inputs).any() and compiled.called
+        replace(layer.attention)
+        assert torch.equal(layer(*inputs), expected)
+
+
+def test_fused_layer_calls_a_forward_replaced_in_the_class():
+    with (
+        mock.patch.object(MultiScaleDeformableAttention, "forward", lambda self, *arguments: torch.ones(1)),
+        compiled_fused_operator(),
+    ):
+        assert FusedDeformableAttention()(*fused_arguments()) == 1
+
+
+@pytest.mark.parametrize("part", ["", "attention"])
+@pytest.mark.parametrize(
+    "register",
+    [
+        "register_forward_pre_hook",
+        "register_forward_hook",
+        "register_full_backward_pre_hook",
+        "register_full_backward_hook",
+    ],
+)
+def test_hooks_fire_on_every_call(part, register):
+    """Hooks on the fused layer and on the layer in it fire, although a compiled operator could serve."""
+    layer = FusedDeformableAttention()
+    calls = []
+    handle = getattr(layer.get_submodule(part), register)(lambda *arguments: calls.append(arguments[0]))
+    inputs = fused_arguments()
+    inputs[0].requires_grad_()
+    with compiled_fused_operator():
+        for _ in range(3):
+            layer(*inputs).sum().backward()
+        assert calls == [layer.get_submodule(part)] * 3
+        handle.remove()
+        assert not layer(*inputs).any()  # without the hook the compiled operator serves
+
+
+def test_kernelize_replaces_the_layer(tmp_path):
+    """The kernel is a local repository in pure Python that returns 42."""
     for variant in ("torch-cpu", "torch-cuda", "torch-rocm", "torch-metal", "torch-xpu"):
         folder = tmp_path / "build" / variant
         folder.mkdir(parents=True)
@@ -121,21 +214,33 @@ def test_a_kernel_can_take_the_layers_place(tmp_path):
         kernels.kernelize(layer, mode=kernels.Mode.INFERENCE, device="cpu", use_fallback=False)
     output = layer[0](*layer_arguments(*arguments("ms_deform_attn-1-level")))
     assert (output == 42).all()
+    # the fused layer of the models honours it too
+    fused = FusedDeformableAttention()
+    fused.attention = layer[0]
+    with compiled_fused_operator() as compiled:
+        assert (fused(*fused_arguments()) == 42).all()
+    assert not compiled.called
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"value": lambda t: t[:, :-1]}, "value has 63 tokens, but the levels .* add up to 64"),
+        ({"value": lambda t: t[:, :-1]}, "value has 63 tokens, but the levels .* have 64"),
         ({"value": lambda t: t.flatten(2)}, r"value must be \(batch, tokens, heads, channels\)"),
-        ({"value": lambda t: t[:1]}, "batch, heads and levels must agree"),
-        ({"attention_weights": lambda t: t[..., :-1]}, "sampling_locations the same"),
-        ({"sampling_locations": lambda t: t[..., :1]}, "sampling_locations the same"),
+        ({"value": lambda t: t[:1]}, "batch, heads and levels must be equal"),
+        (
+            {"attention_weights": lambda t: t[..., :-1]},
+            r"sampling_locations \(batch, queries, heads, levels, points, 2\)",
+        ),
+        (
+            {"sampling_locations": lambda t: t[..., :1]},
+            r"sampling_locations \(batch, queries, heads, levels, points, 2\)",
+        ),
         ({"value": lambda t: t.long()}, "value must hold floating-point numbers, got torch.int64"),
         ({"attention_weights": lambda t: t > 0}, "attention_weights must hold floating-point numbers, got torch.bool"),
     ],
 )
-def test_shapes_that_do_not_fit_are_refused(change, message):
+def test_wrong_shapes_and_dtypes_raise_errors(change, message):
     tensors, shapes = arguments("ms_deform_attn-3-levels")
     inputs = {key: tensors[key] for key in ("value", "sampling_locations", "attention_weights")}
     for key, function in change.items():
@@ -146,7 +251,7 @@ def test_shapes_that_do_not_fit_are_refused(change, message):
 
 
 @pytest.mark.parametrize("empty", ["batch", "queries", "heads", "channels", "points"])
-def test_empty(empty):
+def test_empty_dimensions(empty):
     batch, queries, heads, channels, points = (
         0 if name == empty else 3 for name in ("batch", "queries", "heads", "channels", "points")
     )

@@ -42,7 +42,7 @@ def build_kernels(
                 shutil.rmtree(folder)
             typer.echo("removed what was built", err=True)
             raise
-    dispatcher.forget()
+    dispatcher.reset()
     if output is None:
         typer.echo(dispatcher.describe())
     else:

@@ -1,12 +1,18 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Operators: a plain PyTorch reference, a faster fallback, and compiled kernels where [`dispatcher`] finds them."""
+"""Deformable operators: reference and fallback in plain PyTorch, and compiled kernels selected by [`dispatcher`]."""
 
-from .deformable_attention import MultiScaleDeformableAttention, ms_deform_attn_fallback, ms_deform_attn_reference
+from .deformable_attention import (
+    FusedDeformableAttention,
+    MultiScaleDeformableAttention,
+    ms_deform_attn_fallback,
+    ms_deform_attn_reference,
+)
 from .deformable_convolution import DeformableConvolutionV3, dcnv3_fallback, dcnv3_reference
 from .dispatcher import compiled_operators
 
 __all__ = [
     "DeformableConvolutionV3",
+    "FusedDeformableAttention",
     "MultiScaleDeformableAttention",
     "compiled_operators",
     "dcnv3_fallback",

@@ -1,7 +1,7 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Multi-scale deformable attention.
+"""Multi-scale deformable attention without its linear projections.
 
-Source: Deformable DETR (https://arxiv.org/abs/2010.04159), equation 3, without its projections.
+Source: Deformable DETR (https://arxiv.org/abs/2010.04159), equation 3.
 """
 
 from collections.abc import Sequence
@@ -21,10 +21,10 @@ def ms_deform_attn_reference(
     sampling_locations: torch.Tensor,
     attention_weights: torch.Tensor,
 ) -> torch.Tensor:
-    """Weighted sum of bilinear samples from several levels, in plain PyTorch.
+    """Sum weighted bilinear samples from several levels, in plain PyTorch.
 
-    Sampling is bilinear with align_corners False and zeros outside. All arithmetic runs in float32, or float64 where
-    any argument is float64: coordinates in half precision would be off by whole pixels.
+    Sampling uses align_corners False and zeros outside a level. All arithmetic runs in float32, or in float64 if any
+    argument is float64, because coordinates in half precision would be off by whole pixels.
 
     Args:
         value: `(B, sum(h * w), heads, channels)`, the levels one after another, each row by row.
@@ -36,7 +36,7 @@ def ms_deform_attn_reference(
         `(B, queries, heads * channels)` in the dtype of `value`.
 
     Raises:
-        ValueError: if the shapes do not fit each other, or a tensor does not hold floating-point numbers.
+        ValueError: if the shapes do not fit together, or a tensor does not hold floating-point numbers.
     """
     _check_shapes(value, spatial_shapes, sampling_locations, attention_weights)
     batch, _, heads, channels = value.shape
@@ -44,14 +44,14 @@ def ms_deform_attn_reference(
     exact = torch.float64 in (value.dtype, sampling_locations.dtype, attention_weights.dtype)
     dtype = torch.float64 if exact else torch.float32
 
-    maps = value.to(dtype).permute(0, 2, 3, 1).flatten(0, 1)
-    maps = maps.split([height * width for height, width in spatial_shapes], dim=2)
+    values = value.to(dtype).permute(0, 2, 3, 1).flatten(0, 1)  # (B * heads, channels, tokens)
+    values_by_level = values.split([height * width for height, width in spatial_shapes], dim=2)
     grids = (2 * sampling_locations.to(dtype) - 1).transpose(1, 2).flatten(0, 1)
     weights = attention_weights.to(dtype).transpose(1, 2).reshape(batch * heads, 1, queries, levels, points)
     output = value.new_zeros((), dtype=dtype)
     for level, (height, width) in enumerate(spatial_shapes):
         samples = F.grid_sample(
-            maps[level].unflatten(2, (height, width)),
+            values_by_level[level].unflatten(2, (height, width)),
             grids[:, :, level],  # (B * heads, queries, points, 2)
             mode="bilinear",
             padding_mode="zeros",
@@ -67,7 +67,7 @@ def ms_deform_attn_fallback(
     sampling_locations: torch.Tensor,
     attention_weights: torch.Tensor,
 ) -> torch.Tensor:
-    """[`ms_deform_attn_reference`] by other means: several times faster on a CPU, eager and with torch.compile."""
+    """Compute [`ms_deform_attn_reference`] several times faster on a CPU, in eager mode and with torch.compile."""
     _check_shapes(value, spatial_shapes, sampling_locations, attention_weights)
     exact = torch.float64 in (value.dtype, sampling_locations.dtype, attention_weights.dtype)
     dtype = torch.float64 if exact else torch.float32
@@ -84,28 +84,31 @@ def _check_shapes(value, spatial_shapes, sampling_locations, attention_weights) 
     tokens = sum(height * width for height, width in spatial_shapes)
     if value.shape[1] != tokens:
         raise ValueError(
-            f"value has {value.shape[1]} tokens, but the levels {list(map(tuple, spatial_shapes))} add up to {tokens}"
+            f"value has {value.shape[1]} tokens, but the levels {list(map(tuple, spatial_shapes))} have {tokens}"
         )
     expected = (*attention_weights.shape, 2)
     if attention_weights.dim() != 5 or tuple(sampling_locations.shape) != expected:
         raise ValueError(
-            "attention_weights must be (batch, queries, heads, levels, points) and sampling_locations the same with "
-            f"(x, y) behind it, got {tuple(attention_weights.shape)} and {tuple(sampling_locations.shape)}"
+            "attention_weights must be (batch, queries, heads, levels, points) and sampling_locations (batch, queries, "
+            f"heads, levels, points, 2), got {tuple(attention_weights.shape)} and {tuple(sampling_locations.shape)}"
         )
     batch, _, heads, levels, _ = attention_weights.shape
     if (batch, heads, levels) != (value.shape[0], value.shape[2], len(spatial_shapes)):
         raise ValueError(
             f"attention_weights {tuple(attention_weights.shape)} do not fit value {tuple(value.shape)} with "
-            f"{len(spatial_shapes)} levels: batch, heads and levels must agree"
+            f"{len(spatial_shapes)} levels: batch, heads and levels must be equal"
         )
 
 
-IM2COL_STEP = 64  # images that a kernel may take at once, as the originals say
+IM2COL_STEP = 64  # images that a kernel may process at once, as in the originals
 
 
 @use_kernel_forward_from_hub("MultiScaleDeformableAttention")
 class MultiScaleDeformableAttention(nn.Module):
-    """Same name and `forward` as transformers' own, no state. [`dispatcher`] says which implementation runs."""
+    """Multi-scale deformable attention without parameters, with the name and `forward` of the layer in transformers.
+
+    [`dispatcher`] selects the implementation.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,19 +124,34 @@ class MultiScaleDeformableAttention(nn.Module):
         attention_weights: torch.Tensor,
         im2col_step: int,
     ) -> torch.Tensor:
-        """See [`ms_deform_attn_reference`]; the arguments it does not have are there for other kernels.
+        """See [`ms_deform_attn_reference`]. Only other kernels read the arguments that are described here.
 
         Args:
-            value_spatial_shapes: `(levels, 2)`, the same numbers as `value_spatial_shapes_list`, on the device.
-            level_start_index: `(levels,)`, the first token of each level, on the device.
-            im2col_step: how many images a kernel may take at once.
+            value_spatial_shapes: `(levels, 2)`, the numbers of `value_spatial_shapes_list` as a tensor.
+            level_start_index: `(levels,)`, the first token of each level.
+            im2col_step: largest number of images that a kernel processes at once.
         """
         implementation = dispatcher.choose(
             "ms_deform_attn", value, fallback=ms_deform_attn_fallback, reference=ms_deform_attn_reference
         )
         return implementation(value, value_spatial_shapes_list, sampling_locations, attention_weights)
 
-    def attend(
+
+_OWN_FORWARD = MultiScaleDeformableAttention.forward
+
+
+class FusedDeformableAttention(nn.Module):
+    """Multi-scale deformable attention from predicted offsets and logits.
+
+    A compiled operator computes softmax, sampling locations and weighted sum at once. Without one, and if the layer
+    `attention` has another `forward` than its own or a hook, that layer is called on locations and weights.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = MultiScaleDeformableAttention()
+
+    def forward(
         self,
         value: torch.Tensor,
         value_spatial_shapes: torch.Tensor,
@@ -143,22 +161,34 @@ class MultiScaleDeformableAttention(nn.Module):
         sampling_offsets: torch.Tensor,
         attention_logits: torch.Tensor,
     ) -> torch.Tensor:
-        """`forward` from what a model predicts: a compiled operator does all of it at once.
+        """See [`MultiScaleDeformableAttention.forward`] for the other arguments and the result.
 
         Args:
-            reference_points: `(1, queries, 1, 2)`, (x, y) with 0 and 1 at the edges of the levels.
-            sampling_offsets: `(B, queries, heads, levels, points, 2)`, (x, y) in pixels of their level.
+            reference_points: `(1, queries, 1, 2)`, (x, y) with 0 and 1 at the outer edges of a level.
+            sampling_offsets: `(B, queries, heads, levels, points, 2)`, (x, y) in pixels of the level.
             attention_logits: `(B, queries, heads, levels, points)`; their softmax runs over levels and points.
         """
-        # where `kernelize` gave this layer another `forward`, that is what the user wants
-        is_own = self.forward.__func__ is type(self).forward  # type: ignore[attr-defined]
-        fused = dispatcher.compiled("ms_deform_attn_fused", value) if is_own else None
+        fused = None if _must_be_called(self.attention) else dispatcher.compiled("ms_deform_attn_fused", value)
         if fused is not None:
             return fused(value, value_spatial_shapes_list, reference_points, sampling_offsets, attention_logits)
         weights = attention_logits.flatten(-2).softmax(-1).unflatten(-1, attention_logits.shape[-2:])
-        # half-precision offsets become float32 here
         sides = value_spatial_shapes.flip(-1).to(reference_points.dtype)
+        # reference points are float32, so offsets in half precision become float32 here
         locations = reference_points[:, :, :, None, None] + sampling_offsets / sides[:, None]
-        return self(
+        return self.attention(
             value, value_spatial_shapes, value_spatial_shapes_list, level_start_index, locations, weights, IM2COL_STEP
         )
+
+
+def _must_be_called(attention: nn.Module) -> bool:
+    """Return True if somebody replaced the layer's `forward` or registered a hook on it."""
+    # `kernelize` may bind the layer's own function again, so functions are compared; a partial has no `__func__`
+    if getattr(attention.forward, "__func__", None) is not _OWN_FORWARD:
+        return True
+    hooks = (  # nn.Module has no public list of its hooks
+        attention._forward_pre_hooks,
+        attention._forward_hooks,
+        attention._backward_pre_hooks,
+        attention._backward_hooks,
+    )
+    return any(hooks)

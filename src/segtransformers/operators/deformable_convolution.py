@@ -1,7 +1,7 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Deformable convolution v3, the core of InternImage.
+"""Deformable convolution v3 (DCNv3), the core of InternImage, without its linear projections.
 
-Source: InternImage (https://arxiv.org/abs/2211.05778), equation 3, without its projections; the behaviour follows
+Source: InternImage (https://arxiv.org/abs/2211.05778), equation 3, and
 `classification/ops_dcnv3/functions/dcnv3_func.py` of OpenGVLab/InternImage.
 """
 
@@ -28,31 +28,32 @@ def dcnv3_reference(
     offset_scale: float,
     remove_center: bool,
 ) -> torch.Tensor:
-    """Weighted sum of bilinear samples around every output pixel, in plain PyTorch.
+    """Sum weighted bilinear samples around every output pixel, in plain PyTorch.
 
-    The points of a kernel are numbered column by column, from top to bottom in each. Point (row, column) of output
-    pixel (i, j) reads at `y = i * stride - padding + middle + ((row * dilation - middle) + offset_y) * offset_scale`
-    with `middle = dilation * (kernel - 1) // 2`, and `x` likewise, in pixels of `value` with pixel centres at integers:
-    `offset_scale` spreads the kernel as well as the offsets. Outside of `value` everything is zero.
+    The points of the kernel are numbered column by column, each column from top to bottom. Point (row, column) of
+    output pixel (i, j) samples at
+    `y = i * stride - padding + middle + ((row * dilation - middle) + offset_y) * offset_scale` with
+    `middle = dilation * (kernel - 1) // 2`, and `x` likewise, in pixels of `value` with pixel centres at integers.
+    So `offset_scale` scales the kernel's grid as well as the offsets. Values outside of `value` are zero.
 
-    All arithmetic runs in float32, or float64 where any argument is float64: coordinates in half precision would be off
-    by whole pixels.
+    All arithmetic runs in float32, or in float64 if any argument is float64, because coordinates in half precision
+    would be off by whole pixels.
 
     Args:
         value: `(B, H, W, groups * channels)`, not padded.
-        offset: `(B, h, w, groups * points * 2)`, pairs (x, y) in pixels; `points` is the kernel's area, less one with
+        offset: `(B, h, w, groups * points * 2)`, pairs (x, y) in pixels; `points` is the kernel's area, minus one with
             `remove_center`, and `h = (H + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1`.
         mask: `(B, h, w, groups * points)`, the weights, already normalised.
         kernel_size, stride, padding, dilation: (height, width).
-        groups: group g reads and writes the g-th part of the channels.
-        offset_scale: distance between neighbouring points of the kernel, over `dilation`.
-        remove_center: leave the middle point out.
+        groups: number of equal parts of the channels; each part has its own offsets and weights.
+        offset_scale: distance between neighbouring points of the kernel, divided by `dilation`.
+        remove_center: leave out the middle point of the kernel.
 
     Returns:
         `(B, h, w, groups * channels)` in the dtype of `value`.
 
     Raises:
-        ValueError: if an argument is out of range, the shapes do not fit each other, or a tensor does not hold
+        ValueError: if an argument is out of range, the shapes do not fit together, or a tensor does not hold
             floating-point numbers.
     """
     locations, mask = _locations(
@@ -62,14 +63,14 @@ def dcnv3_reference(
     value_height, value_width = value.shape[1:3]
     dtype = locations.dtype
     sides = torch.tensor([value_width, value_height], dtype=dtype, device=value.device)
-    grids = (2 * locations + 1) / sides - 1  # -1 and 1 are the outer edges
+    grids = (2 * locations + 1) / sides - 1  # grid_sample: -1 and 1 are the outer edges
     grids = grids.permute(0, 3, 4, 1, 2, 5).reshape(batch * groups, points, height * width, 2)
     weights = mask.permute(0, 3, 4, 1, 2).reshape(batch * groups, 1, points, height * width)
-    maps = value.to(dtype).unflatten(3, (groups, -1)).permute(0, 3, 4, 1, 2).flatten(0, 1)
+    values = value.to(dtype).unflatten(3, (groups, -1)).permute(0, 3, 4, 1, 2).flatten(0, 1)
     output = value.new_zeros((), dtype=dtype)
-    column = kernel_size[0]  # all points at once would take more memory, and one by one more calls
+    column = kernel_size[0]  # a compromise: all points at once need more memory, single points more calls
     for grid, weight in zip(grids.split(column, dim=1), weights.split(column, dim=2), strict=True):
-        samples = F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        samples = F.grid_sample(values, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
         output = output + (samples * weight).sum(2)  # (B * groups, channels, h * w)
     output = output.unflatten(0, (batch, groups)).flatten(1, 2)
     return output.transpose(1, 2).unflatten(1, (height, width)).to(value.dtype)
@@ -87,7 +88,7 @@ def dcnv3_fallback(
     offset_scale: float,
     remove_center: bool,
 ) -> torch.Tensor:
-    """[`dcnv3_reference`] by other means: several times faster on a CPU, eager and with torch.compile."""
+    """Compute [`dcnv3_reference`] several times faster on a CPU, in eager mode and with torch.compile."""
     locations, mask = _locations(
         value, offset, mask, kernel_size, stride, padding, dilation, groups, offset_scale, remove_center
     )
@@ -100,23 +101,23 @@ def dcnv3_fallback(
 
 
 def _locations(value, offset, mask, kernel_size, stride, padding, dilation, groups, offset_scale, remove_center):
-    """Where the points read, `(B, h, w, groups, points, 2)` in pixels of `value`, and the mask shaped like it.
+    """Return sampling locations `(B, h, w, groups, points, 2)` in pixels of `value`, and the mask in that shape.
 
-    Both in float32, or float64 where any argument is float64.
+    Both are float32, or float64 if any argument is float64.
     """
     points = _check_kernel(kernel_size, stride, padding, dilation, groups, remove_center)
     height, width = _check_shapes(value, offset, mask, kernel_size, stride, padding, dilation, groups, points)
     dtype = torch.float64 if torch.float64 in (value.dtype, offset.dtype, mask.dtype) else torch.float32
 
-    def places(axis: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Centres of the output pixels, and the kernel's points relative to them, along one axis."""
+    def axis_positions(axis: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the centres of the output pixels along an axis, and the kernel's points relative to a centre."""
         middle = dilation[axis] * (kernel_size[axis] - 1) // 2
         centres = torch.arange(count, dtype=dtype, device=value.device) * stride[axis] + (middle - padding[axis])
         points = torch.arange(kernel_size[axis], dtype=dtype, device=value.device) * dilation[axis] - middle
         return centres, points
 
-    centres_y, points_y = places(0, height)
-    centres_x, points_x = places(1, width)
+    centres_y, points_y = axis_positions(0, height)
+    centres_x, points_x = axis_positions(1, width)
     kernel = torch.stack(torch.meshgrid(points_x, points_y, indexing="ij"), dim=-1).flatten(0, 1)  # (points, 2)
     if remove_center:
         kernel = torch.cat([kernel[: points // 2], kernel[points // 2 + 1 :]])
@@ -127,7 +128,7 @@ def _locations(value, offset, mask, kernel_size, stride, padding, dilation, grou
 
 
 def _check_kernel(kernel_size, stride, padding, dilation, groups, remove_center) -> int:
-    """The number of points."""
+    """Check the kernel's settings and return its number of points."""
     for name, pair, least in (
         ("kernel_size", kernel_size, 1),
         ("stride", stride, 1),
@@ -135,17 +136,17 @@ def _check_kernel(kernel_size, stride, padding, dilation, groups, remove_center)
         ("dilation", dilation, 1),
     ):
         if not isinstance(pair, Sequence) or len(pair) != 2 or min(pair) < least:
-            raise ValueError(f"{name} must be (height, width) of at least {least}, got {pair}")
+            raise ValueError(f"{name} must be (height, width), each at least {least}, got {pair}")
     if groups < 1:
         raise ValueError(f"groups must be at least 1, got {groups}")
     points = kernel_size[0] * kernel_size[1]
     if remove_center and (points % 2 == 0 or points == 1):
-        raise ValueError(f"remove_center needs a kernel of odd sides larger than 1x1, got {tuple(kernel_size)}")
+        raise ValueError(f"remove_center needs a kernel with odd sides, larger than 1x1, got {tuple(kernel_size)}")
     return points - int(remove_center)
 
 
 def _check_shapes(value, offset, mask, kernel_size, stride, padding, dilation, groups, points) -> tuple[int, int]:
-    """Height and width of the output."""
+    """Check the tensors and return height and width of the output."""
     check_floating(value=value, offset=offset, mask=mask)
     if value.dim() != 4 or value.shape[3] % groups:
         raise ValueError(
@@ -173,7 +174,7 @@ def _check_shapes(value, offset, mask, kernel_size, stride, padding, dilation, g
 
 @use_kernel_forward_from_hub("DeformableConvolutionV3")
 class DeformableConvolutionV3(nn.Module):
-    """A layer without state. [`dispatcher`] says which implementation runs."""
+    """DCNv3's sampling as a layer without parameters. [`dispatcher`] selects the implementation."""
 
     def __init__(self) -> None:
         super().__init__()

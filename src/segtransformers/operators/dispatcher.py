@@ -1,21 +1,21 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Which implementation serves an operator: a compiled kernel where one is found, else plain PyTorch.
+"""Select the implementation of an operator for a device and dtype: compiled kernel, fallback or reference.
 
-A kernel is a build of `kernels/deformable-ops` in the layout of the `kernels` package. It is looked for, once in a
-process and without any network, in this order:
+Fallback and reference are plain PyTorch. A kernel is a build of `kernels/deformable-ops` in the layout of the `kernels`
+package. The dispatcher searches for one once per process, in this order:
 
-1. the folder that `LOCAL_KERNELS="segtransformers/deformable-ops=folder"` names;
-2. the repository that `SEGTRANSFORMERS_KERNELS_REPO="org/name@version"` names: the only way to have one downloaded,
-   because a kernel is code, and naming its publisher is the user's decision;
+1. the folder named by `LOCAL_KERNELS="segtransformers/deformable-ops=folder"`;
+2. the repository named by `SEGTRANSFORMERS_KERNELS_REPO="org/name@version"`. Nothing is downloaded without this
+   variable, because a kernel is code, and the user decides whose code runs;
 3. `kernels/deformable-ops/build` of a source checkout;
-4. what `segtransformers build-kernels` made in the user's cache folder.
+4. the user's cache folder, where `segtransformers build-kernels` writes.
 
-Builds in the last two places are passed over where they were made from other sources than those installed.
+A build found by 3 or 4 is skipped if it was made from other sources than the installed ones.
 
 `SEGTRANSFORMERS_KERNELS` is `auto` (the default), `off`, or `force`, which makes a missing kernel an error;
-[`compiled_operators`] does the same for a block of code. Programs from `torch.export` and ONNX hold the plain
-PyTorch reference, so that they run anywhere, unless a kernel is forced. The `kernels` package can still replace the
-layers' `forward`, with this project's kernel or another (`kernelize`, `use_kernels=True` of transformers).
+[`compiled_operators`] sets the same for a block of code. Programs from `torch.export` and ONNX contain the reference,
+so that they run anywhere, unless the mode is `force`. The `kernels` package can replace the layers' `forward` by this
+project's kernel or another one (`kernelize`, `use_kernels=True` of transformers).
 """
 
 import contextlib
@@ -42,18 +42,29 @@ MODES = ("auto", "off", "force")
 
 @dataclass(frozen=True)
 class Kernel:
-    """A loaded build: its functions, where it came from, and the device types it has code for."""
+    """A loaded build.
+
+    Attributes:
+        functions: the module with the functions of `OPERATORS`.
+        origin: the folder or repository of the build, for messages.
+        devices: the device types that the build has code for.
+    """
 
     functions: ModuleType
     origin: str
     devices: frozenset[str]
 
 
-# plain attributes, because torch.compile can read and guard those
-_state = SimpleNamespace(searched=False, kernel=None, problems=[], mode=None, said=set())
+# a namespace, because torch.compile can read and guard plain attributes
+_state = SimpleNamespace(searched=False, kernel=None, problems=[], mode=None, warned_devices=set())
 
 
 def default_mode() -> str:
+    """Read the mode from `SEGTRANSFORMERS_KERNELS`.
+
+    Raises:
+        ValueError: if the variable is not one of `MODES`.
+    """
     mode = os.environ.get("SEGTRANSFORMERS_KERNELS", "auto").lower() or "auto"
     if mode not in MODES:
         raise ValueError(f"SEGTRANSFORMERS_KERNELS must be one of {', '.join(MODES)}, got {mode!r}")
@@ -62,9 +73,12 @@ def default_mode() -> str:
 
 @contextlib.contextmanager
 def compiled_operators(mode: str) -> Iterator[None]:
-    """Within the block, use compiled kernels where there are some (`auto`), never (`off`) or only (`force`).
+    """Set the mode within a block: use compiled kernels if available (`auto`), never (`off`) or always (`force`).
 
-    Holds for the whole process, not for one thread. A kernel that was put into a layer by `kernelize` stays there.
+    The mode holds for all threads of the process. A kernel that `kernelize` put into a layer runs in every mode.
+
+    Raises:
+        ValueError: if `mode` is not one of `MODES`.
     """
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
@@ -79,7 +93,7 @@ def compiled_operators(mode: str) -> Iterator[None]:
 
 
 def prepare() -> None:
-    """Look for a kernel, once. Layers call it when they are made, so that torch.compile finds it done."""
+    """Search for a kernel, once. Layers call this in `__init__`, because torch.compile cannot trace the search."""
     if _state.mode is None:
         _state.mode = default_mode()
     if _state.mode != "off":
@@ -87,86 +101,90 @@ def prepare() -> None:
 
 
 def compiled(operator: str, value: torch.Tensor) -> Callable | None:
-    """The kernel's function for an operator on `value`'s device and dtype; None where plain PyTorch has to serve.
+    """Return the compiled function of an operator for `value`'s device and dtype, or None to use plain PyTorch.
 
     Args:
         operator: one of `OPERATORS`.
 
     Raises:
-        RuntimeError: if kernels are forced and there is none for the device.
+        RuntimeError: if the mode is `force` and no kernel supports the device and dtype.
     """
     mode = _state.mode or default_mode()
-    if value.device.type == "meta" or mode == "off" or (mode == "auto" and _is_exported()):
+    if value.device.type == "meta" or mode == "off" or (mode == "auto" and _is_exporting()):
         return None
     kernel = find_kernel() if not _state.searched else _state.kernel
     if kernel is not None and value.device.type in kernel.devices and value.dtype in DTYPES:
         return getattr(kernel.functions, operator)
     if mode == "force":
         raise RuntimeError(
-            f"compiled kernels are forced, but there is none for {operator} on {value.device.type} in "
+            f"compiled kernels are forced, but none was found for {operator} on {value.device.type} in "
             f"{value.dtype}. {_advice(value.device.type)}"
         )
-    served = kernel is not None and value.device.type in kernel.devices  # but not in this dtype
-    if not served and not torch.compiler.is_compiling():
-        _say_fallback(value.device.type)
+    is_device_served = kernel is not None and value.device.type in kernel.devices  # a build would not help the dtype
+    if not is_device_served and not torch.compiler.is_compiling():
+        _warn_plain_pytorch(value.device.type)
     return None
 
 
 def choose(operator: str, value: torch.Tensor, *, fallback: Callable, reference: Callable) -> Callable:
-    """The implementation of an operator for `value`'s device and dtype: [`compiled`], or one of these two.
+    """Return the implementation of an operator for `value`'s device and dtype.
 
     Args:
-        fallback: plain PyTorch that is fast forward, and compiled, on a CPU. `reference`: plain PyTorch for eager
-            training, other devices and export.
+        operator: one of `OPERATORS`. [`compiled`] decides if its kernel is used.
+        fallback: plain PyTorch for a CPU, in inference or under torch.compile.
+        reference: plain PyTorch for eager training, other devices and export.
+
+    Raises:
+        RuntimeError: if the mode is `force` and no kernel supports the device and dtype.
     """
     implementation = compiled(operator, value)
     if implementation is not None:
         return implementation
-    # measured: embedding_bag's gradient is slower than grid_sample's, unless compiled
-    trains = torch.is_grad_enabled() and value.requires_grad and not torch.compiler.is_compiling()
-    return reference if _is_exported() or trains or value.device.type != "cpu" else fallback
+    # measured: eager embedding_bag has a slower backward than grid_sample
+    is_eager_training = torch.is_grad_enabled() and value.requires_grad and not torch.compiler.is_compiling()
+    return reference if _is_exporting() or is_eager_training or value.device.type != "cpu" else fallback
 
 
-def _is_exported() -> bool:
+def _is_exporting() -> bool:
     return torch.compiler.is_exporting() or torch.jit.is_tracing()
 
 
 def find_kernel() -> Kernel | None:
-    """The kernel that is used, or None; the search runs once."""
+    """Return the kernel in use, or None. The first call searches for it."""
     if not _state.searched:
         _state.kernel = None
         _state.problems.clear()
-        for origin, load in _places():
+        for origin, load in _candidates():
             try:
                 functions = load()
                 devices = devices_of(functions)
-            except Exception as error:  # of another compiler or torch, half copied, refused: the next may do
+            except Exception as error:  # for example for another torch, or incomplete: the next one may work
                 _state.problems.append(f"{origin}: {' '.join(str(error).split())[:300]}")
                 continue
             _state.kernel = Kernel(functions, origin, devices)
             break
         _state.searched = True
         for problem in _state.problems:
-            logger.warning(f"A compiled kernel was passed over. {problem}")
+            logger.warning(f"A compiled kernel was skipped. {problem}")
         if _state.kernel is not None:
             logger.info(describe())
     return _state.kernel
 
 
-def forget() -> None:
-    """Search again at the next use, for example after a build. A library that was loaded stays in the process."""
+def reset() -> None:
+    """Search again at the next use, for example after a build. A loaded library stays in the process."""
     _state.searched = False
     _state.kernel = None
-    _state.said.clear()
+    _state.warned_devices.clear()
 
 
 def describe() -> str:
-    """One line: which implementation serves which device and dtype."""
+    """Describe in one line the devices and dtypes that have compiled operators."""
     mode = _state.mode or default_mode()
     kernel = find_kernel() if mode != "off" else None
     if kernel is None:
-        why = "switched off" if mode == "off" else "no compiled kernel found; `segtransformers build-kernels` makes one"
-        return f"deformable attention, DCNv3: plain PyTorch on every device ({why})"
+        reason = "switched off" if mode == "off" else "no kernel found; `segtransformers build-kernels` compiles one"
+        return f"deformable attention, DCNv3: plain PyTorch on every device ({reason})"
     dtypes = " ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
     return (
         f"deformable attention, DCNv3: compiled on {' '.join(sorted(kernel.devices))} ({dtypes}; {kernel.origin}), "
@@ -175,7 +193,7 @@ def describe() -> str:
 
 
 def sources() -> Path | None:
-    """The folder of the kernel's sources: of this package's installation, or of its source checkout."""
+    """Return the folder of the kernel's sources in the source checkout or installed package, or None."""
     package = Path(__file__).parents[1]
     for folder in (package.parents[1] / "kernels" / "deformable-ops", package / "kernel_sources" / "deformable-ops"):
         if (folder / "build.py").is_file():
@@ -184,19 +202,21 @@ def sources() -> Path | None:
 
 
 def cache_folder() -> Path:
-    """Where `segtransformers build-kernels` writes: `~/.cache/segtransformers/deformable-ops`."""
+    """Return the folder that `segtransformers build-kernels` writes to: `~/.cache/segtransformers/deformable-ops`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "segtransformers" / "deformable-ops"
 
 
 def build_script() -> ModuleType:
-    """The module `build.py` of the kernel's sources.
+    """Import `build.py` of the kernel's sources.
 
     Raises:
         RuntimeError: if the sources are missing.
     """
     folder = sources()
     if folder is None:
-        raise RuntimeError("the sources of the kernel are missing from this installation of segtransformers")
+        raise RuntimeError(
+            "the sources of the compiled operators are missing from this installation: reinstall segtransformers"
+        )
     spec = importlib.util.spec_from_file_location("segtransformers_build_kernels", folder / "build.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -204,25 +224,26 @@ def build_script() -> ModuleType:
     return module
 
 
-def _places() -> Iterator[tuple[str, Callable[[], ModuleType]]]:
-    """What to try, in order."""
+def _candidates() -> Iterator[tuple[str, Callable[[], ModuleType]]]:
+    """Yield the origin and load function of every kernel that may exist, in the order of the search."""
     for entry in filter(None, os.environ.get("LOCAL_KERNELS", "").split(":")):
         name, _, path = entry.partition("=")
         if name == KERNEL_ID:
-            yield f"{path} by LOCAL_KERNELS", partial(load_folder, Path(path))
+            yield f"{path} of LOCAL_KERNELS", partial(load_folder, Path(path))
     repository = os.environ.get("SEGTRANSFORMERS_KERNELS_REPO")
     if repository:
         yield f"the repository {repository}", partial(_load_repository, repository)
     checkout = sources()
     for folder in ([] if checkout is None else [checkout]) + [cache_folder()]:
         if any((folder / "build").glob("*/metadata.json")):
-            yield str(folder / "build"), partial(_load_own, folder)
+            yield str(folder / "build"), partial(_load_own_build, folder)
 
 
-def _load_own(folder: Path) -> ModuleType:
+def _load_own_build(folder: Path) -> ModuleType:
     current = build_script().source_hash()
-    stale = RuntimeError("built from other sources than those installed: run `segtransformers build-kernels`")
-    # a variant for another torch may be older: what counts is the one that loads
+    stale = RuntimeError("it was built from other sources than the installed ones: run `segtransformers build-kernels`")
+    # Reject before loading if no variant is current. The one that loads is then checked too, because a variant for
+    # another torch may be older.
     identifiers = [json.loads(path.read_text())["id"] for path in (folder / "build").glob("*/metadata.json")]
     if not any(identifier.endswith(current) for identifier in identifiers):
         raise stale
@@ -233,11 +254,11 @@ def _load_own(folder: Path) -> ModuleType:
 
 
 def load_folder(folder: Path) -> ModuleType:
-    """The best build in a folder for this machine's torch and GPU."""
+    """Load the build in a folder that fits this machine's torch and GPU best."""
     try:
         return kernels.get_local_kernel(folder)
     except (FileNotFoundError, RuntimeError) as error:
-        # torch is built for another kind of GPU than the kernel, or the GPU at hand is another
+        # the kernel was built for another kind of GPU than torch or this machine: its CPU code can still serve
         try:
             return kernels.get_local_kernel(folder, backend="cpu")
         except FileNotFoundError:
@@ -247,30 +268,30 @@ def load_folder(folder: Path) -> ModuleType:
 def _load_repository(repository: str) -> ModuleType:
     name, _, version = repository.partition("@")
     if not version.isdigit():
-        raise ValueError("SEGTRANSFORMERS_KERNELS_REPO must be org/name@version with a whole number as version")
+        raise ValueError(
+            f"SEGTRANSFORMERS_KERNELS_REPO must be org/name@version, with an integer as version, got {repository!r}"
+        )
     return kernels.get_kernel(name, version=int(version), trust_remote_code=[name])
 
 
 def devices_of(functions: ModuleType) -> frozenset[str]:
-    """The device types that every operator of a kernel has code for."""
+    """Return the device types that a build has code for, as its `metadata.json` states them.
+
+    Raises:
+        RuntimeError: if an operator is missing.
+    """
     missing = [name for name in OPERATORS if not hasattr(functions, name)]
     if missing:
         raise RuntimeError(f"it has no {', '.join(missing)}")
-    operator_names = [functions.add_op_namespace_prefix(name) for name in OPERATORS]
-    found = []
-    for device in ("cpu", "cuda", "xpu", "mps"):
-        key = device.upper()
-        if all(torch._C._dispatch_has_kernel_for_dispatch_key(name, key) for name in operator_names):
-            found.append(device)
-    if not found:
-        raise RuntimeError("it serves no device")
-    return frozenset(found)
+    backend = json.loads(Path(str(functions.__file__)).with_name("metadata.json").read_text())["backend"]
+    # every variant contains the CPU code; a CUDA variant without GPU architectures contains nothing else
+    return frozenset({"cpu", "cuda"} if backend["type"] == "cuda" and backend.get("archs") else {"cpu"})
 
 
-def _say_fallback(device: str) -> None:
-    """Once for each device type."""
-    if device not in _state.said:
-        _state.said.add(device)
+def _warn_plain_pytorch(device: str) -> None:
+    """Warn once per device type that plain PyTorch serves it."""
+    if device not in _state.warned_devices:
+        _state.warned_devices.add(device)
         logger.warning(
             f"Deformable operators run in plain PyTorch on {device}, which is slower than compiled. {_advice(device)} "
             "SEGTRANSFORMERS_KERNELS=off hides this message."
@@ -279,7 +300,7 @@ def _say_fallback(device: str) -> None:
 
 def _advice(device: str) -> str:
     if device == "cpu":
-        return "`segtransformers build-kernels` compiles a CPU kernel (it needs a C++ compiler, about a minute)."
+        return "`segtransformers build-kernels` compiles a CPU kernel (about a minute; needs a C++ compiler)."
     if device == "cuda":
-        return "`segtransformers build-kernels` compiles one for this GPU (it needs nvcc and a C++ compiler, minutes)."
+        return "`segtransformers build-kernels` compiles one for this GPU (minutes; needs nvcc and a C++ compiler)."
     return f"This package has no compiled kernel for {device} yet."

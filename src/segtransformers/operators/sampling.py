@@ -1,8 +1,8 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Weighted bilinear samples in plain PyTorch, several times faster on a CPU than `grid_sample`.
+"""Weighted sums of bilinear samples in plain PyTorch, several times faster on a CPU than `grid_sample`.
 
-Each corner of each point is one row of a table, so that `embedding_bag` reads and sums them all in one go, without a
-tensor of samples.
+The four corners of every sampling point are row numbers of one table. `embedding_bag` reads and sums these rows in one
+call, without a tensor of samples.
 """
 
 from collections.abc import Sequence
@@ -18,15 +18,15 @@ def weighted_samples(
     y: Sequence[torch.Tensor],
     weights: torch.Tensor,
 ) -> torch.Tensor:
-    """Sum over levels and points of weight times the bilinear sample at (x, y), with zeros outside of a level.
+    """Sum weight times bilinear sample over levels and points; values outside a level are zero.
 
-    A corner outside reads a row of zeros, never another row with weight zero: what is stored elsewhere may be NaN. A
-    place that is not finite gives NaN for its query and head, as with `grid_sample`.
+    A corner outside the level reads a row of zeros instead of a stored row with weight zero, because a stored value may
+    be NaN. A position that is not finite gives NaN for its query and head, as with `grid_sample`.
 
     Args:
         value: `(B, sum(h * w), heads, channels)`, the levels one after another, each row by row.
         spatial_shapes: `(h, w)` of each level.
-        x, y: for each level `(B, queries, heads, points)`, in pixels of the level with pixel centres at integers.
+        x, y: `(B, queries, heads, points)` for each level, in pixels of the level; pixel centres are integers.
         weights: `(B, queries, heads, levels, points)`, in the dtype of `value`.
 
     Returns:
@@ -55,25 +55,27 @@ def weighted_samples(
                 factors.append(row_weight * fraction)
         start += height * width
     if not indices or weights.shape[-1] == 0:
-        return rows[outside].expand(batch, queries, heads, channels).flatten(2)  # zeros, with a gradient of zeros
+        return rows[outside].expand(batch, queries, heads, channels).flatten(2)  # zeros that keep the graph of `value`
     index = torch.cat(indices, dim=-1).flatten(0, 2)
     factor = torch.cat(factors, dim=-1).flatten(0, 2)
     output = F.embedding_bag(index, rows, per_sample_weights=factor, mode="sum")
     return output.reshape(batch, queries, heads * channels)
 
 
-def _split(place: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The last pixel not beyond `place` and the rest; what is farther than a pixel outside becomes pixel -2."""
-    near = (place > -1) & (place < size)  # not where place is NaN
-    bounded = torch.where(near, place, -2.0)
+def _split(position: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Split positions into whole pixels and fractions; a position a pixel or more outside becomes pixel -2."""
+    near = (position > -1) & (position < size)  # False for NaN
+    bounded = torch.where(near, position, -2.0)
     pixel = bounded.detach().floor()
-    return pixel.long(), (bounded - pixel) + (place - place)  # the last is 0, or NaN where place is not finite
+    # position - position is 0, or NaN where the position is not finite
+    return pixel.long(), (bounded - pixel) + (position - position)
 
 
 def check_floating(**tensors: torch.Tensor) -> None:
-    """
+    """Check that every tensor holds floating-point numbers.
+
     Raises:
-        ValueError: if one of these, given by its name, does not hold floating-point numbers.
+        ValueError: naming the first tensor that does not.
     """
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():

@@ -16,7 +16,7 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.generic import maybe_autocast
 
-from ...operators import MultiScaleDeformableAttention
+from ...operators import FusedDeformableAttention
 from ..optimize.convolutions import conv_norm_relu
 from ..optimize.faster import in_inference_on_cpu, remembered
 from ..trunk import DropPath, Grid
@@ -162,7 +162,7 @@ class DeformableAttention(nn.Module):
         self.attention_weights = nn.Linear(hidden_size, num_heads * num_levels * num_points)
         self.value_proj = nn.Linear(hidden_size, value_size)
         self.output_proj = nn.Linear(value_size, hidden_size)
-        self.attn = MultiScaleDeformableAttention()
+        self.attn = FusedDeformableAttention()
 
     def forward(self, query: torch.Tensor, value: torch.Tensor, geometry: SamplingGeometry) -> torch.Tensor:
         """Attend from `query` `(B, queries, C)` to `value` `(B, tokens, C)`; gives `(B, queries, C)`."""
@@ -171,7 +171,7 @@ class DeformableAttention(nn.Module):
             offsets = self.sampling_offsets(query.to(self.sampling_offsets.weight.dtype))
         offsets = offsets.unflatten(2, (self.num_heads, self.num_levels, self.num_points, 2))
         logits = self.attention_weights(query).unflatten(2, (self.num_heads, self.num_levels, self.num_points))
-        output = self.attn.attend(
+        output = self.attn(
             value,
             geometry.shapes_tensor,
             geometry.shapes,
