@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""The pass over all samples of a data set, and the command that prints it."""
+"""check_dataset, and the command check-data that prints its report."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def run(*words):
 
 
 def write_masks(folder, *masks, classes=3):
-    """Grey images, and masks of these values in turn."""
+    """Write black images, and masks that repeat these values."""
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True)
     for index, present in enumerate(masks):
@@ -38,38 +38,38 @@ def test_report(tmp_path):
     labels = np.stack([sample.labels for sample in samples])
     assert report.samples == 5 and sum(done) == 6
     assert report.pixels.tolist() == np.bincount(labels.ravel(), minlength=10).tolist()
-    assert report.images.tolist() == [sum((label == map_).any() for map_ in labels) for label in range(10)]
+    assert report.images.tolist() == [sum((label == label_map).any() for label_map in labels) for label in range(10)]
     assert report.smallest == report.largest == (48, 40) and report.no_class == 0
-    (fault,) = report.faults
-    assert "scene_0000004.png" in fault
+    (error,) = report.errors
+    assert "scene_0000004.png" in error
 
 
-def test_remarks_on_what_looks_like_a_mistake(tmp_path):
-    def remarks(data):
-        return " ".join(check_dataset(data).remarks)
+def test_notes_on_likely_mistakes(tmp_path):
+    def notes(data):
+        return " ".join(check_dataset(data).notes)
 
     one_based = load_segmentation_dataset(write_masks(tmp_path / "one", [1, 2]))
-    assert "if classes start at 1, pass reduce_labels=True" in remarks(one_based)
+    assert "if classes start at 1, pass reduce_labels=True" in notes(one_based)
     from_zero = load_segmentation_dataset(write_masks(tmp_path / "zero", [0, 1, 2], [255]), reduce_labels=True)
-    assert "if 0 is a class, leave out reduce_labels" in remarks(from_zero)
-    assert "1 samples have no pixel with a class" in remarks(from_zero)
+    assert "if 0 is a class, leave out reduce_labels" in notes(from_zero)
+    assert "1 samples have no pixel with a class" in notes(from_zero)
     binary = load_segmentation_dataset(write_masks(tmp_path / "binary", [0, 255], [255, 0, 0]))
-    assert "label_map={0: 0, 255: 1}" in remarks(binary)
+    assert "label_map={0: 0, 255: 1}" in notes(binary)
     fine = load_segmentation_dataset(write_masks(tmp_path / "fine", [0, 1, 255], [2]))
-    assert check_dataset(fine).remarks == check_dataset(fine).faults == []
+    assert check_dataset(fine).notes == check_dataset(fine).errors == []
 
 
 def test_masks_without_any_class(tmp_path):
     data = load_segmentation_dataset(write_masks(tmp_path, [0], [0]), reduce_labels=True)
-    assert check_dataset(data).faults == [
-        "no pixel of any mask has a class; are the masks 0 throughout, where 0 means no class?"
+    assert check_dataset(data).errors == [
+        "no pixel of any mask has a class; value 0 means no class here: are all masks 0?"
     ]
 
 
-def test_large_images_are_remarked(tmp_path, monkeypatch):
+def test_large_images_are_noted(tmp_path, monkeypatch):
     monkeypatch.setattr("segtransformers.datasets.checking.LARGE_IMAGE", 20)
     data = load_segmentation_dataset(write_masks(tmp_path, [0, 1, 2]))
-    assert "1 images have more than" in " ".join(check_dataset(data).remarks) and LARGE_IMAGE > 10**7
+    assert "1 images have more than" in " ".join(check_dataset(data).notes) and LARGE_IMAGE > 10**7
 
 
 def test_command(tmp_path):
@@ -77,25 +77,25 @@ def test_command(tmp_path):
     write_scenes(tmp_path, 2, seed=30, size=(64, 48), split="val")
     done = run(tmp_path)
     assert done.exit_code == 0, done.output
-    assert "3 of 3 samples of train are right (folders), 48 x 40 pixels" in done.stdout
-    assert "2 of 2 samples of validation are right" in done.stdout
+    assert "3 of 3 samples of train are without errors (folders), 48 x 40 pixels" in done.stdout
+    assert "2 of 2 samples of validation are without errors" in done.stdout
     assert all(done.stdout.count(f" {name} ") == 2 for name in CLASS_NAMES)
     (tmp_path / "masks/train/scene_0000001.png").write_bytes(b"broken")
     done = run(tmp_path, "--split", "train")
-    assert done.exit_code == 1 and "2 of 3 samples of train are right" in done.stdout
+    assert done.exit_code == 1 and "2 of 3 samples of train are without errors" in done.stdout
     assert "error: cannot read the mask" in done.stderr and "scene_0000001.png" in done.stderr
     assert "validation" not in done.stdout
     done = run(tmp_path, "--split", "test")
     assert done.exit_code == 1 and "no split 'test': it has train, val" in done.stderr
 
 
-def test_a_test_set_without_masks_is_left_out(tmp_path):
+def test_a_test_split_without_masks_is_left_out(tmp_path):
     write_scenes(tmp_path, 1, size=(40, 48), split="train")
     (tmp_path / "images/test").mkdir()
     done = run(tmp_path)
     assert done.exit_code == 0 and "note: the split test is left out" in done.stdout
     assert run(tmp_path, "--split", "test").exit_code == 1
-    (tmp_path / "images/val").mkdir()  # this one is an error
+    (tmp_path / "images/val").mkdir()  # an error in the split for validation
     done = run(tmp_path)
     assert done.exit_code == 1 and "masks/val is missing" in done.stderr
 
@@ -105,19 +105,19 @@ def test_columns_of_the_command(tmp_path, monkeypatch):
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     folder = write_masks(tmp_path / "files", [0, 1, 2])
-    columns = {"photo": [str(folder / "images/0.png")], "truth": [str(folder / "masks/0.png")]}
-    features = datasets.Features({"photo": datasets.Image(), "truth": datasets.Image()})
+    columns = {"picture": [str(folder / "images/0.png")], "truth": [str(folder / "masks/0.png")]}
+    features = datasets.Features({"picture": datasets.Image(), "truth": datasets.Image()})
     datasets.Dataset.from_dict(columns, features).save_to_disk(tmp_path / "saved")
-    assert "Say image_column=..., mask_column=... (--columns)" in run(tmp_path / "saved", "--classes", 3).stderr
-    done = run(tmp_path / "saved", "--classes", 3, "--columns", "photo,truth")
-    assert done.exit_code == 0 and "1 of 1 samples are right" in done.stdout, done.output
+    assert "Pass image_column=..., mask_column=... (--columns)" in run(tmp_path / "saved", "--classes", 3).stderr
+    done = run(tmp_path / "saved", "--classes", 3, "--columns", "picture,truth")
+    assert done.exit_code == 0 and "1 of 1 samples are without errors" in done.stdout, done.output
 
 
 def test_command_on_data_without_class_names(tmp_path):
     write_masks(tmp_path, [0, 1, 4], classes=0)
     (tmp_path / "classes.txt").unlink()
     done = run(tmp_path)
-    assert done.exit_code == 0 and "write 5 of them into" in done.stdout and "class 3" not in done.stdout
+    assert done.exit_code == 0 and "write 5 names into" in done.stdout and "class 3" not in done.stdout
 
 
 def test_options_of_the_command(tmp_path):
@@ -135,7 +135,7 @@ def test_options_of_the_command(tmp_path):
         (["--label-map", "0=1"], "expected VALUE:CLASS"),
         (["--columns", "image"], "expected two names"),
         (["--classes", "0"], "classes: there must be at least one class, got 0"),
-        (["--classes", "nothing.txt"], "there is no such file, and it is no number"),
+        (["--classes", "nothing.txt"], "expected an existing file or a number"),
         (["--kind", "imagenet"], "unknown data set 'imagenet'"),
         (["--mask-ending", "_x.png"], "images have no mask"),
     ],

@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Loading data sets: each known layout drawn small, one's own folders, `datasets` sources, and what can be wrong."""
+"""Loading data sets: small copies of each known layout, the user's own folders, `datasets` sources, and errors."""
 
 import json
 import logging
@@ -24,12 +24,12 @@ def save(path, array):
 
 
 def values(*present):
-    """A mask that holds these values in turn."""
+    """Return a mask that repeats these values."""
     return np.resize(np.array(present, np.uint8), (HEIGHT, WIDTH))
 
 
 def draw(root, images, masks, *present, number=2):
-    """`number` samples whose paths are made of format strings; the masks hold the values `present`."""
+    """Write `number` samples. The paths are format strings of the index; the masks repeat the values `present`."""
     for index in range(number):
         save(root / images.format(index), COLOURS)
         save(root / masks.format(index), values(*present))
@@ -67,7 +67,7 @@ def draw_known(root, kind, *present):
 
 
 @pytest.mark.parametrize("kind", DATASETS)
-def test_known_layouts_and_their_label_rules(kind, tmp_path):
+def test_known_layouts(kind, tmp_path):
     info = get_dataset_info(kind)
     last = len(info.classes) - 1
     stored, expected = (0, 1, last + 1), (255, 0, last)
@@ -84,21 +84,21 @@ def test_known_layouts_and_their_label_rules(kind, tmp_path):
     assert sample.name == data.names[1] and sample.image.mode == "RGB" and sample.image.size == (WIDTH, HEIGHT)
     assert sample.labels.dtype == np.uint8 and np.array_equal(sample.labels, values(*expected))
     if kind in AMBIGUOUS:
-        with pytest.raises(DataError, match="say which"):
+        with pytest.raises(DataError, match="choose one of them"):
             load_segmentation_dataset(tmp_path)
     else:
         assert load_segmentation_dataset(tmp_path).kind == kind
 
 
-def test_outer_folders_are_understood(tmp_path):
+def test_outer_folders_of_known_data_sets(tmp_path):
     draw_known(tmp_path / "ADEChallengeData2016", "ade20k", 0, 1)
     assert load_segmentation_dataset(tmp_path).kind == "ade20k"
     draw_known(tmp_path / "VOCdevkit" / "VOC2010", "pascal_context_60", 0, 1)
     assert len(load_segmentation_dataset(tmp_path, kind="pascal_context_60")) == 2
 
 
-def test_label_tables_are_whole():
-    """Every class has ids of its own; in COCO-Stuff and Cityscapes one each, in the order of the classes."""
+def test_label_maps_cover_every_class():
+    """In COCO-Stuff and Cityscapes every class has one id, in the order of the classes."""
     tables = {
         (kind, layout.mask_endings[0]): (layout.label_map, len(get_dataset_info(kind).classes))
         for kind in DATASETS
@@ -116,20 +116,20 @@ def test_label_tables_are_whole():
     assert get_dataset_info("pascal_context_60").classes[1:] == get_dataset_info("pascal_context_59").classes
 
 
-def test_known_data_in_ones_own_folders(tmp_path):
-    """With `kind`, a folder of images and a folder of masks has that data set's classes and label rule."""
+def test_kind_of_plain_folders(tmp_path):
+    """With `kind`, a folder of images and a folder of masks has the classes and the label map of that data set."""
     draw(tmp_path / "ade", "images/{}.jpg", "masks/{}.png", 0, 150)
     data = load_segmentation_dataset(tmp_path / "ade", kind="ade20k")
     assert data.kind == "ade20k" and data[0].labels[0, :2].tolist() == [255, 149]
     draw(tmp_path / "street", "images/{}.jpg", "masks/{}.png", 13, 65)
     data = load_segmentation_dataset(tmp_path / "street", kind="mapillary_as_cityscapes")
     assert data.num_labels == 19 and data[0].labels[0, :2].tolist() == [0, 255]
-    with pytest.raises(ValueError, match="reduce_labels makes no sense here"):
+    with pytest.raises(ValueError, match="leave out reduce_labels"):
         load_segmentation_dataset(tmp_path / "street", kind="mapillary_as_cityscapes", reduce_labels=True)
 
 
 def test_original_ids_of_cityscapes_and_coco(tmp_path):
-    """Without `labelTrainIds` files, the published tables make class indices of the original ids."""
+    """Without `labelTrainIds` files, the published tables map the original ids to class indices."""
     images, masks = KNOWN["cityscapes"]
     draw(tmp_path / "city", images, masks.replace("labelTrainIds", "labelIds"), 0, 7, 11, 26, 33)
     save(tmp_path / "city/gtFine/val/lindau/lindau_000000_000019_gtFine_color.png", COLOURS)
@@ -139,7 +139,7 @@ def test_original_ids_of_cityscapes_and_coco(tmp_path):
     images, masks = KNOWN["coco_stuff164k"]
     draw(tmp_path / "coco", images, masks.replace("_labelTrainIds", ""), 0, 12, 91, 181, 255)
     assert load_segmentation_dataset(tmp_path / "coco")[0].labels[0, :5].tolist() == [0, 11, 80, 170, 255]
-    draw(tmp_path / "coco", images, masks, 5)  # once they are made, they count
+    draw(tmp_path / "coco", images, masks, 5)  # labelTrainIds files have priority
     assert (load_segmentation_dataset(tmp_path / "coco")[0].labels == 5).all()
 
 
@@ -156,7 +156,7 @@ def test_drawn_scenes_as_a_folder(tmp_path):
         load_segmentation_dataset(tmp_path, "test")
 
 
-def test_parts_pickling_and_workers(tmp_path):
+def test_selection_pickling_and_workers(tmp_path):
     data = load_segmentation_dataset(write_scenes(tmp_path, 5, size=(32, 32)))
     assert data.split is None
     assert data.select([3, 1]).names == [data.names[3], data.names[1]]
@@ -174,7 +174,7 @@ def test_parts_pickling_and_workers(tmp_path):
     assert [sample.name for batch in loader for sample in batch] == data.names
 
 
-def own(root, *present, classes=3, number=2):
+def own_data(root, *present, classes=3, number=2):
     draw(root, "images/{}.png", "masks/{}.png", *present, number=number)
     if classes:
         (root / "classes.txt").write_text("".join(f"class {index}\n" for index in range(classes)))
@@ -192,17 +192,17 @@ def own(root, *present, classes=3, number=2):
 )
 def test_own_folders(images, masks, tmp_path):
     draw(tmp_path, images, masks, 0, 1, 255)
-    (tmp_path / "images.txt").write_text("a file beside the folders does not matter")
+    (tmp_path / "images.txt").write_text("a file beside the folders is ignored")
     data = load_segmentation_dataset(tmp_path, classes=["a", "b"])
     assert len(data) == 2 and np.array_equal(data[0].labels, values(0, 1, 255))
 
 
-def test_an_undivided_folder_says_so(tmp_path, caplog):
+def test_a_folder_without_splits_warns(tmp_path, caplog):
     logger = logging.getLogger("segtransformers.datasets.loading")
     logger.addHandler(caplog.handler)
-    data = load_segmentation_dataset(own(tmp_path, 0, 1), "train")
+    data = load_segmentation_dataset(own_data(tmp_path, 0, 1), "train")
     logger.removeHandler(caplog.handler)
-    assert data.split is None and "all of it is taken for 'train'" in caplog.text
+    assert data.split is None and "all samples are taken for 'train'" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_an_undivided_folder_says_so(tmp_path, caplog):
     ],
 )
 def test_class_files(file, text, tmp_path):
-    own(tmp_path, 0, 1, classes=None)
+    own_data(tmp_path, 0, 1, classes=None)
     (tmp_path / file).write_text(text)
     data = load_segmentation_dataset(tmp_path)
     assert data.id2label == {0: "sky", 1: "sea"}
@@ -237,23 +237,23 @@ def test_class_files(file, text, tmp_path):
     ],
 )
 def test_wrong_class_files(text, message, tmp_path):
-    own(tmp_path, 0, 1, classes=None)
+    own_data(tmp_path, 0, 1, classes=None)
     (tmp_path / "classes.json").write_text(text)
     with pytest.raises(DataError, match=message):
         load_segmentation_dataset(tmp_path)
 
 
-def test_classes_are_asked_for(tmp_path):
-    own(tmp_path, 0, 1, classes=None)
-    with pytest.raises(DataError, match=r"put a file classes.txt"):
+def test_missing_classes(tmp_path):
+    own_data(tmp_path, 0, 1, classes=None)
+    with pytest.raises(DataError, match=r"add a file classes.txt"):
         load_segmentation_dataset(tmp_path)
     assert load_segmentation_dataset(tmp_path, classes=2).id2label == {0: "class 0", 1: "class 1"}
-    with pytest.raises(ValueError, match="1 to 255 classes"):
+    with pytest.raises(ValueError, match="the number of classes must be 1 to 255"):
         load_segmentation_dataset(tmp_path, classes=300)
 
 
-def test_label_rules_of_ones_own_data(tmp_path):
-    own(tmp_path, 0, 1, 3)
+def test_label_options_of_own_data(tmp_path):
+    own_data(tmp_path, 0, 1, 3)
     assert load_segmentation_dataset(tmp_path, reduce_labels=True)[0].labels[0, :3].tolist() == [255, 0, 2]
     mapped = load_segmentation_dataset(tmp_path, label_map={3: 0})
     assert mapped[0].labels[0, :3].tolist() == [0, 1, 0]
@@ -265,17 +265,29 @@ def test_label_rules_of_ones_own_data(tmp_path):
         load_segmentation_dataset(tmp_path, label_map={3: 7})
 
 
-def test_labels_of_known_data_outside_their_range(tmp_path):
+def test_wrong_labels_of_known_data(tmp_path):
     draw_known(tmp_path, "ade20k", 0, 151)
     with pytest.raises(DataError, match=r"ADE_val_00000000.png.*151.*expected are 1 to 150"):
         load_segmentation_dataset(tmp_path)[0]
     save(tmp_path / KNOWN["ade20k"][1].format(0), values(0, 150))
-    with pytest.raises(DataError, match="pass reduce_labels=True"):  # switched off by mistake
+    with pytest.raises(DataError, match="pass reduce_labels=True"):  # the user disabled it by mistake
         load_segmentation_dataset(tmp_path, reduce_labels=False)[0]
 
 
+def test_reduced_labels_of_255_classes(tmp_path):
+    """Value 255 means no class, so it cannot be the last class, too. Masks of 16 bits can hold another value for it."""
+    save(tmp_path / "images/0.png", COLOURS)
+    save(tmp_path / "masks/0.png", np.resize(np.array([0, 1, 254, 255, 256], np.uint16), (HEIGHT, WIDTH)))
+    with pytest.raises(ValueError, match="value 255 of the masks would be class 254 and no class at once"):
+        load_segmentation_dataset(tmp_path, classes=255, reduce_labels=True)
+    data = load_segmentation_dataset(tmp_path, classes=255, reduce_labels=True, label_map={256: 254})
+    assert data[0].labels[0, :5].tolist() == [255, 0, 253, 255, 254]
+    data = load_segmentation_dataset(tmp_path, classes=255, label_map={255: 0, 256: 255})
+    assert data[0].labels[0, :5].tolist() == [0, 1, 254, 0, 255]
+
+
 def test_binary_masks(tmp_path):
-    own(tmp_path, 0, 255, classes=2)
+    own_data(tmp_path, 0, 255, classes=2)
     with pytest.raises(DataError, match=r"masks/0.png holds only 0 and 255.*label_map=\{0: 0, 255: 1\}"):
         load_segmentation_dataset(tmp_path)[0]
     assert load_segmentation_dataset(tmp_path, label_map={255: 1})[0].labels[0, :2].tolist() == [0, 1]
@@ -285,7 +297,7 @@ def test_binary_masks(tmp_path):
 
 
 def test_colour_masks(tmp_path):
-    own(tmp_path, 0, classes=2, number=1)
+    own_data(tmp_path, 0, classes=2, number=1)
     mask = tmp_path / "masks/0.png"
     red_and_green = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     red_and_green[:, :4, 0], red_and_green[:, 4:, 1] = 200, 200
@@ -306,7 +318,7 @@ def test_colour_masks(tmp_path):
 
 
 def test_masks_with_a_palette_are_read_as_indices(tmp_path):
-    own(tmp_path, 0, number=1)
+    own_data(tmp_path, 0, number=1)
     mask = Image.fromarray(values(0, 2, 1))
     mask.putpalette([9, 9, 9, 200, 0, 0, 0, 0, 200])
     mask.save(tmp_path / "masks/0.png")
@@ -315,13 +327,13 @@ def test_masks_with_a_palette_are_read_as_indices(tmp_path):
 
 
 def test_a_palette_that_contradicts_the_indices(tmp_path):
-    """As a paint program saves colours that it has counted: its indices are in no order."""
-    own(tmp_path, 0, number=1)
+    """Paint programs number the colours in the order of their own palette."""
+    own_data(tmp_path, 0, number=1)
     mask = Image.fromarray(values(0, 1))
     mask.putpalette([0, 0, 200, 200, 0, 0])
     mask.save(tmp_path / "masks/0.png")
     options = {"classes": ["red", "blue"], "palette": [[200, 0, 0], [0, 0, 200]]}
-    with pytest.raises(DataError, match=r"masks/0\.png has a palette that shows 0 in the colour of class 1"):
+    with pytest.raises(DataError, match=r"masks/0\.png has a palette that gives value 0 the colour of class 1"):
         load_segmentation_dataset(tmp_path, **options)[0]
     mask.convert("RGB").save(tmp_path / "masks/0.png")
     assert np.array_equal(load_segmentation_dataset(tmp_path, **options)[0].labels, values(1, 0))
@@ -331,10 +343,10 @@ def test_a_palette_that_contradicts_the_indices(tmp_path):
 
 
 def test_exif_turns_images_and_not_masks(tmp_path):
-    """As mmcv does it: OpenCV reads images and turns them, Pillow reads masks as they are."""
+    """As in mmcv: OpenCV turns images on reading, Pillow does not turn masks."""
     exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = 6  # to be turned clockwise
-    own(tmp_path, 0, 1, 2, number=1)
+    exif[ExifTags.Base.Orientation] = 6  # rotate clockwise
+    own_data(tmp_path, 0, 1, 2, number=1)
     upright = np.rot90(COLOURS)  # stored lying on its left side
     Image.fromarray(upright).save(tmp_path / "images/0.png", exif=exif)
     sample = load_segmentation_dataset(tmp_path)[0]
@@ -346,10 +358,13 @@ def test_exif_turns_images_and_not_masks(tmp_path):
         load_segmentation_dataset(tmp_path)[0]
 
 
-def test_names_in_any_script(tmp_path):
-    """Spaces, dots and accents; an accent may be a letter of its own in one folder and not in the other."""
-    composed, apart = unicodedata.normalize("NFC", "Straße in Orléans v1.2"), unicodedata.normalize("NFD", "Orléans")
-    for image, mask in ((composed, composed), ("Orl\u00e9ans", apart), ("街 景", "街 景")):
+def test_names_in_unicode(tmp_path):
+    """Names with spaces, dots and accents match, although the folders use different Unicode forms."""
+    composed, decomposed = (
+        unicodedata.normalize("NFC", "Straße in Orléans v1.2"),
+        unicodedata.normalize("NFD", "Orléans"),
+    )
+    for image, mask in ((composed, composed), ("Orl\u00e9ans", decomposed), ("街 景", "街 景")):
         save(tmp_path / f"images/{image}.png", COLOURS)
         save(tmp_path / f"masks/{mask}.png", values(0, 1))
     data = load_segmentation_dataset(tmp_path, classes=2)
@@ -358,20 +373,27 @@ def test_names_in_any_script(tmp_path):
 
 
 def test_huge_images(tmp_path, monkeypatch):
-    own(tmp_path, 0, 1, number=1)
+    own_data(tmp_path, 0, 1, number=1)
     data = load_segmentation_dataset(tmp_path)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", HEIGHT * WIDTH - 1)  # Pillow warns from here on: we do not
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", HEIGHT * WIDTH - 1)  # Pillow warns, the data set does not
     assert data[0].labels.shape == (HEIGHT, WIDTH)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", HEIGHT * WIDTH // 2 - 1)
-    with pytest.raises(DataError, match=r"images/0\.png.*more than 0 million pixels\. Cut it into tiles, or raise"):
+    with pytest.raises(DataError, match=r"images/0\.png.*more than 0 million pixels\. Cut it into tiles, or increase"):
         data[0]
 
 
 def test_other_kinds_of_masks(tmp_path):
-    own(tmp_path, 0, number=1)
+    own_data(tmp_path, 0, number=1)
     mask = tmp_path / "masks/0.png"
     save(mask, values(0, 1, 2).astype(np.uint16))
     assert np.array_equal(load_segmentation_dataset(tmp_path)[0].labels, values(0, 1, 2))
+    big_endian = tmp_path / "masks/0.tif"
+    Image.frombytes("I;16B", (WIDTH, HEIGHT), values(0, 1, 2).astype(">u2").tobytes()).save(big_endian)
+    mask.unlink()
+    with Image.open(big_endian) as opened:
+        assert opened.mode == "I;16B"
+    assert np.array_equal(load_segmentation_dataset(tmp_path)[0].labels, values(0, 1, 2))
+    big_endian.unlink()
     save(mask, np.where(values(0, 1), np.uint16(65535), np.uint16(2)))
     with pytest.raises(DataError, match=r"65535 .*label_map=\{65535: 255\}"):
         load_segmentation_dataset(tmp_path)[0]
@@ -398,12 +420,12 @@ def test_other_kinds_of_masks(tmp_path):
     (tmp_path / "masks/0.jpg").unlink()
     page = Image.fromarray(values(0, 1))
     page.save(tmp_path / "masks/0.tif", save_all=True, append_images=[page])
-    with pytest.raises(DataError, match=r"0\.tif holds 2 pictures"):
+    with pytest.raises(DataError, match=r"0\.tif holds 2 images"):
         load_segmentation_dataset(tmp_path)[0]
 
 
-def test_wrong_pairs(tmp_path):
-    own(tmp_path, 0, 1, number=4)
+def test_unpaired_files(tmp_path):
+    own_data(tmp_path, 0, 1, number=4)
     (tmp_path / "masks/2.png").unlink()
     with pytest.raises(DataError, match=r"1 of 4 images in .*images have no mask in .*masks: 2.png"):
         load_segmentation_dataset(tmp_path)
@@ -414,7 +436,7 @@ def test_wrong_pairs(tmp_path):
     (tmp_path / "masks/3.png").unlink()
     assert len(load_segmentation_dataset(tmp_path)) == 2
     save(tmp_path / "images/1.jpg", COLOURS)
-    with pytest.raises(DataError, match=r"1\.jpg and .*1\.png have the same name but for their endings"):
+    with pytest.raises(DataError, match=r"1\.jpg and .*1\.png differ in their endings only"):
         load_segmentation_dataset(tmp_path)
 
 
@@ -425,8 +447,8 @@ def test_masks_with_another_ending(tmp_path):
     assert len(load_segmentation_dataset(tmp_path, classes=2, mask_ending="_mask.png")) == 2
 
 
-def test_sizes_that_differ(tmp_path):
-    own(tmp_path, 0, 1)
+def test_sizes_of_image_and_mask_differ(tmp_path):
+    own_data(tmp_path, 0, 1)
     save(tmp_path / "masks/1.png", values(0)[:, 1:])
     data = load_segmentation_dataset(tmp_path)
     assert data[0].labels.shape == (HEIGHT, WIDTH)
@@ -435,7 +457,7 @@ def test_sizes_that_differ(tmp_path):
 
 
 def test_damaged_files(tmp_path):
-    own(tmp_path, 0, 1, number=1)
+    own_data(tmp_path, 0, 1, number=1)
     data = load_segmentation_dataset(tmp_path)
     for folder, message in (
         ("masks", "cannot read the mask .*masks/0.png"),
@@ -443,28 +465,28 @@ def test_damaged_files(tmp_path):
     ):
         path = tmp_path / folder / "0.png"
         whole = path.read_bytes()
-        for damaged in (whole[: len(whole) // 2], b"", b"not a picture"):
+        for damaged in (whole[: len(whole) // 2], b"", b"not an image"):
             path.write_bytes(damaged)
             with pytest.raises(DataError, match=message):
                 data[0]
         path.write_bytes(whole)
     (tmp_path / "masks/0.png").unlink()
-    with pytest.raises(DataError, match=r"masks/0.png is gone"):
+    with pytest.raises(DataError, match=r"masks/0.png was removed"):
         data[0]
 
 
-def test_nothing_there(tmp_path):
-    with pytest.raises(DataError, match=r"there is no folder .*nowhere"):
+def test_missing_folders_and_splits(tmp_path):
+    with pytest.raises(DataError, match=r"the folder .*nowhere does not exist"):
         load_segmentation_dataset(tmp_path / "nowhere", classes=2)
     with pytest.raises(DataError, match="holds no data set"):
         load_segmentation_dataset(tmp_path, classes=2)
     with pytest.raises(DataError, match=r"cityscapes has folders leftImg8bit/\(split\) and gtFine.*; it is empty"):
         load_segmentation_dataset(tmp_path, kind="cityscapes")
     (tmp_path / "images").mkdir()
-    with pytest.raises(DataError, match="has no folder of masks: call it masks"):
+    with pytest.raises(DataError, match="has no folder of masks: name it masks"):
         load_segmentation_dataset(tmp_path, classes=2)
     (tmp_path / "masks").mkdir()
-    with pytest.raises(DataError, match="there are no images in"):
+    with pytest.raises(DataError, match="images holds no images"):
         load_segmentation_dataset(tmp_path, classes=2)
     (tmp_path / "labels").mkdir()
     with pytest.raises(DataError, match="several folders that may hold the masks: masks, labels"):
@@ -487,8 +509,8 @@ def test_lists_of_samples(tmp_path):
         load_segmentation_dataset(tmp_path)
 
 
-def test_other_files_are_named(tmp_path, caplog):
-    own(tmp_path, 0, 1)
+def test_ignored_files_are_listed(tmp_path, caplog):
+    own_data(tmp_path, 0, 1)
     (tmp_path / "images/notes.txt").write_text("")
     (tmp_path / "images/.hidden").write_text("")
     logger = logging.getLogger("segtransformers.datasets.loading")
@@ -498,20 +520,20 @@ def test_other_files_are_named(tmp_path, caplog):
     assert [path.name for path in data.ignored_files] == ["notes.txt"] and "notes.txt" in caplog.text
 
 
-def test_files_outside_the_parts_are_named(tmp_path):
+def test_files_outside_the_splits_are_listed(tmp_path):
     write_scenes(tmp_path, 1, size=(32, 32), split="train")
     save(tmp_path / "images/lost.png", COLOURS)
     data = load_segmentation_dataset(tmp_path, "train")
     assert len(data) == 1 and [path.name for path in data.ignored_files] == ["lost.png"]
 
 
-def test_links_are_followed_and_not_for_ever(tmp_path):
+def test_links_are_followed_without_loops(tmp_path):
     draw(tmp_path / "elsewhere", "{}.png", "masks/{}.png", 0, 1)
     (tmp_path / "images").mkdir()
     (tmp_path / "images/deep").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
-    (tmp_path / "elsewhere/masks").rename(tmp_path / "masks_of_them")
+    (tmp_path / "elsewhere/masks").rename(tmp_path / "other_masks")
     (tmp_path / "masks").mkdir()
-    (tmp_path / "masks/deep").symlink_to(tmp_path / "masks_of_them", target_is_directory=True)
+    (tmp_path / "masks/deep").symlink_to(tmp_path / "other_masks", target_is_directory=True)
     (tmp_path / "masks/deep/round").symlink_to(tmp_path / "masks", target_is_directory=True)
     data = load_segmentation_dataset(tmp_path, classes=2)
     assert data.names == ["deep/0", "deep/1"] and np.array_equal(data[0].labels, values(0, 1))
@@ -519,7 +541,7 @@ def test_links_are_followed_and_not_for_ever(tmp_path):
 
 @pytest.fixture
 def hub_rows(tmp_path, monkeypatch):
-    """ADE20K as the Hub has it, small: columns `image`, `annotation` and `scene_category`."""
+    """Small rows with the columns of ADE20K on the Hub: `image`, `annotation` and `scene_category`."""
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
@@ -531,7 +553,7 @@ def hub_rows(tmp_path, monkeypatch):
     return datasets.Dataset.from_dict(columns, datasets.Features(features))
 
 
-def test_parquet_layout_of_the_hub(hub_rows, tmp_path):
+def test_parquet_files(hub_rows, tmp_path):
     folder = tmp_path / "hub"
     (folder / "data").mkdir(parents=True)
     hub_rows.to_parquet(folder / "data" / "validation-00000-of-00001.parquet")
@@ -545,18 +567,18 @@ def test_parquet_layout_of_the_hub(hub_rows, tmp_path):
         load_segmentation_dataset(folder, "test", "ade20k")
     with pytest.raises(DataError, match=r"the mask ADE_val_00000000.png \(row 0 of .*hub\).* 150 "):
         load_segmentation_dataset(folder, classes=150)[0]
-    with pytest.raises(DataError, match="mask_column='scene_category' is no column of pictures"):
+    with pytest.raises(DataError, match="mask_column='scene_category' is no image column"):
         load_segmentation_dataset(folder, kind="ade20k", mask_column="scene_category")
 
 
-def test_saved_by_datasets(hub_rows, tmp_path):
+def test_folder_saved_by_datasets(hub_rows, tmp_path):
     import datasets
 
-    hub_rows = hub_rows.rename_columns({"image": "photo", "annotation": "truth"})
+    hub_rows = hub_rows.rename_columns({"image": "picture", "annotation": "truth"})
     datasets.DatasetDict({"val": hub_rows}).save_to_disk(tmp_path / "saved")
-    with pytest.raises(DataError, match=r"cannot tell images from masks.*photo, truth"):
+    with pytest.raises(DataError, match=r"cannot tell images from masks.*picture, truth"):
         load_segmentation_dataset(tmp_path / "saved", classes=151)
-    options = {"image_column": "photo", "mask_column": "truth"}
+    options = {"image_column": "picture", "mask_column": "truth"}
     data = load_segmentation_dataset(tmp_path / "saved", classes=151, **options)
     assert np.array_equal(data[0].labels, values(0, 1, 150)) and data.split == "validation"
     hub_rows.save_to_disk(tmp_path / "single")
@@ -580,8 +602,8 @@ def test_image_folder_with_metadata(tmp_path, monkeypatch):
     assert len(load_segmentation_dataset(flat, "train", classes=2)) == 2
 
 
-def test_a_name_on_the_hub_that_cannot_be_had():
-    with pytest.raises(DataError, match=r"scene_parse_150 \(there is no such folder here\): "):
+def test_missing_name_on_the_hub():
+    with pytest.raises(DataError, match=r"scene_parse_150 \(no such folder exists here\): "):
         load_segmentation_dataset("scene_parse_150")
     with pytest.raises(DataError, match="cannot load the data set someone/street"):
         load_segmentation_dataset("someone/street")

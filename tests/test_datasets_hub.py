@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Loading by name: `datasets` and `huggingface_hub` themselves, which talk to a small server in place of the Hub."""
+"""Loading by name: `datasets` and `huggingface_hub` load from a small server in place of the Hub."""
 
 import hashlib
 import io
@@ -32,7 +32,7 @@ for name, split in json.loads(sys.argv[1]):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Data set repositories, read only. `repositories` maps a name to its revisions, and these to their files."""
+    """Serve data set repositories. `repositories` maps names to revisions, and revisions to files."""
 
     repositories: dict[str, dict[str, dict[str, bytes]]]
 
@@ -105,7 +105,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(tmp_path):
-    """Runs the script above on names and splits, with `repositories` behind the server."""
+    """Return a function that runs `SCRIPT` on names and splits; the server offers its `repositories`."""
     repositories: dict[str, dict[str, dict[str, bytes]]] = {}
     handler = type("OneHub", (Handler,), {"repositories": repositories})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -131,7 +131,7 @@ def hub(tmp_path):
 
 
 def parquet(mask_column, *names):
-    """Two columns of pictures; the masks hold 0, 1 and 150."""
+    """Return a file with two image columns whose masks hold 0, 1 and 150."""
     import datasets
 
     def encoded(array, kind):
@@ -152,7 +152,7 @@ def parquet(mask_column, *names):
 
 
 def test_loading_by_name(hub):
-    """Parquet with class names beside it; ADE20K, a script whose converted files serve; and no data set at all."""
+    """Load Parquet files beside class names, and the converted files of a script; refuse a missing data set."""
     hub.repositories["someone/street"] = {
         "main": {
             "README.md": b"---\nlicense: mit\n---\n",
@@ -182,5 +182,5 @@ def test_loading_by_name(hub):
     assert scenes["names"] == ["ADE_val_00000001", "ADE_val_00000002"]
     assert "cannot load the data set someone/nothing" in nothing["error"] and "doesn't exist" in nothing["error"]
     assert "has no split 'test': it has train, validation" in no_split["error"]
-    assert "someone/script does not say which classes there are" in script["error"]
+    assert "the classes of someone/script are unknown" in script["error"]
     assert hub(*names[:2], offline=True) == [street, scenes]  # from the cache

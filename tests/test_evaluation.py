@@ -250,7 +250,7 @@ def test_what_is_wrong_with_an_image_is_said_with_its_name(folder, packaged, tmp
 
 def test_wrong_arguments(folder, tmp_path):
     out = tmp_path / "r.json"
-    assert_refused(run(tmp_path / "nothing", out), "there is no folder")
+    assert_refused(run(tmp_path / "nothing", out), "does not exist")
     assert_refused(run(folder, tmp_path), "is a folder: a JSON file is needed")
     assert_refused(run(folder, out, "--published", "nonsense"), "'nonsense' is no published config")
     assert_refused(run(folder, out, "--stride", "5"), "--stride needs --window")

@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Drawn scenes, and the model that was trained on them."""
+"""Drawn scenes, and the packaged model that was trained on them."""
 
 import hashlib
 import json
@@ -27,14 +27,14 @@ from segtransformers.packaged import example_image_path, packaged_model_path
 EXAMPLE_SEED = 141
 
 
-def test_a_seed_always_gives_the_same_bytes():
+def test_a_seed_gives_the_same_bytes_everywhere():
     image, labels = draw_scene(3, (128, 192))
     found = hashlib.sha256(image.tobytes() + labels.tobytes()).hexdigest()
     assert found == "eb772a755f77aa89cbdb2f78298637bcf903f0ea7bc55f6fa7fd9b3956b9d254"
     assert not np.array_equal(image, draw_scene(4, (128, 192))[0])
 
 
-def test_all_classes_occur_and_no_other_label():
+def test_all_classes_occur():
     seen = np.zeros(len(CLASS_NAMES), int)
     for seed in range(20):
         labels = draw_scene(seed)[1]
@@ -51,14 +51,14 @@ def test_image_and_labels_have_the_size_asked_for(size):
     assert image.dtype == labels.dtype == np.uint8
 
 
-def test_impossible_scenes_are_refused():
+def test_wrong_seeds_and_sizes_are_refused():
     with pytest.raises(ValueError, match="-1"):
         draw_scene(-1)
     with pytest.raises(ValueError, match="31"):
         draw_scene(0, (31, 64))
 
 
-def test_items_are_normalised_scenes():
+def test_items_of_the_data_set_are_normalised():
     item = SceneDataset(range(7, 9))[1]
     image, labels = draw_scene(8)
     restored = item["pixel_values"].permute(1, 2, 0) * torch.tensor(IMAGE_STD) + torch.tensor(IMAGE_MEAN)
@@ -67,7 +67,7 @@ def test_items_are_normalised_scenes():
     assert np.array_equal(item["labels"].numpy(), labels)
 
 
-def test_items_can_be_crops_of_scenes_of_several_sizes():
+def test_items_can_be_crops_of_several_sizes():
     scenes = SceneDataset(range(FIRST_TRAINING_SEED, FIRST_TRAINING_SEED + 4), ((64, 96), (80, 80)), crop=(64, 64))
     assert len(scenes) == 4
     for index in range(len(scenes)):
@@ -94,7 +94,7 @@ def test_half_of_the_scenes_can_be_resized():
 
 
 def test_resized_scenes_are_drawn_scenes_of_another_size():
-    """Twice as large, they hold each pixel's label four times; half as large, the labels of every second one."""
+    """At factor 2 every label occurs four times; at factor 1/2 every second label remains."""
     seeds = range(FIRST_TRAINING_SEED, FIRST_TRAINING_SEED + 8)
     for factor, size in ((2.0, (32, 48)), (0.5, (128, 192))):
         drawn = SceneDataset(seeds, (size,))
@@ -107,7 +107,7 @@ def test_resized_scenes_are_drawn_scenes_of_another_size():
         assert 1 <= found < len(seeds)
 
 
-def test_example_is_a_scene_that_the_model_was_not_trained_on():
+def test_example_image_is_an_evaluation_scene():
     with Image.open(example_image_path()) as image:
         assert np.array_equal(np.asarray(image.convert("RGB")), draw_scene(EXAMPLE_SEED, (256, 384))[0])
 
@@ -118,7 +118,7 @@ def packaged():
     model, report = SegUperNetForSemanticSegmentation.from_pretrained(
         folder, dtype=torch.float32, output_loading_info=True
     )
-    assert not any(report.values()), report  # a renamed parameter would be drawn anew and cost little accuracy
+    assert not any(report.values()), report  # a lost parameter would hardly change the accuracy below
     return model.eval(), AutoImageProcessor.from_pretrained(folder)
 
 
@@ -130,7 +130,7 @@ def mean_iou(packaged, seeds, **options) -> float:
     return metric.compute()["mean_iou"]
 
 
-def test_packaged_model_beats_every_classifier_of_colours(packaged):
+def test_packaged_model_is_better_than_a_classifier_of_colours(packaged):
     metrics = json.loads((packaged_model_path() / "metrics.json").read_text())
     config = packaged[0].config
     assert [config.id2label[index] for index in range(len(CLASS_NAMES))] == list(CLASS_NAMES)
@@ -141,8 +141,8 @@ def test_packaged_model_beats_every_classifier_of_colours(packaged):
     assert metrics["scenes"] == 200
 
 
-def test_several_scales_and_mirror_images_do_not_harm_the_packaged_model(packaged):
-    """As they would if it read the grain of the pixels, which every resize smooths away."""
+def test_multi_scale_and_flip_do_not_harm_the_packaged_model(packaged):
+    """They would if the model relied on the noise of single pixels, which resizing smooths away."""
     options = multi_scale_options(packaged[1])
     assert len(options["scales"]) > 1 and options["flip"]
     seeds = range(100, 120)

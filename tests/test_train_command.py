@@ -190,7 +190,7 @@ def test_recipe_of_ones_own_and_data_without_parts(data, tiny, tmp_path):
     [
         (["--recipe", "upernet_deit"], "there is no recipe 'upernet_deit'"),
         (["--recipe", "mine.yaml"], "there is no file mine.yaml"),
-        (["--data", "nowhere/at/all"], "there is no folder nowhere/at/all"),
+        (["--data", "nowhere/at/all"], "the folder nowhere/at/all does not exist"),
         (["--model", "nowhere/at/all"], "cannot start from nowhere/at/all: there is no such folder"),
         (["--model", "nowhere"], "cannot start from nowhere: there is no such folder, and the Hub"),
         (["--max_steps", 0], "--max_steps 0: there must be something to train"),

@@ -1,18 +1,14 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""`segtransformers check-data`: every image and mask read once, before a training relies on them."""
+"""`segtransformers check-data`: read every image and mask of a data set once and report errors."""
 
 import contextlib
 import logging
 from collections.abc import Iterator
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import typer
 from tqdm import tqdm
 
-from ..datasets import DataReport, SegmentationDataset, check_dataset, loading
-from ..datasets.loading import MissingClassesError
-from ..datasets.pairs import MissingMasksError, MissingSplitError
 from .common import UserError, one_line_errors
 from .data_options import (
     ClassesOption,
@@ -25,13 +21,15 @@ from .data_options import (
     load_data,
 )
 
-LISTED_FAULTS = 20
-UNKNOWN_CLASSES = "255"
+if TYPE_CHECKING:
+    from ..datasets import DataReport, SegmentationDataset
+
+MAX_LISTED_ERRORS = 20  # of each split
 
 
 def check_data(
     source: Annotated[str, typer.Argument(metavar="FOLDER_OR_ID", help="A folder, or a data set on the Hub.")],
-    split: Annotated[str | None, typer.Option(help="Such as train; by default all there are.")] = None,
+    split: Annotated[str | None, typer.Option(help="Such as train. By default all splits.")] = None,
     kind: KindOption = None,
     classes: ClassesOption = None,
     reduce_labels: ReduceLabelsOption = None,
@@ -40,25 +38,28 @@ def check_data(
     columns: ColumnsOption = None,
     subset: SubsetOption = None,
 ) -> None:
-    """Read every image and mask of a data set, print how often each class occurs, and name what is wrong."""
+    """Read every image and mask of a data set, print how often each class occurs, and list errors."""
+    # imports torch, which takes seconds that --help should not cost
+    from ..datasets import check_dataset
+
     options = (reduce_labels, label_map, mask_ending, columns, subset)
-    faults = 0
+    errors = 0
     with one_line_errors(ValueError, ImportError), _without_warnings():
         for data, named in _splits(source, split, kind, classes, options):
             with tqdm(total=len(data), unit="sample", disable=None, leave=False) as bar:
                 report = check_dataset(data, bar.update)
             typer.echo("\n".join(_lines(data, report, named)))
-            for fault in report.faults[:LISTED_FAULTS]:
-                typer.echo(f"error: {fault}", err=True)
-            faults += len(report.faults)
-        if faults:
-            raise UserError(f"{faults} samples or splits have faults; the first are listed above")
+            for error in report.errors[:MAX_LISTED_ERRORS]:
+                typer.echo(f"error: {error}", err=True)
+            errors += len(report.errors)
+        if errors:
+            raise UserError(f"{errors} samples or splits have errors; the first are listed above")
 
 
 @contextlib.contextmanager
 def _without_warnings() -> Iterator[None]:
-    """What the loader warns of is in the report."""
-    logger = logging.getLogger(loading.__name__)
+    """Silence the warnings of the loader, because the report has them as notes."""
+    logger = logging.getLogger("segtransformers.datasets.loading")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
@@ -69,8 +70,12 @@ def _without_warnings() -> Iterator[None]:
 
 def _splits(
     source: str, split: str | None, kind: str | None, classes: str | None, options: tuple
-) -> Iterator[tuple[SegmentationDataset, bool]]:
-    """Each split, and whether its classes have names."""
+) -> Iterator[tuple["SegmentationDataset", bool]]:
+    """Yield each split, and whether its classes have names."""
+    # these import torch, too
+    from ..datasets.loading import MissingClassesError
+    from ..datasets.pairs import MissingMasksError, MissingSplitError
+
     found = False
     for name in ("train", "validation", "test") if split is None else (split,):
         named = True
@@ -78,7 +83,9 @@ def _splits(
             try:
                 data = load_data(source, name, kind, classes, *options)
             except MissingClassesError:
-                data, named = load_data(source, name, kind, UNKNOWN_CLASSES, *options), False
+                # value 255 means no class, so reduced labels can be 0 to 253 only
+                most = "254" if options[0] else "255"
+                data, named = load_data(source, name, kind, most, *options), False
         except MissingSplitError as error:
             unlabelled = isinstance(error, MissingMasksError)
             if split is not None or (unlabelled and name != "test"):
@@ -88,21 +95,22 @@ def _splits(
             continue
         found = True
         yield data, named
-        if data.split is None:  # there are no parts
+        if data.split is None:  # the source has no splits
             return
     if not found:
-        raise UserError(f"{source} has none of the splits train, validation and test: say --split")
+        raise UserError(f"{source} has none of the splits train, validation and test: name the split with --split")
 
 
-def _lines(data: SegmentationDataset, report: DataReport, named: bool) -> list[str]:
-    part = "" if data.split is None else f" of {data.split}"
+def _lines(data: "SegmentationDataset", report: "DataReport", named: bool) -> list[str]:
+    """Return the lines of a report. `named` says whether the classes have names."""
+    split = "" if data.split is None else f" of {data.split}"
     sizes = ""
     if report.smallest is not None and report.largest is not None:
         ends = [f"{width} x {height}" for width, height in dict.fromkeys((report.smallest, report.largest))]
         sizes = f", {' to '.join(ends)} pixels"
-    lines = [f"{data.source}: {report.samples} of {len(data)} samples{part} are right ({data.kind}){sizes}"]
+    lines = [f"{data.source}: {report.samples} of {len(data)} samples{split} are without errors ({data.kind}){sizes}"]
     total = max(1, int(report.pixels.sum()) + report.no_class)
-    shown = list(range(data.num_labels)) if named else np.flatnonzero(report.images).tolist()
+    shown = list(range(data.num_labels)) if named else report.images.nonzero()[0].tolist()
     width = max([len("no class"), *(len(data.id2label[index]) for index in shown)])
     lines.append(f"  {'':>4} {'class':<{width}}  {'pixels':>8}  {'samples':>7}")
     for index in shown:
@@ -111,6 +119,6 @@ def _lines(data: SegmentationDataset, report: DataReport, named: bool) -> list[s
     lines.append(f"  {'':>4} {'no class':<{width}}  {100 * report.no_class / total:6.2f} %")
     if not named:
         count = shown[-1] + 1 if shown else 0
-        lines.append(f"The classes have no names: write {count} of them into {data.source}/classes.txt, one a line")
-        return lines + [f"note: {remark}" for remark in report.remarks if "never occur" not in remark]
-    return lines + [f"note: {remark}" for remark in report.remarks]
+        lines.append(f"The classes have no names: write {count} names into {data.source}/classes.txt, one per line")
+        return lines + [f"note: {note}" for note in report.notes if "never occur" not in note]
+    return lines + [f"note: {note}" for note in report.notes]

@@ -1,44 +1,46 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""The options of the commands that read a data set."""
+"""Options of the commands that read a data set."""
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from transformers.utils import logging
 
-from ..datasets import DATASETS, SegmentationDataset, load_segmentation_dataset
+from ..datasets import DATASETS
 from .common import UserError
+
+if TYPE_CHECKING:
+    from ..datasets import SegmentationDataset
 
 KindOption = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help=f"{', '.join(DATASETS)} or folders; by default what the data look like."),
+    typer.Option(metavar="NAME", help=f"{', '.join(DATASETS)} or folders. By default known data sets are recognised."),
 ]
 ClassesOption = Annotated[
     str | None,
-    typer.Option(metavar="FILE_OR_NUMBER", help="Class names, one a line or as JSON, or how many there are."),
+    typer.Option(metavar="FILE_OR_NUMBER", help="Class names, one per line or as JSON, or the number of classes."),
 ]
 ReduceLabelsOption = Annotated[
     bool | None,
     typer.Option(
-        "--reduce-labels/--no-reduce-labels", help="Whether 0 in masks means no class and classes start at 1."
+        "--reduce-labels/--no-reduce-labels", help="Whether value 0 in masks means no class and classes start at 1."
     ),
 ]
 LabelMapOption = Annotated[
     str | None,
-    typer.Option(metavar="VALUE:CLASS,...", help="Classes of values in masks, such as 0:0,255:1; 255 means no class."),
+    typer.Option(
+        metavar="VALUE:CLASS,...", help="Classes of mask values, such as 0:0,255:1. Class 255 means no class."
+    ),
 ]
 MaskEndingOption = Annotated[
-    str | None, typer.Option(metavar="ENDING", help="What the names of masks end in, such as _mask.png.")
+    str | None, typer.Option(metavar="ENDING", help="Ending of the file names of masks, such as _mask.png.")
 ]
-
 ColumnsOption = Annotated[
     str | None,
-    typer.Option(metavar="IMAGES,MASKS", help="Columns of a data set of the Hub; by default those with usual names."),
+    typer.Option(metavar="IMAGES,MASKS", help="Columns of a data set on the Hub. By default those with usual names."),
 ]
-SubsetOption = Annotated[str | None, typer.Option(metavar="NAME", help="Configuration of a data set of the Hub.")]
+SubsetOption = Annotated[str | None, typer.Option(metavar="NAME", help="Configuration of a data set on the Hub.")]
 
 
 def load_data(
@@ -51,34 +53,41 @@ def load_data(
     mask_ending: str | None = None,
     columns: str | None = None,
     subset: str | None = None,
-) -> SegmentationDataset:
-    """The data set that the options describe.
+) -> "SegmentationDataset":
+    """Load the data set that the options describe.
 
     Raises:
-        UserError: if an option cannot be understood.
-        ValueError: if the data cannot be loaded ([`DataError`] is one).
+        UserError: if an option has a wrong value.
+        ValueError: if the data cannot be loaded. [`DataError`] is a ValueError.
     """
-    logging.disable_progress_bar()
+    # both import torch, which takes seconds that --help and wrong options should not cost
+    from transformers.utils import logging
+
+    from ..datasets import load_segmentation_dataset
+
     if classes is not None and not classes.isdigit() and not Path(classes).is_file():
-        raise UserError(f"--classes {classes}: there is no such file, and it is no number")
-    pictures: Sequence[str | None] = (None, None) if columns is None else columns.split(",")
-    if len(pictures) != 2 or "" in pictures:
-        raise UserError(f"--columns {columns}: expected two names, such as image,annotation")
+        raise UserError(f"--classes {classes}: expected an existing file or a number")
+    image_column, mask_column = None, None
+    if columns is not None:
+        image_column, _, mask_column = columns.partition(",")
+        if not image_column or not mask_column or "," in mask_column:
+            raise UserError(f"--columns {columns}: expected two names, such as image,annotation")
+    logging.disable_progress_bar()
     return load_segmentation_dataset(
         source,
         split,
         kind,
         classes=int(classes) if classes is not None and classes.isdigit() else classes,
         reduce_labels=reduce_labels,
-        label_map=_parsed_map(label_map),
+        label_map=_parse_label_map(label_map),
         mask_ending=mask_ending,
-        image_column=pictures[0],
-        mask_column=pictures[1],
+        image_column=image_column,
+        mask_column=mask_column,
         name=subset,
     )
 
 
-def _parsed_map(text: str | None) -> dict[int, int] | None:
+def _parse_label_map(text: str | None) -> dict[int, int] | None:
     if text is None:
         return None
     pairs = [re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", pair) for pair in text.split(",")]

@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Every sample of a data set read once: what is wrong with it, and how often each class occurs."""
+"""Check a data set: read every sample once, list errors, and count the pixels of each class."""
 
 import collections
 import os
@@ -12,21 +12,21 @@ import numpy as np
 from .loading import SegmentationDataset
 from .reading import NO_CLASS, DataError
 
-LARGE_IMAGE = 50_000_000  # pixels: training decodes all of it for every crop
+LARGE_IMAGE = 50_000_000  # pixels; training decodes the whole image for every crop
 
 
 @dataclass
 class DataReport:
-    """What [`check_dataset`] found.
+    """The result of [`check_dataset`].
 
     Attributes:
-        samples: how many were read without fault.
-        pixels: of each class, `(num_labels,)` int64.
-        images: in how many samples each class occurs, `(num_labels,)` int64.
-        no_class: pixels without a class.
-        smallest, largest: width and height of the samples with the fewest and the most pixels.
-        faults: one message per sample that cannot be used.
-        remarks: what is allowed but looks like a mistake.
+        samples: number of samples that were read without an error.
+        pixels: number of pixels of each class, `(num_labels,)` int64.
+        images: number of samples in which each class occurs, `(num_labels,)` int64.
+        no_class: number of pixels without a class.
+        smallest, largest: (width, height) of the samples with the fewest and the most pixels.
+        errors: one message for each sample that cannot be used.
+        notes: messages about data that are allowed but look like a mistake.
     """
 
     samples: int
@@ -35,27 +35,28 @@ class DataReport:
     no_class: int = 0
     smallest: tuple[int, int] | None = None
     largest: tuple[int, int] | None = None
-    faults: list[str] = field(default_factory=list)
-    remarks: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def check_dataset(
     data: SegmentationDataset, progress: Callable[[int], object] | None = None, workers: int | None = None
 ) -> DataReport:
-    """Read every sample of `data`.
+    """Read every sample of `data` and report errors, class frequencies and likely mistakes.
 
     Args:
+        data: the data set.
         progress: called with the number of samples done since the last call.
-        workers: threads that read; by default one per core.
+        workers: number of threads that read. None takes one per core.
     """
     report = DataReport(0, np.zeros(data.num_labels, np.int64), np.zeros(data.num_labels, np.int64))
     empty = large = 0
     binary = True
-    for found in _in_parallel(data, workers or os.cpu_count() or 1):
-        if isinstance(found, str):
-            report.faults.append(found)
+    for result in _read_in_parallel(data, workers or os.cpu_count() or 1):
+        if isinstance(result, str):
+            report.errors.append(result)
         else:
-            size, counts = found
+            size, counts = result
             report.samples += 1
             report.pixels += counts[: data.num_labels]
             report.images += counts[: data.num_labels] > 0
@@ -70,60 +71,68 @@ def check_dataset(
         if progress is not None:
             progress(1)
     if report.samples:
-        _add_remarks(report, data, empty, large, binary)
+        _add_notes(report, data, empty, large, binary)
     return report
 
 
-def _add_remarks(report: DataReport, data: SegmentationDataset, empty: int, large: int, binary: bool) -> None:
-    remarks, rule = report.remarks, data.rule
+def _add_notes(report: DataReport, data: SegmentationDataset, empty: int, large: int, binary: bool) -> None:
+    """Add notes, and an error if no sample has a class.
+
+    Args:
+        empty: number of samples without any class.
+        large: number of samples with more than `LARGE_IMAGE` pixels.
+        binary: whether all masks hold nothing but 0 and 255.
+    """
+    notes, rule = report.notes, data.rule
     share = 100 * report.no_class / (report.no_class + report.pixels.sum())
     absent = [data.id2label[index] for index in np.flatnonzero(report.images == 0).tolist()]
     if empty == report.samples:
-        cause = "; are the masks 0 throughout, where 0 means no class?" if rule.reduce_labels else ""
-        report.faults.append(f"no pixel of any mask has a class{cause}")
+        cause = "; value 0 means no class here: are all masks 0?" if rule.reduce_labels else ""
+        report.errors.append(f"no pixel of any mask has a class{cause}")
     elif empty:
-        remarks.append(f"{empty} samples have no pixel with a class")
+        notes.append(f"{empty} samples have no pixel with a class")
     if binary and empty < report.samples and rule.strict_binary:
-        remarks.append(
+        notes.append(
             "all masks hold only 0 and 255 (no class). If 255 is the foreground, pass label_map={0: 0, 255: 1} "
             "(--label-map 0:0,255:1)"
         )
     elif absent and len(absent) < data.num_labels:
         listed = ", ".join(absent[:8]) + (", ..." if len(absent) > 8 else "")
-        remarks.append(f"{len(absent)} of {data.num_labels} classes never occur: {listed}")
+        notes.append(f"{len(absent)} of {data.num_labels} classes never occur: {listed}")
         if rule.reduce_labels and report.images[-1] == 0 and share > 5:
-            remarks.append(
-                f"value 0 of the masks is taken for no class and the last class never occurs, while {share:.0f} % of "
-                "the pixels have no class: if 0 is a class, leave out reduce_labels (--no-reduce-labels)"
+            notes.append(
+                f"value 0 of the masks means no class here, the last class never occurs, and {share:.0f} % of the "
+                "pixels have no class: if 0 is a class, leave out reduce_labels (--no-reduce-labels)"
             )
-        elif not rule.reduce_labels and not rule.only_map and report.images[0] == 0 and report.images[-1]:
-            remarks.append(
+        elif not rule.reduce_labels and not rule.label_map_only and report.images[0] == 0 and report.images[-1]:
+            notes.append(
                 f"value 0 of the masks ({data.id2label[0]}) never occurs: if classes start at 1, pass "
                 "reduce_labels=True (--reduce-labels)"
             )
     if large:
-        remarks.append(
-            f"{large} images have more than {LARGE_IMAGE // 1_000_000} million pixels: training reads all of an image "
+        notes.append(
+            f"{large} images have more than {LARGE_IMAGE // 1_000_000} million pixels: training reads the whole image "
             "for every crop, so cut them into tiles"
         )
     if data.ignored_files:
         listed = ", ".join(str(path) for path in data.ignored_files[:5])
-        remarks.append(f"{len(data.ignored_files)} other files are left out: {listed}")
+        notes.append(f"{len(data.ignored_files)} other files are left out: {listed}")
 
 
-def _in_parallel(data: SegmentationDataset, workers: int) -> Iterator[str | tuple[tuple[int, int], np.ndarray]]:
-    """Of each sample in turn its size and pixels per label `(256,)`, or what is wrong; few wait in memory at once."""
-    waiting: collections.deque = collections.deque()
+def _read_in_parallel(data: SegmentationDataset, workers: int) -> Iterator[str | tuple[tuple[int, int], np.ndarray]]:
+    """Yield the result of [`_read_sample`] for each sample in order. At most `2 * workers` results are in memory."""
+    pending: collections.deque = collections.deque()
     with ThreadPoolExecutor(workers) as pool:
         for index in range(len(data)):
-            waiting.append(pool.submit(_look_at, data, index))
-            if len(waiting) > 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+            pending.append(pool.submit(_read_sample, data, index))
+            if len(pending) > 2 * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
 
-def _look_at(data: SegmentationDataset, index: int) -> str | tuple[tuple[int, int], np.ndarray]:
+def _read_sample(data: SegmentationDataset, index: int) -> str | tuple[tuple[int, int], np.ndarray]:
+    """Return the (width, height) and the pixels per label `(256,)` of a sample, or an error message."""
     try:
         sample = data[index]
     except DataError as error:

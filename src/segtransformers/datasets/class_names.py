@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Names and colours of the classes of one's own data, from what the user passes or a file beside the images."""
+"""Class names and colours of the user's own data, from an argument or from a file beside the images."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,13 @@ CLASS_FILES = ("classes.json", "id2label.json", "classes.txt", "labels.txt")
 
 @dataclass(frozen=True)
 class Classes:
-    """Names in the order of the indices; a colour of each, or None; colours of pixels without a class."""
+    """Class names and colours.
+
+    Attributes:
+        names: in the order of the class indices.
+        palette: `[red, green, blue]` of each class, or None.
+        no_class: colours of pixels without a class.
+    """
 
     names: list[str]
     palette: list[list[int]] | None = None
@@ -22,12 +28,16 @@ class Classes:
 
 
 def read_classes(given: Any, where: str = "classes") -> Classes:
-    """Classes from a list of names, `{index: name}`, a list of `{"name": ..., "color": [r, g, b]}`, or their number.
+    """Read classes from a list of names, `{index: name}`, a list of `{"name": ..., "color": [r, g, b]}`, or a number.
 
-    In the last form but one, `"ignore": true` in place of a name marks a colour of pixels without a class.
+    An entry `{"color": [r, g, b], "ignore": true}` holds a colour of pixels without a class.
+
+    Args:
+        given: one of these.
+        where: name of `given` in error messages.
 
     Raises:
-        DataError: if they are none of these; `where` names them.
+        DataError: if `given` is none of these.
     """
     if isinstance(given, int) and not isinstance(given, bool):
         if given < 1:
@@ -50,7 +60,7 @@ def read_classes(given: Any, where: str = "classes") -> Classes:
     if all(isinstance(item, str) for item in given):
         return Classes(_checked_names(list(given), where))
     if not all(isinstance(item, Mapping) and isinstance(item.get("name"), str) for item in classes):
-        raise DataError(f'{where} must be names, or {{"name": ..., "color": [r, g, b]}}, got {str(given[0])[:80]}')
+        raise DataError(f'{where} must hold names, or {{"name": ..., "color": [r, g, b]}}, got {str(given[0])[:80]}')
     palette = [item.get("color") for item in classes]
     names = _checked_names([item["name"] for item in classes], where)
     if all(colour is None for colour in palette):
@@ -61,10 +71,10 @@ def read_classes(given: Any, where: str = "classes") -> Classes:
 
 
 def classes_of_folder(folder: Path) -> Classes | None:
-    """From the first of `CLASS_FILES` in `folder`; None if there is none.
+    """Read the first of `CLASS_FILES` in `folder`. Return None if the folder has none of them.
 
     Raises:
-        DataError: if the file cannot be understood.
+        DataError: if the file cannot be read, or holds no classes.
     """
     for name in CLASS_FILES:
         path = folder / name
@@ -74,10 +84,10 @@ def classes_of_folder(folder: Path) -> Classes | None:
 
 
 def classes_of_file(path: Path) -> Classes:
-    """Names of a text file, one a line, or what [`read_classes`] takes as JSON.
+    """Read classes from a text file with one name per line, or from a JSON file for [`read_classes`].
 
     Raises:
-        DataError: if the file cannot be understood.
+        DataError: if the file cannot be read, or holds no classes.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -92,10 +102,10 @@ def classes_of_file(path: Path) -> Classes:
 
 
 def checked_palette(palette: Sequence[Any], where: str) -> list[list[int]]:
-    """Colours as lists of three numbers from 0 to 255.
+    """Return the colours as lists of three numbers from 0 to 255.
 
     Raises:
-        DataError: for anything else.
+        DataError: if a colour is something else. `where` names the palette in the message.
     """
     checked = []
     for index, colour in enumerate(palette):

@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Class names, palettes and folder layouts, as data."""
+"""The known data sets: their class names, palettes and folder layouts, read from JSON files."""
 
 import functools
 import json
@@ -22,43 +22,43 @@ DATASETS = (
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a folder keeps images and masks.
+    """The places of images and masks within the folder of a data set.
 
     Attributes:
-        images: folder of the images; `{part}` stands for the name of the split.
-        masks: folder of the masks, with the same sub-folders as that of the images.
-        image_endings: of the names of images, in any case. What stands before is the name of the sample.
-        mask_endings: of the names of masks.
-        parts: what the folder calls the splits `train`, `validation` and `test`.
-        list: a text file with the names of the samples of a split, one a line. None: all files.
-        label_map: class index or 255 of each value in the masks. None: the values are class indices.
-        inside: folders within the one that the user names where to look, too.
-        names: a regular expression for the names of the samples, by which the data set is recognised.
+        images: folder of the images; `{split}` stands for the folder's name of the split.
+        masks: folder of the masks, with the same sub-folders as the folder of the images.
+        image_endings: endings of image files, in upper or lower case. The rest of the name is the name of the sample.
+        mask_endings: endings of mask files, likewise.
+        splits: the folder's names of the splits `train`, `validation` and `test`.
+        list_file: a text file with the names of a split's samples, one per line. None takes all files.
+        label_map: class index, or 255 for no class, of each value in the masks. None: the values are class indices.
+        subfolders: folders within the folder of the data set that may have this layout instead.
+        name_pattern: a regular expression for the names of the samples, by which the data set is recognised.
     """
 
     images: str
     masks: str
     image_endings: Sequence[str]
     mask_endings: Sequence[str]
-    parts: Mapping[str, str]
-    list: str | None = None
+    splits: Mapping[str, str]
+    list_file: str | None = None
     label_map: Mapping[int, int] | None = None
-    inside: Sequence[str] = ()
-    names: str | None = None
+    subfolders: Sequence[str] = ()
+    name_pattern: str | None = None
 
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What a data set calls and colours its classes.
+    """The classes of a known data set, and the layouts of its files.
 
     Attributes:
-        classes: names, in the order of the class indices.
+        classes: class names, in the order of the class indices.
         palette: `[red, green, blue]` of each class, 0 to 255.
-        reduce_zero_label: whether label 0 of the files means "no class" and all others are shifted down by one.
+        reduce_zero_label: whether value 0 in the masks means "no class" and all other values go down by one.
         ignore_index: the label of pixels without a class.
-        source: where these were taken from.
-        layouts: of its files on disk, the usual one first.
-        hub: names of copies on the Hub, and the configuration of each.
+        source: the repository and file from which these facts were taken.
+        layouts: layouts of the files on disk, the most common one first.
+        hub: names of copies on the Hub, with the configuration of each.
     """
 
     classes: list[str]
@@ -72,13 +72,13 @@ class DatasetInfo:
 
 @functools.lru_cache
 def get_dataset_info(name: str) -> DatasetInfo:
-    """The data set `name`, one of `DATASETS`.
+    """Return the facts about the data set `name`, one of `DATASETS`.
 
     Raises:
         ValueError: for any other name.
     """
     if name not in DATASETS:
-        raise ValueError(f"unknown data set {name!r}; known are {', '.join(DATASETS)}")
+        raise ValueError(f"unknown data set {name!r}: choose one of {', '.join(DATASETS)}")
     facts = json.loads(resources.files(__package__).joinpath(f"{name}.json").read_text(encoding="utf-8"))
     facts["layouts"] = [_layout(**layout) for layout in facts.get("layouts", [])]
     return DatasetInfo(**facts)

@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Images and label maps of a data set, from a folder or the Hub, decoded when they are asked for."""
+"""Load a data set of images and label maps from a folder or from the Hub. Files are decoded on access."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import PIL.Image
 import torch
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers.utils import logging
 
 from .class_names import Classes, checked_palette, classes_of_file, classes_of_folder, read_classes
@@ -19,29 +21,29 @@ from .pairs import (
     MissingSplitError,
     Pairs,
     canonical_split,
+    describe_contents,
     expected_folders,
     find_folders,
     find_known,
     pair_files,
     recognise,
-    what_is_in,
 )
-from .reading import NO_CLASS, DataError, LabelRule, colour_table, contents, read_image, read_mask, turned_by_exif
+from .reading import NO_CLASS, DataError, LabelRule, colour_table, exif_swaps_sides, open_entry, read_image, read_mask
 
 if TYPE_CHECKING:
     import datasets
 
 logger = logging.get_logger(__name__)
 
-FOLDERS = "folders"  # the kind of one's own data
+FOLDERS = "folders"  # the kind of the user's own data
 IMAGE_COLUMNS = ("image", "img", "pixel_values", "images")
 MASK_COLUMNS = ("annotation", "label", "labels", "mask", "segmentation_mask", "semantic_segmentation", "segmentation")
-METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # of a folder of images
-CONVERTED = "refs/convert/parquet"  # where the Hub keeps what scripts make, in a folder for each configuration
+METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # files that make a folder an image folder
+CONVERTED = "refs/convert/parquet"  # the revision with a script's data as Parquet, one folder for each configuration
 
 
 class MissingClassesError(DataError):
-    """Nothing says which classes there are."""
+    """The classes of a data set are unknown."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,9 @@ class SegmentationSample:
     """An image and its label map.
 
     Attributes:
-        name: unique within the split.
-        image: RGB.
-        labels: `(height, width)` uint8, class indices, 255 where there is no class.
+        name: name, unique within the split.
+        image: RGB image.
+        labels: class indices `(height, width)` uint8, 255 for pixels without a class.
     """
 
     name: str
@@ -60,16 +62,16 @@ class SegmentationSample:
 
 
 class SegmentationDataset(torch.utils.data.Dataset):
-    """A split of a data set; items are [`SegmentationSample`]s. [`load_segmentation_dataset`] makes it.
+    """A split of a data set whose items are [`SegmentationSample`]s, made by [`load_segmentation_dataset`].
 
     Attributes:
-        names: of the samples, in order.
+        names: names of the samples, in order.
         id2label: name of each class.
         palette: `[red, green, blue]` of each class, or None.
-        rule: how the values in masks become class indices.
-        kind: a known data set, or `"folders"` for one's own.
-        source: where it was loaded from.
-        split: which part it is; None if the source has no parts, and this is all of it.
+        rule: the mapping of mask values to class indices.
+        kind: a known data set, or `"folders"` for the user's own data.
+        source: the folder, or the name on the Hub.
+        split: the split. None if the source has no splits and these are all samples.
         ignored_files: files beside the images and masks that are neither.
     """
 
@@ -102,41 +104,41 @@ class SegmentationDataset(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> SegmentationSample:
         """
         Raises:
-            DataError: if a file is damaged, image and mask differ in size, or a label is no class.
+            DataError: if a file is damaged, if image and mask differ in size, or if a label is no class.
         """
         if not -len(self) <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         index = int(index) % len(self)
         row = self.rows[index]
-        image_file, mask_file = (self._described(row[column], index) for column in ("image", "mask"))
+        image_file, mask_file = (self._file_name(row[column], index) for column in ("image", "mask"))
         try:
-            image = read_image(contents(row["image"]), image_file)
-            mask = read_mask(contents(row["mask"]), mask_file)
+            image = read_image(open_entry(row["image"]), image_file)
+            mask = read_mask(open_entry(row["mask"]), mask_file)
         except FileNotFoundError as error:
-            raise DataError(f"{error.filename} is gone since the data set was loaded") from None
+            raise DataError(f"{error.filename} was removed after the data set was loaded") from None
         height, width = mask.values.shape[:2]
         if image.size != (width, height):
-            turned = image.size == (height, width) and turned_by_exif(contents(row["image"]))
+            turned = image.size == (height, width) and exif_swaps_sides(open_entry(row["image"]))
             reason = (
-                ": its EXIF data turn the image, and masks are not turned. Save the image upright, or turn the mask"
+                ": its EXIF data turn the image, but masks are not turned. Save the image upright, or turn the mask"
                 if turned
-                else " (width x height): they must be of one picture"
+                else " (width x height): both must have the same size"
             )
             sizes = f"{image.size[0]} x {image.size[1]}, its mask {mask_file} {width} x {height}"
             raise DataError(f"the image {image_file} is {sizes}{reason}")
         return SegmentationSample(self.names[index], image, self.rule.apply(mask, mask_file))
 
     def select(self, indices: Sequence[int]) -> "SegmentationDataset":
-        """The samples with these indices, in this order."""
+        """Return the samples with these indices, in this order."""
         indices = [int(index) for index in indices]
-        part = copy.copy(self)
-        part.rows, part.names = self.rows.select(indices), [self.names[index] for index in indices]
-        return part
+        selected = copy.copy(self)
+        selected.rows, selected.names = self.rows.select(indices), [self.names[index] for index in indices]
+        return selected
 
     def shard(self, num: int, index: int) -> "SegmentationDataset":
-        """Every `num`-th sample from `index` on: the share of one process of `num`."""
+        """Return every `num`-th sample from `index` on: the samples of one of `num` processes."""
         if not 0 <= index < num:
-            raise ValueError(f"shard {index} of {num} does not exist")
+            raise ValueError(f"shard {index} of {num} does not exist: the index must be 0 to {num - 1}")
         return self.select(range(index, len(self), num))
 
     def __repr__(self) -> str:
@@ -145,10 +147,11 @@ class SegmentationDataset(torch.utils.data.Dataset):
             f"SegmentationDataset({self.source!r}{split}: {len(self)} samples, {self.num_labels} classes, {self.kind})"
         )
 
-    def _described(self, entry: Mapping[str, Any], index: int) -> str:
+    def _file_name(self, entry: Mapping[str, Any], index: int) -> str:
+        """Return the name of an image or mask in messages."""
         if entry["bytes"] is None:
             return str(entry["path"])
-        return f"{entry['path'] or 'without a name'} (row {index} of {self.source})"
+        return f"{entry['path'] or 'unnamed'} (row {index} of {self.source})"
 
 
 def load_segmentation_dataset(
@@ -167,29 +170,30 @@ def load_segmentation_dataset(
     name: str | None = None,
     revision: str | None = None,
 ) -> SegmentationDataset:
-    """A split of a data set of images and label maps.
+    """Load a split of a data set of images and label maps.
 
     Args:
         source: a folder, or a name on the Hub. A folder has the layout of a known data set, or a folder of images and a
             folder of masks with the same names (`images/train/a.jpg`, `masks/train/a.png`; or `train/images`), or
             files that `datasets` loads (Parquet, `save_to_disk`, an image folder with `metadata.jsonl`).
-        split: `train`, `validation` or `test`, or what the source calls it.
-        kind: a known data set (one of `DATASETS`), whose classes and label rule then hold, or `"folders"`. None: what
-            the source looks like.
-        classes: of one's own data: names, `{index: name}`, a list of `{"name": ..., "color": [r, g, b]}`, a file with
-            one of these as JSON or names one a line, or their number. None: the file `classes.json`, `id2label.json`,
-            `classes.txt` or `labels.txt` of the source.
-        palette: a colour of each class, needed for masks that hold colours.
-        reduce_labels: whether value 0 of the masks means "no class" and classes start at 1. None: as the known data set
-            has it, else no.
-        label_map: class index, or 255 for no class, of values in masks for which the usual rule does not hold.
-        image_ending, mask_ending: of the names in folders, for example `"_mask.png"`; None takes all pictures.
-        image_column, mask_column: of a `datasets` source; None looks for the usual names.
+        split: `train`, `validation` or `test`, or the source's own name of a split.
+        kind: a known data set (one of `DATASETS`), which fixes the classes and the meaning of mask values, or
+            `"folders"`. None recognises known data sets by their folders.
+        classes: classes of the user's own data: names, `{index: name}`, a list of `{"name": ..., "color": [r, g, b]}`,
+            a JSON file with one of these, a text file with one name per line, or the number of classes. None reads the
+            file `classes.json`, `id2label.json`, `classes.txt` or `labels.txt` of the source.
+        palette: a colour for each class, needed for masks that hold colours.
+        reduce_labels: whether value 0 of the masks means "no class" and classes start at 1. None takes the rule of the
+            known data set, and False for the user's own data.
+        label_map: class index, or 255 for no class, of values in the masks that are exceptions to this.
+        image_ending, mask_ending: endings of the file names in folders, for example `"_mask.png"`. None takes all image
+            files.
+        image_column, mask_column: columns of a `datasets` source. None looks for the usual names.
         name, revision: configuration and revision of a source on the Hub.
 
     Raises:
-        DataError: if files are missing or do not fit each other; the message says what to do.
-        ValueError: for an unknown kind.
+        DataError: if files are missing or do not match. The message says what to do.
+        ValueError: if the kind is unknown, or options exclude each other.
     """
     datasets = _datasets()
     if kind is not None and kind != FOLDERS:
@@ -203,12 +207,12 @@ def load_segmentation_dataset(
                 logger.info(f"{folder} looks like {kind}")
         if kind in DATASETS:
             found = find_known(folder, str(kind), split)
-        if found is None and not any((folder / file).is_file() for file in METADATA):
+        if found is None and not any((folder / file).is_file() for file in METADATA_FILES):
             found = find_folders(folder, split, image_ending, mask_ending)
         if found is None and not _is_for_datasets(folder):
-            raise DataError(f"{folder} holds no data set: {_expected(kind)}; {what_is_in(folder)}")
+            raise DataError(f"{folder} holds no data set: {_expected_contents(kind)}; {describe_contents(folder)}")
     elif folder.exists() or str(source).startswith((".", "/", "~")) or str(source).count("/") > 1:
-        raise DataError(f"there is no folder {source}")
+        raise DataError(f"the folder {source} does not exist")
     elif kind is None:
         kind = next((known for known in DATASETS if str(source) in get_dataset_info(known).hub), None)
     if name is None and kind in DATASETS:
@@ -217,50 +221,51 @@ def load_segmentation_dataset(
     if found is not None:
         pairs = pair_files(found)
         _warn_of_ignored(pairs)
-        if not found.divided:
-            logger.warning(f"{folder} has no parts for training and validation: all of it is taken for {split!r}")
+        if not found.has_splits:
+            logger.warning(f"{folder} has no splits: all samples are taken for {split!r}")
         rows, names, ignored = _rows_of_files(pairs, datasets), pairs.names, pairs.ignored
-        part = canonical_split(split) if found.divided else None
+        loaded_split = canonical_split(split) if found.has_splits else None
     else:
-        rows, part = _rows_of_datasets(str(source), folder, split, name, revision, datasets)
-        rows = _two_columns(rows, image_column, mask_column, str(source), datasets)
-        names, ignored = _names_of_rows(rows, part), []
+        rows, loaded_split = _rows_of_datasets(str(source), folder, split, name, revision, datasets)
+        rows = _image_and_mask_columns(rows, image_column, mask_column, str(source), datasets)
+        names, ignored = _names_of_rows(rows, loaded_split), []
 
     chosen = _classes(kind, classes, palette, folder if folder.is_dir() else None, str(source), revision)
-    original_ids = found.layout.label_map if found is not None and found.layout.parts else _original_ids(kind)
+    original_ids = found.layout.label_map if found is not None and found.layout.splits else _original_ids(kind)
     if reduce_labels is None:
         reduce_labels = kind in DATASETS and get_dataset_info(str(kind)).reduce_zero_label
     rule = LabelRule(
         num_labels=len(chosen.names),
         reduce_labels=reduce_labels,
         label_map={**(original_ids or {}), **(label_map or {})} or None,
-        only_map=original_ids is not None,
+        label_map_only=original_ids is not None,
         colours=colour_table(chosen.palette, chosen.no_class) if kind not in DATASETS and chosen.palette else None,
         strict_binary=kind not in DATASETS,
     )
-    return SegmentationDataset(rows, names, chosen, rule, kind or FOLDERS, str(source), part, ignored)
+    return SegmentationDataset(rows, names, chosen, rule, kind or FOLDERS, str(source), loaded_split, ignored)
 
 
 def _original_ids(kind: str | None) -> Mapping[int, int] | None:
-    """The label map of a known data set whose files never hold class indices."""
+    """Return the label map of a known data set whose files never hold class indices, else None."""
     layouts = get_dataset_info(str(kind)).layouts if kind in DATASETS else []
     return layouts[0].label_map if layouts and all(layout.label_map for layout in layouts) else None
 
 
-def _expected(kind: str | None) -> str:
+def _expected_contents(kind: str | None) -> str:
     if kind in DATASETS:
         return expected_folders(str(kind))
     return (
-        f"there should be a folder images and a folder masks, the folders of a known data set ({', '.join(DATASETS)}), "
-        "or files that the library datasets loads"
+        f"expected are folders images and masks, the folders of a known data set ({', '.join(DATASETS)}), or files "
+        "that the library datasets loads"
     )
 
 
 def _datasets():
+    """Import `datasets`, which is optional and slow to import."""
     try:
         import datasets
     except ImportError:
-        raise ImportError("data sets need the library datasets: pip install 'segtransformers[train]'") from None
+        raise ImportError("the library datasets is missing: pip install 'segtransformers[train]'") from None
     return datasets
 
 
@@ -269,15 +274,15 @@ def _classes(
 ) -> Classes:
     if kind in DATASETS:
         if given is not None or palette is not None:
-            raise ValueError(f"{kind} has classes and colours of its own: leave out classes and palette, or kind")
+            raise ValueError(f"the classes and colours of {kind} are known: leave out classes and palette, or kind")
         info = get_dataset_info(str(kind))
         return Classes(info.classes, info.palette)
     if given is None:
         found = classes_of_folder(folder) if folder is not None else _classes_on_hub(source, revision)
         if found is None:
             raise MissingClassesError(
-                f"{source} does not say which classes there are: put a file classes.txt with their names there, one a "
-                "line in the order of the labels, or pass classes=[...] or their number (--classes)"
+                f"the classes of {source} are unknown: add a file classes.txt with one name per line, in the order of "
+                "the labels, or pass classes=[...] or their number (--classes)"
             )
     elif isinstance(given, Path) or (isinstance(given, str) and Path(given).is_file()):
         found = classes_of_file(Path(given))
@@ -292,9 +297,6 @@ def _classes(
 
 
 def _classes_on_hub(source: str, revision: str | None) -> Classes | None:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
     for file in ("id2label.json", "classes.txt"):
         try:
             path = hf_hub_download(source, file, repo_type="dataset", revision=revision)
@@ -305,7 +307,8 @@ def _classes_on_hub(source: str, revision: str | None) -> Classes | None:
 
 
 def _is_for_datasets(folder: Path) -> bool:
-    patterns = (*DATASETS_FILES, *METADATA, "*.parquet", "*.arrow")
+    """Whether `datasets` can load the folder."""
+    patterns = (*DATASETS_FILES, *METADATA_FILES, "*.parquet", "*.arrow")
     return any(next(folder.glob(f"{deep}{pattern}"), None) for deep in ("", "*/", "*/*/") for pattern in patterns)
 
 
@@ -323,21 +326,20 @@ def _rows_of_datasets(
             loaded = datasets.load_from_disk(str(folder))
         else:
             loaded = _load_dataset(str(folder) if folder.is_dir() else source, name, revision, datasets)
-    except Exception as error:  # no network, no such name, other files than these: all are one line
+    except Exception as error:  # the network, an unknown name, unknown files: each becomes one line
         reason = " ".join(str(error).split())
-        place = "" if folder.exists() else " (there is no such folder here)"
-        raise DataError(f"cannot load the data set {source}{place}: {reason[:300]}") from None
+        note = "" if folder.exists() else " (no such folder exists here)"
+        raise DataError(f"cannot load the data set {source}{note}: {reason[:300]}") from None
     if not isinstance(loaded, datasets.DatasetDict):
         return loaded, None
-    there = list(loaded)
-    part = next((part for part in there if canonical_split(part) == canonical_split(split)), None)
-    if part is None:
-        raise MissingSplitError(f"{source} has no split {split!r}: it has {', '.join(there)}")
-    return loaded[part], canonical_split(part)
+    key = next((key for key in loaded if canonical_split(key) == canonical_split(split)), None)
+    if key is None:
+        raise MissingSplitError(f"{source} has no split {split!r}: it has {', '.join(loaded)}")
+    return loaded[key], canonical_split(key)
 
 
 def _load_dataset(path: str, name: str | None, revision: str | None, datasets) -> "datasets.DatasetDict":
-    """What `datasets` makes of a folder or a name on the Hub; of a script, what the Hub has converted it to."""
+    """Load a folder or a name on the Hub with `datasets`. Of a script, load the files that the Hub made from it."""
     if revision is None and any(path in get_dataset_info(kind).hub for kind in DATASETS):
         return datasets.load_dataset(_converted(path, name))
     try:
@@ -349,27 +351,28 @@ def _load_dataset(path: str, name: str | None, revision: str | None, datasets) -
 
 
 def _converted(path: str, name: str | None) -> str:
-    """The folder of a configuration's converted files. `datasets` would not find it again without a network."""
-    from huggingface_hub import snapshot_download
+    """Download the converted files of a configuration, and return their folder.
 
+    `datasets` itself would not find its copy again without a network.
+    """
     name = name or "default"
     return str(Path(snapshot_download(path, repo_type="dataset", revision=CONVERTED, allow_patterns=f"{name}/*"), name))
 
 
-def _two_columns(
+def _image_and_mask_columns(
     rows: "datasets.Dataset", image_column: str | None, mask_column: str | None, source: str, datasets
 ) -> "datasets.Dataset":
-    """The columns of images and masks alone, called `image` and `mask`, undecoded."""
-    pictures = [column for column, feature in rows.features.items() if isinstance(feature, datasets.Image)]
-    listed = f"its columns of pictures are {', '.join(pictures) or 'none'}, all columns {', '.join(rows.column_names)}"
+    """Return only the columns of images and masks, named `image` and `mask`, undecoded."""
+    columns = [column for column, feature in rows.features.items() if isinstance(feature, datasets.Image)]
+    listed = f"its image columns are {', '.join(columns) or 'none'}, all columns {', '.join(rows.column_names)}"
     for column, option in ((image_column, "image_column"), (mask_column, "mask_column")):
-        if column is not None and column not in pictures:
-            raise DataError(f"{option}={column!r} is no column of pictures of {source}: {listed}")
-    mask_column = mask_column or next((column for column in MASK_COLUMNS if column in pictures), None)
-    image_column = image_column or next((column for column in IMAGE_COLUMNS if column in pictures), None)
+        if column is not None and column not in columns:
+            raise DataError(f"{option}={column!r} is no image column of {source}: {listed}")
+    mask_column = mask_column or next((column for column in MASK_COLUMNS if column in columns), None)
+    image_column = image_column or next((column for column in IMAGE_COLUMNS if column in columns), None)
     if image_column is None or mask_column is None or image_column == mask_column:
         raise DataError(
-            f"cannot tell images from masks in {source}: {listed}. Say image_column=..., mask_column=... (--columns)"
+            f"cannot tell images from masks in {source}: {listed}. Pass image_column=..., mask_column=... (--columns)"
         )
     rows = rows.select_columns([image_column, mask_column])
     if image_column != "image":
@@ -381,7 +384,7 @@ def _two_columns(
 
 
 def _names_of_rows(rows: "datasets.Dataset", split: str | None) -> list[str]:
-    """File names without their endings where the images have unique ones, else split and row."""
+    """Return the file names without endings if every image has a unique one, else names of split and row."""
     paths = rows.select_columns(["image"]).flatten()["image.path"][:]
     names = [Path(path).stem if path else "" for path in paths]
     if all(names) and len(set(names)) == len(names):
@@ -393,6 +396,6 @@ def _warn_of_ignored(pairs: Pairs) -> None:
     if pairs.ignored:
         listed = ", ".join(str(path) for path in pairs.ignored[:5])
         logger.warning(
-            f"{len(pairs.ignored)} files are left out, which are no pictures by their names or lie outside the parts: "
-            f"{listed}{', ...' if len(pairs.ignored) > 5 else ''}"
+            f"{len(pairs.ignored)} files are left out, because their names are not those of images or they lie outside "
+            f"the splits: {listed}{', ...' if len(pairs.ignored) > 5 else ''}"
         )

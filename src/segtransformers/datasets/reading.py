@@ -1,8 +1,8 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Images and masks from files, and the rules that make class indices of what a mask holds.
+"""Read images and masks from files, and map the values of masks to class indices.
 
-As in the originals (`LoadImageFromFile` and `LoadAnnotations` of MMSegmentation 0.x on mmcv): an image is turned as its
-EXIF data says, a mask is not; a mask with a palette is read as indices.
+As in the original code (`LoadImageFromFile` and `LoadAnnotations` of MMSegmentation 0.x), images are turned as their
+EXIF data say, masks are not, and a mask with a palette is read as indices.
 """
 
 import io
@@ -17,23 +17,23 @@ from PIL import ExifTags, Image
 
 from ..image_processing import upright_rgb
 
-NO_CLASS = 255
+NO_CLASS = 255  # the label of pixels without a class
 
 
 class DataError(ValueError):
-    """Something is wrong with the files of a data set; the message names the file and says what to do."""
+    """The files of a data set have an error. The message names the file and says what to do."""
 
 
 def read_image(file: Path | BinaryIO, name: str) -> Image.Image:
-    """An RGB picture, turned as its EXIF data says.
+    """Read an RGB image of 8 bits, turned as its EXIF data say.
 
     Args:
         file: the file, or its contents.
-        name: what messages call it.
+        name: name of the file in messages.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        DataError: if it is no picture, or is damaged.
+        FileNotFoundError: if the file does not exist.
+        DataError: if the file is no image, or is damaged.
     """
     try:
         with warnings.catch_warnings():
@@ -43,28 +43,32 @@ def read_image(file: Path | BinaryIO, name: str) -> Image.Image:
     except FileNotFoundError:
         raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"cannot read {name} as a picture: {_in_one_line(error)}") from None
+        raise DataError(f"cannot read {name} as an image: {_in_one_line(error)}") from None
 
 
 @dataclass(frozen=True)
 class Mask:
-    """A mask as it is stored.
+    """The contents of a mask file.
 
     Attributes:
         values: `(height, width)` integers, or `(height, width, 3)` colours.
-        shown_as: the colour `(colours, 3)` of each value, if the file has a palette.
+        palette: the colour `(colours, 3)` of each value, if the file has a palette.
     """
 
     values: np.ndarray
-    shown_as: np.ndarray | None = None
+    palette: np.ndarray | None = None
 
 
 def read_mask(file: Path | BinaryIO, name: str) -> Mask:
-    """The values of a mask: of a file with a palette its indices, of one whose channels are all equal one of them.
+    """Read a mask. A file with a palette gives its indices, a file with three equal channels gives one channel.
+
+    Args:
+        file: the file, or its contents.
+        name: name of the file in messages.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        DataError: if it is no picture, is damaged, or of a kind that cannot hold exact labels.
+        FileNotFoundError: if the file does not exist.
+        DataError: if the file is no image, is damaged, or is of a kind that cannot hold exact labels.
     """
     try:
         with warnings.catch_warnings():
@@ -81,14 +85,14 @@ def read_mask(file: Path | BinaryIO, name: str) -> Mask:
     if kind in ("JPEG", "MPO", "WEBP"):
         raise DataError(f"the mask {name} is a {kind}, which blurs labels: save masks without loss, as PNG")
     if frames > 1:
-        raise DataError(f"the mask {name} holds {frames} pictures: save the one that is meant, as PNG")
+        raise DataError(f"the mask {name} holds {frames} images: save one of them, as PNG")
     if mode == "F":
         raise DataError(f"the mask {name} holds floating-point numbers: save whole numbers, as PNG")
     if mode in ("LA", "PA", "RGBA", "La", "RGBa"):
         if (values[..., -1] != 255).any():
             raise DataError(
-                f"the mask {name} has transparent pixels, which say nothing of their class: save it without "
-                "transparency, label 255 where there is no class"
+                f"the mask {name} has transparent pixels, whose class is unknown: save it without transparency, and "
+                "give pixels without a class the label 255"
             )
         values = values[..., :-1] if mode in ("RGBA", "RGBa") else values[..., 0]
     elif mode not in ("1", "L", "P", "RGB") and not mode.startswith("I"):
@@ -100,14 +104,14 @@ def read_mask(file: Path | BinaryIO, name: str) -> Mask:
     return Mask(values, None if palette is None else np.array(palette, np.uint8).reshape(-1, 3))
 
 
-def turned_by_exif(file: Path | BinaryIO) -> bool:
-    """Whether the EXIF data of an image swap its sides."""
+def exif_swaps_sides(file: Path | BinaryIO) -> bool:
+    """Whether the EXIF data of an image turn it by 90 degrees."""
     with Image.open(file) as opened:
         return opened.getexif().get(ExifTags.Base.Orientation, 1) >= 5
 
 
-def contents(entry: Mapping[str, object]) -> Path | BinaryIO:
-    """The file, or the bytes, of a row's image as `datasets` stores it undecoded."""
+def open_entry(entry: Mapping[str, object]) -> Path | BinaryIO:
+    """Return the path or the bytes of an image that `datasets` has not decoded."""
     if entry["bytes"] is not None:
         return io.BytesIO(entry["bytes"])  # type: ignore[arg-type]
     return Path(str(entry["path"]))
@@ -115,38 +119,50 @@ def contents(entry: Mapping[str, object]) -> Path | BinaryIO:
 
 @dataclass(frozen=True)
 class LabelRule:
-    """How the values in masks become class indices, and which are a mistake.
+    """Map the values of masks to class indices, and refuse values that are no class.
+
+    Class indices are 0 to `num_labels` - 1, and 255 means "no class". Masks may hold values up to 65535 that
+    `label_map` or `reduce_labels` maps to a class.
 
     Attributes:
-        num_labels: how many classes there are, at most 255.
-        reduce_labels: whether 0 means "no class" and all others go down by one.
-        label_map: class index or 255 of values for which the usual rule does not hold.
-        only_map: whether `label_map` is all there is, and any other value but 255 a mistake.
-        colours: class index or 255 of colours, for masks that hold colours.
-        strict_binary: whether masks of 0 and 255 are a mistake where they look like foreground and background.
+        num_labels: number of classes, 1 to 255.
+        reduce_labels: whether value 0 means "no class" and all other values go down by one. Value 255 means "no class",
+            too: with 255 classes `label_map` must name the value of the last one.
+        label_map: class index, or 255, of values that are exceptions to this.
+        label_map_only: whether all values but 255 must be in `label_map`.
+        colours: class index, or 255, of each colour, for masks that hold colours.
+        strict_binary: whether masks of 0 and 255 are refused where they look like foreground and background.
     """
 
     num_labels: int
     reduce_labels: bool = False
     label_map: Mapping[int, int] | None = None
-    only_map: bool = False
+    label_map_only: bool = False
     colours: Mapping[tuple[int, int, int], int] | None = None
     strict_binary: bool = True
     _table: np.ndarray = field(init=False, repr=False, compare=False)
     _colour_table: tuple[np.ndarray, np.ndarray] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
-        if self.only_map and self.reduce_labels:
-            raise ValueError("reduce_labels makes no sense here: the masks' original ids are mapped to classes")
+        if self.label_map_only and self.reduce_labels:
+            raise ValueError("leave out reduce_labels: a label map already gives the class of every value of the masks")
         if not 1 <= self.num_labels <= NO_CLASS:
-            raise ValueError(f"there must be 1 to 255 classes (label 255 means no class), got {self.num_labels}")
+            raise ValueError(
+                f"the number of classes must be 1 to 255 (label 255 means no class), got {self.num_labels}"
+            )
+        last = self.num_labels - 1
+        if self.reduce_labels and self.num_labels == NO_CLASS and last not in (self.label_map or {}).values():
+            raise ValueError(
+                f"with reduce_labels, value 255 of the masks would be class {last} and no class at once: pass a "
+                f"label_map from another value to {last}, or at most 254 classes"
+            )
         for value, label in (self.label_map or {}).items():
             if not 0 <= value < 1 << 16:
-                raise ValueError(f"label_map has the value {value}; masks hold 0 to 65535")
+                raise ValueError(f"label_map has the value {value}, but masks hold values from 0 to 65535")
             if label != NO_CLASS and not 0 <= label < self.num_labels:
-                raise ValueError(f"label_map maps {value} to {label}; classes are 0 to {self.num_labels - 1}, or 255")
+                raise ValueError(f"label_map maps {value} to {label}, but classes are 0 to {last}, or 255 for no class")
         table = np.full(1 << 16, -1, np.int16)
-        if not self.only_map:
+        if not self.label_map_only:
             first = int(self.reduce_labels)
             table[:first] = NO_CLASS
             table[first : first + self.num_labels] = np.arange(self.num_labels)
@@ -157,71 +173,71 @@ class LabelRule:
         object.__setattr__(self, "_colour_table", _hash_table(self.colours or {}))
 
     def describe(self) -> dict:
-        """What decides over labels, as JSON can hold it."""
+        """Return the options that decide on labels, in a form that JSON can hold."""
         table = {str(value): label for value, label in sorted((self.label_map or {}).items())}
         colours = {" ".join(map(str, colour)): label for colour, label in sorted((self.colours or {}).items())}
         return {"reduce_labels": self.reduce_labels, "label_map": table or None, "colours": colours or None}
 
     def apply(self, mask: Mask, name: str) -> np.ndarray:
-        """Class indices `(height, width)` uint8.
+        """Return the class indices `(height, width)` uint8 of a mask. `name` is its name in messages.
 
         Raises:
-            DataError: for values or colours that are no class, for masks of 0 and 255 that look like foreground and
-                background, and where the colours that a file shows are those of other classes than its indices.
+            DataError: if a value or colour is no class, if a mask of 0 and 255 looks like foreground and background, or
+                if the palette of a file gives its values the colours of other classes.
         """
         values = mask.values
         if values.ndim == 3:
-            return self._of_colours(values, name)
-        if mask.shown_as is not None and self.colours is not None:
-            self._check_colours_shown(values, mask.shown_as, name)
+            return self._labels_of_colours(values, name)
+        if mask.palette is not None and self.colours is not None:
+            self._check_palette(values, mask.palette, name)
         if values.dtype != np.uint8 and not 0 <= values.min(initial=0) <= values.max(initial=0) < 1 << 16:
             raise DataError(f"the mask {name} has values {values.min()} to {values.max()}; {self._expected()}")
         labels = self._table[values]
         if labels.min(initial=0) < 0:
-            raise DataError(self._about_wrong_values(values[labels < 0], name))
+            raise DataError(self._wrong_values_message(values[labels < 0], name))
         mapped = self.label_map is not None and NO_CLASS in self.label_map
         if self.strict_binary and not mapped and (self.num_labels <= 2 or self.reduce_labels):
             self._check_not_binary(values, name)
         return labels.astype(np.uint8)
 
-    def _check_colours_shown(self, values: np.ndarray, shown_as: np.ndarray, name: str) -> None:
+    def _check_palette(self, values: np.ndarray, palette: np.ndarray, name: str) -> None:
         used = np.flatnonzero(np.bincount(values.ravel()))
-        if used.max(initial=0) >= len(shown_as):
+        if used.max(initial=0) >= len(palette):
             return
-        shown = [(self.colours or {}).get(tuple(shown_as[value].tolist())) for value in used]
+        shown = [(self.colours or {}).get(tuple(palette[value].tolist())) for value in used]
         if None not in shown and shown != self._table[used].tolist():
             value, label = next(pair for pair in zip(used, shown, strict=True) if pair[1] != self._table[pair[0]])
             raise DataError(
-                f"the mask {name} has a palette that shows {value} in the colour of class {label}: if its colours "
-                "count, save it as RGB; if its indices do, pass no palette"
+                f"the mask {name} has a palette that gives value {value} the colour of class {label}: to read its "
+                "colours, save it as RGB; to read its indices, pass no palette"
             )
 
     def _check_not_binary(self, values: np.ndarray, name: str) -> None:
         if values.max(initial=0) != NO_CLASS or values.min() != 0 or not np.isin(values, (0, NO_CLASS)).all():
             return
         raise DataError(
-            f"the mask {name} holds only 0 and 255, and 255 means no class here. If 255 is the foreground, pass "
-            "label_map={0: 0, 255: 1} (--label-map 0:0,255:1); if such masks are right, label_map={255: 255}"
+            f"the mask {name} holds only 0 and 255, and 255 means no class. If 255 is the foreground, pass "
+            "label_map={0: 0, 255: 1} (--label-map 0:0,255:1). If it really means no class, pass label_map={255: 255}"
         )
 
     def _expected(self) -> str:
-        if self.only_map:
-            return "expected are the values of the label map, and 255 where there is no class"
+        if self.label_map_only:
+            return "expected are the values of the label map, and 255 for no class"
         if self.reduce_labels:
-            return f"expected are 1 to {self.num_labels}, and 0 or 255 where there is no class"
-        return f"expected are 0 to {self.num_labels - 1}, and 255 where there is no class"
+            return f"expected are 1 to {self.num_labels}, and 0 or 255 for no class"
+        return f"expected are 0 to {self.num_labels - 1}, and 255 for no class"
 
-    def _about_wrong_values(self, wrong: np.ndarray, name: str) -> str:
+    def _wrong_values_message(self, wrong: np.ndarray, name: str) -> str:
         found, counts = np.unique(wrong, return_counts=True)
         listed = ", ".join(f"{value} ({count} pixels)" for value, count in zip(found[:5], counts[:5], strict=True))
         more = f" and {len(found) - 5} others" if len(found) > 5 else ""
         text = f"the mask {name} has labels that are no class: {listed}{more}; {self._expected()}."
-        if not self.reduce_labels and not self.only_map and found.tolist() == [self.num_labels]:
+        if not self.reduce_labels and not self.label_map_only and found.tolist() == [self.num_labels]:
             text += " If 0 means no class and classes start at 1, pass reduce_labels=True (--reduce-labels)."
         value = 65535 if found[-1] == 65535 else int(found[0])
-        return f"{text} Or map values to classes, or to 255 for none, as in label_map={{{value}: 255}}"
+        return f"{text} Or map values to classes, or to 255 for no class, as in label_map={{{value}: 255}}"
 
-    def _of_colours(self, values: np.ndarray, name: str) -> np.ndarray:
+    def _labels_of_colours(self, values: np.ndarray, name: str) -> np.ndarray:
         if self.colours is None:
             raise DataError(
                 f"the mask {name} holds colours and no palette is given: pass palette=[[red, green, blue], ...] in the "
@@ -229,8 +245,8 @@ class LabelRule:
             )
         packed = _packed(values)
         codes, labels = self._colour_table
-        place = packed % len(codes)
-        wrong = packed[codes[place] != packed]
+        position = packed % len(codes)
+        wrong = packed[codes[position] != packed]
         if wrong.size:
             found, counts = np.unique(wrong, return_counts=True)
             listed = ", ".join(
@@ -239,16 +255,20 @@ class LabelRule:
             )
             raise DataError(
                 f"the mask {name} has {len(found)} colours that the palette lacks: {listed}. Add them to the palette, "
-                "or save masks without smoothing (no JPEG, nearest neighbour when resizing)"
+                "or save masks without smoothing (not as JPEG, resized to the nearest neighbour)"
             )
-        return labels[place]
+        return labels[position]
 
 
 def colour_table(palette: Sequence[Sequence[int]], others: Sequence[Sequence[int]] = ()) -> dict:
-    """`colours` of a [`LabelRule`]: of the classes in turn, and of pixels without a class.
+    """Return the `colours` of a [`LabelRule`].
+
+    Args:
+        palette: the colours of the classes, in the order of their indices.
+        others: colours of pixels without a class.
 
     Raises:
-        ValueError: if two classes have one colour.
+        ValueError: if two classes have the same colour.
     """
     table: dict[tuple[int, int, int], int] = {}
     for index, colour in [*enumerate(palette), *((NO_CLASS, colour) for colour in others)]:
@@ -260,10 +280,13 @@ def colour_table(palette: Sequence[Sequence[int]], others: Sequence[Sequence[int
 
 
 def _hash_table(colours: Mapping[tuple[int, int, int], int]) -> tuple[np.ndarray, np.ndarray]:
-    """Packed colours, and their labels, each at its remainder by the length of the tables; -1 where there is none."""
+    """Return tables of packed colours and of their labels. Free positions hold -1.
+
+    The position of a colour is the remainder of its packed value by the length of the tables.
+    """
     packed = np.array([_packed(np.array(colour, np.uint8)) for colour in colours], np.int32)
     size = max(1, len(packed))
-    while len(np.unique(packed % size)) < len(packed):  # two colours in one place
+    while len(np.unique(packed % size)) < len(packed):  # two colours share a position
         size += 1
     codes, labels = np.full(size, -1, np.int32), np.zeros(size, np.uint8)
     codes[packed % size], labels[packed % size] = packed, list(colours.values())
@@ -271,6 +294,7 @@ def _hash_table(colours: Mapping[tuple[int, int, int], int]) -> tuple[np.ndarray
 
 
 def _packed(colours: np.ndarray) -> np.ndarray:
+    """Return colours `(..., 3)` as one int32 each."""
     parts = colours.astype(np.int32)
     return parts[..., 0] << 16 | parts[..., 1] << 8 | parts[..., 2]
 
@@ -278,5 +302,5 @@ def _packed(colours: np.ndarray) -> np.ndarray:
 def _in_one_line(error: BaseException) -> str:
     if isinstance(error, Image.DecompressionBombError):
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000
-        return f"it has more than {most} million pixels. Cut it into tiles, or raise PIL.Image.MAX_IMAGE_PIXELS"
+        return f"it has more than {most} million pixels. Cut it into tiles, or increase PIL.Image.MAX_IMAGE_PIXELS"
     return " ".join(str(error).split()) or type(error).__name__

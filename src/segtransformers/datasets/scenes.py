@@ -1,8 +1,8 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """Procedurally drawn landscapes with exact labels: a data set that needs no download.
 
-Colours overlap between the classes on purpose (a roof, a tree and a car may all be the same red); what tells them apart
-is texture, shape and place. The same seed gives the same pixels on every machine.
+Colours overlap between the classes on purpose (a roof, a tree and a car may all have the same red). Texture, shape and
+position tell the classes apart. The same seed gives the same pixels on every machine.
 """
 
 import json
@@ -16,8 +16,8 @@ from PIL import Image
 from ..image_processing import resize_image, resize_labels
 from .scene_drawing import (
     Canvas,
-    Dice,
-    developed,
+    PortableRandom,
+    add_light_and_noise,
     draw_balloon,
     draw_car,
     draw_house,
@@ -46,12 +46,11 @@ PALETTE = [
 IMAGE_MEAN = (123.675, 116.28, 103.53)
 IMAGE_STD = (58.395, 57.12, 57.375)
 
-# Scenes for evaluation have seeds below this, scenes for training from here on.
-FIRST_TRAINING_SEED = 1_000_000
+FIRST_TRAINING_SEED = 1_000_000  # seeds below this are for evaluation
 
 
 def draw_scene(seed: int, size: Sequence[int] = (128, 192)) -> tuple[np.ndarray, np.ndarray]:
-    """One landscape and its labels.
+    """Draw one landscape and its labels.
 
     Args:
         seed: not negative; below `FIRST_TRAINING_SEED` for evaluation.
@@ -61,74 +60,74 @@ def draw_scene(seed: int, size: Sequence[int] = (128, 192)) -> tuple[np.ndarray,
         image `(H, W, 3)` uint8 RGB and labels `(H, W)` uint8, indices into `CLASS_NAMES`.
 
     Raises:
-        ValueError: if the seed is negative or a side too short.
+        ValueError: if the seed is negative, or a side is shorter than 32 pixels.
     """
     height, width = size
     if seed < 0 or min(height, width) < 32:
-        raise ValueError(f"need a seed of at least 0 and sides of at least 32 pixels, got {seed} and {tuple(size)}")
-    dice = Dice(seed)
-    canvas = Canvas(dice, height, width)
+        raise ValueError(f"seed must be at least 0 and both sides at least 32 pixels, got {seed} and {tuple(size)}")
+    random = PortableRandom(seed)
+    canvas = Canvas(random, height, width)
     unit = canvas.unit
-    horizon = dice.uniform(0.28, 0.55) * height
+    horizon = random.uniform(0.28, 0.55) * height
     ground = height - horizon
     draw_sky(canvas, horizon)
-    if dice.chance(0.75):
+    if random.chance(0.75):
         draw_mountains(canvas, horizon)
     draw_meadow(canvas, horizon)
-    if dice.chance(0.7):
+    if random.chance(0.7):
         draw_water(canvas, horizon)
-    cars = draw_road(canvas, horizon) if dice.chance(0.75) else []
-    if dice.chance(0.3):
-        cars.append((dice.uniform(0, width), horizon + dice.uniform(0.2, 0.95) * ground))
+    cars = draw_road(canvas, horizon) if random.chance(0.75) else []
+    if random.chance(0.3):
+        cars.append((random.uniform(0, width), horizon + random.uniform(0.2, 0.95) * ground))
 
-    # more room, more things; what stands lower in the image is nearer and is drawn later
-    room = width / (128 * unit)
-    things = [(y, draw_car, x) for x, y in cars]
+    # wider scenes hold more objects; an object lower in the image is nearer, so it is drawn later
+    relative_width = width / (128 * unit)
+    objects = [(y, draw_car, x) for x, y in cars]
     for draw, most in ((draw_house, 2.4), (draw_tree, 5.0)):
-        for _ in range(int(dice.uniform(0, most) * room + 0.3)):
-            things.append((horizon + dice.uniform(0.02, 0.95) * ground, draw, dice.uniform(0, width)))
-    things.sort(key=lambda thing: thing[0])
-    count = int(dice.uniform(0, 2.6) * room)
-    balloons = [(dice.uniform(0, width), dice.uniform(0.1, 1.05) * horizon) for _ in range(count)]
-    before_all = dice.chance(0.3)
-    for x, y in () if before_all else balloons:
+        for _ in range(int(random.uniform(0, most) * relative_width + 0.3)):
+            objects.append((horizon + random.uniform(0.02, 0.95) * ground, draw, random.uniform(0, width)))
+    objects.sort(key=lambda item: item[0])
+    count = int(random.uniform(0, 2.6) * relative_width)
+    balloons = [(random.uniform(0, width), random.uniform(0.1, 1.05) * horizon) for _ in range(count)]
+    in_front = random.chance(0.3)
+    for x, y in () if in_front else balloons:
         draw_balloon(canvas, x, y)
-    for base, draw, x in things:
+    for base, draw, x in objects:
         draw(canvas, x, base)
-    for x, y in balloons if before_all else ():
+    for x, y in balloons if in_front else ():
         draw_balloon(canvas, x, y)
-    return developed(canvas), canvas.labels
+    return add_light_and_noise(canvas), canvas.labels
 
 
 def write_scenes(
     folder: str | Path, count: int, seed: int = 0, size: Sequence[int] = (128, 192), split: str | None = None
 ) -> Path:
-    """Scenes as a folder of images and a folder of masks that [`load_segmentation_dataset`] takes.
+    """Write scenes as a folder of images and a folder of masks for [`load_segmentation_dataset`].
 
     Args:
-        folder: where `images`, `masks` and `classes.json` go. Call it again for another split.
-        count: how many scenes.
-        seed: of the first scene; the others follow.
+        folder: parent folder of `images`, `masks` and `classes.json`. Several calls may add several splits.
+        count: number of scenes.
+        seed: seed of the first scene; the following scenes have the following seeds.
         size: height and width in pixels.
-        split: the sub-folder of `images` and `masks`, for example `train`. None: there is none.
+        split: sub-folder of `images` and `masks`, for example `train`. None writes no sub-folder.
 
     Returns:
         `folder`.
     """
     folder = Path(folder)
-    places = [folder / name / (split or "") for name in ("images", "masks")]
-    for place in places:
-        place.mkdir(parents=True, exist_ok=True)
+    folders = [folder / name / (split or "") for name in ("images", "masks")]
+    for subfolder in folders:
+        subfolder.mkdir(parents=True, exist_ok=True)
     classes = [{"name": name, "color": colour} for name, colour in zip(CLASS_NAMES, PALETTE, strict=True)]
     (folder / "classes.json").write_text(json.dumps(classes), encoding="utf-8")
     for scene in range(seed, seed + count):
-        for place, pixels in zip(places, draw_scene(scene, size), strict=True):
-            Image.fromarray(pixels).save(place / f"scene_{scene:07d}.png")
+        for subfolder, pixels in zip(folders, draw_scene(scene, size), strict=True):
+            Image.fromarray(pixels).save(subfolder / f"scene_{scene:07d}.png")
     return folder
 
 
 def normalized(image: np.ndarray) -> torch.Tensor:
-    """A `(H, W, 3)` uint8 image as the model's `(3, H, W)` float32."""
+    """Normalise an image `(H, W, 3)` uint8 to `(3, H, W)` float32."""
     values = (image.astype(np.float32) - np.array(IMAGE_MEAN, np.float32)) / np.array(IMAGE_STD, np.float32)
     return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))
 
@@ -139,17 +138,17 @@ def _resized(image: np.ndarray, labels: np.ndarray, size: tuple[int, int]) -> tu
 
 
 class SceneDataset(torch.utils.data.Dataset):
-    """Scenes drawn when they are asked for.
-
-    Args:
-        seeds: one per scene, for example a `range`.
-        sizes: heights and widths in pixels; the scenes take them in turn.
-        crop: height and width of the part to keep of each scene, at a place that its seed decides. None: all of it.
-        scale_range: lowest and highest factor by which half of the scenes are resized after they were drawn, without
-            smoothing; `sizes` are those afterwards. Seeds decide which half, and the factor, whose logarithm is
-            uniform. None: no scene is resized.
+    """A data set of scenes that are drawn on access.
 
     Items are dicts of `pixel_values` `(3, h, w)` float32, normalised, and `labels` `(h, w)` int64.
+
+    Args:
+        seeds: one seed per scene, for example a `range`.
+        sizes: heights and widths in pixels; the scenes take them in turn.
+        crop: height and width of the part to keep of each scene. The seed decides on its position. None keeps all.
+        scale_range: lowest and highest factor for resizing half of the scenes after they were drawn, without smoothing.
+            Seeds decide on the half and on the factor, whose logarithm is uniform; `sizes` are the sizes afterwards.
+            None resizes no scene.
     """
 
     def __init__(
@@ -166,16 +165,16 @@ class SceneDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         seed, size = self.seeds[index], self.sizes[index % len(self.sizes)]
-        dice = Dice(seed + 1)
-        if self.scale_range is not None and dice.chance(0.5):
+        random = PortableRandom(seed + 1)
+        if self.scale_range is not None and random.chance(0.5):
             low, high = self.scale_range
-            scale = low * (high / low) ** dice.uniform()
+            scale = low * (high / low) ** random.uniform()
             image, labels = _resized(*draw_scene(seed, [max(round(side / scale), 32) for side in size]), size)
         else:
             image, labels = draw_scene(seed, size)
         if self.crop is not None:
-            top = dice.integer(0, image.shape[0] - self.crop[0])
-            left = dice.integer(0, image.shape[1] - self.crop[1])
+            top = random.integer(0, image.shape[0] - self.crop[0])
+            left = random.integer(0, image.shape[1] - self.crop[1])
             where = np.s_[top : top + self.crop[0], left : left + self.crop[1]]
             image, labels = image[where], labels[where]
         return {"pixel_values": normalized(image), "labels": torch.from_numpy(labels.astype(np.int64))}
