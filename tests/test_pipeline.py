@@ -8,11 +8,10 @@ import pytest
 import torch
 from PIL import Image
 from test_seg_upernet import small_head
-from transformers import AutoConfig, pipeline
+from transformers import pipeline
 
 from segtransformers import SegmentationImageProcessor, SegmentationPipeline, SegUperNetForSemanticSegmentation
 from segtransformers.inference import multi_scale_options, segment_image
-from segtransformers.inference.pipeline import PIPELINE_TASK, custom_pipelines
 from segtransformers.models.layers.sliding_windows import SlidingWindow, slide, window_origins
 
 NAMES = ["sky", "wall", "floor", "tree", "car"]
@@ -154,18 +153,14 @@ def test_our_pipeline_names_what_it_does_not_know(folder):
 
 def test_pipeline_of_a_repository(folder, tmp_path):
     """Declared under a name of its own, so that the plain pipeline needs no trust."""
-    config = AutoConfig.from_pretrained(folder)
-    config.custom_pipelines = custom_pipelines("stub")
-    model = SegUperNetForSemanticSegmentation.from_pretrained(folder, config=config)
-    model.save_pretrained(tmp_path)
+    SegUperNetForSemanticSegmentation.from_pretrained(folder).save_pretrained(tmp_path)
     SegmentationImageProcessor.from_pretrained(folder).save_pretrained(tmp_path)
-    (tmp_path / "stub.py").write_text("from segtransformers import SegmentationPipeline\n")
     assert type(pipeline("image-segmentation", model=str(tmp_path))).__name__ == "ImageSegmentationPipeline"
-    declared = pipeline(PIPELINE_TASK, model=str(tmp_path), trust_remote_code=True)
+    declared = pipeline("semantic-segmentation", model=str(tmp_path), trust_remote_code=True)
     assert isinstance(declared, SegmentationPipeline)
     assert (label_map(declared(picture(), flip=True)) == label_map(ours(folder)(picture(), flip=True))).all()
     with pytest.raises(ValueError, match="trust_remote_code=True"):
-        pipeline(PIPELINE_TASK, model=str(tmp_path))
+        pipeline("semantic-segmentation", model=str(tmp_path))
 
 
 @pytest.mark.parametrize(

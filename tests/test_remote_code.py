@@ -2,6 +2,8 @@
 """Saved folders carry what trust_remote_code needs; test_publishing.py loads them in processes of their own."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation, SwinConfig, pipeline
@@ -16,7 +18,7 @@ from segtransformers import (
     ViTAdapterConfig,
     ViTCoMerConfig,
 )
-from segtransformers.hub.registration import BACKBONES, SEGMENTERS
+from segtransformers.hub.registration import BACKBONES, SEGMENTATION_MODELS
 from segtransformers.remote_code import MODULE
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
@@ -32,19 +34,37 @@ def entries(folder, file="config.json") -> dict:
     return json.loads((folder / file).read_text())["auto_map"]
 
 
-@pytest.mark.parametrize("config_class", [*BACKBONES, *SEGMENTERS])
-def test_every_config_names_classes_that_its_module_imports(tmp_path, config_class):
-    config_class().save_pretrained(tmp_path)
-    names: dict = {}
-    exec((tmp_path / f"{MODULE}.py").read_text(), names)
+@pytest.mark.parametrize("names", [*BACKBONES, *SEGMENTATION_MODELS], ids=lambda names: names.config)
+def test_every_config_names_classes_that_its_module_imports(tmp_path, names):
+    names.load(names.config)().save_pretrained(tmp_path)
+    imported: dict = {}
+    exec((tmp_path / f"{MODULE}.py").read_text(), imported)
+    auto_classes = ("AutoBackbone", "AutoModel") if names in BACKBONES else ("AutoModelForSemanticSegmentation",)
+    expected = {"AutoConfig": names.config} | dict.fromkeys(auto_classes, names.model)
     auto_map = entries(tmp_path)
-    auto_class = "AutoBackbone" if config_class in BACKBONES else "AutoModelForSemanticSegmentation"
-    assert set(auto_map) == {"AutoConfig", auto_class}
-    for reference in auto_map.values():
-        module, name = reference.split(".")
-        assert module == MODULE and names[name] is getattr(segtransformers, name)
-    assert names[auto_map["AutoConfig"].split(".")[1]] is config_class
-    assert ("custom_pipelines" in json.loads((tmp_path / "config.json").read_text())) == (config_class in SEGMENTERS)
+    assert auto_map == {auto_class: f"{MODULE}.{name}" for auto_class, name in expected.items()}
+    for name in expected.values():
+        assert imported[name] is getattr(segtransformers, name)
+    pipelines = json.loads((tmp_path / "config.json").read_text()).get("custom_pipelines", {})
+    assert list(pipelines) == ([] if names in BACKBONES else ["semantic-segmentation"])
+    for pipeline_ in pipelines.values():
+        assert pipeline_["impl"] == f"{MODULE}.SegmentationPipeline"
+        assert imported["SegmentationPipeline"] is segtransformers.SegmentationPipeline
+
+
+def test_a_config_is_saved_with_its_code_although_nothing_is_registered(tmp_path):
+    code = f"""
+import sys
+import segtransformers
+sys.meta_path.pop(0)  # what would register
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+config = segtransformers.InternImageConfig()
+assert config.model_type not in CONFIG_MAPPING
+config.save_pretrained({str(tmp_path)!r})
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert entries(tmp_path)["AutoModel"] == f"{MODULE}.InternImageBackbone"
+    assert "InternImageBackbone" in (tmp_path / f"{MODULE}.py").read_text()
 
 
 @pytest.mark.parametrize("processor_class", [SegmentationImageProcessor, SegmentationImageProcessorPil])

@@ -1,29 +1,69 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """ViT-Adapter, ViT-CoMer, InternImage and Segmenter from MMSegmentation 0.x for Hugging Face Transformers.
 
-Importing this package registers its models with transformers' auto classes.
+Importing this package registers its models with transformers' auto classes. Names are imported on first use, so the
+import takes neither torch nor transformers.
 """
 
-from .hub.registration import register
-from .image_processing import SegmentationImageProcessor, SegmentationImageProcessorPil
-from .inference.pipeline import SegmentationPipeline
-from .models.internimage import InternImageBackbone, InternImageConfig
-from .models.mask2former import SegMask2FormerConfig, SegMask2FormerForSemanticSegmentation
-from .models.segformer import SegSegformerConfig, SegSegformerForSemanticSegmentation
-from .models.segmenter import (
-    SegmenterConfig,
-    SegmenterForSemanticSegmentation,
-    SegmenterViTBackbone,
-    SegmenterViTConfig,
-)
-from .models.trunk import trunk_normalization
-from .models.upernet import SegUperNetConfig, SegUperNetForSemanticSegmentation
-from .models.vit_adapter import ViTAdapterBackbone, ViTAdapterConfig
-from .models.vit_comer import ViTCoMerBackbone, ViTCoMerConfig
+from typing import TYPE_CHECKING
+
+from .hub.registration import register_automatically
+from .lazy import lazy_names
 from .packaged import example_image_path, packaged_model_path
 from .version import __version__
 
-register()
+if TYPE_CHECKING:
+    from .image_processing import SegmentationImageProcessor, SegmentationImageProcessorPil
+    from .inference.pipeline import SegmentationPipeline
+    from .models.internimage import InternImageBackbone, InternImageConfig
+    from .models.mask2former import SegMask2FormerConfig, SegMask2FormerForSemanticSegmentation
+    from .models.segformer import SegSegformerConfig, SegSegformerForSemanticSegmentation
+    from .models.segmenter import (
+        SegmenterConfig,
+        SegmenterForSemanticSegmentation,
+        SegmenterViTBackbone,
+        SegmenterViTConfig,
+    )
+    from .models.trunk import trunk_normalization
+    from .models.upernet import SegUperNetConfig, SegUperNetForSemanticSegmentation
+    from .models.vit_adapter import ViTAdapterBackbone, ViTAdapterConfig
+    from .models.vit_comer import ViTCoMerBackbone, ViTCoMerConfig
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "image_processing": ("SegmentationImageProcessor", "SegmentationImageProcessorPil"),
+            "inference.pipeline": ("SegmentationPipeline",),
+            "models.internimage": ("InternImageBackbone", "InternImageConfig"),
+            "models.mask2former": ("SegMask2FormerConfig", "SegMask2FormerForSemanticSegmentation"),
+            "models.segformer": ("SegSegformerConfig", "SegSegformerForSemanticSegmentation"),
+            "models.segmenter": (
+                "SegmenterConfig",
+                "SegmenterForSemanticSegmentation",
+                "SegmenterViTBackbone",
+                "SegmenterViTConfig",
+            ),
+            "models.trunk": ("trunk_normalization",),
+            "models.upernet": ("SegUperNetConfig", "SegUperNetForSemanticSegmentation"),
+            "models.vit_adapter": ("ViTAdapterBackbone", "ViTAdapterConfig"),
+            "models.vit_comer": ("ViTCoMerBackbone", "ViTCoMerConfig"),
+        },
+        submodules=(
+            "conversion",
+            "datasets",
+            "evaluation",
+            "export",
+            "hub",
+            "inference",
+            "metrics",
+            "operators",
+            "published",
+            "training",
+            "visualization",
+        ),
+    )
+
+register_automatically()
 
 __all__ = [
     "InternImageBackbone",
@@ -35,12 +75,12 @@ __all__ = [
     "SegUperNetConfig",
     "SegUperNetForSemanticSegmentation",
     "SegmentationImageProcessor",
+    "SegmentationImageProcessorPil",
+    "SegmentationPipeline",
     "SegmenterConfig",
     "SegmenterForSemanticSegmentation",
     "SegmenterViTBackbone",
     "SegmenterViTConfig",
-    "SegmentationImageProcessorPil",
-    "SegmentationPipeline",
     "ViTAdapterBackbone",
     "ViTAdapterConfig",
     "ViTCoMerBackbone",

@@ -22,7 +22,7 @@ from transformers.image_utils import (
 )
 from transformers.processing_utils import ImagesKwargs, Unpack
 
-from ..remote_code import ProcessorCarriesItsCode
+from ..remote_code import RemoteCodeMixin
 from .inputs import as_8bit_image, integer_label_map, load_image
 from .label_maps import argmax_resized
 from .resizing import keep_ratio_size, resize_image, resize_labels
@@ -57,7 +57,7 @@ class SegmentationImageProcessorKwargs(ImagesKwargs, total=False):
     multi_scale: dict[str, Any] | None
 
 
-class _SegmentationProcessing(ProcessorCarriesItsCode):
+class _SegmentationProcessing(RemoteCodeMixin):
     """The steps that both backends share: all but the conversion of images to arrays."""
 
     valid_kwargs = SegmentationImageProcessorKwargs

@@ -4,7 +4,7 @@ batches of images of different sizes, and progress.
 
     segmenter = pipeline("image-segmentation", model=folder, pipeline_class=SegmentationPipeline, flip=True)
 
-In a repository that declares it (see [`custom_pipelines`]) it is the task `PIPELINE_TASK`:
+In a folder or repository that `save_pretrained` wrote, it is a task of its own:
 
     segmenter = pipeline("semantic-segmentation", model=repository, trust_remote_code=True)
 """
@@ -22,24 +22,6 @@ from transformers.pipelines import ImageSegmentationPipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
 from .segmentation import image_size, image_views, multi_scale_options, segment_views
-
-# Not "image-segmentation": transformers refuses a task that a repository declares unless its code is trusted, and the
-# plain pipeline shall load everywhere.
-PIPELINE_TASK = "semantic-segmentation"
-
-
-def custom_pipelines(module: str) -> dict[str, dict[str, Any]]:
-    """What a converted repository's `config.json` has under `custom_pipelines`.
-
-    `config.custom_pipelines = custom_pipelines("stub")` before `save_pretrained` declares the pipeline; the repository
-    needs a file `stub.py` in which `from segtransformers import SegmentationPipeline` stands. Every entry of `auto_map`
-    should name the same file.
-
-    Args:
-        module: name of that file, without `.py`.
-    """
-    impl = f"{module}.{SegmentationPipeline.__name__}"
-    return {PIPELINE_TASK: {"impl": impl, "pt": ["AutoModelForSemanticSegmentation"]}}
 
 
 class SegmentationPipeline(ImageSegmentationPipeline):
@@ -128,4 +110,4 @@ def _lists(batch: Iterable[dict[str, list[Any]]]) -> dict[str, list[Any]]:
     return {key: [value for item in batch for value in item[key]] for key in batch[0]}
 
 
-__all__ = ["PIPELINE_TASK", "SegmentationPipeline", "custom_pipelines"]
+__all__ = ["SegmentationPipeline"]

@@ -7,7 +7,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
-from ...remote_code import ConfigCarriesItsCode
+from ...remote_code import RemoteCodeConfigMixin
 from ..layers.config_arguments import ChecksArguments
 
 KERNEL_SIZE = 3  # of every deformable convolution
@@ -15,7 +15,7 @@ NUM_STAGES = 4
 
 
 @strict
-class InternImageConfig(BackboneConfigMixin, ChecksArguments, ConfigCarriesItsCode, PreTrainedConfig):
+class InternImageConfig(BackboneConfigMixin, ChecksArguments, RemoteCodeConfigMixin, PreTrainedConfig):
     r"""
     Configuration of [`InternImageBackbone`]. The defaults are those of InternImage-T for segmentation.
 

@@ -8,13 +8,13 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from ...remote_code import ConfigCarriesItsCode
+from ...remote_code import RemoteCodeConfigMixin
 from ..layers.config_arguments import ChecksArguments
 from ..layers.sliding_windows import SlidingWindow
 
 
 @strict
-class SegmentationConfig(ChecksArguments, ConfigCarriesItsCode, PreTrainedConfig):
+class SegmentationConfig(ChecksArguments, RemoteCodeConfigMixin, PreTrainedConfig):
     r"""
     The test-time protocol of a checkpoint and its colours.
 

@@ -7,7 +7,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from ...remote_code import ConfigCarriesItsCode
+from ...remote_code import RemoteCodeConfigMixin
 from ..layers.config_arguments import ChecksArguments
 
 # The fields that are None until timm's definition of the named architecture fills them in.
@@ -27,7 +27,7 @@ RESOLVED_FIELDS = (
 
 
 @strict
-class TrunkConfig(ChecksArguments, ConfigCarriesItsCode, PreTrainedConfig):
+class TrunkConfig(ChecksArguments, RemoteCodeConfigMixin, PreTrainedConfig):
     r"""
     Fields shared by every config whose model contains a timm trunk. A field left at None takes the value that timm
     gives the architecture, and is saved so. What has no field here, such as the kind of MLP, comes from the name.

@@ -1,0 +1,168 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""`import segtransformers` is cheap, and transformers knows our classes afterwards, in every order of imports."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, pipeline
+
+import segtransformers
+from segtransformers import SegmentationImageProcessor
+from segtransformers.hub.registration import BACKBONES, SEGMENTATION_MODELS
+
+# what a user may do once our classes are registered
+CHECK = """
+import segtransformers
+from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
+
+stages = [f"stage{index}" for index in range(1, 5)]
+tiny = dict(embed_dim=16, depths=[1] * 4, num_groups=[1, 2, 4, 8], out_features=stages)
+backbone = AutoConfig.for_model("seg_internimage", **tiny)
+assert type(AutoModel.from_config(backbone)) is segtransformers.InternImageBackbone
+assert type(AutoBackbone.from_config(backbone)) is segtransformers.InternImageBackbone
+model = AutoModelForSemanticSegmentation.from_config(AutoConfig.for_model("seg_segformer", backbone_config=backbone))
+assert type(model) is segtransformers.SegSegformerForSemanticSegmentation
+assert type(AutoImageProcessor.from_pretrained(segtransformers.packaged_model_path())).__module__.startswith("segtr")
+assert MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES["seg_upernet"] == "SegUperNetForSemanticSegmentation"
+"""
+
+
+def run_python(code: str) -> str:
+    """Run code in a process of its own, in which a failed registration is an error, and return what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error:segtransformers could not register", "-c", code], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_import_takes_neither_torch_nor_transformers():
+    code = "import json, sys; before = set(sys.modules); import segtransformers as s; dir(s); "
+    code += "s.packaged_model_path(); print(json.dumps(sorted(set(sys.modules) - before)))"
+    imported = {name.partition(".")[0] for name in json.loads(run_python(code))}
+    assert not imported - {"segtransformers"} - sys.stdlib_module_names
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "import segtransformers",
+        "from transformers import AutoConfig, AutoModelForSemanticSegmentation, AutoImageProcessor",
+        "from transformers import AutoConfig",
+        "import segtransformers.models.upernet.modeling_seg_upernet",
+        # transformers imports its auto modules in the middle of these
+        "import segtransformers; from transformers import PreTrainedModel",
+        "import segtransformers; import transformers.models.upernet.modeling_upernet",
+        "import segtransformers; import transformers.image_processing_backends",
+    ],
+)
+def test_classes_are_registered_in_every_order(first):
+    run_python(first + "\n" + CHECK)
+
+
+def test_registration_follows_a_reload_of_transformers():
+    reload = """
+import importlib.machinery
+import segtransformers
+from transformers.models.auto import configuration_auto
+importlib.reload(configuration_auto)
+assert configuration_auto.CONFIG_MAPPING["seg_upernet"] is segtransformers.SegUperNetConfig
+importlib.reload(segtransformers)
+assert configuration_auto.__spec__.loader is configuration_auto.__loader__
+assert isinstance(configuration_auto.__loader__, importlib.machinery.SourceFileLoader)
+"""
+    run_python(reload)
+
+
+def test_registration_from_several_threads():
+    threads = """
+import importlib, threading
+import segtransformers
+start = threading.Barrier(4)
+
+def load(name):
+    start.wait()
+    importlib.import_module(name)
+
+names = ["segtransformers.inference", "transformers.models.auto.configuration_auto",
+         "transformers.models.auto.modeling_auto", "transformers.modeling_utils"]
+threads = [threading.Thread(target=load, args=[name]) for name in names]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+    run_python(threads + CHECK)
+
+
+def test_names_that_somebody_else_has_registered_do_not_break_the_import():
+    taken = """
+from transformers import AutoConfig, PreTrainedConfig
+
+class Theirs(PreTrainedConfig):
+    model_type = "seg_upernet"
+
+AutoConfig.register("seg_upernet", Theirs)
+"""
+    run_python(taken + CHECK)
+
+
+def test_a_failed_registration_leaves_transformers_usable():
+    broken = """
+import sys, warnings
+import segtransformers
+sys.modules["timm"] = None  # an import of it raises ImportError
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    from transformers import AutoModel
+print([str(warning.message) for warning in caught if "register" in str(warning.message)])
+"""
+    printed = run_python(broken)
+    assert "segtransformers could not register its models with transformers: " in printed and "timm" in printed
+
+
+@pytest.mark.parametrize("names", [*BACKBONES, *SEGMENTATION_MODELS], ids=lambda names: names.config)
+def test_the_table_names_public_classes_of_one_model(names):
+    config_class, model_class = names.load(names.config), names.load(names.model)
+    assert config_class is getattr(segtransformers, names.config)
+    assert model_class is getattr(segtransformers, names.model)
+    assert model_class.config_class is config_class
+    assert AutoConfig.for_model(config_class.model_type).__class__ is config_class
+
+
+@pytest.mark.parametrize("names", BACKBONES, ids=lambda names: names.config)
+def test_auto_model_knows_the_backbones(names):
+    tiny = {"num_hidden_layers": 4, "hidden_size": 32, "num_attention_heads": 2}
+    if names.package == "internimage":
+        tiny = {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_groups": [1, 2, 4, 8]}
+    config = names.load(names.config)(**tiny)
+    for auto_class in (AutoModel, AutoBackbone):
+        assert type(auto_class.from_config(config)) is names.load(names.model)
+
+
+def test_image_feature_extraction_takes_a_saved_backbone(tmp_path):
+    config = segtransformers.InternImageConfig(
+        embed_dim=16, depths=[1, 1, 1, 1], num_groups=[1, 2, 4, 8], out_features=["stage1", "stage4"]
+    )
+    backbone = segtransformers.InternImageBackbone(config).eval()
+    backbone.save_pretrained(tmp_path)
+    SegmentationImageProcessor(do_resize=False).save_pretrained(tmp_path)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8))
+    extractor = pipeline("image-feature-extraction", model=str(tmp_path))
+    feature_maps = extractor(image, return_tensors=True)
+    assert [tuple(feature_map.shape) for feature_map in feature_maps] == [(1, 16, 16, 24), (1, 128, 2, 3)]
+    inputs = AutoImageProcessor.from_pretrained(tmp_path)(image, return_tensors="pt")
+    with torch.no_grad():
+        expected = backbone(**inputs).feature_maps
+    assert all(torch.equal(*pair) for pair in zip(feature_maps, expected, strict=True))
+
+
+def test_the_package_says_that_it_has_types():
+    assert Path(segtransformers.__file__).with_name("py.typed").is_file()
