@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Nothing in the tests may reach for the network; one worker takes one core."""
+"""Settings of all tests: no network, one core per worker, a fixed seed."""
 
 import os
 import sys

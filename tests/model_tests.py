@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""What every model of the package must pass. A test class for a new model inherits one of these and names its parts."""
+"""Tests that every model of the package must pass. The test class of a model inherits one of these classes."""
 
 import copy
 
@@ -12,7 +12,7 @@ SIZES = [(32, 32), (33, 47), (64, 96), (75, 130)]
 
 
 class Calls(torch.utils._python_dispatch.TorchDispatchMode):
-    """Counts the operators that run."""
+    """Record the names of the operators that run."""
 
     def __init__(self):
         super().__init__()
@@ -24,9 +24,9 @@ class Calls(torch.utils._python_dispatch.TorchDispatchMode):
 
 
 def randomise(model: nn.Module) -> nn.Module:
-    """Move what starts constant, zeros and ones, so that every branch matters; running statistics too.
+    """Add noise to parameters and running statistics that start constant, so that every branch changes the output.
 
-    Buffers that are not saved are constants of the architecture: they stay.
+    Buffers that are not saved stay, because they are constants of the architecture.
     """
     with torch.no_grad():
         for tensor in model.state_dict().values():
@@ -35,18 +35,14 @@ def randomise(model: nn.Module) -> nn.Module:
     return model
 
 
-class ModelTests:
-    """Tests shared by backbones and whole models.
+class ModelCase:
+    """A small model, its inputs and its outputs.
 
-    Subclasses define `model_class`, `config()` (small, with everything switched on), `tensors(outputs)` (the output
-    tensors to compare) and `scalar(model, pixel_values)` (something to differentiate).
+    Subclasses define `model_class`, `config()` (small, with all options on), `tensors(outputs)` (the output tensors to
+    compare) and `scalar(model, pixel_values)` (a number to differentiate).
     """
 
     model_class: type[PreTrainedModel]
-    min_size = 32
-    unreached: list[str] = []  # parameters that a backbone of somebody else's owns and never uses
-    attention_tolerance = {"rtol": 1e-8, "atol": 1e-10}  # between implementations of the same attention
-    smallest_width = 128  # of an image on which every parameter matters, batch norm over 1x1 maps included
 
     def config(self) -> PreTrainedConfig:
         raise NotImplementedError
@@ -72,6 +68,15 @@ class ModelTests:
         for one, other in zip(first, second, strict=True):
             torch.testing.assert_close(one, other, **(tolerance or {"rtol": 0, "atol": 0}))
 
+
+class ModelTests(ModelCase):
+    """Tests shared by backbones and whole models."""
+
+    min_size = 32  # pixels of the smallest image that the model takes
+    unreached: list[str] = []  # parameters that a backbone of transformers owns and never uses
+    attention_tolerance = {"rtol": 1e-8, "atol": 1e-10}  # between implementations of the same attention
+    smallest_width = 128  # pixels, so that batch norms see more than 1 x 1 feature maps and every parameter matters
+
     @pytest.mark.parametrize("max_shard_size", ["5GB", "100KB"])
     def test_saves_and_loads_bit_equal(self, tmp_path, max_shard_size):
         model, images = self.model(torch.float32), self.images(dtype=torch.float32)
@@ -83,13 +88,13 @@ class ModelTests:
         for (name, tensor), other in zip(model.state_dict().items(), loaded.state_dict().values(), strict=True):
             assert torch.equal(tensor, other), name
         for (name, buffer), other in zip(model.named_buffers(), loaded.buffers(), strict=True):
-            assert torch.equal(buffer, other), name  # those that are not saved, too
+            assert torch.equal(buffer, other), name  # unsaved buffers, too
         for tensor in (*loaded.parameters(), *loaded.buffers()):
-            tensor.data = tensor.data.clone()  # loaded ones lie otherwise in memory, and other kernels round otherwise
+            tensor.data = tensor.data.clone()  # another alignment in memory selects kernels that round otherwise
         self.assert_same(self.run(model, images), self.run(loaded, images))
 
     def test_weights_can_stay_on_disk(self, tmp_path):
-        """They are brought in front of a module's forward: each must be used there, and there only."""
+        """accelerate loads weights before the forward of their module, so only this forward may use them."""
         model, images = self.model(torch.float32), self.images(dtype=torch.float32)
         model.save_pretrained(tmp_path / "model")
         loaded = self.model_class.from_pretrained(
@@ -102,7 +107,7 @@ class ModelTests:
         config.save_pretrained(tmp_path)
         loaded = AutoConfig.from_pretrained(tmp_path)
         assert type(loaded) is type(config)
-        # "_name_or_path" tells where it came from
+        # "_name_or_path" differs, because it holds the folder
         assert {k: v for k, v in loaded.to_dict().items() if k != "_name_or_path"} == {
             k: v for k, v in config.to_dict().items() if k != "_name_or_path"
         }
@@ -120,12 +125,12 @@ class ModelTests:
         with pytest.raises(ValueError, match=r"\(batch, 3, height, width\)"):
             self.run(self.model(), torch.randn(1, 4, 64, 64, dtype=torch.float64))
 
-    def test_images_of_a_batch_do_not_touch(self):
+    def test_images_of_a_batch_are_independent(self):
         model, images = self.model(), self.images(batch=3)
-        alone = [torch.cat(maps) for maps in zip(*(self.run(model, image[None]) for image in images), strict=True)]
+        alone = [torch.cat(parts) for parts in zip(*(self.run(model, image[None]) for image in images), strict=True)]
         self.assert_same(self.run(model, images), alone, rtol=1e-10, atol=1e-12)
 
-    def test_gradients_of_a_batch_are_those_of_its_images(self):
+    def test_gradients_of_a_batch_are_sums_over_its_images(self):
         model, images = self.model(), self.images()
         gradients = []
         for parts in (images.split(2), images.split(1)):
@@ -142,7 +147,7 @@ class ModelTests:
         self.assert_same(self.run(model, images), self.run(model, images))
 
     def test_new_weights_come_from_init_weights(self):
-        """What `_init_weights` forgets would keep the garbage of uninitialised memory after loading."""
+        """A tensor that `_init_weights` forgets would keep uninitialised memory after loading."""
         states = []
         for garbage in (7, 8):
             model = self.model_class(self.config())
@@ -157,7 +162,7 @@ class ModelTests:
             assert torch.equal(tensor, other), name
 
     def test_every_parameter_gets_a_gradient(self):
-        for training in (True, False):  # random depth may leave a branch out in training
+        for training in (True, False):  # drop path may skip a branch in training
             model = self.model().train(training)
             self.scalar(model, self.images(size=(64, self.smallest_width))).backward()
             gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
@@ -197,22 +202,16 @@ class ModelTests:
     def test_exports_with_a_dynamic_batch(self):
         model, images = self.model(torch.float32), self.images(dtype=torch.float32)
         batch = torch.export.Dim("batch", min=1, max=8)
-        # strict mode is not needed: the model is traced with fake tensors
-        program = torch.export.export(
-            model, (images,), dynamic_shapes={"pixel_values": {0: batch}, **self.undynamic()}, strict=False
-        )
+        # strict=False traces with fake tensors, which is enough
+        program = torch.export.export(model, (images,), dynamic_shapes={"pixel_values": {0: batch}}, strict=False)
         more = self.images(batch=3, dtype=torch.float32)
         self.assert_same(self.tensors(program.module()(more)), self.run(model, more), rtol=1e-5, atol=1e-5)
-
-    def undynamic(self) -> dict:
-        """`dynamic_shapes` of the other arguments that have a default."""
-        return {}
 
     @staticmethod
     def is_norm(name: str, tensor: torch.Tensor) -> bool:
         return name.endswith("weight") and tensor.dim() == 1
 
-    def test_missing_weights_are_named_and_made(self, tmp_path):
+    def test_missing_weights_are_reported_and_initialised(self, tmp_path):
         model = self.model(torch.float32)
         state_dict = model.state_dict()
         dropped = next(name for name, tensor in state_dict.items() if self.is_norm(name, tensor))
@@ -236,7 +235,7 @@ class ModelTests:
         outputs = model(images, return_dict=False)
         assert isinstance(outputs, tuple)
 
-    def test_another_attention_implementation_changes_nothing(self):
+    def test_attention_implementations_agree(self):
         config = copy.deepcopy(self.config())
         model = self.model()
         config._attn_implementation = "eager"
@@ -246,34 +245,38 @@ class ModelTests:
         self.assert_same(self.run(model, images), self.run(other, images), **self.attention_tolerance)
 
 
-class BackboneTests(ModelTests):
-    """For backbones with maps at strides 4, 8, 16 and 32."""
-
-    strides = (4, 8, 16, 32)
+class BackboneCase(ModelCase):
+    """The outputs of a backbone."""
 
     def tensors(self, outputs):
         return list(outputs.feature_maps)
 
     def scalar(self, model, pixel_values):
-        return sum(map_.square().mean() for map_ in model(pixel_values).feature_maps)
+        return sum(feature_map.square().mean() for feature_map in model(pixel_values).feature_maps)
+
+
+class BackboneTests(BackboneCase, ModelTests):
+    """Tests of backbones with feature maps at strides 4, 8, 16 and 32."""
+
+    strides = (4, 8, 16, 32)
 
     @pytest.mark.parametrize("size", SIZES)
-    def test_shapes_of_the_maps(self, size):
+    def test_shapes_of_the_feature_maps(self, size):
         model = self.model()
-        maps = self.run(model, self.images(size=size))
-        for map_, stride, channels in zip(maps, self.strides, model.channels, strict=True):
-            assert map_.shape == (2, channels, -(-size[0] // stride), -(-size[1] // stride))
+        feature_maps = self.run(model, self.images(size=size))
+        for feature_map, stride, channels in zip(feature_maps, self.strides, model.channels, strict=True):
+            assert feature_map.shape == (2, channels, -(-size[0] // stride), -(-size[1] // stride))
 
     def test_stages_can_be_chosen(self):
         images = self.images()
         model = self.model()
-        maps = dict(zip(model.out_features, self.run(model, images), strict=True))
+        feature_maps = dict(zip(model.out_features, self.run(model, images), strict=True))
         for name in model.stage_names:
             model.out_features = [name]
-            (map_,) = self.run(model, images)
-            assert map_.shape[1] == model.channels[0]
-            if name in maps:
-                assert torch.equal(map_, maps[name])
+            (feature_map,) = self.run(model, images)
+            assert feature_map.shape[1] == model.channels[0]
+            if name in feature_maps:
+                assert torch.equal(feature_map, feature_maps[name])
 
     def test_auto_backbone(self):
         assert type(AutoBackbone.from_config(self.config())) is self.model_class
@@ -290,7 +293,7 @@ class BackboneTests(ModelTests):
 
 
 class StockArgumentTests:
-    """For backbones whose `forward` takes what transformers' heads pass on."""
+    """Tests of backbones whose `forward` takes the arguments that transformers' heads pass on."""
 
     def test_takes_the_arguments_of_stock_backbones(self):
         model, images = self.model(), self.images()
@@ -299,14 +302,14 @@ class StockArgumentTests:
             outputs = model(images, output_attentions=True, num_items_in_batch=torch.tensor(2))
             self.assert_same(self.tensors(outputs), expected)
             assert outputs.attentions is None
-            maps = model(images, output_attentions=False, return_dict=False)[0]
-            self.assert_same(list(maps), expected)
+            feature_maps = model(images, output_attentions=False, return_dict=False)[0]
+            self.assert_same(list(feature_maps), expected)
         with pytest.raises(TypeError, match="'output_hiden_states'"):
             model(images, output_hiden_states=True)
 
 
-class SegmenterTests(ModelTests):
-    """For `...ForSemanticSegmentation` models."""
+class SegmentationCase(ModelCase):
+    """The labels and outputs of a `...ForSemanticSegmentation` model."""
 
     num_labels = 5
 
@@ -320,6 +323,10 @@ class SegmenterTests(ModelTests):
 
     def scalar(self, model, pixel_values):
         return model(pixel_values, labels=self.labels(pixel_values)).loss
+
+
+class SegmentationTests(SegmentationCase, ModelTests):
+    """Tests of `...ForSemanticSegmentation` models."""
 
     @pytest.mark.parametrize("size", SIZES)
     def test_logits_have_the_size_of_the_image(self, size):
@@ -370,7 +377,7 @@ class SegmenterTests(ModelTests):
         model.config.output_hidden_states = True
         assert model(images).hidden_states is not None
 
-    def test_backbone_can_be_taken_out_and_put_in(self, tmp_path):
+    def test_backbone_can_be_extracted_and_inserted(self, tmp_path):
         model, images = self.model(torch.float32), self.images(dtype=torch.float32)
         model.save_pretrained(tmp_path / "whole")
         backbone = type(model.backbone).from_pretrained(tmp_path / "whole")

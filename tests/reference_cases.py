@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""The recorded behaviour of the originals, for tests."""
+"""Recorded inputs and outputs of the original code."""
 
 import importlib.util
 import json
@@ -16,7 +16,7 @@ _spec.loader.exec_module(fill)
 
 
 class ReferenceCase:
-    """One folder of `reference/`, such as `vit_adapter/tiny-vit-upernet`."""
+    """A folder of `reference/`, such as `vit_adapter/tiny-vit-upernet`."""
 
     def __init__(self, name: str):
         self.folder = FOLDER / name
@@ -36,13 +36,13 @@ class ReferenceCase:
         return load_file(self.folder / "outputs.safetensors")
 
     def sampled(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """The part of `tensor` that was recorded under `name`."""
+        """Return the part of `tensor` that was recorded under `name`."""
         slices = self.manifest["outputs"][name]["slices"]
         return eval(slices, {"tensor": tensor}) if slices else tensor
 
 
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    """Relative L2 distance; shapes must agree."""
+    """Return the L2 distance relative to the norm of `expected`. Both tensors must have the same shape."""
     assert actual.shape == expected.shape
     expected = expected.double()
     return ((actual.double() - expected).norm() / expected.norm()).item()

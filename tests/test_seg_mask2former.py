@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from model_tests import SegmenterTests, randomise
+from model_tests import SegmentationTests, randomise
 from reference_cases import ReferenceCase, relative_error
 from test_vit_adapter import small_config
 from torch import nn
@@ -53,7 +53,7 @@ def small_model(**changes) -> SegMask2FormerForSemanticSegmentation:
     return randomise(SegMask2FormerForSemanticSegmentation(small_head(**changes)).double()).eval()
 
 
-class Mask2FormerTests(SegmenterTests):
+class Mask2FormerTests(SegmentationTests):
     model_class = SegMask2FormerForSemanticSegmentation
 
     def test_all_layers_of_the_head_are_checkpointed(self):
@@ -103,7 +103,7 @@ class TestOverViTAdapter(Mask2FormerTests):
 class OtherBackboneTests(Mask2FormerTests):
     """Backbones of transformers itself."""
 
-    def test_backbone_can_be_taken_out_and_put_in(self, tmp_path):
+    def test_backbone_can_be_extracted_and_inserted(self, tmp_path):
         pytest.skip("these backbones keep their weights under a prefix of their own, which transformers does not strip")
 
 

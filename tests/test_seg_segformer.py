@@ -1,7 +1,7 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 import pytest
 import torch
-from model_tests import SegmenterTests
+from model_tests import SegmentationTests
 from reference_cases import ReferenceCase, relative_error
 from test_internimage import small_internimage
 from transformers import SwinConfig
@@ -20,7 +20,7 @@ def small_segformer(backbone_config=None, **changes) -> SegSegformerConfig:
     return SegSegformerConfig(**settings)
 
 
-class TestSegSegformer(SegmenterTests):
+class TestSegSegformer(SegmentationTests):
     model_class = SegSegformerForSemanticSegmentation
 
     def config(self):

@@ -1,7 +1,7 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 import pytest
 import torch
-from model_tests import SegmenterTests, randomise
+from model_tests import SegmentationTests, randomise
 from reference_cases import ReferenceCase, relative_error
 from test_vit_adapter import CASES, small_config
 from transformers import ConvNextConfig, SwinConfig, Trainer, TrainerCallback, TrainingArguments, UperNetConfig
@@ -25,14 +25,14 @@ def small_head(backbone_config=None, **changes) -> SegUperNetConfig:
     return SegUperNetConfig(**settings)
 
 
-class TestSegUperNet(SegmenterTests):
+class TestSegUperNet(SegmentationTests):
     model_class = SegUperNetForSemanticSegmentation
 
     def config(self):
         return small_head(auxiliary_num_convs=2, auxiliary_concat_input=True)
 
 
-class OtherBackboneTests(SegmenterTests):
+class OtherBackboneTests(SegmentationTests):
     """Backbones of transformers itself: they choose their own smallest image and messages."""
 
     model_class = SegUperNetForSemanticSegmentation
@@ -44,7 +44,7 @@ class OtherBackboneTests(SegmenterTests):
         with pytest.raises((ValueError, RuntimeError), match="channel"):
             self.run(self.model(), torch.randn(1, 4, 64, 64, dtype=torch.float64))
 
-    def test_backbone_can_be_taken_out_and_put_in(self, tmp_path):
+    def test_backbone_can_be_extracted_and_inserted(self, tmp_path):
         pytest.skip("these backbones keep their weights under a prefix of their own, which transformers does not strip")
 
 

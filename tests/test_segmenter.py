@@ -4,7 +4,7 @@
 import accelerate
 import pytest
 import torch
-from model_tests import SIZES, BackboneTests, SegmenterTests, StockArgumentTests, randomise
+from model_tests import SIZES, BackboneTests, SegmentationTests, StockArgumentTests, randomise
 from reference_cases import ReferenceCase, relative_error
 from torch.nn import functional as F
 from transformers import AutoModelForSemanticSegmentation, ConvNextConfig
@@ -74,7 +74,7 @@ class TestDinov3(ViTTests):
         return small_vit(trunk="vit_small_patch16_dinov3")
 
 
-class SegmenterModelTests(SegmenterTests):
+class SegmenterModelTests(SegmentationTests):
     model_class = SegmenterForSemanticSegmentation
 
     def test_too_small_an_image_is_refused(self):

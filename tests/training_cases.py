@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Small models and drawn data for the tests of training; processes that the tests start import this, too."""
+"""Small models and drawn data for the tests of training and for the processes that they start."""
 
 import functools
 from dataclasses import dataclass
@@ -46,7 +46,7 @@ def adapter(**changes: Any) -> ViTAdapterConfig:
 
 
 def small_model(kind: str, seed: int = 0, backbone: Any = None, **changes: Any) -> PreTrainedModel:
-    """A model with the classes of the drawn scenes, which looks through a window of 64 pixels."""
+    """Return a model with the classes of the drawn scenes and sliding windows of 64 pixels."""
     torch.manual_seed(seed)
     common = {
         "id2label": dict(enumerate(CLASS_NAMES)),
@@ -103,7 +103,7 @@ drawn = functools.lru_cache(draw_scene)
 
 
 class Scenes:
-    """Drawn scenes as a data set of samples; sizes are taken in turn."""
+    """A data set of drawn scenes that take the sizes in turn."""
 
     def __init__(self, count: int, sizes=((SIDE, 96),), first: int = 0):
         self.count, self.sizes, self.first = count, sizes, first
@@ -120,9 +120,9 @@ class Scenes:
 
 
 def crop(image: Image.Image, labels: np.ndarray, seed: tuple[int, ...]) -> dict[str, torch.Tensor]:
-    """The simplest augmentation: a part of the image that chance chooses."""
-    dice = np.random.default_rng(seed)
-    top, left = (int(dice.integers(side - SIDE + 1)) for side in labels.shape)
+    """Augment an image by a random crop only."""
+    random = np.random.default_rng(seed)
+    top, left = (int(random.integers(side - SIDE + 1)) for side in labels.shape)
     where = np.s_[top : top + SIDE, left : left + SIDE]
     labels = torch.from_numpy(np.ascontiguousarray(labels[where]).astype(np.int64))
     return {"pixel_values": normalized(np.asarray(image)[where]), "labels": labels}
@@ -146,7 +146,7 @@ def arguments(folder: Any, **changes: Any) -> TrainingArguments:
 
 
 def trainer(model: PreTrainedModel, folder: Any, **changes: Any) -> SegmentationTrainer:
-    """A trainer on eight scenes. Keywords that [`SegmentationTrainer`] knows go there, others to the arguments."""
+    """Return a trainer on eight scenes. `changes` are arguments of the trainer or of [`TrainingArguments`]."""
     own = {
         name: changes.pop(name)
         for name in ("train_dataset", "eval_dataset", "recipe", "pictures", "callbacks", "optimizers")
