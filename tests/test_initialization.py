@@ -21,7 +21,7 @@ from segtransformers import (
     ViTCoMerConfig,
 )
 from segtransformers.models.internimage.modeling_internimage import InternImageDeformableConvolution
-from segtransformers.models.pyramid import DeformableAttention
+from segtransformers.models.layers.deformable_attention import DeformableAttention
 
 
 def comer_config() -> ViTCoMerConfig:

@@ -10,7 +10,7 @@ from reference_cases import ReferenceCase, relative_error
 
 from segtransformers import ViTAdapterBackbone, ViTAdapterConfig
 from segtransformers.conversion import convert_checkpoint
-from segtransformers.models.pyramid import SamplingGeometry
+from segtransformers.models.layers.deformable_attention import SamplingGeometry
 
 CASES = [
     "vit",

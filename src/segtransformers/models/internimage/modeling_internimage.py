@@ -19,10 +19,11 @@ from transformers.utils import can_return_tuple
 from transformers.utils.generic import maybe_autocast
 
 from ...operators import DeformableConvolutionV3
-from ..layers.backbones import check_images, chosen_hidden_states, wanted_hidden_states
-from ..layers.initialization import InitializesEveryModule
+from ..layers.drop_path import DropPath
+from ..layers.hidden_states import hidden_states_selection, select_hidden_states
+from ..layers.initialization import SegmentationModelMixin
+from ..layers.input_checks import check_image_size
 from ..layers.keywords import check_transformers_kwargs
-from ..trunk import DropPath
 from .configuration_internimage import KERNEL_SIZE, InternImageConfig
 
 
@@ -213,7 +214,7 @@ class InternImageStage(nn.Module):
         return features if self.norm is None else self.norm(features)
 
 
-class InternImagePreTrainedModel(InitializesEveryModule, PreTrainedModel):
+class InternImagePreTrainedModel(SegmentationModelMixin, PreTrainedModel):
     """Weight initialisation, and what transformers asks of a family of models."""
 
     config: InternImageConfig
@@ -295,7 +296,7 @@ class InternImageBackbone(BackboneMixin, InternImagePreTrainedModel):
             ValueError: if `pixel_values` is no batch of RGB images or an image is too small.
         """
         check_transformers_kwargs(kwargs)
-        check_images(pixel_values, num_channels=self.config.num_channels)
+        check_image_size(pixel_values, self.config.num_channels, min_side=32)
         features = self.embeddings(pixel_values.to(self.get_input_embeddings().weight.dtype))
         maps = [_channels_first(features)]
         for index, stage in enumerate(self.stages):
@@ -304,11 +305,11 @@ class InternImageBackbone(BackboneMixin, InternImagePreTrainedModel):
             features = stage(features)
             maps.append(_channels_first(features))
         named = dict(zip(self.stage_names, maps, strict=True))
-        output_hidden_states = wanted_hidden_states(self, output_hidden_states)
+        output_hidden_states = hidden_states_selection(self, output_hidden_states)
         hidden_states = [map_.contiguous() for map_ in maps] if output_hidden_states is not False else None
         return BackboneOutput(
             feature_maps=tuple(named[name].contiguous() for name in self.out_features),
-            hidden_states=chosen_hidden_states(self, hidden_states, output_hidden_states),
+            hidden_states=select_hidden_states(self, hidden_states, output_hidden_states),
         )
 
 

@@ -1,27 +1,43 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""How transformers is made to initialise our modules as it does its own."""
+"""Mixin of all our models: weight initialization, and what an optimized model refuses."""
+
+from typing import Any
 
 from torch import nn
 
-from ..optimize.faster import with_faster_layers
+LOAD_AGAIN = "load the model again with from_pretrained, without optimize_for_inference"
 
 
-class InitializesEveryModule:
-    """Stands in front of `PreTrainedModel` in the bases of a model.
+class SegmentationModelMixin:
+    """Behaviour that all our models add to `PreTrainedModel`, before which it stands in the bases.
 
-    For classes outside its own package, transformers does not call `_init_weights` with modules that own no tensor
-    themselves, because other people's code might overwrite loaded weights there. Ours asks transformers'
-    `initialization`, which leaves loaded weights alone, and initialises layers by the module around them.
+    It has transformers call `_init_weights` for every module. For classes outside its own package, transformers skips
+    modules that own no tensor themselves, because other people's `_init_weights` might overwrite loaded weights there.
+    Ours uses `transformers.initialization`, which keeps loaded weights, and needs those calls: some modules initialize
+    the layers inside them.
     """
 
     _no_split_modules: set[str] | list[str] | None
+    is_optimized = False  # set by `optimize_for_inference`, which replaces layers for good
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
         super()._initialize_weights(module)  # type: ignore[misc]
 
     def post_init(self) -> None:
-        with_faster_layers(self)
         super().post_init()  # type: ignore[misc]
-        there = {type(module).__name__ for module in self.modules()}
-        # FSDP refuses names of modules that a model does not have, such as the block of another kind of trunk
-        self._no_split_modules = {name for name in self._no_split_modules or () if name in there}
+        present = {type(module).__name__ for module in self.modules()}
+        # FSDP refuses class names that the model does not contain, such as the block of another kind of trunk
+        self._no_split_modules = {name for name in self._no_split_modules or () if name in present}
+
+    def train(self, mode: bool = True):
+        if mode and self.is_optimized:
+            raise RuntimeError(f"an optimized model cannot be trained: {LOAD_AGAIN}")
+        return super().train(mode)  # type: ignore[misc]
+
+    def save_pretrained(self, *args: Any, **kwargs: Any):
+        if self.is_optimized:
+            raise RuntimeError(f"an optimized model cannot be saved: {LOAD_AGAIN}")
+        return super().save_pretrained(*args, **kwargs)  # type: ignore[misc]
+
+
+__all__ = ["LOAD_AGAIN", "SegmentationModelMixin"]

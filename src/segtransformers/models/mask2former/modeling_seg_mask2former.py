@@ -17,10 +17,11 @@ from transformers.modeling_outputs import BackboneOutput, SemanticSegmenterOutpu
 from transformers.utils import can_return_tuple
 from typing_extensions import Unpack
 
-from ..layers.backbones import STRIDES, check_images, padded_to_stride
-from ..layers.losses import check_labels, check_pixel_values
+from ..layers.deformable_attention import DeformableAttention
+from ..layers.input_checks import check_image_size, check_labels, check_pixel_values
+from ..layers.resize import STRIDES, crop_to_image, pad_to_multiple, resize
 from ..layers.sliding_windows import SlidingWindow, slide
-from ..pyramid.modules_pyramid import DeformableAttention, Grid, cropped_to_input, resized
+from ..layers.token_grid import Grid, grid_of
 from ..segmentation.modeling_segmentation import SegmentationPreTrainedModel
 from .configuration_seg_mask2former import NUM_FEATURE_MAPS, SegMask2FormerConfig
 from .loss_seg_mask2former import check_targets, count_masks, mask2former_losses, semantic_targets
@@ -40,8 +41,8 @@ Targets = tuple[list[torch.Tensor], list[torch.Tensor]]
 class MaskTargets(TypedDict, total=False):
     """Labels as masks, for [`SegMask2FormerForSemanticSegmentation`].
 
-    They are no parameters of `forward` of their own, because Trainer takes every parameter with "label" in its name for
-    one that must be there: it would not find a loss in evaluation. It does with
+    They are not named parameters of `forward`, because Trainer computes an evaluation loss only if a batch has every
+    parameter with "label" in its name. To use them with Trainer, pass
     `TrainingArguments(label_names=["mask_labels", "class_labels"], remove_unused_columns=False)`.
 
     Attributes:
@@ -60,10 +61,10 @@ class SegMask2FormerOutput(SemanticSegmenterOutput):
         loss: a scalar, with labels.
         logits: `(B, num_labels, H, W)`: for each class the sum over the queries of class probability times mask
             probability. None in training with labels.
-        hidden_states, attentions: those of the backbone.
-        class_queries_logits: `(B, queries, num_labels + 1)`, the last one "no object".
+        hidden_states, attentions: of the backbone.
+        class_queries_logits: `(B, queries, num_labels + 1)`; the last class is "no object".
         masks_queries_logits: `(B, queries, ceil(H / 4), ceil(W / 4))`.
-        pixel_decoder_hidden_states: its maps `(B, hidden_dim, h, w)` at strides 32, 16 and 8.
+        pixel_decoder_hidden_states: feature maps `(B, hidden_dim, h, w)` at strides 32, 16 and 8.
         transformer_decoder_hidden_states: the queries `(B, queries, hidden_dim)` before the first layer and after each.
     """
 
@@ -75,30 +76,30 @@ class SegMask2FormerOutput(SemanticSegmenterOutput):
 
 @dataclass
 class Prediction:
-    """What the network says about images, before masks are made of it.
+    """The network's predictions before masks are computed.
 
     Attributes:
-        class_logits: `(layers, B, queries, num_labels + 1)`, the last layer alone or all.
-        mask_embeddings: `(layers, B, queries, mask_feature_size)` for the same layers.
+        class_logits: `(layers, B, queries, num_labels + 1)` of the last decoder layer or of all.
+        mask_embeddings: `(layers, B, queries, mask_feature_size)` of the same layers.
         mask_features: `(B, mask_feature_size, h, w)` at stride 4.
         queries: `(B, queries, hidden_dim)` before the first layer and after each.
-        maps: of the pixel decoder, at strides 32, 16 and 8.
-        backbone: its output.
+        feature_maps: of the pixel decoder, at strides 32, 16 and 8.
+        backbone: the backbone's output.
     """
 
     class_logits: torch.Tensor
     mask_embeddings: torch.Tensor
     mask_features: torch.Tensor
     queries: list[torch.Tensor]
-    maps: list[torch.Tensor]
+    feature_maps: list[torch.Tensor]
     backbone: BackboneOutput
 
     def mask_logits(self) -> torch.Tensor:
-        """Those of the last layer, `(B, queries, h, w)`."""
+        """Return the mask logits of the last layer, `(B, queries, h, w)`."""
         return torch.einsum("bqc,bchw->bqhw", self.mask_embeddings[-1], self.mask_features)
 
     def of_images(self, images: slice) -> "Prediction":
-        """The part of some images, as far as a loss needs it."""
+        """Return the predictions of some images, as far as a loss needs them."""
         return replace(
             self,
             class_logits=self.class_logits[:, images],
@@ -177,21 +178,32 @@ class SegMask2FormerForSemanticSegmentation(SegMask2FormerPreTrainedModel):
         and `loss`, the mean of the windows' losses.
 
         Args:
-            pixel_values: `(B, 3, H, W)`, normalised.
+            pixel_values: `(B, C, H, W)`, normalized.
             labels: `(B, H, W)` class indices, or `config.semantic_loss_ignore_index`.
-            output_hidden_states, output_attentions: passed to the backbone; hidden states of the head come with its
-                own. None takes the config's own setting.
-            mean_masks: a scalar, for gradient accumulation: the mean of [`count_masks`] of the batches, of equal size,
-                whose mean loss shall be that of all of them joined. None normalises by this batch alone.
+            output_hidden_states, output_attentions: passed to the backbone; hidden states of the head come with the
+                backbone's. None takes the config's setting.
+            mean_masks: a scalar, for gradient accumulation: the mean of [`count_masks`] over batches of equal size, so
+                that the mean of their losses is the loss of all of them joined. None normalizes by this batch alone.
             sliding_window: the windows of evaluation mode. None takes the config's, False runs the whole image at once.
             targets: [`MaskTargets`], instead of `labels`.
 
         Returns:
-            [`SegMask2FormerOutput`]. Training with labels does not make `logits`.
+            [`SegMask2FormerOutput`]. In training with labels, `logits` is None.
 
         Raises:
-            TypeError: if there is another keyword.
-            ValueError: if `pixel_values` is no batch of normalised images or the labels do not fit.
+            TypeError: for an unknown keyword.
+            ValueError: if `pixel_values` is not a batch of normalized images or the labels do not fit.
+
+        Example, with a folder written by `convert_vit_adapter.py`:
+
+        ```python
+        >>> from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+
+        >>> folder = "mask2former_beitv2_adapter_large_896_80k_ade20k_ss"
+        >>> model = AutoModelForSemanticSegmentation.from_pretrained(folder).eval()
+        >>> inputs = AutoImageProcessor.from_pretrained(folder)(images=image, return_tensors="pt")
+        >>> labels = model(**inputs).logits.argmax(dim=1)
+        ```
         """
         config = self.config
         check_pixel_values(pixel_values)
@@ -222,37 +234,38 @@ class SegMask2FormerForSemanticSegmentation(SegMask2FormerPreTrainedModel):
             hidden_states=prediction.backbone.hidden_states,
             attentions=prediction.backbone.attentions,
             class_queries_logits=prediction.class_logits[-1],
-            masks_queries_logits=cropped_to_input(masks, STRIDES[0], height, width),
-            pixel_decoder_hidden_states=tuple(prediction.maps) if output_hidden_states else None,
+            masks_queries_logits=crop_to_image(masks, STRIDES[0], height, width),
+            pixel_decoder_hidden_states=tuple(prediction.feature_maps) if output_hidden_states else None,
             transformer_decoder_hidden_states=tuple(prediction.queries) if output_hidden_states else None,
         )
 
     def _targets(self, pixel_values, labels, mask_labels=None, class_labels=None) -> Targets | None:
-        """Masks and classes of each image, checked; None without labels."""
+        """Return the checked masks and classes of each image, or None without labels."""
         config = self.config
         if labels is not None and (mask_labels is not None or class_labels is not None):
-            raise ValueError("labels and mask_labels with class_labels say the same: give one or the other")
+            raise ValueError("pass either labels, or mask_labels with class_labels, not both")
         if labels is not None:
             check_labels(labels, pixel_values, config.num_labels, config.semantic_loss_ignore_index)
             return semantic_targets(labels, config.num_labels, config.semantic_loss_ignore_index)
         if mask_labels is None and class_labels is None:
             return None
         if mask_labels is None or class_labels is None:
-            raise ValueError("mask_labels and class_labels belong together: one of them is missing")
+            raise ValueError("pass mask_labels and class_labels together: one of them is missing")
         check_targets(mask_labels, class_labels, pixel_values, config.num_labels)
         return list(mask_labels), list(class_labels)
 
     def _predict(self, pixel_values: torch.Tensor, all_layers: bool, **kwargs) -> Prediction:
-        """What masks and logits are made of; keywords go to the backbone."""
+        """Run the network; keywords go to the backbone."""
         if self.config.pad_to_stride:
-            check_images(pixel_values)
-            pixel_values = padded_to_stride(pixel_values)
+            check_image_size(pixel_values, pixel_values.shape[1], min_side=STRIDES[-1])
+            pixel_values = pad_to_multiple(pixel_values)
         outputs = self.backbone.forward_with_filtered_kwargs(pixel_values, **kwargs)
-        maps = outputs.feature_maps[-NUM_FEATURE_MAPS:]
+        feature_maps = outputs.feature_maps[-NUM_FEATURE_MAPS:]
         encodings = [
-            sine_encoding((map_.shape[2], map_.shape[3]), self.config.hidden_dim, map_.device) for map_ in maps[:0:-1]
+            sine_encoding(grid_of(feature_map), self.config.hidden_dim, feature_map.device)
+            for feature_map in feature_maps[:0:-1]
         ]
-        mask_features, levels = self.pixel_decoder(maps, encodings)
+        mask_features, levels = self.pixel_decoder(feature_maps, encodings)
         queries, normalised, embeddings = self.transformer_module(levels, mask_features, encodings)
         first = 0 if all_layers else -1
         return Prediction(
@@ -260,16 +273,16 @@ class SegMask2FormerForSemanticSegmentation(SegMask2FormerPreTrainedModel):
             mask_embeddings=torch.stack(embeddings[first:]),
             mask_features=mask_features,
             queries=queries,
-            maps=levels,
+            feature_maps=levels,
             backbone=outputs,
         )
 
     def _logits(self, prediction: Prediction, masks: torch.Tensor, size: Grid) -> torch.Tensor:
-        """`(B, num_labels, *size)`: class times mask probability, summed over the queries, and only then resized."""
+        """Return `(B, num_labels, *size)`: class times mask probability, summed over the queries and then resized."""
         probabilities = prediction.class_logits[-1].softmax(-1)[..., :-1].to(masks.dtype)
-        # as one product of matrices the map lies in memory as a resize is quick with; an einsum's does not
+        # bmm rather than einsum, whose result has a memory layout that interpolate is slow with
         semantic = torch.bmm(probabilities.transpose(1, 2), masks.sigmoid().flatten(2)).unflatten(2, masks.shape[2:])
-        return resized(semantic, self._padded(size))[:, :, : size[0], : size[1]]
+        return resize(semantic, self._padded(size))[:, :, : size[0], : size[1]]
 
     def _loss(
         self,
@@ -286,18 +299,18 @@ class SegMask2FormerForSemanticSegmentation(SegMask2FormerPreTrainedModel):
             prediction.class_logits,
             prediction.mask_embeddings,
             prediction.mask_features,
-            [F.pad(masks, (0, right, 0, below)) for masks in mask_labels],  # the padding belongs to no mask
+            [F.pad(masks, (0, right, 0, below)) for masks in mask_labels],
             class_labels,
             over_processes=over_processes,
             mean_masks=mean_masks,
         ).total()
 
     def count_masks(self, labels: torch.Tensor) -> torch.Tensor:
-        """How many masks the loss of label maps `(B, H, W)` is a mean of, a scalar."""
+        """Count the masks over which the loss of label maps `(B, H, W)` is averaged, a scalar."""
         return count_masks(self.config, labels)
 
     def _padded(self, size: Grid) -> Grid:
-        """The size of the image that the backbone sees."""
+        """Return the size of the images that the backbone receives."""
         if not self.config.pad_to_stride:
             return size
         height, width = (math.ceil(side / STRIDES[-1]) * STRIDES[-1] for side in size)
@@ -306,7 +319,7 @@ class SegMask2FormerForSemanticSegmentation(SegMask2FormerPreTrainedModel):
     def _slide(
         self, pixel_values: torch.Tensor, targets: Targets | None, window: SlidingWindow
     ) -> SegMask2FormerOutput:
-        """Logits from windows and, where there are targets, the mean of the windows' losses."""
+        """Merge the logits of windows and, with targets, average the windows' losses."""
         batch = pixel_values.shape[0]
         windows = iter(window.indices(pixel_values.shape[2:]))
         losses = []
@@ -314,7 +327,7 @@ class SegMask2FormerForSemanticSegmentation(SegMask2FormerPreTrainedModel):
         def segment(parts: torch.Tensor) -> torch.Tensor:
             prediction = self._predict(parts, all_layers=targets is not None)
             if targets is not None:
-                for start in range(0, parts.shape[0], batch):  # the windows of a call are those that come next
+                for start in range(0, parts.shape[0], batch):  # `slide` passes the windows in order
                     part = prediction.of_images(slice(start, start + batch))
                     losses.append(self._loss(part, _in_window(targets, next(windows)), over_processes=False))
             return self._logits(prediction, prediction.mask_logits(), parts.shape[2:])
@@ -324,7 +337,7 @@ class SegMask2FormerForSemanticSegmentation(SegMask2FormerPreTrainedModel):
 
 
 def _in_window(targets: Targets, window: tuple) -> Targets:
-    """The masks that a window shows, and their classes."""
+    """Return the masks that have pixels in a window, and their classes."""
     mask_labels, class_labels = [], []
     for masks, classes in zip(*targets, strict=True):
         masks = masks[window]

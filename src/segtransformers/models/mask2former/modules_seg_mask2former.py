@@ -1,13 +1,14 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""The two halves of Mask2Former: pixel decoder and transformer decoder.
+"""Mask2Former's pixel decoder and transformer decoder.
 
 Parameters have the names and shapes of transformers' `Mask2FormerPixelDecoder` and `Mask2FormerTransformerModule`, so
-that weights go from one to the other. Their code is not used: it fixes 32 groups and one head count, has no place for a
-compiled operator or for gradient checkpointing in the pixel decoder, makes sine encodings in half precision, and keeps
-the masks of all layers and an attention mask and attention weights for every head.
+weights can be exchanged. Their code is not used: it fixes 32 groups and one number of heads, allows neither a compiled
+operator nor gradient checkpointing in the pixel decoder, computes sine encodings in half precision, and stores the
+masks of all layers and, for every head, an attention mask and attention weights.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -15,19 +16,19 @@ from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerMLPPredictionHead
 
-from ..optimize.faster import linear, remembered
-from ..pyramid.modules_pyramid import DeformableAttention, Grid, SamplingGeometry, resized
+from ..layers.deformable_attention import DeformableAttention, SamplingGeometry
+from ..layers.resize import resize
+from ..layers.token_grid import Grid, flatten_levels, grid_of, split_levels
 from .configuration_seg_mask2former import SegMask2FormerConfig
 
-LEVELS = 3  # the coarser maps, strides 32, 16 and 8, are what queries attend to
-POINTS = 4  # per head and level
+LEVELS = 3  # queries attend to the feature maps at strides 32, 16 and 8
+POINTS = 4  # sampling points per head and level
 
 
-@remembered(maxsize=LEVELS)  # those of the last size: for large images they are large
 def sine_encoding(grid: Grid, channels: int, device: torch.device) -> torch.Tensor:
-    """Sines and cosines of row and column in `(1, h * w, channels)`, float32 in every mode as in the original.
+    """Return sines and cosines of row and column, `(1, h * w, channels)`, float32 in every mode as in the original.
 
-    The first half of the channels belongs to the row. Positions go from 1 / side to 1, times 2 pi.
+    The first half of the channels encodes the row. Positions run from 1 / side to 1, times 2 pi.
     """
     frequencies = torch.arange(channels // 4, dtype=torch.float32, device=device)
     periods = 10000 ** (4 * frequencies / channels)
@@ -61,25 +62,30 @@ class SegMask2FormerPixelDecoderLayer(GradientCheckpointingLayer):
         self.final_layer_norm = nn.LayerNorm(config.hidden_dim)
 
     def forward(self, tokens: torch.Tensor, positions: torch.Tensor, geometry: SamplingGeometry) -> torch.Tensor:
-        """From and to `(B, sum(h * w), C)`; `positions` `(1, sum(h * w), C)` are added to the queries only."""
+        """Map `(B, sum(h * w), C)` to the same shape; positions `(1, sum(h * w), C)` are added to the queries only."""
         tokens = self.self_attn_layer_norm(tokens + self.self_attn(tokens + positions, tokens, geometry))
-        hidden = F.relu(self.fc1(tokens), inplace=True)
-        return self.final_layer_norm(tokens + self.fc2(hidden))
+        return self.final_layer_norm(tokens + self.fc2(F.relu(self.fc1(tokens))))
 
 
 class SegMask2FormerPixelDecoderEncoder(nn.Module):
-    """The layers alone: they are one level down, as in transformers."""
+    """The layers of the pixel decoder; transformers has them in a module of this name."""
 
     def __init__(self, config: SegMask2FormerConfig):
         super().__init__()
         self.layers = nn.ModuleList(SegMask2FormerPixelDecoderLayer(config) for _ in range(config.encoder_layers))
 
+    def forward(self, tokens: torch.Tensor, positions: torch.Tensor, geometry: SamplingGeometry) -> torch.Tensor:
+        """Run all layers; see [`SegMask2FormerPixelDecoderLayer`]."""
+        for layer in self.layers:
+            tokens = layer(tokens, positions, geometry)
+        return tokens
+
 
 class SegMask2FormerPixelDecoder(nn.Module):
-    """From the backbone's maps to mask features at stride 4 and to maps for the queries at strides 32, 16 and 8.
+    """Turn the backbone's feature maps into mask features at stride 4 and feature maps for the queries.
 
     Args:
-        in_channels: of the backbone's maps at strides 4, 8, 16 and 32.
+        in_channels: channels of the backbone's feature maps at strides 4, 8, 16 and 32.
     """
 
     def __init__(self, config: SegMask2FormerConfig, in_channels: list[int]):
@@ -97,46 +103,41 @@ class SegMask2FormerPixelDecoder(nn.Module):
         self.layer_1 = nn.Sequential(
             nn.Conv2d(width, width, kernel_size=3, padding=1, bias=False),
             nn.GroupNorm(groups, width),
-            nn.ReLU(inplace=True),
+            nn.ReLU(),
         )
         self.mask_projection = nn.Conv2d(width, config.mask_feature_size, kernel_size=1)
 
     def forward(
-        self, maps: list[torch.Tensor], encodings: list[torch.Tensor]
+        self, feature_maps: Sequence[torch.Tensor], encodings: Sequence[torch.Tensor]
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """
         Args:
-            maps: `(B, ., h, w)` at strides 4, 8, 16 and 32.
+            feature_maps: `(B, C_i, h, w)` at strides 4, 8, 16 and 32.
             encodings: [`sine_encoding`] at strides 32, 16 and 8.
 
         Returns:
-            mask features `(B, mask_feature_size, h, w)`, and maps `(B, hidden_dim, h, w)` at strides 32, 16 and 8.
+            mask features `(B, mask_feature_size, h, w)` at stride 4, and feature maps `(B, hidden_dim, h, w)` at
+            strides 32, 16 and 8.
         """
-        finest, *coarse = maps
-        grids = [(map_.shape[2], map_.shape[3]) for map_ in coarse[::-1]]
+        finest, *coarser = feature_maps
+        grids = [grid_of(feature_map) for feature_map in coarser[::-1]]
         geometry = SamplingGeometry.build(grids, grids, finest.device)
-        tokens = torch.cat(
-            [
-                project(map_).flatten(2).transpose(1, 2)
-                for project, map_ in zip(self.input_projections, coarse[::-1], strict=True)
-            ],
-            dim=1,
+        tokens = flatten_levels(
+            [project(feature_map) for project, feature_map in zip(self.input_projections, coarser[::-1], strict=True)]
         )
         positions = torch.cat(
             [encoding + level for encoding, level in zip(encodings, self.level_embed, strict=True)], dim=1
         ).to(tokens.dtype)
-        for layer in self.encoder.layers:
-            tokens = layer(tokens, positions, geometry)
-        levels = tokens.transpose(1, 2).split([height * width for height, width in grids], dim=2)
-        levels = [level.unflatten(2, grid) for level, grid in zip(levels, grids, strict=True)]
+        levels = split_levels(self.encoder(tokens, positions, geometry), grids)
+        # one name for all of these: they are the head's largest tensors, and only one has to stay in memory
         features = self.adapter_1(finest)
-        features += resized(levels[-1], features.shape[2:])
-        features = self.layer_1(features)  # one name: of these, the largest maps of the head, only one is kept
+        features = features + resize(levels[-1], features.shape[2:])
+        features = self.layer_1(features)
         return self.mask_projection(features), levels
 
 
 class SegMask2FormerCrossAttention(nn.Module):
-    """From queries to pixels, each query to those that its mask covers. Parameters as `nn.MultiheadAttention` has."""
+    """Attention from each query to the pixels that its mask covers. Parameters are those of `nn.MultiheadAttention`."""
 
     def __init__(self, config: SegMask2FormerConfig):
         super().__init__()
@@ -149,9 +150,16 @@ class SegMask2FormerCrossAttention(nn.Module):
     def forward(
         self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, allowed: torch.Tensor
     ) -> torch.Tensor:
-        """From `(B, queries, C)`, twice `(B, pixels, C)` and `(B, queries, pixels)`, bool, to `(B, queries, C)`."""
+        """Attend from queries `(B, queries, C)` to keys and values `(B, pixels, C)` where `allowed` is True.
+
+        Args:
+            allowed: `(B, queries, pixels)`, bool.
+
+        Returns:
+            `(B, queries, C)`.
+        """
         projected = [
-            linear(tokens, weight, bias)
+            F.linear(tokens, weight, bias)
             for tokens, weight, bias in zip(
                 (queries, keys, values), self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3), strict=True
             )
@@ -160,7 +168,7 @@ class SegMask2FormerCrossAttention(nn.Module):
 
 
 class SegMask2FormerSelfAttention(nn.Module):
-    """Among the queries."""
+    """Attention among the queries."""
 
     def __init__(self, config: SegMask2FormerConfig):
         super().__init__()
@@ -172,7 +180,7 @@ class SegMask2FormerSelfAttention(nn.Module):
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, tokens: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """From `(B, queries, C)` with and without positions to the same."""
+        """Map queries `(B, queries, C)` with positions, and without them as values, to the same shape."""
         return self.out_proj(_attend(self.q_proj(tokens), self.k_proj(tokens), self.v_proj(values), self.num_heads))
 
 
@@ -188,7 +196,7 @@ def _attend(
 
 
 class SegMask2FormerDecoderLayer(GradientCheckpointingLayer):
-    """Masked cross-attention to one level, self-attention among the queries, feed-forward network; norms behind."""
+    """Masked cross-attention to one level, self-attention, and a feed-forward network, each followed by a norm."""
 
     def __init__(self, config: SegMask2FormerConfig):
         super().__init__()
@@ -209,20 +217,22 @@ class SegMask2FormerDecoderLayer(GradientCheckpointingLayer):
         pixel_positions: torch.Tensor,
         allowed: torch.Tensor,
     ) -> torch.Tensor:
-        """From and to `(B, queries, C)`. Positions `(1, ., C)` are added to queries and keys, never to values.
+        """Map queries `(B, queries, C)` to the same shape.
+
+        Positions `(1, ., C)` are added to queries and keys, never to values.
 
         Args:
-            pixels: `(B, h * w, C)`, the level.
-            allowed: `(B, queries, h * w)`, which pixels a query may attend to.
+            pixels: the level's tokens `(B, h * w, C)`.
+            allowed: `(B, queries, h * w)`, bool: the pixels that each query may attend to.
         """
         attended = self.cross_attn(queries + query_positions, pixels + pixel_positions, pixels, allowed)
         queries = self.cross_attn_layer_norm(queries + attended)
         queries = self.self_attn_layer_norm(queries + self.self_attn(queries + query_positions, queries))
-        return self.final_layer_norm(queries + self.fc2(F.relu(self.fc1(queries), inplace=True)))
+        return self.final_layer_norm(queries + self.fc2(F.relu(self.fc1(queries))))
 
 
 class SegMask2FormerMaskPredictor(nn.Module):
-    """From queries to mask embeddings, whose products with the mask features are mask logits."""
+    """Predict mask embeddings from queries; their products with the mask features are mask logits."""
 
     def __init__(self, config: SegMask2FormerConfig):
         super().__init__()
@@ -231,12 +241,12 @@ class SegMask2FormerMaskPredictor(nn.Module):
         )
 
     def forward(self, queries: torch.Tensor) -> torch.Tensor:
-        """From `(B, queries, C)` to `(B, queries, mask_feature_size)`."""
+        """Map `(B, queries, C)` to `(B, queries, mask_feature_size)`."""
         return self.mask_embedder(queries)
 
 
 class SegMask2FormerDecoder(nn.Module):
-    """The layers, and what predicts from the queries before the first and after each."""
+    """The decoder's layers, with predictions before the first and after each of them."""
 
     def __init__(self, config: SegMask2FormerConfig):
         super().__init__()
@@ -259,7 +269,8 @@ class SegMask2FormerDecoder(nn.Module):
             level_features: the mask features at the sizes of the levels, `(B, mask_feature_size, h * w)`.
 
         Returns:
-            `decoder_layers` each of the queries, the queries normalised for predicting, and their mask embeddings.
+            three lists with `decoder_layers` entries: the queries, the queries after the final norm, and their mask
+            embeddings.
         """
         states, normalised, embeddings = [queries], [self.layernorm(queries)], []
         embeddings.append(self.mask_predictor(normalised[0]))
@@ -275,17 +286,17 @@ class SegMask2FormerDecoder(nn.Module):
 
 @torch.no_grad()
 def _attention_mask(embeddings: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-    """Which pixels the masks cover: `(B, queries, h * w)`, bool. A query whose mask is empty may see all.
+    """Return the pixels that the masks cover, `(B, queries, h * w)`, bool. An empty mask becomes a full one.
 
-    The original resizes mask logits to the level. Resizing the features first is the same, because both are linear, and
-    needs no mask at stride 4.
+    The original resizes mask logits to the level. Here the mask features are resized first, which gives the same
+    because both steps are linear, and needs no masks at stride 4.
     """
     covered = torch.bmm(embeddings, features).sigmoid() >= 0.5
     return covered | ~covered.any(dim=-1, keepdim=True)
 
 
 class SegMask2FormerTransformerModule(nn.Module):
-    """The queries and their decoder."""
+    """The queries, their positions and their decoder."""
 
     def __init__(self, config: SegMask2FormerConfig):
         super().__init__()
@@ -295,23 +306,26 @@ class SegMask2FormerTransformerModule(nn.Module):
         self.level_embed = nn.Embedding(LEVELS, config.hidden_dim)
 
     def forward(
-        self, maps: list[torch.Tensor], mask_features: torch.Tensor, encodings: list[torch.Tensor]
+        self, feature_maps: Sequence[torch.Tensor], mask_features: torch.Tensor, encodings: Sequence[torch.Tensor]
     ) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
         """
         Args:
-            maps, encodings: `(B, C, h, w)` and [`sine_encoding`] at strides 32, 16 and 8.
+            feature_maps, encodings: `(B, C, h, w)` and [`sine_encoding`] at strides 32, 16 and 8.
             mask_features: `(B, mask_feature_size, h, w)` at stride 4.
 
         Returns:
             see [`SegMask2FormerDecoder`].
         """
         dtype, device = mask_features.dtype, mask_features.device
-        # embeddings are called and not read: what brings weights on demand hooks the call
+        # embeddings are called instead of read, because offloading hooks bring the weights at the call
         level_embeddings = self.level_embed(torch.arange(LEVELS, device=device))
         indices = torch.arange(self.queries_embedder.num_embeddings, device=device)
-        levels = [map_.flatten(2).transpose(1, 2) + level for map_, level in zip(maps, level_embeddings, strict=True)]
+        levels = [
+            feature_map.flatten(2).transpose(1, 2) + embedding
+            for feature_map, embedding in zip(feature_maps, level_embeddings, strict=True)
+        ]
         with torch.no_grad():
-            level_features = [resized(mask_features, map_.shape[2:]).flatten(2) for map_ in maps]
+            level_features = [resize(mask_features, feature_map.shape[2:]).flatten(2) for feature_map in feature_maps]
         return self.decoder(
             self.queries_features(indices).expand(mask_features.shape[0], -1, -1),
             self.queries_embedder(indices)[None],

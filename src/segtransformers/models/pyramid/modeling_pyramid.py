@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Backbones that put a convolutional pyramid beside a plain ViT: ViT-Adapter and ViT-CoMer differ in the interactions.
+"""Base of the backbones with a convolutional pyramid beside a plain ViT: ViT-Adapter and ViT-CoMer.
 
 Behaviour follows `segmentation/mmseg_custom/models/backbones/vit_adapter.py` of czczup/ViT-Adapter, and `vit_comer.py`
 there of Traffic-X/ViT-CoMer.
@@ -7,6 +7,7 @@ there of Traffic-X/ViT-CoMer.
 
 import functools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,26 +15,24 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BackboneOutput
 from transformers.utils import can_return_tuple
 
-from ..layers.backbones import STRIDES, check_images, chosen_hidden_states, padded_to_stride, wanted_hidden_states
+from ..layers.deformable_attention import SamplingGeometry
+from ..layers.hidden_states import hidden_states_selection, select_hidden_states
+from ..layers.input_checks import check_image_size
+from ..layers.keywords import check_transformers_kwargs
+from ..layers.resize import STRIDES, crop_to_image, pad_to_multiple, resize
+from ..layers.token_grid import Grid, grid_of, split_levels
 from ..trunk import TrunkBackbone
-from .assembly import assembled_maps
 from .configuration_pyramid import PyramidConfig
-from .modules_pyramid import (
-    Grid,
-    SamplingGeometry,
-    SpatialPrior,
-    cropped_to_input,
-    init_pyramid_weights,
-)
+from .modules_pyramid import SpatialPrior, init_pyramid_weights
 
 RunBlocks = Callable[[torch.Tensor, int, int], Iterator[torch.Tensor]]
 
 
 class PyramidInteraction(nn.Module):
-    """A slice of the trunk's blocks between what flows from the pyramid to the trunk and what flows back.
+    """One exchange between trunk and pyramid: injection, a slice of the trunk's blocks, extraction.
 
     Args:
-        first, last: the slice, both ends included.
+        first, last: indices of the slice's first and last block.
     """
 
     def __init__(self, first: int, last: int):
@@ -43,13 +42,13 @@ class PyramidInteraction(nn.Module):
     def inject(
         self, tokens: torch.Tensor, pyramid: torch.Tensor, geometries: list[SamplingGeometry], grids: list[Grid]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """New patch tokens `(B, h * w, C)` and pyramid tokens `(B, 16n + 4n + n, C)` from the old ones."""
+        """Return new patch tokens `(B, h * w, C)` and pyramid tokens `(B, 16n + 4n + n, C)` before the slice."""
         raise NotImplementedError
 
     def extract(
         self, pyramid: torch.Tensor, tokens: torch.Tensor, geometries: list[SamplingGeometry], grids: list[Grid]
     ) -> torch.Tensor:
-        """New pyramid tokens from the old ones and the patch tokens after the slice."""
+        """Return new pyramid tokens from the old ones and the patch tokens after the slice."""
         raise NotImplementedError
 
     def forward(
@@ -62,14 +61,14 @@ class PyramidInteraction(nn.Module):
         grids: list[Grid],
         hidden_states: list[torch.Tensor] | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Gives the tokens after the slice, `(B, prefix + h * w, C)`, and the new pyramid tokens.
+        """Return the tokens after the slice, `(B, prefix + h * w, C)`, and the new pyramid tokens.
 
         Args:
-            run_blocks: the trunk's, with the layout of the tokens.
-            num_prefix_tokens: how many stand in front of the patches.
-            geometries: as the backbone's `sampling_geometries` gave them.
-            grids: of the pyramid's three levels (strides 8, 16, 32); the second is the trunk's own token grid.
-            hidden_states: takes the tokens after each block, where they are wanted.
+            run_blocks: the trunk's method, with the layout of the tokens.
+            num_prefix_tokens: number of tokens before the patch tokens.
+            geometries: result of the backbone's `sampling_geometries`.
+            grids: token grids of the pyramid's levels at strides 8, 16 and 32; the second is also the trunk's.
+            hidden_states: list to which the tokens after each block are appended; None if they are not requested.
         """
         prefix, patches = tokens[:, :num_prefix_tokens], tokens[:, num_prefix_tokens:]
         patches, pyramid = self.inject(patches, pyramid, geometries, grids)
@@ -82,10 +81,10 @@ class PyramidInteraction(nn.Module):
 class PyramidBackbone(TrunkBackbone):
     """A plain ViT with a convolutional pyramid beside it. Subclasses build the interactions.
 
-    Feature maps: `stem` (stride 4, `config.spatial_prior_channels` wide) and `stage1` to `stage4` (strides 4, 8, 16
-    and 32, `config.hidden_size` wide). Images need at least 32 pixels on each side. The originals accept only sides
-    that are multiples of 32 and give the same maps there; other images are padded with zeros at the right and the
-    bottom and the maps cropped to `ceil(side / stride)`.
+    Feature maps: `stem` (stride 4, `config.spatial_prior_channels` channels) and `stage1` to `stage4` (strides 4, 8, 16
+    and 32, `config.hidden_size` channels). Images need at least 32 pixels on each side. Where a side is not a multiple
+    of 32, which the originals refuse, the image is padded with zeros at the right and the bottom and the feature maps
+    are cropped to `ceil(side / stride)`.
 
     Args:
         config: a [`PyramidConfig`].
@@ -98,24 +97,25 @@ class PyramidBackbone(TrunkBackbone):
         super().__init__(config)
         hidden_size = config.hidden_size
         self.num_features = [config.spatial_prior_channels] + [hidden_size] * 4
-        self.spatial_prior = SpatialPrior(config.spatial_prior_channels, hidden_size)
+        self.spatial_prior = SpatialPrior(config.spatial_prior_channels, hidden_size, config.num_channels)
         self.level_embed = nn.Parameter(torch.zeros(3, hidden_size))
         self.interactions = nn.ModuleList(
             self.build_interaction(index) for index in range(len(config.interaction_indexes))
         )
         self.upsample = nn.ConvTranspose2d(hidden_size, hidden_size, kernel_size=2, stride=2)
         self.norms = nn.ModuleList(nn.BatchNorm2d(hidden_size) for _ in STRIDES)
+        self.memory_format = torch.contiguous_format  # of the feature maps
         self.post_init()
 
     def build_interaction(self, index: int) -> PyramidInteraction:
-        """The interaction for pair `index` of `config.interaction_indexes`."""
+        """Build the interaction for pair `index` of `config.interaction_indexes`."""
         raise NotImplementedError
 
     def sampling_geometries(self, grids: list[Grid], device: torch.device) -> list[SamplingGeometry]:
-        """What the deformable attentions of the interactions need.
+        """Return the sampling geometries of the interactions' deformable attentions.
 
         Args:
-            grids: of the pyramid's three levels; the second is the trunk's.
+            grids: token grids of the pyramid's levels at strides 8, 16 and 32; the second is also the trunk's.
         """
         raise NotImplementedError
 
@@ -128,57 +128,84 @@ class PyramidBackbone(TrunkBackbone):
 
     @can_return_tuple
     def forward(
-        self, pixel_values: torch.Tensor, output_hidden_states: bool | int | list[int] | None = None
+        self,
+        pixel_values: torch.Tensor,
+        output_hidden_states: bool | int | list[int] | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Any,
     ) -> BackboneOutput:
         """
         Args:
-            pixel_values: `(B, 3, H, W)`, normalised, at least 32 pixels on each side.
-            output_hidden_states: also return the trunk's tokens, `(B, prefix + h * w, C)`: embedded, and after each
-                block. The grid (h, w) is that of the padded image. With indices, only those; the others are None.
+            pixel_values: `(B, num_channels, H, W)`, normalized, at least 32 pixels on each side.
+            output_hidden_states: also return the trunk's tokens, `(B, prefix + h * w, C)`, after the embedding and
+                after each block. The grid (h, w) is that of the padded image. With indices, the others are None.
+            output_attentions: accepted like by every backbone; timm's fused attention returns no weights.
+            kwargs: other names of `TransformersKwargs`, which transformers' heads pass on. They have no effect.
 
         Returns:
             `BackboneOutput` with the `feature_maps` named by `config.out_features`,
             `(B, C, ceil(H / stride), ceil(W / stride))`.
 
         Raises:
-            ValueError: if `pixel_values` is no batch of RGB images or an image is too small.
+            TypeError: for an unknown keyword argument.
+            ValueError: if `pixel_values` is not a batch of images with `num_channels` channels, or an image is too
+                small.
         """
-        check_images(pixel_values)
+        check_transformers_kwargs(kwargs)
+        check_image_size(pixel_values, self.config.num_channels, min_side=STRIDES[-1])
         height, width = pixel_values.shape[2:]
-        pixel_values = padded_to_stride(pixel_values.to(self.get_input_embeddings().weight.dtype))
+        pixel_values = pad_to_multiple(pixel_values.to(self.get_input_embeddings().weight.dtype))
 
-        stem, maps = self.spatial_prior(pixel_values)
-        grids = [(map_.shape[2], map_.shape[3]) for map_ in maps[1:]]
+        stem, prior_maps = self.spatial_prior(pixel_values)
+        finest, *coarser = prior_maps
+        grids = [grid_of(feature_map) for feature_map in coarser]
         pyramid = torch.cat(
-            [map_.flatten(2).transpose(1, 2) + embed for map_, embed in zip(maps[1:], self.level_embed, strict=True)],
+            [
+                feature_map.flatten(2).transpose(1, 2) + embedding
+                for feature_map, embedding in zip(coarser, self.level_embed, strict=True)
+            ],
             dim=1,
         )
         tokens, layout = self.trunk.embed(pixel_values)
-        grid, num_prefix_tokens = layout.grid, self.trunk.num_prefix_tokens
-        # not the trunk itself: hooks that move a module's arguments to its device would move all of the trunk
+        num_prefix_tokens = self.trunk.num_prefix_tokens
+        # passed without the trunk itself: hooks that move a module's arguments to its device would move all of it
         run_blocks = functools.partial(self.trunk.run_blocks, layout=layout)
         geometries = self.sampling_geometries(grids, pixel_values.device)
 
-        output_hidden_states = wanted_hidden_states(self, output_hidden_states)
-        hidden_states = [tokens] if output_hidden_states is not False else None
-        trunk_features = []
+        selection = hidden_states_selection(self, output_hidden_states)
+        hidden_states = [tokens] if selection is not False else None
+        trunk_maps = []
         for interaction in self.interactions:
             tokens, pyramid = interaction(
                 tokens, pyramid, run_blocks, num_prefix_tokens, geometries, grids, hidden_states
             )
             if self.config.add_trunk_features:
-                patches = tokens[:, num_prefix_tokens:]
-                trunk_features.append(patches.transpose(1, 2).unflatten(2, grid))
+                trunk_maps.append(tokens[:, num_prefix_tokens:].transpose(1, 2).unflatten(2, layout.grid))
 
-        feature_maps = assembled_maps(self.upsample, self.norms, maps[0], pyramid, grids, trunk_features)
-        named = dict(zip(self.stage_names, (stem, *feature_maps), strict=True))
+        named = dict(zip(self.stage_names, [stem, *self._assemble(finest, pyramid, grids, trunk_maps)], strict=True))
         strides = dict(zip(self.stage_names, (STRIDES[0], *STRIDES), strict=True))
         return BackboneOutput(
-            feature_maps=tuple(
-                cropped_to_input(named[name], strides[name], height, width) for name in self.out_features
-            ),
-            hidden_states=chosen_hidden_states(self, hidden_states, output_hidden_states),
+            feature_maps=tuple(crop_to_image(named[name], strides[name], height, width) for name in self.out_features),
+            hidden_states=select_hidden_states(self, hidden_states, selection),
         )
+
+    def _assemble(
+        self, finest: torch.Tensor, pyramid: torch.Tensor, grids: list[Grid], trunk_maps: list[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """Return the four normalized feature maps `(B, C, h, w)` at strides 4, 8, 16 and 32.
+
+        Args:
+            finest: the spatial prior's feature map at stride 4.
+            pyramid: tokens `(B, sum(h * w), C)` of `grids`.
+            trunk_maps: empty, or for each feature map the trunk's tokens `(B, C, h, w)` that are resized and added.
+        """
+        # torch's batch norm on a CPU has wrong gradients for a view into the tokens of one image (torch 2.14), so each
+        # level becomes a tensor of its own
+        levels = [level.contiguous(memory_format=self.memory_format) for level in split_levels(pyramid, grids)]
+        feature_maps = [self.upsample(levels[0]) + finest, *levels]
+        for index, trunk_map in enumerate(trunk_maps):
+            feature_maps[index] = feature_maps[index] + resize(trunk_map, feature_maps[index].shape[2:])
+        return [norm(feature_map) for norm, feature_map in zip(self.norms, feature_maps, strict=True)]
 
 
 __all__ = ["PyramidBackbone", "PyramidInteraction"]

@@ -1,36 +1,44 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """SegFormer's head (https://arxiv.org/abs/2105.15203) over any backbone.
 
-It follows `mmseg/models/decode_heads/segformer_head.py` of MMSegmentation 0.27, which normalises every level and joins
-the finest first. transformers' `SegformerDecodeHead` comes from SegFormer's own repository: its levels have a bias and
-no norm and are joined the other way round, so it is another function of other tensors.
+It follows `mmseg/models/decode_heads/segformer_head.py` of MMSegmentation 0.27, which normalizes every level and
+concatenates the finest first. transformers' `SegformerDecodeHead` follows SegFormer's own repository: its levels have a
+bias and no norm and are concatenated in the opposite order, so it has other parameters.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from transformers.models.upernet.modeling_upernet import UperNetConvModule
 
-from ..segmentation.modeling_segmentation import BackboneForSemanticSegmentation, SegmentationClassifier
+from ..layers.resize import resize
+from ..segmentation.modeling_segmentation import BackboneForSemanticSegmentation
 from .configuration_seg_segformer import SegSegformerConfig
 
 
 class SegSegformerDecodeHead(nn.Module):
-    """Brings all maps to one width and one size, and classifies each pixel by itself."""
+    """Bring all feature maps to one width and one size, and classify each pixel by itself.
+
+    Args:
+        in_channels: channels of the feature maps, the finest first.
+    """
 
     def __init__(self, config: SegSegformerConfig, in_channels: list[int]):
         super().__init__()
         width = config.hidden_size
         self.levels = nn.ModuleList(UperNetConvModule(channels, width, kernel_size=1) for channels in in_channels)
         self.fusion = UperNetConvModule(len(in_channels) * width, width, kernel_size=1)
-        self.classifier = SegmentationClassifier(width, config.num_labels, config.classifier_dropout)
+        self.dropout = nn.Dropout2d(config.classifier_dropout)
+        self.classifier = nn.Conv2d(width, config.num_labels, kernel_size=1)
 
-    def forward(self, feature_maps: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """From maps `(B, C, h, w)`, the finest first, to logits `(B, num_labels, h, w)` at its size."""
-        maps = [level(map_) for level, map_ in zip(self.levels, feature_maps, strict=True)]
-        size = maps[0].shape[2:]
-        maps = [F.interpolate(map_, size=size, mode="bilinear", align_corners=False) for map_ in maps]
-        return self.classifier(self.fusion(torch.cat(maps, dim=1)))
+    def forward(self, feature_maps: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Map feature maps `(B, C_i, h_i, w_i)`, the finest first, to logits `(B, num_labels, h_0, w_0)`."""
+        size = feature_maps[0].shape[2:]
+        levels = [
+            resize(level(feature_map), size) for level, feature_map in zip(self.levels, feature_maps, strict=True)
+        ]
+        return self.classifier(self.dropout(self.fusion(torch.cat(levels, dim=1))))
 
 
 class SegSegformerForSemanticSegmentation(BackboneForSemanticSegmentation):

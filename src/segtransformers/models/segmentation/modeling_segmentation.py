@@ -1,13 +1,12 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""What all models with a backbone, a head that classifies pixels, and perhaps a second head for the loss share.
+"""Base of the models with a backbone, a head that classifies pixels, and perhaps an auxiliary head.
 
-Behaviour follows `mmseg/models/segmentors/encoder_decoder.py` of MMSegmentation 0.20: the auxiliary head works only for
-a loss, large images can be run in windows, and the loss is averaged over all pixels.
+It follows `mmseg/models/segmentors/encoder_decoder.py` of MMSegmentation 0.20: the auxiliary head serves only the
+loss, large images can be run in sliding windows, and the loss is averaged over all pixels.
 """
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.backbone_utils import load_backbone
@@ -15,25 +14,16 @@ from transformers.modeling_outputs import BackboneOutput, SemanticSegmenterOutpu
 from transformers.models.upernet.modeling_upernet import UperNetConvModule
 from transformers.utils import can_return_tuple
 
-from ..layers.initialization import InitializesEveryModule
-from ..layers.losses import check_labels, check_pixel_values, semantic_cross_entropy
+from ..layers.initialization import SegmentationModelMixin
+from ..layers.input_checks import check_labels, check_pixel_values
+from ..layers.losses import semantic_cross_entropy
+from ..layers.resize import resize
 from ..layers.sliding_windows import SlidingWindow, slide
 from .configuration_segmentation import BackboneSegmentationConfig
 
 
-class SegmentationClassifier(nn.Conv2d):
-    """1x1 convolution from features to class logits that drops whole channels of its input in training."""
-
-    def __init__(self, in_channels: int, num_labels: int, dropout: float):
-        super().__init__(in_channels, num_labels, kernel_size=1)
-        self.dropout = dropout
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return super().forward(F.dropout2d(features, self.dropout, self.training))
-
-
-class SegmentationPreTrainedModel(InitializesEveryModule, PreTrainedModel):
-    """What transformers asks of every model that puts something on `self.backbone`."""
+class SegmentationPreTrainedModel(SegmentationModelMixin, PreTrainedModel):
+    """Attributes and methods that transformers expects of every model with a `self.backbone`."""
 
     base_model_prefix = "backbone"
     main_input_name = "pixel_values"
@@ -43,7 +33,7 @@ class SegmentationPreTrainedModel(InitializesEveryModule, PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    # the losses are means over one batch: Trainer divides them by the accumulation steps
+    # each loss is the mean over its own batch: Trainer has to divide it by the accumulation steps
     accepts_loss_kwargs = False
 
     backbone: PreTrainedModel
@@ -82,11 +72,11 @@ class BackboneForSemanticSegmentation(SegmentationPreTrainedModel):
         self.post_init()
 
     def build_decode_head(self, in_channels: list[int]) -> nn.Module:
-        """A module from the backbone's maps, with these channels, to logits at the size of one of them."""
+        """Build the module that maps the backbone's feature maps, with these channels, to logits at the size of one."""
         raise NotImplementedError
 
     def build_auxiliary_head(self, in_channels: list[int]) -> nn.Module | None:
-        """Another one for the loss; none by default."""
+        """Build a second such module for the loss; by default there is none."""
         return None
 
     @torch.no_grad()
@@ -109,16 +99,27 @@ class BackboneForSemanticSegmentation(SegmentationPreTrainedModel):
         is then that of the merged logits, without the auxiliary head.
 
         Args:
-            pixel_values: `(B, 3, H, W)`, normalised.
+            pixel_values: `(B, C, H, W)`, normalized.
             labels: `(B, H, W)` class indices, or `config.semantic_loss_ignore_index`.
-            output_hidden_states, output_attentions: passed to the backbone; None takes the config's own setting.
+            output_hidden_states, output_attentions: passed to the backbone; None takes the config's setting.
             sliding_window: the windows of evaluation mode. None takes the config's, False runs the whole image at once.
 
         Returns:
             `SemanticSegmenterOutput` with `logits` `(B, num_labels, H, W)` and, with labels, `loss`.
 
         Raises:
-            ValueError: if `pixel_values` is no batch of normalised images or the labels do not fit.
+            ValueError: if `pixel_values` is not a batch of normalized images or the labels do not fit.
+
+        Example, with a folder written by `convert_vit_adapter.py`:
+
+        ```python
+        >>> from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+
+        >>> folder = "upernet_deit_adapter_tiny_512_160k_ade20k"
+        >>> model = AutoModelForSemanticSegmentation.from_pretrained(folder).eval()
+        >>> inputs = AutoImageProcessor.from_pretrained(folder)(images=image, return_tensors="pt")
+        >>> labels = model(**inputs).logits.argmax(dim=1)
+        ```
         """
         config = self.config
         check_pixel_values(pixel_values)
@@ -147,15 +148,14 @@ class BackboneForSemanticSegmentation(SegmentationPreTrainedModel):
         )
 
     def _segment(self, pixel_values: torch.Tensor, **kwargs) -> tuple[torch.Tensor, BackboneOutput]:
-        """Logits at the size of `pixel_values`, and the backbone's output."""
+        """Return logits at the size of `pixel_values`, and the backbone's output."""
         outputs = self.backbone.forward_with_filtered_kwargs(pixel_values, **kwargs)
         logits = self.decode_head(outputs.feature_maps)
         return self._enlarge(logits, pixel_values.shape[2:]), outputs
 
     def _enlarge(self, logits: torch.Tensor, size: torch.Size) -> torch.Tensor:
-        """Logits of the head at the size of the image."""
-        logits = logits.contiguous()  # channels last is slow to resize, and not what callers expect
-        return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+        """Resize the head's logits to the size of the image."""
+        return resize(logits, size)
 
     def _pixel_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return semantic_cross_entropy(logits, labels, self.config.semantic_loss_ignore_index)
@@ -169,4 +169,4 @@ class BackboneForSemanticSegmentation(SegmentationPreTrainedModel):
         return slide(lambda part: self._segment(part)[0], pixel_values, window)
 
 
-__all__ = ["BackboneForSemanticSegmentation", "SegmentationClassifier", "SegmentationPreTrainedModel"]
+__all__ = ["BackboneForSemanticSegmentation", "SegmentationPreTrainedModel"]

@@ -15,11 +15,13 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BackboneOutput
 from transformers.utils import can_return_tuple
 
-from ..layers.backbones import check_images, chosen_hidden_states, padded_to_stride, wanted_hidden_states
+from ..layers.hidden_states import hidden_states_selection, select_hidden_states
+from ..layers.input_checks import check_image_size
 from ..layers.keywords import check_transformers_kwargs
 from ..layers.losses import semantic_cross_entropy
+from ..layers.resize import pad_to_multiple
 from ..layers.sliding_windows import SlidingWindow
-from ..segmentation.modeling_segmentation import BackboneForSemanticSegmentation, SegmentationClassifier
+from ..segmentation.modeling_segmentation import BackboneForSemanticSegmentation
 from ..trunk import TrunkBackbone, plain_block
 from .configuration_segmenter import SegmenterConfig, SegmenterViTConfig
 
@@ -66,14 +68,14 @@ class SegmenterViTBackbone(TrunkBackbone):
             ValueError: if `pixel_values` is no batch of RGB images.
         """
         check_transformers_kwargs(kwargs)
-        check_images(pixel_values, shortest=1, num_channels=self.config.num_channels)
-        pixel_values = padded_to_stride(
+        check_image_size(pixel_values, self.config.num_channels)
+        pixel_values = pad_to_multiple(
             pixel_values.to(self.get_input_embeddings().weight.dtype), self.config.token_stride
         )
         trunk, wanted = self.trunk, set(self.out_features)
         tokens, layout = trunk.embed(pixel_values)
 
-        output_hidden_states = wanted_hidden_states(self, output_hidden_states)
+        output_hidden_states = hidden_states_selection(self, output_hidden_states)
         hidden_states = [tokens] if output_hidden_states is not False else None
         kept = {"stem": tokens}
         blocks = trunk.run_blocks(tokens, 0, len(trunk.blocks) - 1, layout)
@@ -90,7 +92,7 @@ class SegmenterViTBackbone(TrunkBackbone):
                 kept[name][:, trunk.num_prefix_tokens :].transpose(1, 2).unflatten(2, layout.grid)
                 for name in self.out_features
             ),
-            hidden_states=chosen_hidden_states(self, hidden_states, output_hidden_states),
+            hidden_states=select_hidden_states(self, hidden_states, output_hidden_states),
         )
 
 
@@ -152,11 +154,12 @@ class SegmenterLinearDecoder(nn.Module):
 
     def __init__(self, config: SegmenterConfig, in_channels: int):
         super().__init__()
-        self.classifier = SegmentationClassifier(in_channels, config.num_labels, config.classifier_dropout)
+        self.dropout = nn.Dropout2d(config.classifier_dropout)
+        self.classifier = nn.Conv2d(in_channels, config.num_labels, kernel_size=1)
 
     def forward(self, feature_maps: Sequence[torch.Tensor]) -> torch.Tensor:
         """From the last map `(B, C, h, w)` to logits `(B, num_labels, h, w)`."""
-        return self.classifier(feature_maps[-1])
+        return self.classifier(self.dropout(feature_maps[-1]))
 
 
 class SegmenterForSemanticSegmentation(BackboneForSemanticSegmentation):

@@ -1,18 +1,13 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """Plain vision transformers from timm as trunks. Nothing outside this folder knows timm."""
 
-from timm.layers import DropPath
-
 from .architectures import describe_trunk
 from .backbone import TrunkBackbone
 from .blocks import plain_block
 from .modeling_trunk import Trunk
-from .positions import Grid
 from .pretrained import trunk_normalization
 
 __all__ = [
-    "DropPath",
-    "Grid",
     "Trunk",
     "TrunkBackbone",
     "describe_trunk",

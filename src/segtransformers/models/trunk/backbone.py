@@ -8,7 +8,7 @@ from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin
 from transformers.utils import logging
 
-from ..layers.initialization import InitializesEveryModule
+from ..layers.initialization import SegmentationModelMixin
 from .blocks import TRUNK_BLOCKS
 from .configuration_trunk import TrunkConfig
 from .modeling_trunk import Trunk, TrunkEmbeddings, init_trunk_weights
@@ -17,7 +17,7 @@ from .pretrained import FromTrunkMixin
 logger = logging.get_logger(__name__)
 
 
-class TrunkBackbone(FromTrunkMixin, BackboneMixin, InitializesEveryModule, PreTrainedModel):
+class TrunkBackbone(FromTrunkMixin, BackboneMixin, SegmentationModelMixin, PreTrainedModel):
     """A backbone with a plain ViT inside. Subclasses add the rest and call `post_init`.
 
     Args:

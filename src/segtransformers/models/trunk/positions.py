@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from ..layers.token_grid import Grid
 from ..optimize.faster import in_inference, remembered
-
-Grid = tuple[int, int]
 
 
 def num_relative_positions(grid: Grid) -> int:

@@ -1,77 +1,87 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """UperNet: Unified Perceptual Parsing for Scene Understanding (https://arxiv.org/abs/1807.10221).
 
-The heads have the parameters of transformers' own modules, which equal
+The heads have the parameters of transformers' UperNet, which equals
 `mmseg/models/decode_heads/{uper_head,fcn_head}.py` of MMSegmentation 0.20 to the last bit, apart from the original's
-dropout in front of the classifiers.
+dropout before the classifiers.
 """
 
 from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torch.nn import functional as F
-from transformers.models.upernet.modeling_upernet import UperNetConvModule, UperNetFCNHead, UperNetHead
+from transformers.models.upernet.modeling_upernet import UperNetConvModule, UperNetFCNHead
 
-from ..optimize.convolutions import conv_norm_relu, folded
-from ..pyramid.modules_pyramid import resized
-from ..segmentation.modeling_segmentation import BackboneForSemanticSegmentation, SegmentationClassifier
+from ..layers.resize import resize
+from ..segmentation.modeling_segmentation import BackboneForSemanticSegmentation
 from .configuration_seg_upernet import SegUperNetConfig
-from .upsampled_convolution import UpsampledConvolution, upsampled_convolution
+from .upsampled_convolution import concatenate_resized, convolve_resized, is_called_plainly
 
 
-class SegUperNetConvModule(UperNetConvModule):
-    """Convolution, batch norm and ReLU; with an [`UpsampledConvolution`] of maps that are brought to one size."""
+class SegUperNetDecodeHead(nn.Module):
+    """Pyramid pooling and a feature pyramid over the backbone's feature maps.
 
-    def forward(self, features: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
-        """From `(B, ., h, w)`, or such maps of which the first has the size, to `(B, ., h, w)`."""
-        if isinstance(features, torch.Tensor):
-            return conv_norm_relu(self.conv, self.batch_norm, features)
-        scale_and_shift = folded(self.conv, self.batch_norm, UpsampledConvolution)
-        if scale_and_shift is None:
-            return F.relu(self.batch_norm(self.conv(features)), inplace=True)
-        scale, shift = scale_and_shift
-        return F.relu(upsampled_convolution(features, self.conv.weight, shift, scale), inplace=True)
-
-
-class SegUperNetDecodeHead(UperNetHead):
-    """Pyramid pooling and feature pyramid, from the backbone's maps to logits at the finest map's size."""
+    Args:
+        in_channels: channels of the feature maps, the finest first.
+    """
 
     def __init__(self, config: SegUperNetConfig, in_channels: list[int]):
-        super().__init__(config, in_channels)
-        self.classifier = SegmentationClassifier(self.channels, config.num_labels, config.classifier_dropout)
-        _take_over_convolutions(self)
-        for block in (self.bottleneck, self.fpn_bottleneck):
-            block.conv.__class__ = UpsampledConvolution
+        super().__init__()
+        width = config.hidden_size
+        self.psp_modules = nn.ModuleList(
+            nn.Sequential(nn.AdaptiveAvgPool2d(scale), UperNetConvModule(in_channels[-1], width, kernel_size=1))
+            for scale in config.pool_scales
+        )
+        pooled_channels = in_channels[-1] + len(config.pool_scales) * width
+        self.bottleneck = UperNetConvModule(pooled_channels, width, kernel_size=3, padding=1)
+        self.lateral_convs = nn.ModuleList(
+            UperNetConvModule(channels, width, kernel_size=1) for channels in in_channels[:-1]
+        )
+        self.fpn_convs = nn.ModuleList(
+            UperNetConvModule(width, width, kernel_size=3, padding=1) for _ in in_channels[:-1]
+        )
+        self.fpn_bottleneck = UperNetConvModule(len(in_channels) * width, width, kernel_size=3, padding=1)
+        self.dropout = nn.Dropout2d(config.classifier_dropout)
+        self.classifier = nn.Conv2d(width, config.num_labels, kernel_size=1)
 
-    def forward(self, feature_maps: Sequence[torch.Tensor]) -> torch.Tensor:  # type: ignore[override]
-        """From maps `(B, ., h, w)`, the finest first, to logits `(B, num_labels, h, w)`."""
-        *fine, coarsest = feature_maps
-        map_ = self.bottleneck([coarsest, *(block(coarsest) for block in self.psp_modules.blocks)])
-        outputs = [map_]
-        for lateral, smooth, feature in zip(
-            reversed(self.lateral_convs), reversed(self.fpn_convs), reversed(fine), strict=True
+    def forward(self, feature_maps: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Map feature maps `(B, C_i, h_i, w_i)`, the finest first, to logits `(B, num_labels, h_0, w_0)`."""
+        *finer, coarsest = feature_maps
+        pooled = [pool(coarsest) for pool in self.psp_modules]
+        merged = _conv_module_of_resized(self.bottleneck, [coarsest, *pooled])
+        pyramid = [merged]
+        for lateral_conv, fpn_conv, feature_map in zip(
+            reversed(self.lateral_convs), reversed(self.fpn_convs), reversed(finer), strict=True
         ):
-            enlarged, map_ = resized(map_, feature.shape[2:]), lateral(feature)
-            map_ = map_ + enlarged if torch.is_grad_enabled() else map_.add_(enlarged)
-            outputs.append(smooth(map_))
-        return self.classifier(self.fpn_bottleneck(outputs[::-1]))
+            merged = lateral_conv(feature_map) + resize(merged, feature_map.shape[2:])
+            pyramid.insert(0, fpn_conv(merged))
+        return self.classifier(self.dropout(_conv_module_of_resized(self.fpn_bottleneck, pyramid)))
+
+
+def _conv_module_of_resized(module: UperNetConvModule, feature_maps: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Apply a convolution module to feature maps that are resized to the size of the first and concatenated.
+
+    The resized tensor is made only where something but the module's own layers has to see it.
+    """
+    if type(module) is UperNetConvModule and is_called_plainly(module):
+        return module.activation(module.batch_norm(convolve_resized(module.conv, feature_maps)))
+    return module(concatenate_resized(feature_maps))
 
 
 class SegUperNetAuxiliaryHead(UperNetFCNHead):
-    """A few convolutions on one of the backbone's maps."""
+    """A few convolutions on one of the backbone's feature maps, for an auxiliary loss."""
 
     def __init__(self, config: SegUperNetConfig, in_channels: list[int]):
         super().__init__(config, in_channels, in_index=config.auxiliary_in_index)
-        self.classifier = SegmentationClassifier(self.channels, config.num_labels, config.classifier_dropout)
-        _take_over_convolutions(self)
+        self.dropout = nn.Dropout2d(config.classifier_dropout)
 
-
-def _take_over_convolutions(head: nn.Module) -> None:
-    """Give transformers' blocks our `forward`."""
-    for module in head.modules():
-        if type(module) is UperNetConvModule:
-            module.__class__ = SegUperNetConvModule
+    def forward(self, feature_maps: Sequence[torch.Tensor]) -> torch.Tensor:  # type: ignore[override]
+        """Map the backbone's feature maps `(B, C_i, h_i, w_i)` to logits `(B, num_labels, h, w)`."""
+        feature_map = feature_maps[self.in_index]
+        features = self.convs(feature_map)
+        if self.concat_input:
+            features = self.conv_cat(torch.cat([feature_map, features], dim=1))
+        return self.classifier(self.dropout(features))
 
 
 class SegUperNetForSemanticSegmentation(BackboneForSemanticSegmentation):

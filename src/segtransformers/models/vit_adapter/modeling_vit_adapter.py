@@ -8,28 +8,30 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
+from ..layers.deformable_attention import SamplingGeometry
+from ..layers.token_grid import Grid
 from ..pyramid.modeling_pyramid import PyramidBackbone, PyramidInteraction
-from ..pyramid.modules_pyramid import DeformableCrossAttention, Extractor, Grid, SamplingGeometry
+from ..pyramid.modules_pyramid import DeformableCrossAttention, Extractor
 from .configuration_vit_adapter import ViTAdapterConfig
 
 
 class ViTAdapterInjector(DeformableCrossAttention):
-    """Adds to the patch tokens what deformable attention reads from the pyramid, scaled by `gamma`."""
+    """Add to the patch tokens their deformable attention to the pyramid, scaled by `gamma`."""
 
     def __init__(self, config: ViTAdapterConfig):
         super().__init__(config, num_levels=3)
         self.gamma = nn.Parameter(torch.full((config.hidden_size,), float(config.injector_init_value)))
 
     def forward(self, tokens: torch.Tensor, pyramid: torch.Tensor, geometry: SamplingGeometry) -> torch.Tensor:
-        """From patch tokens `(B, h * w, C)` and pyramid tokens `(B, 16n + 4n + n, C)` to patch tokens."""
+        """Return new patch tokens from the old ones `(B, h * w, C)` and pyramid tokens `(B, 16n + 4n + n, C)`."""
         return tokens + self.gamma * self.attend(tokens, pyramid, geometry)
 
 
 class ViTAdapterInteraction(PyramidInteraction):
-    """Injector, a slice of the trunk's blocks, extractor (and two more extractors in the last interaction).
+    """Injector, a slice of the trunk's blocks and an extractor.
 
     Args:
-        num_extra_extractors: extractors that follow on the same tokens.
+        num_extra_extractors: number of extractors that follow on the same tokens; 2 in the last interaction.
     """
 
     def __init__(self, config: ViTAdapterConfig, first: int, last: int, num_extra_extractors: int):
@@ -52,7 +54,7 @@ class ViTAdapterInteraction(PyramidInteraction):
 
 
 class ViTAdapterBackbone(PyramidBackbone):
-    """ViT-Adapter around a plain ViT; [`PyramidBackbone`] tells what all such backbones do.
+    """ViT-Adapter around a plain ViT. [`PyramidBackbone`] describes its feature maps.
 
     Args:
         config: a [`ViTAdapterConfig`].
@@ -68,7 +70,7 @@ class ViTAdapterBackbone(PyramidBackbone):
         return ViTAdapterInteraction(config, first, last, num_extra_extractors=2 if more else 0)
 
     def sampling_geometries(self, grids: list[Grid], device: torch.device) -> list[SamplingGeometry]:
-        """That of the injectors, and that of the extractors."""
+        """Return the geometry of the injectors and that of the extractors."""
         trunk = [grids[1]]
         return [SamplingGeometry.build(trunk, grids, device), SamplingGeometry.build(grids, trunk, device)]
 

@@ -10,17 +10,12 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
+from ..layers.deformable_attention import SamplingGeometry
+from ..layers.drop_path import DropPath
+from ..layers.resize import resize
+from ..layers.token_grid import Grid, split_levels
 from ..pyramid.modeling_pyramid import PyramidBackbone, PyramidInteraction
-from ..pyramid.modules_pyramid import (
-    ConvFeedForward,
-    DeformableCrossAttention,
-    DropPath,
-    Extractor,
-    Grid,
-    SamplingGeometry,
-    resized,
-    split_levels,
-)
+from ..pyramid.modules_pyramid import ConvFeedForward, DeformableCrossAttention, Extractor
 from .configuration_vit_comer import ViTCoMerConfig
 
 NUM_LEVELS = 3
@@ -41,16 +36,16 @@ class ViTCoMerReceptiveFields(nn.Module):
         self.wide = nn.Conv2d(half, half, kernel_size=5, padding=2, groups=half)
         self.norm = nn.BatchNorm2d(channels)
 
-    def forward(self, map_: torch.Tensor) -> torch.Tensor:
-        """From and to `(B, channels, h, w)`."""
-        first, second = map_.chunk(2, dim=1)
+    def forward(self, level: torch.Tensor) -> torch.Tensor:
+        """Map `(B, channels, h, w)` to the same shape."""
+        first, second = level.chunk(2, dim=1)
         return self.norm(torch.cat([self.narrow(first), self.wide(second)], dim=1))
 
 
 class ViTCoMerFeaturePyramid(nn.Module):
-    """The multi-receptive-field feature pyramid: takes the place of the pyramid's tokens, without a residual.
+    """Multi-receptive-field feature pyramid, which replaces the pyramid's tokens without a residual.
 
-    It is no layer for gradient checkpointing, which would update its batch norms twice in a step.
+    Not a `GradientCheckpointingLayer`: the second forward pass would update its batch norms once more.
     """
 
     def __init__(self, config: ViTCoMerConfig):
@@ -62,19 +57,20 @@ class ViTCoMerFeaturePyramid(nn.Module):
         self.fc2 = nn.Linear(width, config.hidden_size)
 
     def forward(self, pyramid: torch.Tensor, grids: list[Grid]) -> torch.Tensor:
-        """From and to `(B, 16n + 4n + n, C)`."""
-        maps = split_levels(self.fc1(pyramid), grids)
-        maps = [self.act(level(map_)).flatten(2) for level, map_ in zip(self.levels, maps, strict=True)]
-        # the original applies its activation to every level and then to all of them
-        return self.fc2(self.act(torch.cat(maps, dim=2).transpose(1, 2)))
+        """Map `(B, 16n + 4n + n, C)` to the same shape."""
+        levels = split_levels(self.fc1(pyramid), grids)
+        levels = [self.act(fields(level)).flatten(2) for fields, level in zip(self.levels, levels, strict=True)]
+        # the original applies its activation to every level and then once more to all of them
+        return self.fc2(self.act(torch.cat(levels, dim=2).transpose(1, 2)))
 
 
 class ViTCoMerToTrunk(DeformableCrossAttention):
-    """Adds to the patch tokens the sum of what the pyramid's levels read from one another, scaled by `gamma`."""
+    """Let the pyramid's levels attend to one another and add their sum, scaled by `gamma`, to the patch tokens."""
 
     def __init__(self, config: ViTCoMerConfig):
         super().__init__(config, NUM_LEVELS)
-        self.ffn = ConvFeedForward(config.hidden_size, config.conv_ffn_ratio)  # use_conv_ffn is for the extractors
+        # use_conv_ffn concerns the extractors only
+        self.ffn = ConvFeedForward(config.hidden_size, config.conv_ffn_ratio)
         self.ffn_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.drop_path = DropPath(config.drop_path_rate)
         self.gamma = nn.Parameter(torch.full((config.hidden_size,), float(config.injector_init_value)))
@@ -82,19 +78,19 @@ class ViTCoMerToTrunk(DeformableCrossAttention):
     def forward(
         self, tokens: torch.Tensor, pyramid: torch.Tensor, geometry: SamplingGeometry, grids: list[Grid]
     ) -> torch.Tensor:
-        """From patch tokens `(B, h * w, C)` and pyramid tokens `(B, 16n + 4n + n, C)` to patch tokens."""
-        read = self.attend(pyramid, pyramid, geometry)
-        read = read + self.drop_path(self.ffn(self.ffn_norm(read), grids))
-        fine, middle, coarse = (resized(map_, grids[1]) for map_ in split_levels(read, grids))
+        """Return new patch tokens from the old ones `(B, h * w, C)` and pyramid tokens `(B, 16n + 4n + n, C)`."""
+        attended = self.attend(pyramid, pyramid, geometry)
+        attended = attended + self.drop_path(self.ffn(self.ffn_norm(attended), grids))
+        fine, middle, coarse = (resize(level, grids[1]) for level in split_levels(attended, grids))
         return tokens + self.gamma * (fine + middle + coarse).flatten(2).transpose(1, 2)
 
 
 class ViTCoMerToPyramid(nn.Module):
-    """Adds the patch tokens to the pyramid's level of the same size; then the levels attend to one another.
+    """Add the patch tokens to the pyramid's level of the same size, then let the levels attend to one another.
 
     Args:
-        interacts: whether they attend.
-        feeds_forward: whether a feed-forward network of its own comes in between.
+        interacts: whether the levels attend to one another.
+        feeds_forward: whether a feed-forward network comes before that attention.
     """
 
     def __init__(self, config: ViTCoMerConfig, interacts: bool, feeds_forward: bool):
@@ -113,12 +109,12 @@ class ViTCoMerToPyramid(nn.Module):
     def forward(
         self, pyramid: torch.Tensor, tokens: torch.Tensor, geometry: SamplingGeometry, grids: list[Grid]
     ) -> torch.Tensor:
-        """From pyramid tokens `(B, 16n + 4n + n, C)` and patch tokens `(B, h * w, C)` to pyramid tokens."""
+        """Return new pyramid tokens from the old ones `(B, 16n + 4n + n, C)` and patch tokens `(B, h * w, C)`."""
         pyramid = add_to_middle(pyramid, tokens, grids)
         if self.ffn is not None:
             pyramid = pyramid + self.drop_path(self.ffn(self.ffn_norm(pyramid), grids))
         if self.extractor is not None:
-            # normalised twice, and what the extractor adds to is the normalised pyramid: so it is in the original
+            # as in the original: the extractor normalizes once more, and its residual is the normalized pyramid
             pyramid = self.extractor(self.query_norm(pyramid), self.feat_norm(pyramid), geometry, grids)
         return pyramid
 
@@ -130,10 +126,10 @@ def add_to_middle(pyramid: torch.Tensor, tokens: torch.Tensor, grids: list[Grid]
 
 
 class ViTCoMerInteraction(PyramidInteraction):
-    """From the pyramid to the trunk, a slice of the trunk's blocks, back to the pyramid.
+    """Pyramid to trunk, a slice of the trunk's blocks, trunk to pyramid.
 
     Args:
-        index: of the interaction; the last one may have more of those that lead back.
+        index: position of the interaction; the last one may have extra modules from the trunk to the pyramid.
     """
 
     def __init__(self, config: ViTCoMerConfig, index: int):
@@ -170,7 +166,7 @@ class ViTCoMerInteraction(PyramidInteraction):
 
 
 class ViTCoMerBackbone(PyramidBackbone):
-    """ViT-CoMer around a plain ViT; [`PyramidBackbone`] tells what all such backbones do.
+    """ViT-CoMer around a plain ViT. [`PyramidBackbone`] describes its feature maps.
 
     Args:
         config: a [`ViTCoMerConfig`].
@@ -183,7 +179,7 @@ class ViTCoMerBackbone(PyramidBackbone):
         return ViTCoMerInteraction(self.config, index)
 
     def sampling_geometries(self, grids: list[Grid], device: torch.device) -> list[SamplingGeometry]:
-        """That of the pyramid's levels, reading from one another."""
+        """Return the geometry of the pyramid's levels attending to one another."""
         return [SamplingGeometry.build(grids, grids, device)]
 
     @torch.no_grad()

@@ -1,0 +1,67 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""Checks of the tensors that a user passes to `forward`."""
+
+import torch
+
+
+def check_pixel_values(pixel_values: torch.Tensor) -> None:
+    """Refuse a tensor that is not a batch of normalized images.
+
+    Raises:
+        ValueError: with the dtype and shape found.
+    """
+    if pixel_values.dim() != 4 or pixel_values.numel() == 0 or not pixel_values.is_floating_point():
+        raise ValueError(
+            "pixel_values must be normalized floating-point images (batch, channels, height, width), got "
+            f"{pixel_values.dtype} {tuple(pixel_values.shape)}"
+        )
+
+
+def check_image_size(pixel_values: torch.Tensor, num_channels: int, min_side: int = 1) -> None:
+    """Refuse images with another number of channels, or with a side shorter than `min_side` pixels.
+
+    Raises:
+        ValueError: with the shape found and what to do.
+    """
+    if pixel_values.dim() != 4 or pixel_values.shape[1] != num_channels:
+        raise ValueError(
+            f"pixel_values must be (batch, {num_channels}, height, width), got {tuple(pixel_values.shape)}"
+            + (": the config's num_channels says how many channels images have" if pixel_values.dim() == 4 else "")
+        )
+    height, width = pixel_values.shape[2:]
+    if min(height, width) < min_side:
+        raise ValueError(
+            f"pixel_values must be at least {min_side} pixels high and wide, got {height}x{width}: use a larger image, "
+            "window or scale (the image processor enlarges images with do_resize=True)"
+        )
+
+
+def check_labels(labels: torch.Tensor, pixel_values: torch.Tensor, num_labels: int, ignore_index: int) -> None:
+    """Refuse label maps that do not fit the images or the classes.
+
+    Values are checked on the CPU only: on another device the check would wait for the device.
+
+    Raises:
+        ValueError: with the type, shape, dtype or values found and those expected.
+    """
+    if not isinstance(labels, torch.Tensor):
+        raise ValueError(f"labels must be a tensor (batch, height, width), got a {type(labels).__name__}")
+    expected = (pixel_values.shape[0], *pixel_values.shape[2:])
+    if tuple(labels.shape) != expected:
+        raise ValueError(
+            f"labels must be (batch, height, width) = {expected} like pixel_values, got {tuple(labels.shape)}"
+        )
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ValueError(f"labels must hold integer class indices, got {labels.dtype}")
+    if labels.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    labels = labels.long()
+    wrong = labels[(labels != ignore_index) & ((labels < 0) | (labels >= num_labels))]
+    if wrong.numel():
+        raise ValueError(
+            f"labels contain the values {wrong.unique()[:8].tolist()}, but the model has num_labels={num_labels} and "
+            f"ignores {ignore_index}: check the format of the label maps (reduce_labels, 0 and 255)"
+        )
+
+
+__all__ = ["check_image_size", "check_labels", "check_pixel_values"]

@@ -1,0 +1,33 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""Resizing, padding and cropping of images and feature maps."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch.nn import functional as F
+
+STRIDES = (4, 8, 16, 32)  # of a backbone's feature maps, in pixels
+
+
+def resize(features: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Resize `(B, C, h, w)` bilinearly (align_corners False) to (height, width) `size`."""
+    if tuple(features.shape[2:]) == tuple(size):
+        return features
+    return F.interpolate(features, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def pad_to_multiple(pixel_values: torch.Tensor, divisor: int = STRIDES[-1]) -> torch.Tensor:
+    """Pad `(B, C, H, W)` with zeros at the right and the bottom until both sides are multiples of `divisor`."""
+    height, width = pixel_values.shape[2:]
+    # not `-side % divisor`: inductor has no such expression for dynamic sizes
+    bottom, right = (divisor - height % divisor) % divisor, (divisor - width % divisor) % divisor
+    return F.pad(pixel_values, (0, right, 0, bottom)) if bottom or right else pixel_values
+
+
+def crop_to_image(features: torch.Tensor, stride: int, height: int, width: int) -> torch.Tensor:
+    """Undo [`pad_to_multiple`] on a feature map: `(B, C, ceil(height / stride), ceil(width / stride))`."""
+    return features[:, :, : math.ceil(height / stride), : math.ceil(width / stride)]
+
+
+__all__ = ["STRIDES", "crop_to_image", "pad_to_multiple", "resize"]

@@ -1,0 +1,85 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""Feature maps of ViT-Adapter and ViT-CoMer with channels last on a CPU.
+
+Tokens are feature maps whose channels come last in memory. Where all layers keep that order, nothing is transposed
+between convolutions and token layers. On a CPU such a transposition costs more than much of the arithmetic.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ..pyramid.modeling_pyramid import PyramidBackbone
+from .replacement import is_on_cpu
+
+
+class ChannelAffine(nn.Module):
+    """A batch norm in evaluation mode as one multiplication and addition for each channel.
+
+    Args:
+        norm: with running statistics.
+    """
+
+    def __init__(self, norm: nn.BatchNorm2d):
+        super().__init__()
+        scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+        self.register_buffer("scale", scale.detach()[:, None, None])
+        self.register_buffer("shift", (norm.bias - norm.running_mean * scale).detach()[:, None, None])
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Map `(B, C, h, w)` to the same shape."""
+        return torch.addcmul(self.shift, features, self.scale)
+
+
+class DoublingConvolution(nn.Module):
+    """A transposed 2x2 convolution with stride 2 as a matrix product: its kernels do not overlap.
+
+    Args:
+        upsample: transposed convolution.
+    """
+
+    def __init__(self, upsample: nn.ConvTranspose2d):
+        super().__init__()
+        taps = upsample.weight.detach().permute(2, 3, 1, 0)  # (2, 2, C_out, C_in)
+        self.register_buffer("weight", taps.flatten(0, 2).contiguous())
+        self.register_buffer("bias", None if upsample.bias is None else upsample.bias.detach().repeat(4))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Map `(B, C_in, h, w)` to `(B, C_out, 2 * h, 2 * w)`."""
+        batch, _, height, width = features.shape
+        pixels = F.linear(features.permute(0, 2, 3, 1), self.weight, self.bias)
+        pixels = pixels.view(batch, height, width, 2, 2, -1).transpose(2, 3)
+        return pixels.reshape(batch, 2 * height, 2 * width, -1).permute(0, 3, 1, 2)
+
+
+def use_channels_last(model: nn.Module) -> int:
+    """Let pyramid backbones on a CPU compute with channels last."""
+    if not is_on_cpu(model):
+        return 0
+    count = 0
+    for backbone in model.modules():
+        if not isinstance(backbone, PyramidBackbone):
+            continue
+        backbone.memory_format = torch.channels_last
+        for name, part in backbone.spatial_prior.named_children():
+            if name != "stem":
+                part.to(memory_format=torch.channels_last)
+        backbone.spatial_prior.stem.append(ToChannelsLast())
+        if type(backbone.upsample) is nn.ConvTranspose2d:
+            backbone.upsample = DoublingConvolution(backbone.upsample)
+        for index, norm in enumerate(backbone.norms):
+            if type(norm) is nn.BatchNorm2d and norm.track_running_stats:
+                backbone.norms[index] = ChannelAffine(norm)
+        count += 1
+    return count
+
+
+class ToChannelsLast(nn.Module):
+    """Store a feature map with channels last."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Map `(B, C, h, w)` to the same values."""
+        return features.contiguous(memory_format=torch.channels_last)
+
+
+__all__ = ["ChannelAffine", "DoublingConvolution", "use_channels_last"]

@@ -1,0 +1,80 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""Replacement of a model's layers by faster ones for inference."""
+
+import copy
+from collections.abc import Callable, Collection
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..layers.initialization import LOAD_AGAIN, SegmentationModelMixin
+from .channels_last import use_channels_last
+from .norm_folding import fold_norms
+from .onednn_linear import use_onednn_for_linear
+from .upernet_head import use_fast_upernet_head
+from .winograd import use_winograd
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+# In the order of application. Each replaces layers of a model in place and returns how many.
+OPTIMIZATIONS: dict[str, Callable[[nn.Module], int]] = {
+    "norm_folding": fold_norms,
+    "channels_last": use_channels_last,
+    "upernet_head": use_fast_upernet_head,
+    "winograd": use_winograd,
+    "onednn_linear": use_onednn_for_linear,
+}
+
+
+def optimize_for_inference(model: Model, *, inplace: bool = False, without: Collection[str] = ()) -> Model:
+    """Make a model faster for inference by replacing layers. Results are the same up to rounding.
+
+    Batch norms are folded into convolutions, and on a CPU layers are exchanged for faster ones. Weights are laid out
+    once. The result cannot be trained, saved or given an adapter: keep the original for that. Models in half precision
+    are returned with their layers as they are, because folded weights would round differently.
+
+    Args:
+        model: a model or backbone of this package. It is set to evaluation mode.
+        inplace: whether to change `model` itself instead of a copy. This saves the memory of the copy.
+        without: names from [`OPTIMIZATIONS`] to leave out, to measure what each is worth.
+
+    Returns:
+        the optimized model. A model that is optimized already is returned as it is.
+
+    Raises:
+        TypeError: if `model` is not a model of this package.
+        ValueError: if `without` has an unknown name.
+    """
+    if not isinstance(model, SegmentationModelMixin):
+        raise TypeError(
+            f"optimize_for_inference takes a model or backbone of segtransformers, got {type(model).__name__}"
+        )
+    unknown = set(without) - set(OPTIMIZATIONS)
+    if unknown:
+        raise ValueError(f"without has unknown names {sorted(unknown)}: choose from {list(OPTIMIZATIONS)}")
+    if model.is_optimized:
+        return model
+    optimized: Any = model if inplace else copy.deepcopy(model)
+    optimized.eval().requires_grad_(False)
+    if all(tensor.dtype in (torch.float32, torch.float64) for tensor in optimized.parameters()):
+        for name, replace_layers in OPTIMIZATIONS.items():
+            if name not in without:
+                replace_layers(optimized)
+    optimized.is_optimized = True
+    optimized.peft_config = _NoAdapters()
+    return optimized
+
+
+class _NoAdapters(dict):
+    """Refuse the adapters that PEFT adds to a model's `peft_config` before it changes a layer."""
+
+    def __setitem__(self, *_: Any) -> None:
+        raise RuntimeError(f"an optimized model cannot get an adapter: {LOAD_AGAIN}")
+
+    def update(self, *_: Any, **__: Any) -> None:
+        self["adapter"] = None
+
+
+__all__ = ["OPTIMIZATIONS", "optimize_for_inference"]

@@ -1,0 +1,39 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""Replacement of modules inside a model."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+
+def replace_modules(model: nn.Module, replacement: Callable[[nn.Module], nn.Module | None]) -> int:
+    """Replace submodules in place.
+
+    Args:
+        replacement: returns the new module for an old one, or None to keep it. New modules are not visited.
+
+    Returns:
+        the number of replaced modules.
+    """
+    count = 0
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            new = replacement(child)
+            if new is not None:
+                setattr(parent, name, new)
+                count += 1
+    return count
+
+
+def is_on_cpu(model: nn.Module) -> bool:
+    """Return whether all parameters are on a CPU. The faster layers were measured there."""
+    return all(parameter.device.type == "cpu" for parameter in model.parameters())
+
+
+def runs_float32_on_cpu(features: torch.Tensor) -> bool:
+    """Return whether a layer gets the kind of input for which its faster way was measured."""
+    return features.dtype == torch.float32 and features.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+__all__ = ["is_on_cpu", "replace_modules", "runs_float32_on_cpu"]

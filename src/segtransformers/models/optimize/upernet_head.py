@@ -1,0 +1,111 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""UperNet's head with channels last on a CPU."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from ..layers.resize import resize
+from ..upernet.modeling_seg_upernet import SegUperNetDecodeHead
+from ..upernet.upsampled_convolution import is_plain_conv3x3, shifted_resize_matrix
+from .onednn_linear import left_product, linear
+from .replacement import is_on_cpu, replace_modules
+
+CHANNELS_PER_STEP = 64  # of the output, so that the products with a small feature map stay in a CPU's cache
+
+
+class ResizedConvolution(nn.Module):
+    """`upsampled_convolution` followed by ReLU, with weights laid out once and channels last.
+
+    Args:
+        convolution: 3x3 convolution with padding 1.
+        in_channels: channels of the feature maps that it convolves.
+    """
+
+    def __init__(self, convolution: nn.Conv2d, in_channels: Sequence[int]):
+        super().__init__()
+        first, *rest = convolution.weight.detach().split(list(in_channels), dim=1)
+        self.out_channels = convolution.out_channels
+        # a layer of its own, which may be replaced in turn
+        self.finest = nn.Conv2d(
+            first.shape[1], self.out_channels, 3, padding=1, bias=convolution.bias is not None, device="meta"
+        )
+        self.finest.weight = nn.Parameter(first.contiguous(memory_format=torch.channels_last), requires_grad=False)
+        self.finest.bias = convolution.bias
+        for index, part in enumerate(rest):
+            taps = [step.permute(2, 3, 0, 1).flatten(0, 2).contiguous() for step in part.split(CHANNELS_PER_STEP)]
+            for step, matrix in enumerate(taps):
+                self.register_buffer(f"taps_{index}_{step}", matrix)  # (3 * 3 * channels, C_i)
+
+    def forward(self, feature_maps: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Map `(B, C_i, h_i, w_i)` to `(B, out_channels, h_0, w_0)`."""
+        finest, *coarser = feature_maps
+        output = self.finest(finest.contiguous(memory_format=torch.channels_last))
+        output = output.contiguous(memory_format=torch.channels_last)
+        pixels = output.permute(0, 2, 3, 1)
+        for index, feature_map in enumerate(coarser):
+            self._add(index, feature_map, pixels)
+        return output.relu_()
+
+    def _add(self, index: int, feature_map: torch.Tensor, output: torch.Tensor) -> None:
+        """Add the contribution of one coarser feature map to the output `(B, H, W, out_channels)`."""
+        batch, _, height, width = feature_map.shape
+        rows = shifted_resize_matrix(height, output.shape[1], like=feature_map)
+        columns = shifted_resize_matrix(width, output.shape[2], like=feature_map)
+        pixels = feature_map.permute(0, 2, 3, 1)
+        for step, start in enumerate(range(0, self.out_channels, CHANNELS_PER_STEP)):
+            products = linear(pixels, getattr(self, f"taps_{index}_{step}"), None)
+            products = products.view(batch, height, width, 3, 3, -1).permute(0, 3, 1, 4, 2, 5)
+            lines = left_product(columns, products.reshape(batch * 3 * height, 3 * width, -1))
+            lines = left_product(rows, lines.view(batch, 3 * height, -1)).view(*output.shape[:3], -1)
+            output[..., start : start + CHANNELS_PER_STEP] += lines
+
+
+class FastUperNetDecodeHead(nn.Module):
+    """The layers of a [`SegUperNetDecodeHead`] with folded norms, with channels last and fewer copies.
+
+    Args:
+        head: the head, whose layers are taken over.
+    """
+
+    def __init__(self, head: SegUperNetDecodeHead):
+        super().__init__()
+        width, fine = head.bottleneck.conv.out_channels, len(head.lateral_convs)
+        pooled = [width] * len(head.psp_modules)
+        self.psp_modules, self.classifier = head.psp_modules, head.classifier
+        self.lateral_convs, self.fpn_convs = head.lateral_convs, head.fpn_convs
+        coarsest = head.bottleneck.conv.in_channels - sum(pooled)
+        self.bottleneck = ResizedConvolution(head.bottleneck.conv, [coarsest, *pooled])
+        self.fpn_bottleneck = ResizedConvolution(head.fpn_bottleneck.conv, [width] * (fine + 1))
+        for convolutions in (self.lateral_convs, self.fpn_convs, self.classifier):
+            convolutions.to(memory_format=torch.channels_last)
+
+    def forward(self, feature_maps: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Map feature maps `(B, C_i, h_i, w_i)`, the finest first, to logits `(B, num_labels, h_0, w_0)`."""
+        *finer, coarsest = feature_maps
+        merged = self.bottleneck([coarsest, *(pool(coarsest) for pool in self.psp_modules)])
+        pyramid = [merged]
+        for lateral_conv, fpn_conv, feature_map in zip(
+            reversed(self.lateral_convs), reversed(self.fpn_convs), reversed(finer), strict=True
+        ):
+            merged = lateral_conv(feature_map).add_(resize(merged, feature_map.shape[2:]))
+            pyramid.insert(0, fpn_conv(merged))
+        # channels first again, which interpolate is faster with and callers expect
+        return self.classifier(self.fpn_bottleneck(pyramid)).contiguous()
+
+
+def use_fast_upernet_head(model: nn.Module) -> int:
+    """Replace UperNet's head on a CPU, after its norms were folded."""
+    return replace_modules(model, _replacement) if is_on_cpu(model) else 0
+
+
+def _replacement(module: nn.Module) -> nn.Module | None:
+    if type(module) is not SegUperNetDecodeHead:
+        return None
+    blocks = (module.bottleneck, module.fpn_bottleneck)
+    folded = all(type(block.batch_norm) is nn.Identity and is_plain_conv3x3(block.conv) for block in blocks)
+    return FastUperNetDecodeHead(module) if folded else None
+
+
+__all__ = ["FastUperNetDecodeHead", "ResizedConvolution", "use_fast_upernet_head"]
