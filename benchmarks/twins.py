@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from unittest import mock
 
 import torch
+from segtransformers.models.optimize.faster import layers_as_written
 from torch import nn
 from torch.nn import functional as F
 from transformers import (
@@ -22,7 +23,6 @@ from transformers.models.mask2former import modeling_mask2former
 from segtransformers import SegMask2FormerForSemanticSegmentation
 from segtransformers.models.layers.losses import semantic_cross_entropy
 from segtransformers.models.mask2former.loss_seg_mask2former import semantic_targets
-from segtransformers.models.optimize.faster import layers_as_written
 from segtransformers.operators import dcnv3_reference, dispatcher
 
 SHARED_FIELDS = (

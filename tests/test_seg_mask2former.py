@@ -399,7 +399,7 @@ def test_more_masks_than_queries(monkeypatch):
     [
         (lambda m, c: {"mask_labels": m}, "one of them is missing"),
         (lambda m, c: {"class_labels": c}, "one of them is missing"),
-        (lambda m, c: {"mask_labels": m, "class_labels": c, "labels": m[0][:1].long()}, "give one or the other"),
+        (lambda m, c: {"mask_labels": m, "class_labels": c, "labels": m[0][:1].long()}, "not both"),
         (lambda m, c: {"mask_labels": m * 2, "class_labels": c * 2}, "each of the 1 images, got 2 and 2"),
         (lambda m, c: {"mask_labels": [m[0][:, :9]], "class_labels": c}, r"\(n, 64, 64\) like pixel_values"),
         (lambda m, c: {"mask_labels": m, "class_labels": [c[0][:2]]}, r"each of the 3 masks, got \(2,\)"),

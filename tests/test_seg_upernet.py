@@ -140,11 +140,12 @@ def test_auxiliary_head_works_for_a_loss_only():
 def test_classifiers_drop_channels_in_training_only():
     model = SegUperNetForSemanticSegmentation(small_head())
     features = torch.ones(4, 16, 5, 5)
-    classifier = model.decode_head.classifier
-    torch.nn.init.eye_(classifier.weight[:, :, 0, 0].data)
-    assert torch.equal(classifier.eval()(features), classifier(features))
-    classifier.train()
-    dropped = [(classifier(features) == classifier.bias.view(1, -1, 1, 1)).all(dim=(2, 3)) for _ in range(200)]
+    for head in (model.decode_head, model.auxiliary_head):
+        assert head.dropout.p == 0.1
+    dropout = model.decode_head.dropout
+    assert torch.equal(dropout.eval()(features), features)
+    dropout.train()
+    dropped = [(dropout(features) == 0).all(dim=(2, 3)) for _ in range(200)]
     assert torch.stack(dropped).float().mean().item() == pytest.approx(0.1, abs=0.03)
 
 
@@ -260,7 +261,7 @@ def test_fields_changed_after_construction_are_checked():
 )
 def test_what_is_no_batch_of_images_is_refused(images):
     model = SegUperNetForSemanticSegmentation(small_head(inference_mode="slide", window_size=32, window_stride=32))
-    with pytest.raises(ValueError, match=r"normalised floats \(batch, 3, height, width\)"):
+    with pytest.raises(ValueError, match=r"normalized floating-point images \(batch, 3, height, width\)"):
         model.eval()(images)
 
 

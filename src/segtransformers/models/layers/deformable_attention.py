@@ -54,8 +54,8 @@ class SamplingGeometry:
         return cls(
             reference_points=torch.cat(points)[None, :, None],
             shapes=list(value_grids),
-            shapes_tensor=torch.tensor(list(value_grids), dtype=torch.long, device=device),
-            level_starts=torch.tensor(starts, dtype=torch.long, device=device),
+            shapes_tensor=_filled([side for grid in value_grids for side in grid], device).view(-1, 2),
+            level_starts=_filled(starts, device),
         )
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "SamplingGeometry":
@@ -65,6 +65,11 @@ class SamplingGeometry:
             for tensor in (self.reference_points, self.shapes_tensor, self.level_starts)
         )
         return SamplingGeometry(points, self.shapes, shapes, starts)
+
+
+def _filled(numbers: Sequence[int], device: torch.device) -> torch.Tensor:
+    """Make a tensor of integers on the device, without a copy from the CPU, which CUDA graphs refuse."""
+    return torch.stack([torch.full((), number, dtype=torch.long, device=device) for number in numbers])
 
 
 class DeformableAttention(nn.Module):

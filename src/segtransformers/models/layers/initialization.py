@@ -39,5 +39,10 @@ class SegmentationModelMixin:
             raise RuntimeError(f"an optimized model cannot be saved: {LOAD_AGAIN}")
         return super().save_pretrained(*args, **kwargs)  # type: ignore[misc]
 
+    def add_adapter(self, *args: Any, **kwargs: Any):
+        if self.is_optimized:
+            raise RuntimeError(f"an optimized model cannot get an adapter: {LOAD_AGAIN}")
+        return super().add_adapter(*args, **kwargs)  # type: ignore[misc]
+
 
 __all__ = ["LOAD_AGAIN", "SegmentationModelMixin"]

@@ -4,15 +4,24 @@
 import torch
 
 
-def check_pixel_values(pixel_values: torch.Tensor) -> None:
+def check_pixel_values(pixel_values: torch.Tensor, num_channels: int | None = None) -> None:
     """Refuse a tensor that is not a batch of normalized images.
+
+    Args:
+        num_channels: channels of the images; None if a backbone's config does not have the number.
 
     Raises:
         ValueError: with the dtype and shape found.
     """
-    if pixel_values.dim() != 4 or pixel_values.numel() == 0 or not pixel_values.is_floating_point():
+    channels = "channels" if num_channels is None else num_channels
+    if (
+        pixel_values.dim() != 4
+        or pixel_values.numel() == 0
+        or not pixel_values.is_floating_point()
+        or (num_channels is not None and pixel_values.shape[1] != num_channels)
+    ):
         raise ValueError(
-            "pixel_values must be normalized floating-point images (batch, channels, height, width), got "
+            f"pixel_values must be normalized floating-point images (batch, {channels}, height, width), got "
             f"{pixel_values.dtype} {tuple(pixel_values.shape)}"
         )
 
@@ -25,8 +34,8 @@ def check_image_size(pixel_values: torch.Tensor, num_channels: int, min_side: in
     """
     if pixel_values.dim() != 4 or pixel_values.shape[1] != num_channels:
         raise ValueError(
-            f"pixel_values must be (batch, {num_channels}, height, width), got {tuple(pixel_values.shape)}"
-            + (": the config's num_channels says how many channels images have" if pixel_values.dim() == 4 else "")
+            f"pixel_values must be (batch, {num_channels}, height, width), got {tuple(pixel_values.shape)}: the "
+            f"backbone's config has num_channels={num_channels}"
         )
     height, width = pixel_values.shape[2:]
     if min(height, width) < min_side:

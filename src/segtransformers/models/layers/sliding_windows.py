@@ -133,7 +133,9 @@ def slide_bands(
         for (_, rows, columns), part in zip(call, logits.unflatten(0, (len(call), batch)), strict=True):
             sums[..., rows.start - top : rows.stop - top, columns] += part
         finished_rows = (calls[index + 1][0][1].start if index + 1 < len(calls) else height) - top
-        step = max(MAX_BAND_BYTES // (sums[:, :, 0].numel() * sums.element_size()), 1)
+        step = max(finished_rows, 1)
+        if not torch.compiler.is_compiling():  # the number of elements would fix the batch size of an exported program
+            step = max(MAX_BAND_BYTES // (sums[:, :, 0].numel() * sums.element_size()), 1)
         for start in range(0, finished_rows, step):
             stop = min(start + step, finished_rows)
             counts = row_counts[top + start : top + stop, None] * column_counts

@@ -206,7 +206,7 @@ class SegMask2FormerForSemanticSegmentation(SegMask2FormerPreTrainedModel):
         ```
         """
         config = self.config
-        check_pixel_values(pixel_values)
+        check_pixel_values(pixel_values, getattr(config.backbone_config, "num_channels", None))
         masks_and_classes = self._targets(pixel_values, labels, **targets)
         window = self.chosen_window(sliding_window)
         if window is not None and not window.covers(pixel_values.shape[2:]):

@@ -122,7 +122,7 @@ class BackboneForSemanticSegmentation(SegmentationPreTrainedModel):
         ```
         """
         config = self.config
-        check_pixel_values(pixel_values)
+        check_pixel_values(pixel_values, getattr(config.backbone_config, "num_channels", None))
         if labels is not None:
             check_labels(labels, pixel_values, config.num_labels, config.semantic_loss_ignore_index)
         window = self.chosen_window(sliding_window)

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from ..layers.cache import in_inference, remembered
 from ..layers.token_grid import Grid
-from ..optimize.faster import in_inference, remembered
 
 
 def num_relative_positions(grid: Grid) -> int:
