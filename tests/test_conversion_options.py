@@ -269,7 +269,7 @@ data = dict(train=dict(type='MyBridges', pipeline=[]), workers_per_gpu=some_func
 MEASURED = """
 import re, runpy, sys
 sys.argv = sys.argv[1:]
-import segtransformers.conversion.cli
+import segtransformers.conversion.converter
 
 
 def mebibytes(field):

@@ -432,7 +432,7 @@ def test_build_kernels_removes_a_wrong_build(build, monkeypatch, tmp_path):
     monkeypatch.setattr(command, "check_kernel", wrong)
     monkeypatch.setattr(dispatcher, "build_script", lambda: SimpleNamespace(build=copy))
     result = CliRunner().invoke(app, ["build-kernels", "--output", str(tmp_path)])
-    assert result.exit_code == 1 and result.stderr.splitlines() == ["removed what was built", "error: wrong on cpu"]
+    assert result.exit_code == 1 and result.stderr.splitlines() == ["the build was removed", "error: wrong on cpu"]
     assert not list((tmp_path / "build").iterdir())
 
 

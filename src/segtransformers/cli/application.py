@@ -1,14 +1,21 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""The `segtransformers` command."""
+"""The `segtransformers` command.
+
+The modules of the commands import torch, transformers and what needs them inside their functions, because these take
+seconds to import, and help, listings and mistyped options need none of them.
+"""
+
+from typing import Annotated
 
 import typer
 
-from ..operators import dispatcher
+from ..operators.modes import default_mode
+from ..version import __version__
 from .build_kernels import build_kernels
 from .check_data import check_data
-from .common import one_line_errors
 from .convert import convert
 from .demo import demo
+from .errors import one_line_errors
 from .evaluate import evaluate
 from .export import export
 from .info import info
@@ -17,14 +24,30 @@ from .recipes import recipes
 from .segment import segment
 from .train import train
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"segtransformers {__version__}")
+        raise typer.Exit
 
 
 @app.callback()
-def _main() -> None:
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
     """Semantic segmentation with ViT-Adapter, ViT-CoMer, InternImage and Segmenter."""
     with one_line_errors(ValueError):
-        dispatcher.default_mode()  # before work is done, and in one line
+        default_mode()  # checked here, so that no command fails later because of it
 
 
 app.command()(segment)
@@ -36,9 +59,8 @@ app.command()(info)
 app.command()(build_kernels)
 app.command()(recipes)
 app.command()(push)
-# its options are those of the conversion scripts, --help among them
+# `convert` passes its options on to the conversion scripts, `train` to transformers' TrainingArguments
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})(
     convert
 )
-# what it does not know are options of transformers' TrainingArguments
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from tqdm import tqdm
 
-from .common import UserError, one_line_errors
 from .data_options import (
     ClassesOption,
     ColumnsOption,
@@ -20,6 +19,7 @@ from .data_options import (
     SubsetOption,
     load_data,
 )
+from .errors import UserError, one_line_errors
 
 if TYPE_CHECKING:
     from ..datasets import DataReport, SegmentationDataset

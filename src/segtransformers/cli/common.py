@@ -1,9 +1,7 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """What several commands do: load a model, read a picture, and say in one line what the user can mend."""
 
-import contextlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +14,8 @@ from transformers.utils import logging
 from ..datasets.reading import DataError, read_image
 from ..inference.segmentation import multi_scale_options
 from ..packaged import known_model
+from .errors import UserError as UserError
+from .errors import one_line_errors as one_line_errors
 
 # how a picture is looked at: options that several commands have
 MultiScale = Annotated[
@@ -30,21 +30,6 @@ Window = Annotated[
 Stride = Annotated[
     str | None, typer.Option(metavar="PIXELS", help="Step between windows; by default two thirds of --window.")
 ]
-
-
-class UserError(Exception):
-    """Something the user can mend; the message is one line."""
-
-
-@contextlib.contextmanager
-def one_line_errors(*others: type[Exception]) -> Iterator[None]:
-    """Ends the command with the message of a [`UserError`], or of the errors named, and exit status 1."""
-    kinds: tuple[type[Exception], ...] = (UserError, *others)
-    try:
-        yield
-    except kinds as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
 
 
 def load_model(name: str, device: str | None):

@@ -1,23 +1,30 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""`segtransformers convert`: the conversion scripts, where there is no clone of the repository."""
+"""`segtransformers convert`: the conversion scripts, without a clone of the repository."""
 
 from typing import Annotated
 
 import typer
 
-from ..conversion.cli import BACKBONES, main
-from .common import UserError, one_line_errors
+from ..conversion.cli import main
+from ..published import FAMILIES
+from .errors import UserError, one_line_errors
 
 
 def convert(
     context: typer.Context,
-    family: Annotated[str, typer.Argument(metavar="|".join(BACKBONES), help="Which models.")] = "",
+    family: Annotated[str, typer.Argument(metavar="|".join(FAMILIES), help="The family of the checkpoint.")] = "",
 ) -> None:
-    """Convert an original checkpoint; `segtransformers convert vit_adapter --help` tells the options and the rows."""
+    """Convert an original checkpoint into a folder that from_pretrained loads.
+
+    `segtransformers convert vit_adapter --help` lists the options and the published checkpoints of a family.
+    """
+    if family in ("-h", "--help"):  # all options are arguments here, because most belong to the conversion script
+        typer.echo(context.get_help())
+        raise typer.Exit
     with one_line_errors():
-        if family not in BACKBONES:
+        if family not in FAMILIES:
             raise UserError(
-                f"say first of which family the checkpoint is, as in `segtransformers convert vit_adapter --checkpoint "
-                f"FILE --output DIR`: {', '.join(BACKBONES)}"
+                f"name the family of the checkpoint first, as in `segtransformers convert vit_adapter --checkpoint "
+                f"FILE --output DIR`: {', '.join(FAMILIES)}"
             )
     raise typer.Exit(main(family, context.args, f"segtransformers convert {family}"))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..datasets import DATASETS
-from .common import UserError
+from .errors import UserError
 
 if TYPE_CHECKING:
     from ..datasets import SegmentationDataset

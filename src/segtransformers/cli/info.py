@@ -1,20 +1,23 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""`segtransformers info`: what is installed, and what serves each operator."""
+"""`segtransformers info`: versions, devices and operators."""
 
 import contextlib
 import importlib.metadata
 import platform
 
-import torch
 import typer
 
-from ..operators import dispatcher
+PACKAGES = ("segtransformers", "torch", "torchvision", "transformers", "timm", "kernels")
 
 
 def info() -> None:
-    """Print versions, devices, and what serves each operator."""
+    """Print the versions of the packages, the devices, and the implementation of each operator."""
+    import torch
+
+    from ..operators import dispatcher
+
     typer.echo(f"python          {platform.python_version()}  {platform.platform()}")
-    for name in ("segtransformers", "torch", "torchvision", "transformers", "timm", "kernels"):
+    for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # torchvision may be missing
             typer.echo(f"{name:<15} {importlib.metadata.version(name)}")
     devices = [f"cpu ({torch.get_num_threads()} threads)"]

@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""`segtransformers recipes`: how the published models were trained."""
+"""`segtransformers recipes`: list the training recipes of the published models."""
 
 import json
 from typing import Annotated
@@ -7,12 +7,12 @@ from typing import Annotated
 import typer
 
 from ..training.recipes import Recipe, get_recipe, recipe_names
-from .common import one_line_errors
+from .errors import one_line_errors
 
 
 def recipes(
     name: Annotated[
-        str | None, typer.Argument(help="Print all that this one says, as JSON.", show_default=False)
+        str | None, typer.Argument(help="Print this recipe as JSON, with all its fields.", show_default=False)
     ] = None,
 ) -> None:
     """List the training recipes of the published models, one line each."""
@@ -21,11 +21,11 @@ def recipes(
             recipe = get_recipe(name)
         typer.echo(json.dumps(recipe.to_dict(), indent=2))
         return
-    for known in recipe_names():
-        typer.echo(f"{known}  {_described(get_recipe(known))}")
+    for known_name in recipe_names():
+        typer.echo(f"{known_name}  {_summary(get_recipe(known_name))}")
 
 
-def _described(recipe: Recipe) -> str:
+def _summary(recipe: Recipe) -> str:
     optimizer, height, width = recipe.optimizer, *recipe.crop_size
     parts = [
         recipe.dataset,

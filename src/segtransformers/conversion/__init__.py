@@ -1,8 +1,26 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """Original checkpoints into our models: maps as data, one module per family, reading and writing apart from them."""
 
-from .convert import convert_checkpoint
-from .mapping import ConversionError
-from .trunks import load_pretrained_trunk
+from typing import TYPE_CHECKING
 
-__all__ = ["ConversionError", "convert_checkpoint", "load_pretrained_trunk"]
+from ..lazy import lazy_names
+
+if TYPE_CHECKING:
+    from .checkpoint import read_checkpoint
+    from .convert import convert_checkpoint
+    from .converter import convert_to_folder
+    from .errors import ConversionError
+    from .trunks import load_pretrained_trunk
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "checkpoint": ("read_checkpoint",),
+            "convert": ("convert_checkpoint",),
+            "converter": ("convert_to_folder",),
+            "errors": ("ConversionError",),
+            "trunks": ("load_pretrained_trunk",),
+        },
+    )
+
+__all__ = ["ConversionError", "convert_checkpoint", "convert_to_folder", "load_pretrained_trunk", "read_checkpoint"]

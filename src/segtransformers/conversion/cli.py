@@ -11,36 +11,29 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers.utils import logging
-
 from ..datasets import DATASETS
-from ..hub.publishing import PublishingError, check_destination, push_folder
 from ..published import published_rows
 from ..version import __version__
-from .config_source import VARIANT
-from .converter import convert
-from .mapping import ConversionError
+from .errors import ConversionError
 
-# mmseg's names of the backbones that each family's script converts, and model types of the Hub
-BACKBONES = {
-    "vit_adapter": ("ViTAdapter", "BEiTAdapter", "UniPerceiverAdapter"),
-    "internimage": ("InternImage", "internimage"),
-    "vit_comer": ("ViTCoMer",),
-    "segmenter": ("VisionTransformer", VARIANT),
-}
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # names of torch's
 
 
 def main(family: str, arguments: Sequence[str] | None = None, program: str | None = None) -> int:
     """Run one family's conversion script; returns the exit status.
 
     Args:
-        family: one of `BACKBONES`, whose published rows `--config` and `--checkpoint` know.
+        family: one of `published.FAMILIES`, whose published rows `--config` and `--checkpoint` know.
         arguments: the command line, by default the process's own.
         program: what the help calls it, by default the name of the script.
     """
     options = _parser(family, program).parse_args(arguments)
+
+    # torch takes seconds to import, and --help does without
+    from transformers.utils import logging
+
+    from ..hub.publishing import PublishingError
+
     logging.disable_progress_bar()
     try:
         with _output_folder(options) as output:
@@ -52,18 +45,22 @@ def main(family: str, arguments: Sequence[str] | None = None, program: str | Non
 
 
 def _convert(options: argparse.Namespace, output: Path, family: str) -> None:
+    import torch
+
+    from ..hub.publishing import check_destination, push_folder
+    from .converter import convert_to_folder
+
     repository = options.push_to_hub
     if repository is not None:
         repository = check_destination(repository, options.private, options.create_pr).repo_id
-    conversion = convert(
+    conversion = convert_to_folder(
         options.checkpoint,
         output,
         family,
-        BACKBONES[family],
         config=options.config,
         dataset=options.dataset,
         sha256=options.sha256,
-        dtype=DTYPES.get(options.dtype),
+        dtype=getattr(torch, DTYPES[options.dtype]) if options.dtype else None,
         max_shard_size=options.max_shard_size,
         verify=options.verify,
         repo_id=repository,

@@ -97,11 +97,19 @@ class Conversion:
         }
 
 
-def convert(
+# mmseg's names of the backbones that are converted for each family, model types of the Hub, and VARIANT
+BACKBONES = {
+    "vit_adapter": ("ViTAdapter", "BEiTAdapter", "UniPerceiverAdapter"),
+    "internimage": ("InternImage", "internimage"),
+    "vit_comer": ("ViTCoMer",),
+    "segmenter": ("VisionTransformer", VARIANT),
+}
+
+
+def convert_to_folder(
     checkpoint: str,
     output: Path,
     family: str,
-    backbones: Sequence[str],
     config: str | None = None,
     dataset: str | None = None,
     sha256: str | None = None,
@@ -117,7 +125,6 @@ def convert(
         checkpoint: a file, an https address, or the name of a published row of `family`.
         output: the folder to write; it must be new or empty.
         family: one of `published.FAMILIES`.
-        backbones: mmseg's names of the backbones that may be converted, and model types of the Hub.
         config: the name of a published row, or a file; by default what `checkpoint` itself says.
         dataset: take names and colours of the classes from it.
         sha256: what the file must have, in hexadecimal digits.
@@ -143,7 +150,7 @@ def convert(
     source.row = row_name
     described = backbone_of_classifier(chosen["model"], original.state_dict)
     is_variant = "net_kwargs" in described
-    _check_kind(described, is_variant, backbones)
+    _check_kind(described, is_variant, BACKBONES[family])
     model, report = convert_with_report(original.state_dict, described)
     report.beside = original.others
     dataset_or_row = dataset or row.get("dataset")

@@ -9,14 +9,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from .errors import ConversionError
 from .report import ConversionReport
 
 _REQUIRED = object()
 SHOWN = 6  # names in an error message
-
-
-class ConversionError(ValueError):
-    """A checkpoint or its description that cannot be converted; the message names what and says what was expected."""
 
 
 class Settings:

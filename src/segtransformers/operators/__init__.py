@@ -1,14 +1,34 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """Deformable operators: reference and fallback in plain PyTorch, and compiled kernels selected by [`dispatcher`]."""
 
-from .deformable_attention import (
-    FusedDeformableAttention,
-    MultiScaleDeformableAttention,
-    ms_deform_attn_fallback,
-    ms_deform_attn_reference,
-)
-from .deformable_convolution import DeformableConvolutionV3, dcnv3_fallback, dcnv3_reference
-from .dispatcher import compiled_operators
+from typing import TYPE_CHECKING
+
+from ..lazy import lazy_names
+
+if TYPE_CHECKING:
+    from .deformable_attention import (
+        FusedDeformableAttention,
+        MultiScaleDeformableAttention,
+        ms_deform_attn_fallback,
+        ms_deform_attn_reference,
+    )
+    from .deformable_convolution import DeformableConvolutionV3, dcnv3_fallback, dcnv3_reference
+    from .dispatcher import compiled_operators
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "deformable_attention": (
+                "FusedDeformableAttention",
+                "MultiScaleDeformableAttention",
+                "ms_deform_attn_fallback",
+                "ms_deform_attn_reference",
+            ),
+            "deformable_convolution": ("DeformableConvolutionV3", "dcnv3_fallback", "dcnv3_reference"),
+            "dispatcher": ("compiled_operators",),
+        },
+        submodules=("dispatcher",),
+    )
 
 __all__ = [
     "DeformableConvolutionV3",

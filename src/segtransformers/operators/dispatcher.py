@@ -32,12 +32,13 @@ import kernels
 import torch
 from transformers.utils import logging
 
+from .modes import MODES, default_mode
+
 logger = logging.get_logger(__name__)
 
 KERNEL_ID = "segtransformers/deformable-ops"
 OPERATORS = ("ms_deform_attn", "ms_deform_attn_fused", "dcnv3")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-MODES = ("auto", "off", "force")
 
 
 @dataclass(frozen=True)
@@ -57,18 +58,6 @@ class Kernel:
 
 # a namespace, because torch.compile can read and guard plain attributes
 _state = SimpleNamespace(searched=False, kernel=None, problems=[], mode=None, warned_devices=set())
-
-
-def default_mode() -> str:
-    """Read the mode from `SEGTRANSFORMERS_KERNELS`.
-
-    Raises:
-        ValueError: if the variable is not one of `MODES`.
-    """
-    mode = os.environ.get("SEGTRANSFORMERS_KERNELS", "auto").lower() or "auto"
-    if mode not in MODES:
-        raise ValueError(f"SEGTRANSFORMERS_KERNELS must be one of {', '.join(MODES)}, got {mode!r}")
-    return mode
 
 
 @contextlib.contextmanager
