@@ -428,8 +428,7 @@ def test_build_kernels_removes_a_wrong_build(build, monkeypatch, tmp_path):
         shutil.copytree(build / "build", target / "build")
         return list((target / "build").iterdir())
 
-    command = importlib.import_module("segtransformers.cli.build_kernels")
-    monkeypatch.setattr(command, "check_kernel", wrong)
+    monkeypatch.setattr("segtransformers.operators.check.check_kernel", wrong)
     monkeypatch.setattr(dispatcher, "build_script", lambda: SimpleNamespace(build=copy))
     result = CliRunner().invoke(app, ["build-kernels", "--output", str(tmp_path)])
     assert result.exit_code == 1 and result.stderr.splitlines() == ["the build was removed", "error: wrong on cpu"]
