@@ -559,7 +559,7 @@ def test_known_data_sets(name):
 
 
 def test_unknown_data_set():
-    with pytest.raises(ValueError, match="known are ade20k"):
+    with pytest.raises(ValueError, match="choose one of ade20k"):
         get_dataset_info("imagenet")
 
 
@@ -569,7 +569,10 @@ def test_the_command_without_a_clone(tmp_path):
     done = runner.invoke(app, ["convert", "vit_comer", "--help"])
     assert done.exit_code == 0 and "upernet_vit_comer_tiny_512_160k_ade20k" in done.stdout
     assert "usage: segtransformers convert vit_comer" in done.stdout
-    for arguments in ([], ["--help"], ["vit"]):
+    for option in ("-h", "--help"):
+        done = runner.invoke(app, ["convert", option])
+        assert done.exit_code == 0 and "vit_adapter|internimage" in done.stdout
+    for arguments in ([], ["vit"]):
         done = runner.invoke(app, ["convert", *arguments])
         assert done.exit_code == 1 and "vit_adapter, internimage" in done.stderr and done.stderr.count("\n") == 1
     done = runner.invoke(app, ["convert", "segmenter", "--checkpoint", str(tmp_path / "no.pth"), "--output", "out"])
