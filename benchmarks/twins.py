@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from unittest import mock
 
 import torch
-from segtransformers.models.optimize.faster import layers_as_written
 from torch import nn
 from torch.nn import functional as F
 from transformers import (
@@ -46,7 +45,7 @@ SHARED_FIELDS = (
 
 @contextlib.contextmanager
 def public_operators() -> Iterator[None]:
-    """Within the block a backbone of ours runs layer by layer, and what is public without a compiler: `grid_sample`.
+    """Within the block our backbones use the operators that are public without a compiler, based on `grid_sample`.
 
     Deformable attention is transformers' own function, DCNv3 the counterpart of the original's fallback.
     """
@@ -55,7 +54,6 @@ def public_operators() -> Iterator[None]:
         "dcnv3": dcnv3_reference,
     }
     with (
-        layers_as_written(),
         mock.patch.object(dispatcher, "compiled", lambda operator, value: None),
         mock.patch.object(dispatcher, "choose", lambda operator, value, **_: functions[operator]),
     ):

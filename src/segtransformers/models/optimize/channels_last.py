@@ -5,6 +5,8 @@ Tokens are feature maps whose channels come last in memory. Where all layers kee
 between convolutions and token layers. On a CPU such a transposition costs more than much of the arithmetic.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -57,9 +59,8 @@ def use_channels_last(model: nn.Module) -> int:
     if not is_on_cpu(model):
         return 0
     count = 0
-    for backbone in model.modules():
-        if not isinstance(backbone, PyramidBackbone):
-            continue
+    backbones: list[Any] = [module for module in model.modules() if isinstance(module, PyramidBackbone)]
+    for backbone in backbones:
         backbone.memory_format = torch.channels_last
         for name, part in backbone.spatial_prior.named_children():
             if name != "stem":

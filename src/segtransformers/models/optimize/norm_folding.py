@@ -1,6 +1,8 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """Batch norms folded into the convolutions before them."""
 
+from typing import Any
+
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from transformers.models.upernet.modeling_upernet import UperNetConvModule
@@ -9,7 +11,8 @@ from transformers.models.upernet.modeling_upernet import UperNetConvModule
 def fold_norms(model: nn.Module) -> int:
     """Fold each batch norm that directly follows a convolution, and let the ReLU after it work in place."""
     count = 0
-    for module in model.modules():
+    modules: list[Any] = list(model.modules())
+    for module in modules:
         if type(module) is nn.Sequential:
             for index in range(len(module) - 1):
                 if _can_fold(module[index], module[index + 1]):
