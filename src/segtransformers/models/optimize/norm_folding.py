@@ -11,22 +11,32 @@ from transformers.models.upernet.modeling_upernet import UperNetConvModule
 def fold_norms(model: nn.Module) -> int:
     """Fold each batch norm that directly follows a convolution, and let the ReLU after it work in place."""
     count = 0
-    modules: list[Any] = list(model.modules())
-    for module in modules:
+    for module in model.modules():
         if type(module) is nn.Sequential:
-            for index in range(len(module) - 1):
-                if _can_fold(module[index], module[index + 1]):
-                    module[index] = fuse_conv_bn_eval(module[index], module[index + 1])
-                    module[index + 1] = nn.Identity()
-                    count += 1
-                    if index + 2 < len(module) and type(module[index + 2]) is nn.ReLU:
-                        module[index + 2] = nn.ReLU(inplace=True)
-        elif type(module) is UperNetConvModule and _can_fold(module.conv, module.batch_norm):
-            module.conv = fuse_conv_bn_eval(module.conv, module.batch_norm)
-            module.batch_norm = nn.Identity()
-            module.activation = nn.ReLU(inplace=True)
+            count += _fold_in_sequence(module)
+        elif type(module) is UperNetConvModule:
+            count += _fold_in_conv_module(module)
+    return count
+
+
+def _fold_in_sequence(layers: Any) -> int:
+    count = 0
+    for index in range(len(layers) - 1):
+        if _can_fold(layers[index], layers[index + 1]):
+            layers[index] = fuse_conv_bn_eval(layers[index], layers[index + 1])
+            layers[index + 1] = nn.Identity()
+            if index + 2 < len(layers) and type(layers[index + 2]) is nn.ReLU:
+                layers[index + 2] = nn.ReLU(inplace=True)
             count += 1
     return count
+
+
+def _fold_in_conv_module(module: Any) -> int:
+    if not _can_fold(module.conv, module.batch_norm):
+        return 0
+    module.conv = fuse_conv_bn_eval(module.conv, module.batch_norm)
+    module.batch_norm, module.activation = nn.Identity(), nn.ReLU(inplace=True)
+    return 1
 
 
 def _can_fold(convolution: nn.Module, norm: nn.Module) -> bool:
