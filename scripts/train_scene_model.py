@@ -24,9 +24,9 @@ from transformers.trainer_utils import get_last_checkpoint
 import segtransformers
 from segtransformers import SegUperNetConfig, SegUperNetForSemanticSegmentation, ViTAdapterConfig
 from segtransformers.datasets.scenes import (
-    CLASS_NAMES,
     FIRST_TRAINING_SEED,
     PALETTE,
+    SCENE_CLASSES,
     SceneDataset,
     draw_scene,
     normalized,
@@ -58,8 +58,8 @@ def build_config() -> SegUperNetConfig:
         backbone_config=backbone,
         hidden_size=64,
         use_auxiliary_head=False,
-        id2label=dict(enumerate(CLASS_NAMES)),
-        label2id={name: index for index, name in enumerate(CLASS_NAMES)},
+        id2label=dict(enumerate(SCENE_CLASSES)),
+        label2id={name: index for index, name in enumerate(SCENE_CLASSES)},
         palette=PALETTE,
         inference_mode="slide",
         window_size=[128, 128],
@@ -106,7 +106,7 @@ def intersection_over_union(confusion: np.ndarray) -> np.ndarray:
 
 def count(labels: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     """The confusion matrix of two label maps of equal shape."""
-    classes = len(CLASS_NAMES)
+    classes = len(SCENE_CLASSES)
     pairs = labels.astype(np.int64).ravel() * classes + predicted.ravel()
     return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
 
@@ -123,7 +123,10 @@ def color_classifiers(seed: int) -> dict[str, tuple[int, np.ndarray]]:
     Each maps a name to (bits, table). They differ in the number of cells and in the weight of the class frequencies:
     with 1 they have the best accuracy, with less they find rare classes more often.
     """
-    classes, counts = len(CLASS_NAMES), {bits: np.zeros((1 << 3 * bits, len(CLASS_NAMES)), np.int64) for bits in (4, 5)}
+    classes, counts = (
+        len(SCENE_CLASSES),
+        {bits: np.zeros((1 << 3 * bits, len(SCENE_CLASSES)), np.int64) for bits in (4, 5)},
+    )
     first = FIRST_TRAINING_SEED * (1 + seed)
     for scene in range(first, first + HISTOGRAM_SCENES):
         image, labels = draw_scene(scene, EVALUATION_SIZE)
@@ -159,7 +162,7 @@ def evaluate(model: SegUperNetForSemanticSegmentation, scenes: int, seed: int) -
             "mean_iou": round(float(ious[name].mean()), 4),
             "minimum_iou": round(float(ious[name].min()), 4),
             "pixel_accuracy": round(float(np.trace(matrices[name]) / matrices[name].sum()), 4),
-            "iou": {label: round(float(value), 4) for label, value in zip(CLASS_NAMES, ious[name], strict=True)},
+            "iou": {label: round(float(value), 4) for label, value in zip(SCENE_CLASSES, ious[name], strict=True)},
         }
 
     return {

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from segtransformers.cli import app
 from segtransformers.datasets import check_dataset, load_segmentation_dataset
 from segtransformers.datasets.checking import LARGE_IMAGE
-from segtransformers.datasets.scenes import CLASS_NAMES, write_scenes
+from segtransformers.datasets.scenes import SCENE_CLASSES, write_scenes
 
 
 def run(*words):
@@ -79,7 +79,7 @@ def test_command(tmp_path):
     assert done.exit_code == 0, done.output
     assert "3 of 3 samples of train are without errors (folders), 48 x 40 pixels" in done.stdout
     assert "2 of 2 samples of validation are without errors" in done.stdout
-    assert all(done.stdout.count(f" {name} ") == 2 for name in CLASS_NAMES)
+    assert all(done.stdout.count(f" {name} ") == 2 for name in SCENE_CLASSES)
     (tmp_path / "masks/train/scene_0000001.png").write_bytes(b"broken")
     done = run(tmp_path, "--split", "train")
     assert done.exit_code == 1 and "2 of 3 samples of train are without errors" in done.stdout

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from segtransformers import example_image_path, packaged_model_path
 from segtransformers.cli import app
 from segtransformers.cli.common import load_model
-from segtransformers.datasets.scenes import CLASS_NAMES, draw_scene
+from segtransformers.datasets.scenes import SCENE_CLASSES, draw_scene
 from segtransformers.packaged import known_model
 from segtransformers.visualization import class_areas, distinct_colours, draw_overlay, draw_segmentation
 
@@ -71,7 +71,9 @@ def test_packaged_model_recognises_the_example():
         predicted[segment["label"]] = np.asarray(segment["mask"]) == 255
         names.append(segment["label"])
     _, labels = draw_scene(141, (256, 384))
-    right = sum((predicted[name] & (labels == index)).sum() for index, name in enumerate(CLASS_NAMES) if name in names)
+    right = sum(
+        (predicted[name] & (labels == index)).sum() for index, name in enumerate(SCENE_CLASSES) if name in names
+    )
     assert right / labels.size > 0.95
 
 

@@ -12,7 +12,7 @@ import torch
 from PIL import ExifTags, Image
 
 from segtransformers.datasets import DATASETS, DataError, get_dataset_info, load_segmentation_dataset
-from segtransformers.datasets.scenes import CLASS_NAMES, PALETTE, draw_scene, write_scenes
+from segtransformers.datasets.scenes import PALETTE, SCENE_CLASSES, draw_scene, write_scenes
 
 HEIGHT, WIDTH = 6, 9
 COLOURS = np.arange(HEIGHT * WIDTH * 3, dtype=np.uint8).reshape(HEIGHT, WIDTH, 3)
@@ -148,7 +148,7 @@ def test_drawn_scenes_as_a_folder(tmp_path):
     write_scenes(tmp_path, 2, seed=90, size=(40, 64), split="validation")
     data = load_segmentation_dataset(tmp_path, split="train")
     assert data.names == ["scene_0000005", "scene_0000006", "scene_0000007"] and data.kind == "folders"
-    assert list(data.id2label.values()) == list(CLASS_NAMES) and data.palette == PALETTE
+    assert list(data.id2label.values()) == list(SCENE_CLASSES) and data.palette == PALETTE
     image, labels = draw_scene(6, (40, 64))
     assert np.array_equal(np.asarray(data[1].image), image) and np.array_equal(data[1].labels, labels)
     assert load_segmentation_dataset(str(tmp_path)).names == ["scene_0000090", "scene_0000091"]

@@ -29,7 +29,7 @@ import gradio
 
 from segtransformers.cli import demo_page as demo_module
 from segtransformers.cli.demo_page import Demo, label_image, legend, named_models, palette_image
-from segtransformers.datasets.scenes import CLASS_NAMES, draw_scene
+from segtransformers.datasets.scenes import SCENE_CLASSES, draw_scene
 from segtransformers.inference import segment_image
 from segtransformers.visualization import distinct_colours
 
@@ -145,13 +145,13 @@ def test_upload_segment_download(page, tmp_path):
     one(page, "#overlay img")
     said = one(page, "#legend .legend").text.split("\n")
     names, shares = said[::2], [float(share.removesuffix(" %")) for share in said[1::2]]
-    assert set(names) <= set(CLASS_NAMES) and shares == sorted(shares, reverse=True) and 99 < sum(shares) < 101
+    assert set(names) <= set(SCENE_CLASSES) and shares == sorted(shares, reverse=True) and 99 < sum(shares) < 101
 
     _, wanted = draw_scene(141, (256, 384))  # what the example shows
     file = downloaded(page, "labels")
     labels = np.asarray(Image.open(file))
     assert file.name == "photo-labels.png" and (labels == wanted).mean() > 0.95
-    assert f"{100 * (labels == CLASS_NAMES.index(names[0])).mean():.1f}" == str(shares[0])
+    assert f"{100 * (labels == SCENE_CLASSES.index(names[0])).mean():.1f}" == str(shares[0])
     colours = Image.open(downloaded(page, "colours"))
     assert colours.mode == "P" and np.array_equal(np.asarray(colours), labels)
     assert not hosts(page) - {re.search("//([^/]+)", page.current_url)[1]}

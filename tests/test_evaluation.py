@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from segtransformers import SegmentationImageProcessor, packaged_model_path
 from segtransformers.cli import app
 from segtransformers.datasets import load_segmentation_dataset
-from segtransformers.datasets.scenes import CLASS_NAMES, draw_scene
+from segtransformers.datasets.scenes import SCENE_CLASSES, draw_scene
 from segtransformers.evaluation import check_classes, compare_with_published, evaluate_segmentation, results_table
 from segtransformers.evaluation.resume_log import Journal, JournalError
 from segtransformers.inference import segment_image
@@ -35,7 +35,7 @@ def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("scenes")
     for part in ("images", "masks"):
         (path / part).mkdir()
-    (path / "classes.txt").write_text("\n".join(CLASS_NAMES))
+    (path / "classes.txt").write_text("\n".join(SCENE_CLASSES))
     for seed in range(9):
         image, labels = draw_scene(seed, SIZES[seed % 3])
         labels[:, : seed % 4] = 255
@@ -83,7 +83,7 @@ def test_figures_are_those_of_image_by_image(folder, packaged, options):
     for name in ("mean_iou", "mean_accuracy", "overall_accuracy", "mean_dice"):
         assert found[name] == expected[name], name
     assert [one["iou"] for one in found["classes"]] == expected["per_category_iou"].tolist()
-    assert [one["name"] for one in found["classes"]] == list(CLASS_NAMES)
+    assert [one["name"] for one in found["classes"]] == list(SCENE_CLASSES)
     assert found["images"] == 9 and found["protocol"]["flip"] == bool(options)
     assert found["protocol"]["window_size"] == ([64, 64] if options else [128, 128])
     assert found["protocol"]["window_stride"] == ([42, 42] if options else [85, 85])
@@ -99,7 +99,7 @@ def test_command(folder, tmp_path):
     assert done.stdout.startswith(results_table(results))
     lines = done.stdout.splitlines()
     assert lines[2].split() == ["|", "Class", "|", "IoU", "|", "Acc", "|"]
-    car = results["classes"][CLASS_NAMES.index("car")]
+    car = results["classes"][SCENE_CLASSES.index("car")]
     assert ["|", "car", "|", f"{100 * car['iou']:.2f}", "|", f"{100 * car['accuracy']:.2f}", "|"] in [
         line.split() for line in lines
     ]

@@ -4,7 +4,6 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -162,7 +161,3 @@ def test_image_feature_extraction_takes_a_saved_backbone(tmp_path):
     with torch.no_grad():
         expected = backbone(**inputs).feature_maps
     assert all(torch.equal(*pair) for pair in zip(feature_maps, expected, strict=True))
-
-
-def test_the_package_says_that_it_has_types():
-    assert Path(segtransformers.__file__).with_name("py.typed").is_file()

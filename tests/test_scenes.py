@@ -12,11 +12,11 @@ from transformers import AutoImageProcessor
 
 from segtransformers import SegUperNetForSemanticSegmentation
 from segtransformers.datasets.scenes import (
-    CLASS_NAMES,
     FIRST_TRAINING_SEED,
     IMAGE_MEAN,
     IMAGE_STD,
     PALETTE,
+    SCENE_CLASSES,
     SceneDataset,
     draw_scene,
 )
@@ -35,13 +35,13 @@ def test_a_seed_gives_the_same_bytes_everywhere():
 
 
 def test_all_classes_occur():
-    seen = np.zeros(len(CLASS_NAMES), int)
+    seen = np.zeros(len(SCENE_CLASSES), int)
     for seed in range(20):
         labels = draw_scene(seed)[1]
-        assert labels.max() < len(CLASS_NAMES)
-        seen += np.bincount(labels.ravel(), minlength=len(CLASS_NAMES)) > 0
+        assert labels.max() < len(SCENE_CLASSES)
+        seen += np.bincount(labels.ravel(), minlength=len(SCENE_CLASSES)) > 0
     assert seen.min() >= 5
-    assert len({tuple(color) for color in PALETTE}) == len(PALETTE) == len(CLASS_NAMES)
+    assert len({tuple(color) for color in PALETTE}) == len(PALETTE) == len(SCENE_CLASSES)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (97, 61), (128, 192), (200, 131)])
@@ -85,7 +85,7 @@ def test_half_of_the_scenes_can_be_resized():
     for index in range(len(seeds)):
         item, other = resized[index], again[index]
         assert item["pixel_values"].shape == (3, *sizes[index % 2]) and item["labels"].shape == sizes[index % 2]
-        assert item["labels"].max() < len(CLASS_NAMES)
+        assert item["labels"].max() < len(SCENE_CLASSES)
         assert all(torch.equal(item[key], other[key]) for key in item)
         equal = [torch.equal(item[key], drawn[index][key]) for key in item]
         assert equal[0] == equal[1]
@@ -123,7 +123,7 @@ def packaged():
 
 
 def mean_iou(packaged, seeds, **options) -> float:
-    metric = MeanIoU(len(CLASS_NAMES))
+    metric = MeanIoU(len(SCENE_CLASSES))
     for seed in seeds:
         image, labels = draw_scene(seed)
         metric.add(prediction=segment_image(*packaged, Image.fromarray(image), **options), reference=labels)
@@ -133,7 +133,7 @@ def mean_iou(packaged, seeds, **options) -> float:
 def test_packaged_model_is_better_than_a_classifier_of_colours(packaged):
     metrics = json.loads((packaged_model_path() / "metrics.json").read_text())
     config = packaged[0].config
-    assert [config.id2label[index] for index in range(len(CLASS_NAMES))] == list(CLASS_NAMES)
+    assert [config.id2label[index] for index in range(len(SCENE_CLASSES))] == list(SCENE_CLASSES)
     assert config.palette == PALETTE and config.dtype == torch.float32
     found = mean_iou(packaged, range(40))
     assert found > 0.85

@@ -21,7 +21,7 @@ from segtransformers import (
     SegUperNetForSemanticSegmentation,
     ViTAdapterConfig,
 )
-from segtransformers.datasets.scenes import CLASS_NAMES, PALETTE, draw_scene, normalized
+from segtransformers.datasets.scenes import PALETTE, SCENE_CLASSES, draw_scene, normalized
 from segtransformers.training import EvaluationDataset, SegmentationTrainer, TrainingDataset
 
 KINDS = ("upernet", "mask2former", "segmenter")
@@ -49,8 +49,8 @@ def small_model(kind: str, seed: int = 0, backbone: Any = None, **changes: Any) 
     """Return a model with the classes of the drawn scenes and sliding windows of 64 pixels."""
     torch.manual_seed(seed)
     common = {
-        "id2label": dict(enumerate(CLASS_NAMES)),
-        "label2id": {name: index for index, name in enumerate(CLASS_NAMES)},
+        "id2label": dict(enumerate(SCENE_CLASSES)),
+        "label2id": {name: index for index, name in enumerate(SCENE_CLASSES)},
         "palette": PALETTE,
         "inference_mode": "slide",
         "window_size": [SIDE, SIDE],

@@ -94,3 +94,13 @@ def draw_segmentation(
     picture.paste(overlay, (0, 0))
     picture.paste(legend, (overlay.width, 0))
     return picture
+
+
+__all__ = [
+    "Palette",
+    "class_areas",
+    "distinct_colours",
+    "draw_legend",
+    "draw_overlay",
+    "draw_segmentation",
+]

@@ -1,41 +1,38 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """Load images with label maps, and look up the classes, palettes and folder layouts of the known data sets."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from .known import DATASETS, DatasetInfo, get_dataset_info
+from ..lazy import lazy_names
 
 if TYPE_CHECKING:
     from .checking import DataReport, check_dataset
+    from .known import DATASETS, DatasetInfo, get_dataset_info
     from .loading import SegmentationDataset, SegmentationSample, load_segmentation_dataset
     from .reading import DataError
-
-# torch takes seconds to import, and the commands list the data sets without it
-_LAZY = {
-    "DataError": "reading",
-    "DataReport": "checking",
-    "SegmentationDataset": "loading",
-    "SegmentationSample": "loading",
-    "check_dataset": "checking",
-    "load_segmentation_dataset": "loading",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
-
+    from .scenes import SCENE_CLASSES, write_scenes
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "checking": ("DataReport", "check_dataset"),
+            "known": ("DATASETS", "DatasetInfo", "get_dataset_info"),
+            "loading": ("SegmentationDataset", "SegmentationSample", "load_segmentation_dataset"),
+            "reading": ("DataError",),
+            "scenes": ("SCENE_CLASSES", "write_scenes"),
+        },
+    )
 
 __all__ = [
     "DATASETS",
     "DataError",
     "DataReport",
     "DatasetInfo",
+    "SCENE_CLASSES",
     "SegmentationDataset",
     "SegmentationSample",
     "check_dataset",
     "get_dataset_info",
     "load_segmentation_dataset",
+    "write_scenes",
 ]

@@ -29,7 +29,7 @@ from .scene_drawing import (
     draw_water,
 )
 
-CLASS_NAMES = ("sky", "mountain", "meadow", "water", "road", "wall", "roof", "tree", "car", "balloon")
+SCENE_CLASSES = ("sky", "mountain", "meadow", "water", "road", "wall", "roof", "tree", "car", "balloon")
 PALETTE = [
     [135, 190, 235],
     [130, 110, 150],
@@ -57,7 +57,7 @@ def draw_scene(seed: int, size: Sequence[int] = (128, 192)) -> tuple[np.ndarray,
         size: height and width in pixels, each at least 32.
 
     Returns:
-        image `(H, W, 3)` uint8 RGB and labels `(H, W)` uint8, indices into `CLASS_NAMES`.
+        image `(H, W, 3)` uint8 RGB and labels `(H, W)` uint8, indices into `SCENE_CLASSES`.
 
     Raises:
         ValueError: if the seed is negative, or a side is shorter than 32 pixels.
@@ -118,7 +118,7 @@ def write_scenes(
     folders = [folder / name / (split or "") for name in ("images", "masks")]
     for subfolder in folders:
         subfolder.mkdir(parents=True, exist_ok=True)
-    classes = [{"name": name, "color": colour} for name, colour in zip(CLASS_NAMES, PALETTE, strict=True)]
+    classes = [{"name": name, "color": colour} for name, colour in zip(SCENE_CLASSES, PALETTE, strict=True)]
     (folder / "classes.json").write_text(json.dumps(classes), encoding="utf-8")
     for scene in range(seed, seed + count):
         for subfolder, pixels in zip(folders, draw_scene(scene, size), strict=True):
@@ -181,7 +181,7 @@ class SceneDataset(torch.utils.data.Dataset):
 
 
 __all__ = [
-    "CLASS_NAMES",
+    "SCENE_CLASSES",
     "FIRST_TRAINING_SEED",
     "IMAGE_MEAN",
     "IMAGE_STD",

@@ -60,3 +60,13 @@ def published_table(family: str) -> str:
 def published_outputs(row: dict[str, Any]) -> int:
     """How many outputs the model of a row has; that may be more than its data set has classes."""
     return row["model"]["decode_head"]["num_classes"]
+
+
+__all__ = [
+    "FAMILIES",
+    "PUBLISHED_FIELDS",
+    "published_outputs",
+    "published_row",
+    "published_rows",
+    "published_table",
+]

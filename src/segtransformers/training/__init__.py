@@ -1,38 +1,45 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Fine-tuning as the papers did it: recipes as data, what reads them, and a trainer that follows them."""
+"""Fine-tuning by the recipes of the papers: recipes as data, augmentation, optimizer, schedule and trainer."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from .augmentation import PhotometricDistortion, TrainingAugmentation
-from .layer_decay import create_optimizer, parameter_groups
-from .recipes import FAULTS, AugmentationSettings, OptimizerSettings, Recipe, Schedule, get_recipe, recipe_names
-from .samples import EvaluationDataset, TrainingDataset, collate
-from .schedule import poly_schedule
+from ..lazy import lazy_names
 
 if TYPE_CHECKING:
     from .arguments import training_arguments
+    from .augmentation import PhotometricDistortion, TrainingAugmentation
     from .callbacks import EpochCallback
+    from .layer_decay import create_optimizer, parameter_groups
+    from .recipes import FAULTS, AugmentationSettings, OptimizerSettings, Recipe, Schedule, get_recipe, recipe_names
+    from .samples import EvaluationDataset, TrainingDataset, collate
+    from .schedule import poly_schedule
+    from .starting_points import starting_model
     from .trainer import SegmentationTrainer
     from .trunks import add_lora, freeze_trunk, merge_lora, trunk_linears
-
-# transformers' Trainer takes seconds to import: these wait until somebody asks for them
-_LATER = {
-    "EpochCallback": "callbacks",
-    "SegmentationTrainer": "trainer",
-    "add_lora": "trunks",
-    "freeze_trunk": "trunks",
-    "merge_lora": "trunks",
-    "training_arguments": "arguments",
-    "trunk_linears": "trunks",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _LATER:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_LATER[name]}", __name__), name)
-
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "arguments": ("training_arguments",),
+            "augmentation": ("PhotometricDistortion", "TrainingAugmentation"),
+            "callbacks": ("EpochCallback",),
+            "layer_decay": ("create_optimizer", "parameter_groups"),
+            "recipes": (
+                "FAULTS",
+                "AugmentationSettings",
+                "OptimizerSettings",
+                "Recipe",
+                "Schedule",
+                "get_recipe",
+                "recipe_names",
+            ),
+            "samples": ("EvaluationDataset", "TrainingDataset", "collate"),
+            "schedule": ("poly_schedule",),
+            "starting_points": ("starting_model",),
+            "trainer": ("SegmentationTrainer",),
+            "trunks": ("add_lora", "freeze_trunk", "merge_lora", "trunk_linears"),
+        },
+    )
 
 __all__ = [
     "FAULTS",
@@ -55,6 +62,7 @@ __all__ = [
     "parameter_groups",
     "poly_schedule",
     "recipe_names",
+    "starting_model",
     "training_arguments",
     "trunk_linears",
 ]
