@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""What a conversion reports and checks, other precisions, and checkpoints of MMSegmentation 1.x."""
+"""Options of the conversion: reports and checks, precisions, shards; checkpoints of MMSegmentation 1.x."""
 
 import json
 import subprocess
@@ -11,9 +11,11 @@ import numpy
 import pytest
 import torch
 from reference_cases import ReferenceCase, fill, relative_error
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedModel
 
+from segtransformers.conversion import ConversionError, convert_to_folder
 from segtransformers.conversion.cli import main
 from segtransformers.conversion.convert import convert_with_report
 
@@ -37,26 +39,26 @@ def saved(path: Path, state_dict=None, case=CASE, **more) -> Path:
 def test_precisions_and_verification(tmp_path, capsys, dtype, bound):
     options = ["--dtype", dtype] if dtype else []
     file = saved(tmp_path / "a.pth", optimizer={"state": {}})
-    status, said, complaint = run(capsys, "--checkpoint", file, "--output", tmp_path / "out", "--verify", *options)
-    assert (status, complaint) == (0, "")
+    status, printed, error = run(capsys, "--checkpoint", file, "--output", tmp_path / "out", "--verify", *options)
+    assert (status, error) == (0, "")
     record = json.loads((tmp_path / "out" / "conversion.json").read_text())
     error, same = record["verification"]["relative_error"], record["verification"]["same_class"]
-    assert error < bound and same > 0.98 and f"relative error {error:.1e} after a reload in float32" in said
-    assert (error > 1e-5) == (dtype in ("fp16", "bf16"))  # half precision is seen
+    assert error < bound and same > 0.98 and f"relative error {error:.1e} after a reload in float32" in printed
+    assert (error > 1e-5) == (dtype in ("fp16", "bf16"))  # rounding to half precision is visible
     stored = load_file(tmp_path / "out" / "model.safetensors")
     expected = {None: torch.float32, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[dtype]
     assert {tensor.dtype for tensor in stored.values() if tensor.is_floating_point()} == {expected}
     loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "out")
     assert loaded.dtype == expected and record["dtype"] == str(expected).removeprefix("torch.")
-    assert f"{len(stored)} tensors read back" in said and "left behind: optimizer" in said
-    assert record["tensors"]["beside"] == ["optimizer"] and "optimizer" not in record["tensors"]["unused"]
+    assert f"{len(stored)} tensors read back" in printed and "left behind: optimizer" in printed
+    assert record["tensors"]["left_behind"] == ["optimizer"] and "optimizer" not in record["tensors"]["unused"]
 
 
-def test_weights_in_several_files(tmp_path, capsys):
+def test_sharded_weights(tmp_path, capsys):
     options = ["--max-shard-size", "200KB", "--verify"]
     file = saved(tmp_path / "a.pth")
-    status, _, complaint = run(capsys, "--checkpoint", file, "--output", tmp_path / "out", *options)
-    assert (status, complaint) == (0, "")
+    status, _, error = run(capsys, "--checkpoint", file, "--output", tmp_path / "out", *options)
+    assert (status, error) == (0, "")
     files = list((tmp_path / "out").glob("model-*.safetensors"))
     assert len(files) > 1 and (tmp_path / "out" / "model.safetensors.index.json").is_file()
     model = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "out").double()
@@ -67,21 +69,21 @@ def test_weights_in_several_files(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("options", [["--max-shard-size", "2 GB"], ["--dtype", "int8"], ["--sha256", "abc"]])
-def test_options_that_are_none(tmp_path, capsys, options):
+def test_invalid_option_values_are_refused(tmp_path, capsys, options):
     with pytest.raises(SystemExit):
         run(capsys, "--checkpoint", "x.pth", "--output", tmp_path / "out", *options)
     assert options[0] in capsys.readouterr().err
 
 
-def test_files_of_another_digest_are_refused(tmp_path, capsys):
+def test_local_file_with_another_sha256_is_refused(tmp_path, capsys):
     options = ["--sha256", "0" * 64]
     file = saved(tmp_path / "a.pth")
-    status, _, complaint = run(capsys, "--checkpoint", file, "--output", tmp_path / "out", *options)
-    assert status == 1 and f"expected {'0' * 64}" in complaint and not (tmp_path / "out").exists()
+    status, _, error = run(capsys, "--checkpoint", file, "--output", tmp_path / "out", *options)
+    assert status == 1 and f"expected {'0' * 64}" in error and not (tmp_path / "out").exists()
 
 
 def _damaging(change):
-    """As `save_pretrained`, but the file is not what it was told to write."""
+    """Return a `save_pretrained` that changes the tensors in the file it has written."""
     original = PreTrainedModel.save_pretrained
 
     def save(self, folder, *args, **kwargs):
@@ -101,16 +103,16 @@ def _damaging(change):
         (lambda tensors: tensors.pop("decode_head.classifier.bias"), "lacks the tensor decode_head.classifier.bias"),
     ],
 )
-def test_what_is_on_disk_is_checked_and_nothing_is_left_of_a_bad_write(tmp_path, capsys, monkeypatch, change, message):
+def test_wrong_file_is_detected_and_removed(tmp_path, capsys, monkeypatch, change, message):
     monkeypatch.setattr(PreTrainedModel, "save_pretrained", _damaging(change))
     file = saved(tmp_path / "a.pth")
-    status, _, complaint = run(capsys, "--checkpoint", file, "--output", tmp_path / "out")
-    assert status == 1 and message in complaint
+    status, _, error = run(capsys, "--checkpoint", file, "--output", tmp_path / "out")
+    assert status == 1 and message in error
     assert [path.name for path in tmp_path.iterdir()] == ["a.pth"]
 
 
-def test_a_reload_that_differs_is_refused(tmp_path, capsys, monkeypatch):
-    """Weights are right, the config that stands beside them is not."""
+def test_verify_detects_a_wrong_config(tmp_path, capsys, monkeypatch):
+    """The weights are right, but the config in the folder is not."""
     original = PreTrainedModel.save_pretrained
 
     def save(self, folder, *args, **kwargs):
@@ -121,17 +123,38 @@ def test_a_reload_that_differs_is_refused(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(PreTrainedModel, "save_pretrained", save)
     file = saved(tmp_path / "a.pth")
-    status, _, complaint = run(capsys, "--checkpoint", file, "--output", tmp_path / "out", "--verify")
-    assert status == 1 and "the written model is not the converted one: relative error" in complaint
+    status, _, error = run(capsys, "--checkpoint", file, "--output", tmp_path / "out", "--verify")
+    assert status == 1 and "the written model differs from the converted one: relative error" in error
     assert not (tmp_path / "out").exists()
 
 
-def test_numbers_too_large_for_half_precision_are_named(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("raised", "seen"),
+    [
+        (OSError(28, "No space left on device"), ConversionError),
+        (SafetensorError("I/O error: No space left on device"), ConversionError),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), RuntimeError),
+        (ValueError("a mistake in the code"), ValueError),
+    ],
+)
+def test_only_errors_of_writing_are_reported_as_such(tmp_path, monkeypatch, raised, seen):
+    def save(self, folder, *args, **kwargs):
+        (Path(folder) / "config.json").write_text("{}")
+        raise raised
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", save)
+    file = saved(tmp_path / "a.pth")
+    with pytest.raises(seen, match=r"cannot write .*out: .*No space left" if seen is ConversionError else str(raised)):
+        convert_to_folder(str(file), tmp_path / "out", "vit_adapter")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pth"]
+
+
+def test_overflow_in_half_precision_is_an_error(tmp_path, capsys):
     state_dict = CASE.state_dict(torch.float32)
     state_dict["backbone.norm1.weight"][3] = 1e6
     file = saved(tmp_path / "a.pth", state_dict)
-    status, _, complaint = run(capsys, "--checkpoint", file, "--output", tmp_path / "out", "--dtype", "fp16")
-    assert status == 1 and "backbone.norms.0.weight overflows in torch.float16: choose --dtype bf16" in complaint
+    status, _, error = run(capsys, "--checkpoint", file, "--output", tmp_path / "out", "--dtype", "fp16")
+    assert status == 1 and "backbone.norms.0.weight overflows in torch.float16: choose --dtype bf16" in error
 
 
 def test_every_tensor_is_reported():
@@ -163,15 +186,15 @@ def test_every_tensor_is_reported():
     assert lines[0].startswith("tensors: ") and any("(follows from the grid)" in line for line in lines)
 
 
-def test_tensors_that_are_made_are_reported():
+def test_added_tensors_are_reported():
     state_dict = {k: v for k, v in CASE.state_dict().items() if not k.endswith("num_batches_tracked")}
     _, report = convert_with_report(state_dict, CASE.config)
     assert report.made and all(name.endswith("num_batches_tracked") for name in report.made)
-    assert "a counter that was stripped" in report.summary()[-1]
+    assert "a counter that the checkpoint lacks" in report.summary()[-1]
 
 
 def newer_config(case: ReferenceCase) -> dict:
-    """What ports to MMSegmentation 1.x have in their configs, registries' names included."""
+    """Return the case's config as ports to MMSegmentation 1.x write it, with names of registries."""
     config = case.config
     training = config.pop("train_cfg", {})
     config["data_preprocessor"] = {
@@ -215,8 +238,8 @@ def test_checkpoints_of_mmsegmentation_1(tmp_path, capsys, places):
     state_dict = case.state_dict(torch.float32)
     torch.save({"meta": meta, "state_dict": state_dict, "message_hub": message_hub}, tmp_path / "iter_160000.pth")
     arguments = ["--checkpoint", tmp_path / "iter_160000.pth", "--output", tmp_path / "out"]
-    status, said, complaint = run(capsys, *arguments)
-    assert (status, complaint) == (0, "") and "names from the checkpoint" in said
+    status, printed, error = run(capsys, *arguments)
+    assert (status, error) == (0, "") and "names from the checkpoint" in printed
     model = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "out").double()
     assert list(model.config.id2label.values()) == list(old["CLASSES"]) and model.config.palette == old["PALETTE"]
     model.config.inference_mode = "whole"
@@ -229,8 +252,8 @@ def test_checkpoints_of_mmsegmentation_1(tmp_path, capsys, places):
     assert processor.image_mean == pytest.approx([0.485, 0.456, 0.406])
 
 
-def test_own_classes_data_and_crop_sizes(tmp_path, capsys):
-    """Somebody's own training run: three classes, another window, no colours, options that no published config has."""
+def test_checkpoint_with_own_classes_and_window(tmp_path, capsys):
+    """A checkpoint with three classes, another window, no colours, and options that no published config has."""
     config = CASE.config
     for head in ("decode_head", "auxiliary_head"):
         config[head]["num_classes"] = 3
@@ -253,8 +276,8 @@ data = dict(train=dict(type='MyBridges', pipeline=[]), workers_per_gpu=some_func
     text = text.replace("**img_norm_cfg", "mean=[10, 20, 30], std=[40.5, 50, 60], to_rgb=True")
     meta = {"config": text, "CLASSES": ("intact", "cracked", "rusty"), "PALETTE": None, "seed": 7}
     torch.save({"meta": meta, "state_dict": fill.state_dict(shapes, torch.float32)}, tmp_path / "latest.pth")
-    status, said, complaint = run(capsys, "--checkpoint", tmp_path / "latest.pth", "--output", tmp_path / "out")
-    assert (status, complaint) == (0, "") and "3 classes (names from the checkpoint)" in said
+    status, printed, error = run(capsys, "--checkpoint", tmp_path / "latest.pth", "--output", tmp_path / "out")
+    assert (status, error) == (0, "") and "3 classes (names from the checkpoint)" in printed
     model = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "out")
     assert model.config.id2label == {0: "intact", 1: "cracked", 2: "rusty"} and model.config.palette is None
     assert (model.config.window_size, model.config.window_stride) == ([96, 128], [64, 96])
@@ -265,7 +288,7 @@ data = dict(train=dict(type='MyBridges', pipeline=[]), workers_per_gpu=some_func
     assert "Reported by the authors: none" in card and "96x128" in card and "rusty" in card
 
 
-# ru_maxrss would not do: it begins with what the process that started this one had
+# ru_maxrss does not help: it starts with the peak of the parent process
 MEASURED = """
 import re, runpy, sys
 sys.argv = sys.argv[1:]
@@ -277,7 +300,7 @@ def mebibytes(field):
 
 
 before = mebibytes("VmRSS")
-open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew
+open("/proc/self/clear_refs", "w").write("5")  # resets the peak
 try:
     runpy.run_path(sys.argv[0], run_name="__main__")
 except SystemExit as end:
@@ -287,11 +310,11 @@ print("PEAK", mebibytes("VmHWM") - before)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are measured by Linux's /proc")
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc to measure peaks")
 @pytest.mark.parametrize("options", [[], ["--verify"], ["--dtype", "fp16", "--verify"]])
 @pytest.mark.parametrize("form", [".pth", ".zip"])
-def test_memory_is_the_checkpoint_and_one_copy(tmp_path, form, options):
-    """The optimizer's state, twice as large as the weights, is not read at all."""
+def test_peak_memory_is_at_most_two_copies_of_the_weights(tmp_path, form, options):
+    """The optimizer's state, twice as large as the weights, is not read."""
     name = "upernet_deit_adapter_tiny_512_160k_ade20k"
     case = ReferenceCase(f"vit_adapter/full-{name}")
     weights = case.state_dict(torch.float32)
@@ -310,5 +333,5 @@ def test_memory_is_the_checkpoint_and_one_copy(tmp_path, form, options):
     assert done.returncode == 0, done.stderr
     peak = float(done.stdout.rpartition("PEAK ")[2])
     print(f"{form} {options}: weights {size:.0f} MiB, peak {peak:.0f} MiB")
-    allowance = 220 if "--verify" in options else 100  # MiB: modules that are loaded late; feature maps
+    allowance = 220 if "--verify" in options else 100  # MiB for modules imported later, and feature maps
     assert peak < 2 * size + allowance

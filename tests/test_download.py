@@ -1,6 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Downloads from a server on this machine with a certificate of its own: the rule that only https is fetched holds,
-too."""
+"""Downloads over https, from a local server with a certificate of its own."""
 
 import contextlib
 import hashlib
@@ -26,7 +25,7 @@ DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Serves `files`; breaks off after `cuts` bytes, once for each of them; the rest is said by the names."""
+    """Serve `files`. Each entry of `cuts` interrupts one answer after this number of bytes."""
 
     protocol_version = "HTTP/1.1"
     files: dict[str, bytes]
@@ -90,7 +89,7 @@ def _running(tls: trustme.CA | None):
 
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory):
-    """A certificate authority, and the file that says so."""
+    """A certificate authority, and the path of its certificate."""
     made = trustme.CA()
     path = tmp_path_factory.mktemp("authority") / "certificates.pem"
     made.cert_pem.write_to_path(path)
@@ -99,7 +98,7 @@ def authority(tmp_path_factory):
 
 @pytest.fixture
 def server(authority, monkeypatch, tmp_path):
-    """A server whose certificate this process trusts, as it would that of a real one."""
+    """A server whose certificate this process trusts."""
     monkeypatch.setenv("SSL_CERT_FILE", str(authority[1]))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("no_proxy", "localhost")
@@ -109,43 +108,43 @@ def server(authority, monkeypatch, tmp_path):
         yield running
 
 
-def left_files() -> list[str]:
+def cached_files() -> list[str]:
     return sorted(path.name.partition("-")[2] for path in downloads_folder().glob("[!.]*"))
 
 
-def test_files_are_fetched_once(server):
+def test_file_is_downloaded_once(server):
     path = download(f"{server.url}/best.pth", sha256=DIGEST.upper())
     assert path.read_bytes() == CONTENT and path.is_relative_to(downloads_folder())
     assert download(f"{server.url}/best.pth") == path
-    assert server.seen == [("/best.pth", None)] and left_files() == ["best.pth"]
+    assert server.seen == [("/best.pth", None)] and cached_files() == ["best.pth"]
 
 
-def test_two_downloads_of_a_file_do_not_mix(server):
+def test_concurrent_downloads_of_a_file_send_one_request(server):
     with ThreadPoolExecutor(4) as pool:
         paths = set(pool.map(download, [f"{server.url}/best.pth"] * 4))
     (path,) = paths
     assert path.read_bytes() == CONTENT and len(server.seen) == 1
 
 
-def test_interrupted_downloads_go_on(server):
+def test_interrupted_download_is_resumed(server):
     server.cuts = [4_000_000, 1_000_000]
     assert download(f"{server.url}/best.pth").read_bytes() == CONTENT
     starts = [asked for _, asked in server.seen]
     assert starts[0] is None and len(starts) == 3 and all(asked.startswith("bytes=") for asked in starts[1:])
 
 
-def test_what_is_there_goes_on_in_the_next_call(server):
+def test_next_call_resumes_a_failed_download(server):
     server.cuts = [4_000_000] + [0] * 10
-    with pytest.raises(ConversionError, match=r"cannot fetch .*best\.pth: .*goes on with the next call"):
+    with pytest.raises(ConversionError, match=r"cannot download .*best\.pth: .*the next call resumes the download"):
         download(f"{server.url}/best.pth")
-    assert left_files() == ["best.pth.partial", "best.pth.partial.json"]
+    assert cached_files() == ["best.pth.partial", "best.pth.partial.json"]
     server.cuts, begun = [], len(server.seen)
     assert download(f"{server.url}/best.pth").read_bytes() == CONTENT
     ((_, asked),) = server.seen[begun:]
-    assert asked.startswith("bytes=") and left_files() == ["best.pth"]
+    assert asked.startswith("bytes=") and cached_files() == ["best.pth"]
 
 
-def test_a_file_that_changed_meanwhile_is_fetched_anew(server):
+def test_changed_file_is_downloaded_from_the_start(server):
     server.cuts = [4_000_000] + [0] * 10
     with pytest.raises(ConversionError):
         download(f"{server.url}/best.pth")
@@ -153,7 +152,7 @@ def test_a_file_that_changed_meanwhile_is_fetched_anew(server):
     assert download(f"{server.url}/best.pth").read_bytes() == CONTENT[::-1]
 
 
-def test_a_file_that_shrank_meanwhile_is_fetched_anew(server):
+def test_shorter_file_is_downloaded_from_the_start(server):
     server.cuts = [4_000_000] + [0] * 10
     with pytest.raises(ConversionError):
         download(f"{server.url}/best.pth")
@@ -161,13 +160,13 @@ def test_a_file_that_shrank_meanwhile_is_fetched_anew(server):
     assert download(f"{server.url}/best.pth").read_bytes() == CONTENT[:1000]
 
 
-def test_other_files_than_expected_are_refused_and_deleted(server):
+def test_new_download_with_another_sha256_is_deleted(server):
     with pytest.raises(ConversionError, match=f"has the SHA-256 {DIGEST}, expected {'0' * 64}"):
         download(f"{server.url}/best.pth", sha256="0" * 64)
-    assert not [name for name in left_files() if name in ("best.pth", "best.pth.partial")]
+    assert not [name for name in cached_files() if name in ("best.pth", "best.pth.partial")]
 
 
-def test_openmmlab_names_hold_a_digest(server):
+def test_sha256_in_openmmlab_names_is_checked(server):
     good, bad = f"/segmenter_20220614-{DIGEST[:8]}.pth", "/segmenter_20220614-00000000.pth"
     server.files |= {good: CONTENT, bad: CONTENT}
     assert download(server.url + good).read_bytes() == CONTENT
@@ -175,7 +174,7 @@ def test_openmmlab_names_hold_a_digest(server):
         download(server.url + bad)
 
 
-def test_what_the_hub_says_about_its_files_is_checked(server):
+def test_size_and_sha256_in_the_hubs_headers_are_checked(server):
     server.redirects["/resolve/best.pth"] = f"{server.url}/best.pth"
     server.headers_of["/resolve/best.pth"] = {"X-Linked-Etag": f'"{DIGEST}"', "X-Linked-Size": str(len(CONTENT))}
     assert download(f"{server.url}/resolve/best.pth").read_bytes() == CONTENT
@@ -185,15 +184,22 @@ def test_what_the_hub_says_about_its_files_is_checked(server):
         download(f"{server.url}/resolve/other.pth")
     server.redirects["/resolve/short.pth"] = f"{server.url}/best.pth"
     server.headers_of["/resolve/short.pth"] = {"X-Linked-Size": "10"}
-    with pytest.raises(ConversionError, match="sends more than the 10 bytes"):
+    with pytest.raises(ConversionError, match="sends more than the expected 10 bytes"):
         download(f"{server.url}/resolve/short.pth")
 
 
-def test_a_file_on_disk_that_was_changed_is_found_out(server):
+def test_earlier_download_with_another_sha256_is_refused_and_kept(server):
+    """The expected SHA-256 may be wrong, so only the user deletes the file."""
     path = download(f"{server.url}/best.pth")
+    with pytest.raises(ConversionError, match=f"expected {'0' * 64}: the expected value is wrong, .* delete {path}"):
+        download(f"{server.url}/best.pth", sha256="0" * 64)
+    assert path.read_bytes() == CONTENT
+    assert download(f"{server.url}/best.pth", sha256=DIGEST) == path and len(server.seen) == 1
     path.write_bytes(b"changed")
-    with pytest.raises(ConversionError, match="it is damaged"):
+    with pytest.raises(ConversionError, match="or the file is another one or damaged"):
         download(f"{server.url}/best.pth", sha256=DIGEST)
+    path.unlink()
+    assert download(f"{server.url}/best.pth", sha256=DIGEST).read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize(
@@ -206,25 +212,27 @@ def test_a_file_on_disk_that_was_changed_is_found_out(server):
         "https:///a.pth",
     ],
 )
-def test_only_https_is_fetched(server, url):
-    with pytest.raises(ConversionError, match="is not fetched: only https addresses are"):
+def test_only_https_is_allowed(server, url):
+    with pytest.raises(ConversionError, match="is not downloaded: only https addresses are allowed"):
         download(url)
     assert not server.seen
 
 
-def test_redirects_lead_to_https_only(server):
+def test_redirects_to_other_schemes_are_refused(server):
     with _running(None) as plain:
         plain.files["/best.pth"] = CONTENT
         server.redirects["/moved.pth"] = f"{plain.url}/best.pth"
-        with pytest.raises(ConversionError, match=r"leads to http://localhost:\d+/best\.pth, which is not fetched"):
+        with pytest.raises(
+            ConversionError, match=r"redirects to http://localhost:\d+/best\.pth, which is not downloaded"
+        ):
             download(f"{server.url}/moved.pth")
         assert not plain.seen
     server.redirects["/here.pth"] = "file:///etc/hostname"
-    with pytest.raises(ConversionError, match=r"'file:///etc/hostname' is not allowed"):  # Python's own rule
+    with pytest.raises(ConversionError, match=r"'file:///etc/hostname' is not allowed"):  # refused by Python
         download(f"{server.url}/here.pth")
 
 
-def test_servers_that_nobody_vouches_for_are_refused(server, monkeypatch, tmp_path):
+def test_unknown_certificates_are_refused(server, monkeypatch, tmp_path):
     (tmp_path / "others.pem").write_bytes(trustme.CA().cert_pem.bytes())
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "others.pem"))
     with pytest.raises(ConversionError, match="CERTIFICATE_VERIFY_FAILED"):
@@ -232,26 +240,26 @@ def test_servers_that_nobody_vouches_for_are_refused(server, monkeypatch, tmp_pa
     assert not server.seen
 
 
-def test_answers_that_are_no_file(server):
+def test_answers_without_a_file_are_errors(server):
     server.files["/page.pth"] = b"<html>please log in</html>"
     server.headers_of["/page.pth"] = {"Content-Type": "text/html; charset=utf-8"}
     for name, message in (
-        ("page.pth", "gives a web page, not a file"),
-        ("absent.pth", "answers 404"),
-        ("folder", "is no address of a file"),
+        ("page.pth", "is a web page, not a file"),
+        ("absent.pth", "the server answers 404"),
+        ("folder", "is not the address of a file"),
     ):
         with pytest.raises(ConversionError, match=message):
             download(f"{server.url}/{name}")
-    assert "page.pth" not in left_files()
+    assert "page.pth" not in cached_files()
 
 
-def test_names_stay_in_their_folder(server):
+def test_file_names_cannot_leave_the_folder(server):
     server.files["/a/..%2f..%2fescape.pth"] = CONTENT
     path = download(f"{server.url}/a/..%2f..%2fescape.pth")
     assert path.parent == downloads_folder() and path.read_bytes() == CONTENT
 
 
-def test_secrets_in_addresses_are_not_shown():
+def test_shown_address_has_no_secrets():
     assert shown_url("https://me:word@hub.test:8/x/y.pth?token=hf_abc#z") == "https://hub.test:8/x/y.pth"
 
 
@@ -267,7 +275,7 @@ def run(capsys, *arguments) -> tuple[int, str, str]:
     return status, captured.out, captured.err
 
 
-def test_addresses_and_names_of_rows_are_converted(server, capsys, monkeypatch, tmp_path):
+def test_addresses_and_published_names_are_converted(server, capsys, monkeypatch, tmp_path):
     server.files["/model.pth.tar"] = _checkpoint()
     row = {
         "dataset": "ade20k",
@@ -282,24 +290,24 @@ def test_addresses_and_names_of_rows_are_converted(server, capsys, monkeypatch, 
     for module in ("converter", "config_source", "cli"):
         monkeypatch.setattr(f"segtransformers.conversion.{module}.published_rows", lambda family: rows)
     monkeypatch.setattr("segtransformers.hub.model_card._row", lambda record: {})
-    status, _, complaint = run(capsys, "--checkpoint", "tiny", "--output", tmp_path / "by-name")
-    assert (status, complaint) == (0, "")
+    status, _, error = run(capsys, "--checkpoint", "tiny", "--output", tmp_path / "by-name")
+    assert (status, error) == (0, "")
     model = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "by-name")
     assert model.config.source_config == "tiny"
     signed = f"{server.url}/model.pth.tar?token=hf_abcdefgh"
     server.files["/model.pth.tar?token=hf_abcdefgh"] = _checkpoint()
-    status, said, complaint = run(capsys, "--checkpoint", signed, "--config", "tiny", "--output", tmp_path / "signed")
-    assert (status, complaint) == (0, "")
+    status, printed, error = run(capsys, "--checkpoint", signed, "--config", "tiny", "--output", tmp_path / "signed")
+    assert (status, error) == (0, "")
     written = "".join(path.read_text("utf-8", "replace") for path in (tmp_path / "signed").iterdir())
-    assert f"{server.url}/model.pth.tar" in written and "hf_abcdefgh" not in written + said
+    assert f"{server.url}/model.pth.tar" in written and "hf_abcdefgh" not in written + printed
     secret = f"{server.url.replace('https://', 'https://me:word@')}/model.pth.tar"
-    status, _, complaint = run(capsys, "--checkpoint", secret, "--config", "tiny", "--output", tmp_path / "not")
-    assert status == 1 and "take them out of the address" in complaint and "word@" not in complaint
+    status, _, error = run(capsys, "--checkpoint", secret, "--config", "tiny", "--output", tmp_path / "not")
+    assert status == 1 and "remove the user and password from the address" in error and "word@" not in error
     for name, message in (
-        ("absent", "have published no file for it"),
-        ("page", "is no address of a file"),
-        ("nobody", "there is no file nobody, and it is no published config or https address"),
-        ("http://localhost/x.pth", "only https addresses are"),
+        ("absent", "published no file for it"),
+        ("page", "is not the address of a file"),
+        ("nobody", "nobody is neither a file nor a published config nor an https address"),
+        ("http://localhost/x.pth", "only https addresses are allowed"),
     ):
-        status, _, complaint = run(capsys, "--checkpoint", name, "--output", tmp_path / "not")
-        assert status == 1 and message in complaint and not (tmp_path / "not").exists()
+        status, _, error = run(capsys, "--checkpoint", name, "--output", tmp_path / "not")
+        assert status == 1 and message in error and not (tmp_path / "not").exists()

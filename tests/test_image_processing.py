@@ -367,10 +367,10 @@ def test_only_semantic_post_processing_is_offered():
 @pytest.mark.parametrize(
     ("pipeline", "message"),
     [
-        ([{"type": "Solarize"}], "a step 'Solarize' that is not understood"),
+        ([{"type": "Solarize"}], "an unknown step 'Solarize'"),
         ([{"type": "Resize"}], "img_scale is None"),
         ([{"type": "Normalize", "mean": [0, 0, 0], "std": [1, 1, 1], "to_rgb": False}], "to_rgb is False"),
-        ([{"type": "ResizeToMultiple", "interpolation": "area"}], "not understood: interpolation"),
+        ([{"type": "ResizeToMultiple", "interpolation": "area"}], "unknown settings: interpolation"),
         ("Resize", "is not a list of steps"),
     ],
 )

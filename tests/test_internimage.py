@@ -165,21 +165,21 @@ def _change(**values):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_change(surprise=1), "backbone has settings that are not understood: surprise"),
+        (_change(surprise=1), "backbone has unknown settings: surprise"),
         (_change(norm_layer="BN"), "backbone.norm_layer is 'BN'; only 'LN'"),
         (_change(core_op="DCNv4"), "core_op is 'DCNv4'; only 'DCNv3' or 'DCNv3_pytorch'"),
         (_change(use_dcn_v4_op=True), "use_dcn_v4_op is True; only False"),
-        (_change(groups=[3, 4, 8, 16]), "cannot be: num_groups"),
-        (_change(depths=[1, 1, 1]), "cannot be: depths must be 4 numbers"),
-        (_change(depths="deep"), "cannot be: "),
+        (_change(groups=[3, 4, 8, 16]), "an impossible model: num_groups"),
+        (_change(depths=[1, 1, 1]), "an impossible model: depths must be 4 numbers"),
+        (_change(depths="deep"), "an impossible model: "),
         (_change(out_indices=[4]), r"out_indices is \[4\]"),
-        (_change(layer_scale=None), "tensors that the config has no place for: backbone.levels.0.blocks.0.gamma1"),
+        (_change(layer_scale=None), "tensors that the model does not have: backbone.levels.0.blocks.0.gamma1"),
         (_change(dw_kernel_size=5), "dcn.dw_conv.0.weight is 32x1x3x3, expected 32x1x5x5"),
-        (_change(post_norm=True), "no place for: backbone.levels.0.norm.0.weight"),
+        (_change(post_norm=True), "does not have: backbone.levels.0.norm.0.weight"),
         (_change(center_feature_scale=True), "the checkpoint lacks .*center_gate"),
-        (_change(level2_post_norm=True, level2_post_norm_block_ids=[7]), "cannot be: stage3_norm_block_ids"),
+        (_change(level2_post_norm=True, level2_post_norm_block_ids=[7]), "an impossible model: stage3_norm_block_ids"),
         (lambda config: config["decode_head"].update(num_classes=150), "auxiliary_head.num_classes differs"),
-        (lambda config: config.update(model_type="resnet"), "type is 'resnet'; known are"),
+        (lambda config: config.update(model_type="resnet"), "type is 'resnet'; known types are"),
     ],
 )
 def test_configs_that_do_not_fit_are_refused(change, message):
@@ -201,7 +201,7 @@ def test_the_classifier_tells_the_number_of_classes():
 
 def test_a_segmentor_is_no_classifier():
     case = ReferenceCase("internimage/tiny-t-upernet")
-    with pytest.raises(ConversionError, match=r"no place for: backbone\.patch_embed"):
+    with pytest.raises(ConversionError, match=r"does not have: backbone\.patch_embed"):
         convert_checkpoint(case.state_dict(), case.config["backbone"])
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""InternImage's checkpoints, as the conversion script takes them, and the table of those that were published."""
+"""Conversion of InternImage's checkpoints, and the table of the published ones."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ ROWS = published_rows("internimage")
 
 
 def convert(capsys, *arguments) -> tuple[int, str, str]:
-    """The script in this process: exit status, what it said, what it complained about."""
+    """Run the script in this process; return the exit status, stdout and stderr."""
     status = main("internimage", [str(argument) for argument in arguments])
     captured = capsys.readouterr()
     return status, captured.out, captured.err
@@ -56,23 +56,23 @@ def test_classifier_from_the_hub_becomes_a_backbone(tmp_path, capsys, suffix):
         save_file({name: tensor.contiguous().clone() for name, tensor in state_dict.items()}, file)
     (tmp_path / "config.json").write_text(json.dumps(case.config))
     arguments = ["--checkpoint", file, "--config", tmp_path / "config.json", "--output", tmp_path / "converted"]
-    status, said, complaint = convert(capsys, *arguments)
-    assert (status, complaint) == (0, "") and "InternImageBackbone" in said and "head is yet to be trained" in said
+    status, printed, error = convert(capsys, *arguments)
+    assert (status, error) == (0, "") and "InternImageBackbone" in printed and "a backbone without a head" in printed
 
     backbone = InternImageBackbone.from_pretrained(tmp_path / "converted").double()
     with torch.no_grad():
-        maps = backbone(case.pixel_values()).feature_maps
-    for level, map_ in enumerate(maps):
+        feature_maps = backbone(case.pixel_values()).feature_maps
+    for level, feature_map in enumerate(feature_maps):
         expected = case.outputs()[f"feature_{level}"]
-        assert relative_error(case.sampled(f"feature_{level}", map_), expected) < 1e-6
+        assert relative_error(case.sampled(f"feature_{level}", feature_map), expected) < 1e-6
     model = SegUperNetForSemanticSegmentation.from_pretrained(tmp_path / "converted", num_labels=3).double().eval()
     with torch.no_grad():
-        for map_, other in zip(model.backbone(case.pixel_values()).feature_maps, maps, strict=True):
-            torch.testing.assert_close(map_, other)
+        for feature_map, other in zip(model.backbone(case.pixel_values()).feature_maps, feature_maps, strict=True):
+            torch.testing.assert_close(feature_map, other)
     AutoImageProcessor.from_pretrained(tmp_path / "converted")
 
 
-def test_fields_that_transformers_writes_into_any_config_mean_nothing_here():
+def test_fields_of_transformers_in_a_hub_config_are_ignored():
     config = ReferenceCase("internimage/tiny-hub-t").config
     expected = empty_model(config)[0].config.to_dict()
     config |= PreTrainedConfig(num_labels=10, problem_type="multi_label_classification", return_dict=False).to_dict()
@@ -83,42 +83,42 @@ def test_fields_that_transformers_writes_into_any_config_mean_nothing_here():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"surprise": 1}, "settings that are not understood: surprise"),
-        ({"use_cache": True}, "settings that are not understood: use_cache"),
+        ({"surprise": 1}, "unknown settings: surprise"),
+        ({"use_cache": True}, "unknown settings: use_cache"),
         *(
-            ({"out_indices": stages}, f"backbone.out_indices is {stages!r}; a list of stages from 0 to 3 is needed")
+            ({"out_indices": stages}, f"backbone.out_indices is {stages!r}; expected a list of stages from 0 to 3")
             for stages in ([], [True], [[0], [1]], [0, 4], [0.0], None, 3, "0123")
         ),
     ],
 )
-def test_configs_that_cannot_be_converted(changes, message):
+def test_invalid_configs_are_refused(changes, message):
     with pytest.raises(ConversionError) as caught:
         empty_model(ReferenceCase("internimage/tiny-hub-t").config | changes)
     assert message in str(caught.value)
 
 
-def test_damaged_safetensors_file(tmp_path, capsys):
+def test_damaged_safetensors_file_is_refused(tmp_path, capsys):
     (tmp_path / "model.safetensors").write_bytes(b"x" * 100)
     (tmp_path / "config.json").write_text(json.dumps(ReferenceCase("internimage/tiny-hub-t").config))
     arguments = ["--checkpoint", tmp_path / "model.safetensors", "--config", tmp_path / "config.json"]
-    status, _, complaint = convert(capsys, *arguments, "--output", tmp_path / "converted")
-    assert status == 1 and "is damaged or no safetensors file" in complaint and complaint.count("\n") == 1
+    status, _, error = convert(capsys, *arguments, "--output", tmp_path / "converted")
+    assert status == 1 and "is damaged or not a safetensors file" in error and error.count("\n") == 1
 
 
-def test_classifier_file_is_described_by_the_config_of_a_segmentor(tmp_path, capsys):
-    """Such as `--config upernet_internimage_t_512_160k_ade20k` for internimage_t_1k_224.pth."""
+def test_config_of_a_segmentor_also_describes_its_classifier(tmp_path, capsys):
+    """For example `--config upernet_internimage_t_512_160k_ade20k` for internimage_t_1k_224.pth."""
     case = ReferenceCase("internimage/tiny-hub-t")
     torch.save({"model": {k.removeprefix("model."): v for k, v in case.state_dict().items()}}, tmp_path / "file.pth")
     config = ReferenceCase("internimage/tiny-plain-upernet").config
     (tmp_path / "config.json").write_text(json.dumps(config))
     arguments = ["--checkpoint", tmp_path / "file.pth", "--config", tmp_path / "config.json"]
-    status, said, complaint = convert(capsys, *arguments, "--output", tmp_path / "converted")
-    assert (status, complaint) == (0, "") and "InternImageBackbone" in said
+    status, printed, error = convert(capsys, *arguments, "--output", tmp_path / "converted")
+    assert (status, error) == (0, "") and "InternImageBackbone" in printed
 
 
 @pytest.mark.parametrize(("outputs", "names"), [(19, 19), (150, 19), (19, 66)])
-def test_published_checkpoints_with_other_names_than_outputs(tmp_path, capsys, monkeypatch, outputs, names):
-    """Cityscapes configs say 150 outputs; a checkpoint of Mapillary names 66 classes, but knows those of Cityscapes."""
+def test_published_checkpoint_whose_names_do_not_match_its_outputs(tmp_path, capsys, monkeypatch, outputs, names):
+    """Cityscapes configs have 150 outputs; a Mapillary checkpoint has 66 names, but the outputs are of Cityscapes."""
     case, name = ReferenceCase("internimage/tiny-t-upernet"), "upernet_internimage_t_512x1024_160k_cityscapes"
     model = case.config
     for head in ("decode_head", "auxiliary_head"):
@@ -135,8 +135,8 @@ def test_published_checkpoints_with_other_names_than_outputs(tmp_path, capsys, m
     meta = {"CLASSES": [f"c{index}" for index in range(names)]}
     torch.save({"meta": meta, "state_dict": state_dict}, tmp_path / "original.pth")
     arguments = ["--checkpoint", tmp_path / "original.pth", "--config", name, "--output", tmp_path / "converted"]
-    status, said, _ = convert(capsys, *arguments)
-    assert status == 0 and f"{outputs} classes" in said
+    status, printed, _ = convert(capsys, *arguments)
+    assert status == 0 and f"{outputs} classes" in printed
     config = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "converted").config
     assert len(config.id2label) == outputs
     assert config.id2label[18] == ("c18" if names == outputs else "bicycle")
@@ -145,7 +145,7 @@ def test_published_checkpoints_with_other_names_than_outputs(tmp_path, capsys, m
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_published_rows_describe_models_that_exist(name):
+def test_published_row_describes_a_model(name):
     row = ROWS[name]
     info = get_dataset_info(row["dataset"])
     outputs = published_outputs(row)

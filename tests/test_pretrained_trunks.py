@@ -112,9 +112,9 @@ def test_what_does_not_fit_is_named_and_changes_nothing(tmp_path):
         load_pretrained_trunk(backbone, tmp_path / "vit.pth")
     for name, tensor in backbone.state_dict().items():
         assert torch.equal(tensor, before[name]), name
-    with pytest.raises(ConversionError, match="there is no file"):
+    with pytest.raises(ConversionError, match="does not exist"):
         load_pretrained_trunk(backbone, tmp_path / "missing.pth")
-    with pytest.raises(ConversionError, match="Linear has no plain ViT"):
+    with pytest.raises(ConversionError, match="Linear is not a backbone with a plain ViT"):
         load_pretrained_trunk(torch.nn.Linear(2, 2), tmp_path / "vit.pth")
 
 
@@ -127,9 +127,9 @@ def test_what_does_not_fit_is_named_and_changes_nothing(tmp_path):
         ({"pos_embed": torch.zeros(1, 197, 96, dtype=torch.long)}, "pos_embed is torch.int64"),
         (
             {f"blocks.0.attn.{part}.bias": torch.zeros(96) for part in ("query", "key", "value")},
-            "'blocks.0.attn.qkv.bias' and 'blocks.0.attn.query.bias' are the same tensor",
+            "'blocks.0.attn.qkv.bias' and 'blocks.0.attn.query.bias' become the same tensor",
         ),
-        ({f"blocks.0.attn.{part}.bias": torch.zeros(()) for part in ("query", "key", "value")}, "must have one shape"),
+        ({f"blocks.0.attn.{part}.bias": torch.zeros(()) for part in ("query", "key", "value")}, "have equal shapes"),
         ({"norm.weight": torch.zeros(96).to_sparse()}, "norm.weight is torch.float32 .torch.sparse_coo"),
     ],
 )

@@ -443,8 +443,8 @@ def test_impossible_configs_are_refused(changes, message):
     [
         ("num_transformer_feat_level", 4, "num_transformer_feat_level is 4; only 3"),
         ("enforce_decoder_input_project", True, "enforce_decoder_input_project is True"),
-        ("surprise", 1, "not understood: surprise"),
-        ("in_channels", [64], r"in_channels is \[64\]; four numbers"),
+        ("surprise", 1, "unknown settings: surprise"),
+        ("in_channels", [64], r"in_channels is \[64\]; expected one"),
         ("positional_encoding.normalize", False, "positional_encoding.normalize is False"),
         ("positional_encoding.num_feats", 16, "positional_encoding.num_feats is 16; only 32"),
         ("pixel_decoder.type", "PixelDecoder", "pixel_decoder.type is 'PixelDecoder'"),
@@ -499,7 +499,7 @@ def test_unused_tensors_of_early_releases_are_left_out():
     case.state_dict = lambda: state_dict() | extra
     converted_head(case, ())
     extra["decode_head.other"] = torch.zeros(1)
-    with pytest.raises(ConversionError, match=r"no place for: decode_head\.other"):
+    with pytest.raises(ConversionError, match=r"does not have: decode_head\.other"):
         converted_head(case, ())
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Segmenter's checkpoints as the conversion script takes them, its trunks, and the table of what was published."""
+"""Conversion of Segmenter's checkpoints, its pre-trained trunks, and the table of the published checkpoints."""
 
 import json
 import shutil
@@ -32,22 +32,22 @@ OFFICIAL = ReferenceCase("segmenter/tiny-official-mask")
 
 
 def convert(capsys, *arguments) -> tuple[int, str, str]:
-    """The script in this process: exit status, what it said, what it complained about."""
+    """Run the script in this process; return the exit status, stdout and stderr."""
     status = main("segmenter", [str(argument) for argument in arguments])
     captured = capsys.readouterr()
     return status, captured.out, captured.err
 
 
-def picture(width: int, height: int) -> Image.Image:
+def random_image(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8))
 
 
 def official_files(folder: Path, case: ReferenceCase = OFFICIAL, **changes) -> Path:
-    """A checkpoint and the variant.yml beside it, as the official repository writes them."""
+    """Write a checkpoint and its variant.yml as the official repository does; return the checkpoint's path."""
     variant = {**case.config, "dataset_kwargs": {"dataset": "ade20k", "normalization": "vit"}, "amp": False, **changes}
     net = variant["net_kwargs"]
     net["image_size"] = tuple(net["image_size"])
-    net["decoder"]["n_cls"] = net["n_cls"]  # its code writes it there, too
+    net["decoder"]["n_cls"] = net["n_cls"]  # the original writes it there too
     (folder / "variant.yml").write_text(yaml.dump(variant))
     file = folder / "checkpoint.pth"
     torch.save(
@@ -73,16 +73,16 @@ def test_mmseg_checkpoint_on_the_command_line_and_in_a_pipeline(tmp_path):
         logits = model(case.pixel_values()).logits
     assert relative_error(case.sampled("slide_logits", logits), case.outputs()["slide_logits"]) < 1e-6
 
-    segments = pipeline("image-segmentation", model=str(tmp_path / "converted"))(picture(150, 110))
+    segments = pipeline("image-segmentation", model=str(tmp_path / "converted"))(random_image(150, 110))
     assert {segment["label"] for segment in segments} <= set(case.manifest["meta"]["CLASSES"])
     total = sum((np.asarray(segment["mask"]) == 255).astype(int) for segment in segments)
     assert total.shape == (110, 150) and (total == 1).all()
 
 
-def test_official_checkpoint_with_the_variant_beside_it(tmp_path, capsys):
+def test_official_checkpoint_with_its_variant_in_the_same_folder(tmp_path, capsys):
     output = tmp_path / "converted"
-    status, said, complaint = convert(capsys, "--checkpoint", official_files(tmp_path), "--output", output)
-    assert (status, complaint) == (0, "") and "7 classes (without names: say --dataset to name them)" in said
+    status, printed, error = convert(capsys, "--checkpoint", official_files(tmp_path), "--output", output)
+    assert (status, error) == (0, "") and "7 classes (without names: add --dataset to name them)" in printed
     model = AutoModelForSemanticSegmentation.from_pretrained(output).double()
     model.config.inference_mode = "whole"
     with torch.no_grad():
@@ -92,12 +92,12 @@ def test_official_checkpoint_with_the_variant_beside_it(tmp_path, capsys):
     processor = AutoImageProcessor.from_pretrained(output)
     assert dict(processor.size) == {"shortest_edge": 64, "longest_edge": 256} and processor.size_divisor == 0
     assert tuple(processor.image_mean) == tuple(processor.image_std) == (0.5, 0.5, 0.5)
-    segments = pipeline("image-segmentation", model=str(output))(picture(40, 30))
+    segments = pipeline("image-segmentation", model=str(output))(random_image(40, 30))
     assert sum((np.asarray(segment["mask"]) == 255).sum() for segment in segments) == 40 * 30
 
 
 def test_official_checkpoint_of_a_known_data_set(tmp_path, capsys):
-    """A variant elsewhere, 19 outputs, images normalised as for DeiT and twice as wide as high."""
+    """The variant is in another folder; 19 outputs, DeiT's normalisation, longest edge twice the shortest."""
     case = ReferenceCase("segmenter/tiny-official-deit-mask")
     (tmp_path / "run").mkdir()
     net = {**case.config["net_kwargs"], "n_cls": 19}
@@ -109,10 +109,10 @@ def test_official_checkpoint_of_a_known_data_set(tmp_path, capsys):
     ]
     torch.save({"model": fill.state_dict(shapes, torch.float32)}, tmp_path / "run" / "checkpoint.pth")
     arguments = ["--checkpoint", tmp_path / "run" / "checkpoint.pth", "--output", tmp_path / "converted"]
-    status, _, complaint = convert(capsys, *arguments)
-    assert status == 1 and "does not hold its config: say --config" in complaint
-    status, said, _ = convert(capsys, *arguments, "--config", tmp_path / "variant.yml")
-    assert status == 0 and "19 classes (names of cityscapes" in said
+    status, _, error = convert(capsys, *arguments)
+    assert status == 1 and "does not hold its config: add --config" in error
+    status, printed, _ = convert(capsys, *arguments, "--config", tmp_path / "variant.yml")
+    assert status == 0 and "19 classes (names of cityscapes" in printed
     config = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "converted").config
     assert config.id2label[0] == "road" and config.palette[0] == [128, 64, 128]
     processor = AutoImageProcessor.from_pretrained(tmp_path / "converted")
@@ -121,10 +121,10 @@ def test_official_checkpoint_of_a_known_data_set(tmp_path, capsys):
 
 
 def test_checkpoint_of_mmsegmentation_1(tmp_path, capsys):
-    """Class names, the text of the config, and normalisation stand elsewhere there."""
+    """Class names, config text and normalisation have other places than in 0.x."""
     case = ReferenceCase("segmenter/tiny-mask-no-patch-bias")
     model = case.config
-    del model["backbone"]["patch_bias"]  # the shipped configs do not say it
+    del model["backbone"]["patch_bias"]  # not in the published configs
     model["backbone"]["out_origin"] = False
     model["data_preprocessor"] = {
         "type": "SegDataPreProcessor",
@@ -145,8 +145,8 @@ def test_checkpoint_of_mmsegmentation_1(tmp_path, capsys):
     meta = {**case.manifest["meta"], "cfg": text}
     torch.save({"meta": meta, "state_dict": case.state_dict(torch.float32), "message_hub": {}}, tmp_path / "new.pth")
     output = tmp_path / "converted"
-    status, said, complaint = convert(capsys, "--checkpoint", tmp_path / "new.pth", "--output", output)
-    assert (status, complaint) == (0, "") and "5 classes (names from the checkpoint)" in said
+    status, printed, error = convert(capsys, "--checkpoint", tmp_path / "new.pth", "--output", output)
+    assert (status, error) == (0, "") and "5 classes (names from the checkpoint)" in printed
     config = AutoModelForSemanticSegmentation.from_pretrained(output).config
     assert config.backbone_config.patch_bias is False and config.id2label[4] == "class_4"
     assert config.palette == case.manifest["meta"]["dataset_meta"]["palette"]
@@ -155,8 +155,8 @@ def test_checkpoint_of_mmsegmentation_1(tmp_path, capsys):
     assert processor.image_mean[0] == processor.image_std[0] == 0.5
 
 
-def test_the_bias_of_the_patches_is_what_the_checkpoint_has():
-    """A config of 1.x that says there is none, for a checkpoint that has one: dropping it changes every number."""
+def test_checkpoint_decides_on_the_patch_bias():
+    """The config says that the patch embedding has no bias, but the checkpoint has one: it must not be dropped."""
     case = ReferenceCase("segmenter/tiny-mask")
     config = case.config
     config["backbone"]["patch_bias"] = False
@@ -174,24 +174,24 @@ def test_the_bias_of_the_patches_is_what_the_checkpoint_has():
         ("backbone.out_indices", [2, 3], "backbone.out_indices is"),
         ("backbone.norm_cfg", {"type": "BN"}, "backbone.norm_cfg.type is 'BN'; only 'LN'"),
         ("backbone.qkv_bias", False, "backbone.qkv_bias is False"),
-        ("backbone.surprise", 1, "backbone has settings that are not understood: surprise"),
+        ("backbone.surprise", 1, "backbone has unknown settings: surprise"),
         ("backbone.interpolate_mode", "nearest", "position_interpolation must be 'bicubic' or 'bilinear'"),
-        ("decode_head.surprise", 1, "decode_head has settings that are not understood: surprise"),
-        ("backbone.num_heads", None, "backbone.num_heads is None; a whole number from 1 is needed"),
-        ("backbone.img_size", None, "backbone.img_size is None; one side or (height, width) in pixels is needed"),
-        ("backbone.img_size", [64, 64, 64], "backbone.img_size is [64, 64, 64]; one side or"),
-        ("decode_head.num_heads", None, "decode_head.num_heads is None; a whole number from 1 is needed"),
-        ("decode_head.embed_dims", None, "decode_head.embed_dims is None; a whole number from 1 is needed"),
-        ("decode_head.num_layers", True, "decode_head.num_layers is True; a whole number from 1 is needed"),
-        ("decode_head.num_classes", "7", "decode_head.num_classes is '7'; a whole number from 1 is needed"),
+        ("decode_head.surprise", 1, "decode_head has unknown settings: surprise"),
+        ("backbone.num_heads", None, "backbone.num_heads is None; expected a positive integer"),
+        ("backbone.img_size", None, "backbone.img_size is None; expected one side or (height, width) in pixels"),
+        ("backbone.img_size", [64, 64, 64], "backbone.img_size is [64, 64, 64]; expected one side or"),
+        ("decode_head.num_heads", None, "decode_head.num_heads is None; expected a positive integer"),
+        ("decode_head.embed_dims", None, "decode_head.embed_dims is None; expected a positive integer"),
+        ("decode_head.num_layers", True, "decode_head.num_layers is True; expected a positive integer"),
+        ("decode_head.num_classes", "7", "decode_head.num_classes is '7'; expected a positive integer"),
         ("decode_head.num_heads", 5, "must be a multiple of its 5 heads"),
         ("decode_head.attn_drop_rate", 0.1, "decode_head.attn_drop_rate is 0.1; only 0.0"),
         ("decode_head.in_index", 0, "decode_head.in_index is 0; only -1"),
         ("decode_head.align_corners", True, "decode_head.align_corners is True"),
-        ("auxiliary_head", {"type": "FCNHead"}, "Segmenter's heads are converted without one"),
+        ("auxiliary_head", {"type": "FCNHead"}, "Segmenter is converted without one"),
     ],
 )
-def test_mmseg_configs_that_cannot_be_converted(path, value, message):
+def test_invalid_mmseg_configs_are_refused(path, value, message):
     config = ReferenceCase("segmenter/tiny-mask").config
     *parents, key = path.split(".")
     part = config
@@ -213,45 +213,51 @@ def test_convolutions_in_a_linear_head_are_refused():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda variant: variant["net_kwargs"].pop("n_cls"), "net_kwargs does not say 'n_cls'"),
-        (lambda variant: variant["net_kwargs"].pop("decoder"), "net_kwargs does not say 'decoder'"),
+        (lambda variant: variant["net_kwargs"].pop("n_cls"), "net_kwargs has no setting 'n_cls'"),
+        (lambda variant: variant["net_kwargs"].pop("decoder"), "net_kwargs has no setting 'decoder'"),
         (lambda variant: variant["net_kwargs"]["decoder"].update(name="deeplab_dec"), "name is 'deeplab_dec'; only"),
         (lambda variant: variant["net_kwargs"].update(dropout=0.1), "net_kwargs.dropout is 0.1; only 0.0"),
-        (lambda variant: variant["net_kwargs"].update(surprise=1), "settings that are not understood: surprise"),
-        (lambda variant: variant["net_kwargs"].pop("normalization"), "net_kwargs does not say 'normalization'"),
-        (lambda variant: variant["net_kwargs"]["decoder"].pop("name"), "net_kwargs.decoder does not say 'name'"),
+        (lambda variant: variant["net_kwargs"].update(surprise=1), "unknown settings: surprise"),
+        (lambda variant: variant["net_kwargs"].pop("normalization"), "net_kwargs has no setting 'normalization'"),
+        (lambda variant: variant["net_kwargs"]["decoder"].pop("name"), "net_kwargs.decoder has no setting 'name'"),
         (lambda variant: variant["net_kwargs"].update(normalization="clip"), "normalization is 'clip'; only 'vit' or"),
         *(
             (
                 lambda variant, name=name, value=value: variant["net_kwargs"].update({name: value}),
-                f"the variant.net_kwargs.{name} is {value!r}; {needed} is needed",
+                f"the variant.net_kwargs.{name} is {value!r}; expected {needed}",
             )
             for name, value, needed in (
-                ("n_cls", "7", "a whole number from 1"),
-                ("n_cls", None, "a whole number from 1"),
-                ("d_model", [128], "a whole number from 1"),
-                ("n_heads", None, "a whole number from 1"),
-                ("patch_size", 0, "a whole number from 1"),
+                ("n_cls", "7", "a positive integer"),
+                ("n_cls", None, "a positive integer"),
+                ("d_model", [128], "a positive integer"),
+                ("n_heads", None, "a positive integer"),
+                ("patch_size", 0, "a positive integer"),
                 ("image_size", None, "one side or (height, width) in pixels"),
                 ("image_size", [64, "64"], "one side or (height, width) in pixels"),
             )
         ),
         (lambda variant: variant["net_kwargs"].update(d_model=96, n_heads=4), "wrong shapes: encoder.cls_token is"),
-        (lambda variant: variant["inference_kwargs"].pop("window_size"), "inference_kwargs does not say 'window_size'"),
+        (
+            lambda variant: variant["inference_kwargs"].pop("window_size"),
+            "inference_kwargs has no setting 'window_size'",
+        ),
         (lambda variant: variant["inference_kwargs"].update(window_stride=65), "must not exceed window_size"),
-        (lambda variant: variant["inference_kwargs"].update(im_size="512"), "im_size is '512'; a whole number"),
+        (
+            lambda variant: variant["inference_kwargs"].update(im_size="512"),
+            "im_size is '512'; expected a positive integer",
+        ),
         (lambda variant: variant.update(dataset_kwargs=["ade20k"]), "dataset_kwargs must be a dict of settings"),
         (lambda variant: variant.update(net_kwargs=3), "net_kwargs must be a dict"),
         (lambda variant: variant.pop("net_kwargs"), "has no model dict with a type"),
     ],
 )
-def test_official_variants_that_cannot_be_converted(tmp_path, capsys, change, message):
+def test_invalid_official_variants_are_refused(tmp_path, capsys, change, message):
     file = official_files(tmp_path)
     variant = parse_variant((tmp_path / "variant.yml").read_text())
     change(variant)
     (tmp_path / "variant.yml").write_text(yaml.dump(variant))
-    status, said, complaint = convert(capsys, "--checkpoint", file, "--output", tmp_path / "converted")
-    assert status == 1 and not said and message in complaint, complaint
+    status, printed, error = convert(capsys, "--checkpoint", file, "--output", tmp_path / "converted")
+    assert status == 1 and not printed and message in error, error
     assert not (tmp_path / "converted").exists()
 
 
@@ -266,11 +272,11 @@ def test_official_variants_that_cannot_be_converted(tmp_path, capsys, change, me
             lambda weights: weights.update({"decoder.proj_patch": torch.zeros(3)}),
             "decoder.proj_patch is (3,), expected",
         ),
-        (lambda weights: weights.update({"encoder.surprise": torch.zeros(3)}), "has no place for: encoder.surprise"),
-        (lambda weights: weights.update({"encoder.dist_token": torch.zeros(1, 1, 128)}), "no place for: encoder.dist"),
+        (lambda weights: weights.update({"encoder.surprise": torch.zeros(3)}), "model does not have: encoder.surprise"),
+        (lambda weights: weights.update({"encoder.dist_token": torch.zeros(1, 1, 128)}), "does not have: encoder.dist"),
     ],
 )
-def test_official_checkpoints_that_do_not_fit(change, message):
+def test_official_checkpoints_that_do_not_fit_are_refused(change, message):
     weights = OFFICIAL.state_dict(torch.float32)
     change(weights)
     with pytest.raises(ConversionError) as caught:
@@ -278,54 +284,54 @@ def test_official_checkpoints_that_do_not_fit(change, message):
     assert message in str(caught.value)
 
 
-def test_text_of_a_variant_is_read_without_running_it():
+def test_variant_text_is_parsed_without_executing_it():
     text = "net_kwargs:\n  image_size: &size !!python/tuple\n  - 512\n  - 512\n  again: *size\n"
     assert parse_variant(text) == {"net_kwargs": {"image_size": [512, 512], "again": [512, 512]}}
     for hostile in ("!!python/object/apply:os.system ['true']", "!!python/name:os.system", "{a: [}"):
-        with pytest.raises(ConversionError, match="the variant is not understood"):
+        with pytest.raises(ConversionError, match="the variant cannot be parsed"):
             parse_variant(hostile)
 
 
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("2021-13-45", "'2021-13-45' is no timestamp"),
-        ("!!timestamp abc", "'abc' is no timestamp"),
-        ("!!int abc", "'abc' is no int"),
-        ("!!int ''", "'' is no int"),
-        ("!!float abc", "'abc' is no float"),
-        ("!!bool abc", "'abc' is no bool"),
-        ("9" * 5000, "999... is no int"),
+        ("2021-13-45", "'2021-13-45' is not a valid timestamp"),
+        ("!!timestamp abc", "'abc' is not a valid timestamp"),
+        ("!!int abc", "'abc' is not a valid int"),
+        ("!!int ''", "'' is not a valid int"),
+        ("!!float abc", "'abc' is not a valid float"),
+        ("!!bool abc", "'abc' is not a valid bool"),
+        ("9" * 5000, "999... is not a valid int"),
     ],
 )
-def test_odd_values_in_a_variant_are_named(value, message):
-    with pytest.raises(ConversionError, match="the variant is not understood") as caught:
+def test_invalid_values_in_a_variant_are_refused(value, message):
+    with pytest.raises(ConversionError, match="the variant cannot be parsed") as caught:
         parse_variant(f"net_kwargs:\n  n_cls: [{value}]\n")
     assert message in str(caught.value) and "line 2, column 11" in str(caught.value)
 
 
-def test_the_name_of_a_variant_tells_its_kind(tmp_path, capsys):
+def test_suffix_of_a_variant_file_is_needed(tmp_path, capsys):
     arguments = ["--checkpoint", official_files(tmp_path), "--output", tmp_path / "converted", "--config"]
     for name in ("VARIANT.YML", "variant.Yaml", "variant.txt"):
         (tmp_path / "variant.yml").rename(tmp_path / name)
-        status, _, complaint = convert(capsys, *arguments, tmp_path / name)
+        status, _, error = convert(capsys, *arguments, tmp_path / name)
         (tmp_path / name).rename(tmp_path / "variant.yml")
         if name.endswith("txt"):
-            assert status == 1 and "variant.txt cannot be read" in complaint
-            assert "read as Python text" in complaint and "a variant.yml .yml or .yaml" in complaint
+            assert status == 1 and "variant.txt cannot be read" in error
+            assert "read as Python" in error and "a variant file .yml or .yaml" in error
         else:
-            assert (status, complaint) == (0, "")
+            assert (status, error) == (0, "")
             shutil.rmtree(tmp_path / "converted")
 
 
 def jax_arrays(case: ReferenceCase) -> dict[str, np.ndarray]:
-    """What the case's .npz file holds: it is filled from its own names, too."""
+    """Return the arrays of the case's .npz file."""
     return {name: tensor.numpy() for name, tensor in fill.state_dict(case.manifest["npz"]).items()}
 
 
 @pytest.mark.parametrize("name", ["jax-augreg", "jax-augreg-resized"])
 def test_trunk_from_jax(name, tmp_path):
-    """An .npz file of AugReg, into the backbone that MMSegmentation builds for it."""
+    """Load an .npz file of AugReg into the backbone that MMSegmentation builds for it."""
     case = ReferenceCase(f"segmenter/tiny-{name}")
     config = read_vit(Settings(case.config["backbone"], "backbone"))
     backbone = SegmenterViTBackbone(config).double().eval()
@@ -334,12 +340,12 @@ def test_trunk_from_jax(name, tmp_path):
     assert sorted(unused) == sorted(case.manifest["unused"])
     outputs = case.outputs()
     with torch.no_grad():
-        (map_,) = backbone(case.pixel_values()).feature_maps
-    assert relative_error(map_, outputs["feature_0"]) < 2e-6
+        (feature_map,) = backbone(case.pixel_values()).feature_maps
+    assert relative_error(feature_map, outputs["feature_0"]) < 2e-6
     assert relative_error(backbone.trunk.embeddings.pos_embed, outputs["pos_embed"]) < 2e-6
 
 
-def test_trunk_from_jax_with_other_names_or_without_some(tmp_path):
+def test_trunk_from_jax_with_other_or_missing_names(tmp_path):
     case = ReferenceCase("segmenter/tiny-jax-augreg")
     arrays = jax_arrays(case)
     np.savez(tmp_path / "new.npz", **arrays)
@@ -361,7 +367,7 @@ def test_trunk_from_jax_with_other_names_or_without_some(tmp_path):
     with pytest.raises(ConversionError, match="no place for surprise"):
         load_pretrained_trunk(backbone, tmp_path / "odd.npz")
     np.savez(tmp_path / "objects.npz", **{"embedding/kernel": np.array([print], dtype=object)})
-    with pytest.raises(ConversionError, match=r"objects.npz is damaged or no file of numpy arrays"):
+    with pytest.raises(ConversionError, match=r"objects.npz is damaged or not a file of numpy arrays"):
         load_pretrained_trunk(backbone, tmp_path / "objects.npz")
 
 
@@ -376,15 +382,15 @@ _ATTENTION = f"{_BLOCK}/MultiHeadDotProductAttention_1"
         ({f"{_ATTENTION}/out/kernel": (3,)}, f"{_ATTENTION}/out/kernel is (3,), expected a matrix"),
         ({f"{_BLOCK}/MlpBlock_3/Dense_0/kernel": (3,)}, "Dense_0/kernel is (3,), expected a matrix"),
         ({f"{_ATTENTION}/key/kernel": (5, 2, 16)}, f"{_ATTENTION}/key/kernel ((32, 5)), "),
-        ({f"{_ATTENTION}/value/bias": (5,)}, f"{_ATTENTION}/value/bias ((5,)) must have one shape"),
+        ({f"{_ATTENTION}/value/bias": (5,)}, f"{_ATTENTION}/value/bias ((5,)) must have equal shapes"),
         ({"embedding/kernel": (16, 16, 3)}, "embedding/kernel is (16, 16, 3), expected (height, width, 3, channels)"),
         ({f"{_BLOCK}/LayerNorm_0/scale": ()}, "blocks.1.norm1.weight is (), expected"),
         ({"embedding/bias": ()}, "patch_embed.proj.bias is (), expected"),
         ({"cls": ()}, "cls_token is (), expected"),
-        ({"opt/target/cls": (1, 1, 48)}, "'cls' and 'opt/target/cls' are the same tensor of the trunk"),
+        ({"opt/target/cls": (1, 1, 48)}, "'cls' and 'opt/target/cls' become the same tensor of the trunk"),
     ],
 )
-def test_arrays_of_other_shapes_and_double_ones_are_named(tmp_path, changes, message):
+def test_arrays_of_wrong_shapes_and_duplicates_are_refused(tmp_path, changes, message):
     case = ReferenceCase("segmenter/tiny-jax-augreg")
     arrays = jax_arrays(case) | {name: np.zeros(shape, np.float32) for name, shape in changes.items()}
     np.savez(tmp_path / "odd.npz", **arrays)
@@ -395,7 +401,7 @@ def test_arrays_of_other_shapes_and_double_ones_are_named(tmp_path, changes, mes
 
 
 def test_trunk_of_mmsegmentation(tmp_path):
-    """The .pth file that MMSegmentation makes of an .npz file: a bare dict under its own names."""
+    """Load a .pth file that MMSegmentation makes of an .npz file, a dict of tensors under mmseg's names."""
     case = ReferenceCase("segmenter/tiny-mask")
     weights = {
         name.removeprefix("backbone."): tensor
@@ -419,7 +425,7 @@ def test_trunk_of_mmsegmentation(tmp_path):
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_published_rows_describe_models_that_exist(name):
+def test_published_row_describes_a_model(name):
     row = ROWS[name]
     info = get_dataset_info(row["dataset"])
     processor = read_test_pipeline(row["test_pipeline"], info.reduce_zero_label)

@@ -139,14 +139,14 @@ def test_what_is_used_may_not_be_missing():
         convert_checkpoint(state_dict, case.config)
     state_dict = case.state_dict()
     state_dict["backbone.interactions.1.surprise"] = torch.zeros(3).double()
-    with pytest.raises(ConversionError, match=r"has no place for: backbone.interactions.1.surprise"):
+    with pytest.raises(ConversionError, match=r"model does not have: backbone.interactions.1.surprise"):
         convert_checkpoint(state_dict, case.config)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"extra_num": 4}, "settings that are not understood: extra_num"),  # of the repository's detection folder
+        ({"extra_num": 4}, "unknown settings: extra_num"),  # of the repository's detection folder
         ({"use_CTI_toV": [True]}, "use_to_trunk must be one flag or one for each of the 4 interactions, got 1"),
         ({"dim_ratio": 0.25, "embed_dim": 36}, "even number of channels, got 9"),
     ],

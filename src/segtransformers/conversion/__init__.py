@@ -1,5 +1,9 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Original checkpoints into our models: maps as data, one module per family, reading and writing apart from them."""
+"""Convert original checkpoints into models of this package.
+
+There is one module for each family of backbones and each head, with the renaming of tensors as data ([`mapping.Rule`]).
+Reading files and writing folders are separate modules.
+"""
 
 from typing import TYPE_CHECKING
 

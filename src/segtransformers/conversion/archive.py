@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Zip archives from strangers: names and sizes are checked before a byte is unpacked."""
+"""Read untrusted zip archives: names and sizes are checked before anything is unpacked."""
 
 import shutil
 import stat
@@ -9,17 +9,17 @@ from pathlib import Path
 from .mapping import ConversionError
 
 WEIGHT_SUFFIXES = (".pth", ".pth.tar", ".pt", ".bin")
-# Weights are noise to a compressor: what shrinks more than this is no checkpoint. Small files may be all zeros.
-LARGEST_RATIO, SMALL = 100, 2**20
+# Weights hardly compress, so a member that grows more than this is no checkpoint. A small member may be all zeros.
+LARGEST_RATIO, SMALL_SIZE = 100, 2**20
 _CHUNK = 2**22
 
 
 def unpacked_checkpoint(archive: Path, folder: Path) -> Path:
-    """The one checkpoint file of a zip archive, unpacked into `folder` under a name of our own.
+    """Unpack the only checkpoint file of a zip archive into `folder` and return its path.
 
     Raises:
-        ConversionError: naming the member that leads out of the archive, is a link, encrypted or a bomb, and archives
-            that are damaged or hold no checkpoint or several.
+        ConversionError: if a member has a path outside the archive, is a link, is encrypted or is a zip bomb; if the
+            archive is damaged, or does not hold exactly one checkpoint.
     """
     try:
         with zipfile.ZipFile(archive) as opened:
@@ -32,40 +32,42 @@ def unpacked_checkpoint(archive: Path, folder: Path) -> Path:
             return _unpacked(opened, members[0], archive, folder)
     except ConversionError:
         raise
-    except Exception as error:  # each compression has errors of its own
+    except Exception as error:  # every compression method raises its own errors
         reason = str(error).strip() or type(error).__name__
-        raise ConversionError(f"{archive} is damaged or no zip archive: {reason}") from error
+        raise ConversionError(f"{archive} is damaged or not a zip archive: {reason}") from error
 
 
 def check_pytorch_archive(path: Path, name: str) -> None:
-    """Refuse a file of PyTorch's zip format whose members are compressed or larger than the file: torch writes neither.
+    """Refuse a file in PyTorch's zip format whose members are compressed or larger than the file.
 
-    What is no archive is left to torch.
+    `torch.save` writes neither. A file that is not a zip archive passes.
+
+    Raises:
+        ConversionError: naming the file.
     """
     if not zipfile.is_zipfile(path):
         return
     try:
         with zipfile.ZipFile(path) as opened:
             members = opened.infolist()
-    except Exception:  # a damaged directory: torch says what it is
+    except Exception:  # a damaged directory: torch.load reports it
         return
-    if any(member.filename.endswith("/constants.pkl") for member in members):  # of TorchScript: torch refuses it
+    if any(member.filename.endswith("/constants.pkl") for member in members):  # TorchScript: torch.load refuses it
         return
     for member in members:
         if member.compress_type != zipfile.ZIP_STORED:
             raise ConversionError(
-                f"{name} is compressed inside ({member.filename}), as PyTorch never writes checkpoints: such files are "
-                "refused"
+                f"{name} has a compressed member ({member.filename}): PyTorch writes no such checkpoints, it is refused"
             )
     declared = sum(member.file_size for member in members)
     if declared > path.stat().st_size:
         raise ConversionError(
-            f"{name} declares {declared} bytes in a file of {path.stat().st_size}: such files are refused"
+            f"{name} declares {declared} bytes in a file of {path.stat().st_size} bytes: it is refused"
         )
 
 
 def check_ratio(archive: Path) -> None:
-    """Refuse an archive with a member that grows beyond measure when it is unpacked.
+    """Refuse an archive with a member that grows more than [`LARGEST_RATIO`] times when it is unpacked.
 
     Raises:
         ConversionError: naming the member.
@@ -77,21 +79,20 @@ def check_ratio(archive: Path) -> None:
 
 def _check_member(member: zipfile.ZipInfo, archive: str) -> None:
     name = member.filename.replace("\\", "/")
-    if name.startswith("/") or ".." in name.split("/") or name[1:2] == ":":  # the last is a drive of Windows
-        raise ConversionError(
-            f"{archive} has a member that leads out of it, {member.filename!r}: such files are refused"
-        )
+    if name.startswith("/") or ".." in name.split("/") or name[1:2] == ":":  # ":" after a Windows drive
+        raise ConversionError(f"{archive} has a member with a path outside of it, {member.filename!r}: it is refused")
     if stat.S_ISLNK(member.external_attr >> 16):
-        raise ConversionError(f"{archive} has a member that is a link, {member.filename!r}: such files are refused")
+        raise ConversionError(f"{archive} has a member that is a link, {member.filename!r}: it is refused")
     if member.flag_bits & 1:
-        raise ConversionError(f"{archive} is encrypted ({member.filename!r}): unpack it and give the checkpoint inside")
+        raise ConversionError(f"{archive} is encrypted ({member.filename!r}): unpack it and pass the checkpoint in it")
     _check_ratio(member, archive)
 
 
 def _check_ratio(member: zipfile.ZipInfo, archive: str) -> None:
-    if member.file_size > LARGEST_RATIO * member.compress_size + SMALL:
+    if member.file_size > LARGEST_RATIO * member.compress_size + SMALL_SIZE:
         raise ConversionError(
-            f"{archive} is a zip bomb: {member.filename!r} grows from {member.compress_size} to {member.file_size}"
+            f"{archive} is a zip bomb: {member.filename!r} unpacks from {member.compress_size} to {member.file_size} "
+            "bytes: it is refused"
         )
 
 
@@ -99,7 +100,8 @@ def _unpacked(opened: zipfile.ZipFile, member: zipfile.ZipInfo, archive: Path, f
     free = shutil.disk_usage(folder).free
     if member.file_size > free:
         raise ConversionError(
-            f"{archive} needs {member.file_size} bytes in {folder}, where {free} are free: set TMPDIR to a larger place"
+            f"{archive} needs {member.file_size} bytes in {folder}, where {free} are free: set TMPDIR to a folder with "
+            "more space"
         )
     target, written = folder / "checkpoint.pth", 0  # the member's own path is never used
     with opened.open(member) as source, target.open("wb") as copy:
@@ -112,5 +114,5 @@ def _unpacked(opened: zipfile.ZipFile, member: zipfile.ZipInfo, archive: Path, f
 
 
 def _is_checkpoint_name(name: str) -> bool:
-    """Whether a member of an archive is a checkpoint, and not the shadow of one that macOS adds."""
+    """Return True if a member is named like a checkpoint. macOS adds `._` members beside the real ones."""
     return name.lower().endswith(WEIGHT_SUFFIXES) and not Path(name).name.startswith("._")

@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Reads original checkpoint files without running any code that may hide in them."""
+"""Read original checkpoint files without running code from them."""
 
 import argparse
 import importlib
@@ -22,12 +22,12 @@ from safetensors.torch import load_file
 from .archive import check_pytorch_archive, check_ratio, unpacked_checkpoint
 from .mapping import ConversionError
 
-# Where mmcv (epoch and iteration hooks), mmseg and the originals' own trainers put the weights.
+# keys of the weights in files of mmcv, mmseg and the originals' own trainers
 WEIGHT_KEYS = ("state_dict", "model", "module")
 
 
 class _Dropped:
-    """Stands in for a training-state object: takes any arguments and any state, and keeps nothing."""
+    """Inert replacement of an object of the training state: accepts any arguments and state, and keeps nothing."""
 
     def __new__(cls, *args, **kwargs):
         return super().__new__(cls)
@@ -39,8 +39,8 @@ class _Dropped:
         pass
 
 
-# Beyond what torch itself allows: the values that trainers save beside the weights. numpy 2 renamed its core module,
-# so its functions are listed under both names. Nothing here has side effects.
+# Trainers save these values beside the weights, and torch does not allow them by default. numpy 2 renamed its core
+# module, so its functions are listed under both names. Nothing here has side effects.
 _MULTIARRAY = importlib.import_module("numpy.core.multiarray" if numpy.__version__ < "2" else "numpy._core.multiarray")
 _ALLOWED: list[Any] = [
     *(
@@ -55,7 +55,7 @@ _ALLOWED: list[Any] = [
         for code in ("?", "b", "B", "h", "H", "i", "I", "l", "L", "q", "Q", "e", "f", "d", "U", "S")
     ),
     argparse.Namespace,
-    # torch fills only plain mappings, whatever they are called in the file
+    # torch fills plain mappings only, so these classes become one
     *(
         (OrderedDict, name)
         for name in ("mmcv.utils.config.ConfigDict", "mmengine.config.config.ConfigDict", "addict.Dict")
@@ -63,7 +63,7 @@ _ALLOWED: list[Any] = [
     *(
         (_Dropped, name)
         for name in (
-            "mmengine.logging.history_buffer.HistoryBuffer",  # its state refers to its methods through getattr
+            "mmengine.logging.history_buffer.HistoryBuffer",  # its state refers to its methods by getattr
             "builtins.getattr",
             "__builtin__.getattr",
             "datetime.datetime",
@@ -79,13 +79,13 @@ _ALLOWED: list[Any] = [
 
 @dataclass
 class Checkpoint:
-    """A file's weights, and what was saved beside them.
+    """The content of a checkpoint file.
 
     Attributes:
-        state_dict: tensors by their original names.
-        meta: mmcv's `meta`: among others `CLASSES`, `PALETTE` and the text `config`; mmengine's has `dataset_meta` and
-            `cfg`. Empty where there is none.
-        others: what else the file holds, such as `optimizer`.
+        state_dict: the weights by their original names.
+        meta: the dict `meta` of mmcv (with `CLASSES`, `PALETTE` and the text `config`) or of mmengine (with
+            `dataset_meta` and the text `cfg`); empty if the file has none.
+        others: names of the other entries, such as `optimizer`.
     """
 
     state_dict: dict[str, torch.Tensor]
@@ -96,19 +96,19 @@ class Checkpoint:
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read a `.pth`, `.pth.tar`, `.bin`, `.zip`, `.safetensors` or `.npz` file. No code from the file is run.
 
-    A `.zip` archive must hold exactly one checkpoint file (`.pth.tar` files are no archives, whatever their name says).
+    A `.zip` archive must hold exactly one checkpoint file. A `.pth.tar` file is a PyTorch file, not an archive.
 
     Raises:
-        ConversionError: if the file is missing, damaged, no checkpoint, or wants to run code.
+        ConversionError: if the file is missing, damaged, no checkpoint, or needs code to be run.
     """
     path = Path(path)
     if not path.is_file():
-        raise ConversionError(f"there is no file {path}")
+        raise ConversionError(f"the file {path} does not exist")
     if path.suffix.lower() == ".safetensors":
         try:
             return Checkpoint(load_file(path))
-        except Exception as error:  # a damaged file can raise anything
-            raise ConversionError(f"{path} is damaged or no safetensors file: {_reason(error)}") from error
+        except Exception as error:  # a damaged file can raise any error
+            raise ConversionError(f"{path} is damaged or not a safetensors file: {_reason(error)}") from error
     if path.suffix.lower() == ".npz":
         try:
             check_ratio(path)
@@ -116,37 +116,36 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
                 return Checkpoint({name: torch.from_numpy(arrays[name]) for name in arrays.files})
         except ConversionError:
             raise
-        except Exception as error:  # a damaged file can raise anything
-            raise ConversionError(f"{path} is damaged or no file of numpy arrays: {_reason(error)}") from error
+        except Exception as error:  # a damaged file can raise any error
+            raise ConversionError(f"{path} is damaged or not a file of numpy arrays: {_reason(error)}") from error
     if path.suffix.lower() != ".zip":
         return _read(path, str(path))
     with tempfile.TemporaryDirectory() as folder:
-        # a mapped file outlives its name, except on Windows
+        # except on Windows, a memory-mapped file may be deleted
         return _read(unpacked_checkpoint(path, Path(folder)), f"the checkpoint in {path}", mmap=os.name != "nt")
 
 
 def _read(path: Path, name: str, mmap: bool = True) -> Checkpoint:
     if tarfile.is_tarfile(path):
-        raise ConversionError(f"{name} is a tar archive: unpack it and give the checkpoint inside")
+        raise ConversionError(f"{name} is a tar archive: unpack it and pass the checkpoint in it")
     check_pytorch_archive(path, name)
     try:
         with torch.serialization.safe_globals(_ALLOWED):
-            mmap = mmap and zipfile.is_zipfile(path)  # torch's format before 1.6 cannot be mapped
+            mmap = mmap and zipfile.is_zipfile(path)  # the format before torch 1.6 cannot be memory-mapped
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         refused = re.search(
             r"GLOBAL ([\w.]+\w)|unrecognized (?:function|class) ([^\n]+)|got (<class [^\n]+>)", str(error)
         )
         if refused is None:
-            raise ConversionError(f"{name} is damaged or no PyTorch checkpoint ({_reason(error)})") from error
+            raise ConversionError(f"{name} is damaged or not a PyTorch checkpoint ({_reason(error)})") from error
         raise ConversionError(
-            f"{name} wants {next(filter(None, refused.groups()))} to be called, which is not needed to read weights: "
-            "such files are refused"
+            f"{name} asks to call {next(filter(None, refused.groups()))}, which no weights need: it is refused"
         ) from error
-    except Exception as error:  # a damaged pickle can raise anything
+    except Exception as error:  # a damaged pickle can raise any error
         if re.search(r"record size|resize storage|calculation overflowed|allocate memory|out of bounds", str(error)):
-            raise ConversionError(f"{name} declares a tensor larger than what it holds ({_reason(error)})") from error
-        raise ConversionError(f"{name} is damaged or no PyTorch checkpoint ({_reason(error)})") from error
+            raise ConversionError(f"{name} declares a tensor larger than its data ({_reason(error)})") from error
+        raise ConversionError(f"{name} is damaged or not a PyTorch checkpoint ({_reason(error)})") from error
     return _checkpoint(loaded, name, path.stat().st_size)
 
 
@@ -161,18 +160,18 @@ def _checkpoint(loaded: Any, name: str, size: int) -> Checkpoint:
         raise ConversionError(f"{name} holds a {type(weights[others[0]]).__name__} under {others[0]!r}, not a tensor")
     for key, tensor in state_dict.items():
         if tensor.layout != torch.strided:
-            continue  # refused later
+            continue  # `checked_tensors` refuses it
         held = tensor.untyped_storage().nbytes()
-        if tensor.numel() * tensor.itemsize > max(held, size):  # small constants may be saved expanded
-            raise ConversionError(f"{name} declares {key} as {tuple(tensor.shape)}, but holds {held} bytes of it")
+        if tensor.numel() * tensor.itemsize > max(held, size):  # a small constant may be saved expanded
+            raise ConversionError(f"{name} declares {key} as {tuple(tensor.shape)}, but has {held} bytes for it")
     if not state_dict:
         raise ConversionError(f"{name} holds no weights under {', '.join(WEIGHT_KEYS)}; found {list(loaded)[:8]}")
-    beside = [str(key) for key in loaded if key != "meta" and loaded[key] is not weights and key not in state_dict]
-    return Checkpoint(state_dict, dict(meta) if isinstance(meta, Mapping) else {}, beside)
+    entries = [str(key) for key in loaded if key != "meta" and loaded[key] is not weights and key not in state_dict]
+    return Checkpoint(state_dict, dict(meta) if isinstance(meta, Mapping) else {}, entries)
 
 
 def _reason(error: Exception) -> str:
-    """One line of an error, without torch's advice to trust the file."""
+    """Return an error's first line, without torch's advice to load the file unsafely."""
     text = str(error).partition("WeightsUnpickler error: ")[2] or str(error)
     if "TorchScript" in text:
         return "it is a TorchScript archive"

@@ -1,6 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""What the conversion scripts and `segtransformers convert` do: find a checkpoint, convert it, write a folder that
-`from_pretrained` loads, check it, and push it to the Hub."""
+"""Command line of the conversion scripts and of `segtransformers convert`."""
 
 import argparse
 import contextlib
@@ -20,12 +19,15 @@ DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # names of 
 
 
 def main(family: str, arguments: Sequence[str] | None = None, program: str | None = None) -> int:
-    """Run one family's conversion script; returns the exit status.
+    """Convert a checkpoint into a folder that `from_pretrained` loads, check it, and push it to the Hub if requested.
 
     Args:
-        family: one of `published.FAMILIES`, whose published rows `--config` and `--checkpoint` know.
-        arguments: the command line, by default the process's own.
-        program: what the help calls it, by default the name of the script.
+        family: one of `published.FAMILIES`; `--config` and `--checkpoint` take the names of its published configs.
+        arguments: the command line, by default that of the process.
+        program: name of the program in its help, by default that of the script.
+
+    Returns:
+        the exit status.
     """
     options = _parser(family, program).parse_args(arguments)
 
@@ -75,7 +77,7 @@ def _convert(options: argparse.Namespace, output: Path, family: str) -> None:
 
 
 def _parser(family: str, program: str | None) -> argparse.ArgumentParser:
-    rows = "\n  ".join(f"{name:<60} {_described(row)}" for name, row in published_rows(family).items())
+    rows = "\n  ".join(f"{name:<60} {_describe(row)}" for name, row in published_rows(family).items())
     parser = argparse.ArgumentParser(
         prog=program,
         description="Convert an original MMSegmentation 0.x checkpoint into a folder that from_pretrained loads.",
@@ -86,95 +88,99 @@ def _parser(family: str, program: str | None) -> argparse.ArgumentParser:
         "--checkpoint",
         required=True,
         metavar="FILE|URL|NAME",
-        help="local .pth, .pth.tar, .zip, .bin or .safetensors file, the https address of one, or the name of a "
-        "published config, whose file is downloaded",
+        help="a .pth, .pth.tar, .zip, .bin or .safetensors file, the https address of such a file, or the name of a "
+        "published config to download its file",
     )
     parser.add_argument(
         "--config",
         metavar="NAME|FILE",
-        help="name of a published config, or a .py or .json file with the resolved config, its model dict, or the "
-        "config.json of an image classifier on the Hub, or an official Segmenter's variant.yml; "
-        "by default that of the published config named, the config that mmcv or mmengine saved in the checkpoint, or "
-        "the variant.yml beside it",
+        help="the name of a published config; a .py or .json file with the resolved config or its model dict; the "
+        "config.json of an image classifier on the Hub; or an official Segmenter's variant.yml. By default the "
+        "published config named by --checkpoint, the config that mmcv or mmengine saved in the checkpoint, or the "
+        "variant.yml beside it",
     )
     parser.add_argument(
-        "--dataset", choices=DATASETS, help="take class names and palette from this data set, not from the checkpoint"
+        "--dataset", choices=DATASETS, help="take class names and palette from this data set instead of the checkpoint"
     )
     parser.add_argument(
-        "--sha256", type=_sha256, metavar="HEX", help="refuse the checkpoint file if its SHA-256 is another"
+        "--sha256", type=_sha256, metavar="HEX", help="expected SHA-256 of the checkpoint file; another file is refused"
     )
     parser.add_argument(
-        "--dtype", choices=DTYPES, help="store the weights in this precision; by default in that of the checkpoint"
+        "--dtype", choices=DTYPES, help="precision of the stored weights; by default that of the checkpoint"
     )
     parser.add_argument(
         "--max-shard-size",
         type=_size,
         default="50GB",
         metavar="SIZE",
-        help="split the weights into files of at most this size, such as 2GB; by default 50GB",
+        help="largest size of one file with weights, such as 2GB; by default 50GB",
     )
     parser.add_argument(
         "--verify",
         action="store_true",
-        help="also load the folder anew in float32, run it on an image, and print how far its outputs are from those "
-        "of the converted model in memory; nothing is written if they differ",
+        help="also load the folder in float32, run it on an image, and print the difference of its outputs from those "
+        "of the converted model in memory; the folder is not written if they differ",
     )
     parser.add_argument("--output", metavar="DIR", help="folder to write; it must be new or empty")
     parser.add_argument(
         "--push-to-hub",
         metavar="REPO",
-        help="push the folder to this repository of the Hub, in one commit; it is created where it is not there. "
+        help="push the folder to this repository on the Hub in one commit; a missing repository is created. "
         "Needs `hf auth login` or HF_TOKEN",
     )
-    parser.add_argument("--private", action="store_true", help="nobody else shall see the repository")
-    parser.add_argument("--create-pr", action="store_true", help="open a pull request in it, change nothing yourself")
+    parser.add_argument("--private", action="store_true", help="create the repository as a private one")
+    parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of a commit")
     parser.add_argument(
         "--license",
         metavar="NAME",
-        help="of the weights, as the Hub calls licences, for the model card; by default that of a published "
-        "checkpoint's authors",
+        help="licence of the weights for the model card, by its name on the Hub; by default that of the authors of a "
+        "published checkpoint",
     )
     return parser
 
 
-def _described(row: dict[str, Any]) -> str:
+def _describe(row: dict[str, Any]) -> str:
     figures = [f"mIoU {row['miou']}"] if row["miou"] is not None else []
     return ", ".join([row["dataset"], str(row["crop_size"]), *figures])
 
 
 def _sha256(text: str) -> str:
     if not re.fullmatch("[0-9A-Fa-f]{64}", text):
-        raise argparse.ArgumentTypeError("64 hexadecimal digits are needed")
+        raise argparse.ArgumentTypeError("expected 64 hexadecimal digits")
     return text.lower()
 
 
 def _size(text: str) -> str:
     if not re.fullmatch("[1-9][0-9]*(KB|MB|GB)", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; a whole number of KB, MB or GB is, such as 2GB")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; expected an integer with KB, MB or GB, such as 2GB")
     return text
 
 
 @contextlib.contextmanager
 def _output_folder(options: argparse.Namespace) -> Iterator[Path]:
-    """The folder to write, which is kept where the user named it."""
+    """Yield the folder to write: that of `--output`, or a temporary one if the result is only pushed to the Hub."""
     if options.push_to_hub is None and (options.private or options.create_pr):
-        raise ConversionError("--private and --create-pr mean nothing without --push-to-hub")
+        raise ConversionError("--private and --create-pr need --push-to-hub")
     if options.output is not None:
         yield _checked_output(options.output)
         return
     if options.push_to_hub is None:
-        raise ConversionError("say where to write, with --output, or where to push, with --push-to-hub")
+        raise ConversionError("add --output to write a folder, or --push-to-hub to push it")
     with tempfile.TemporaryDirectory() as folder:
         yield Path(folder) / options.push_to_hub.rpartition("/")[2]
 
 
 def _checked_output(name: str) -> Path:
-    """Where to write: a new or empty folder. Checked before any work is done."""
+    """Return the path of `--output`. It is checked before the conversion.
+
+    Raises:
+        ConversionError: if it is neither new nor an empty folder, or not a valid path.
+    """
     try:
         output = Path(name).expanduser().resolve()
         taken = output.exists() and (not output.is_dir() or any(output.iterdir()))
     except (OSError, ValueError, RuntimeError) as error:
-        raise ConversionError(f"--output {name!r} is no path to write to: {error}") from error
+        raise ConversionError(f"--output {name!r} is not a valid path: {error}") from error
     if output == Path.cwd() or taken:
         raise ConversionError(f"{output} is not a new or empty folder: choose another --output")
     return output

@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Reads the Python text of an mmcv config, and the YAML text of an official Segmenter's, without executing it."""
+"""Parse the Python text of an mmcv config and the YAML text of an official Segmenter's config, executing nothing."""
 
 import ast
 from collections.abc import Sequence
@@ -11,19 +11,22 @@ from .mapping import ConversionError
 
 
 def parse_config(text: str, names: Sequence[str]) -> dict[str, Any]:
-    """Variables of a flat mmcv config, as mmcv dumps it beside a training run or into a checkpoint.
+    """Return variables of a flat mmcv config, as mmcv writes it beside a training run or into a checkpoint.
 
-    Nothing is executed. Only the variables asked for are evaluated, and those that they mention: they may be made of
-    literals, `dict(...)`, lists, tuples, signs, and other such variables. What else is assigned may be anything
-    (`gpu_ids = range(0, 8)`). Statements that could change a variable later are an error, and so are inherited files.
+    Nothing is executed. Only the requested variables, and the variables that they refer to, are evaluated. They may
+    consist of literals, `dict(...)`, lists, tuples, signs and variables. All other variables may have any value, such
+    as `gpu_ids = range(0, 8)`. Statements that could change a variable later, and inherited files, are errors.
 
     Args:
-        text: of the config.
-        names: of the variables wanted; those that it does not assign are left out. `data.test.pipeline` is a value
-            inside one, whose other values are not evaluated.
+        text: the text of the config.
+        names: the requested variables. `data.test.pipeline` requests one value in a variable; the others in it are not
+            evaluated.
+
+    Returns:
+        the values by name, without the names that the config does not assign.
 
     Raises:
-        ConversionError: naming the line that is not understood.
+        ConversionError: naming the line that cannot be parsed.
     """
     try:
         tree = ast.parse(text.removeprefix("\ufeff"))
@@ -37,48 +40,49 @@ def parse_config(text: str, names: Sequence[str]) -> dict[str, Any]:
             case ast.Expr(value=ast.Constant()) | ast.Import() | ast.ImportFrom():
                 continue
             case _:
-                raise _not_understood(statement)
+                raise _parse_error(statement)
     if "_base_" in assigned:
         raise ConversionError(
-            "the config inherits from _base_ files: give the flat config that mmcv wrote into the work directory"
+            "the config inherits from _base_ files: use the flat config that mmcv wrote into the work directory"
         )
     try:
-        nodes = {name: _inside(name.split("."), assigned) for name in names}
+        nodes = {name: _expression_at(name.split("."), assigned) for name in names}
         return {name: _evaluate(node, assigned) for name, node in nodes.items() if node is not None}
-    except (RecursionError, TypeError) as error:  # a variable that mentions itself, a list as a key
-        raise ConversionError(f"the config is not understood: {error}") from error
+    except (RecursionError, TypeError) as error:  # a variable that refers to itself, a list as key
+        raise ConversionError(f"the config cannot be parsed: {error}") from error
 
 
 class _VariantLoader(yaml.SafeLoader):
-    """Python's yaml writes a tuple with a tag that its own safe loader refuses."""
+    """Safe loader that also reads tuples, which PyYAML writes with a tag that its safe loader refuses."""
 
     def construct_object(self, node, deep=False):
-        """What yaml makes of a node; its own constructors stumble over scalars such as the date 2021-13-45."""
+        """Turn errors of PyYAML's own constructors, for example for the date 2021-13-45, into a YAML error."""
         try:
             return super().construct_object(node, deep=deep)
         except (ValueError, LookupError, AttributeError) as error:
             shown, kind = repr(node.value), node.tag.rpartition(":")[2]
             shown = shown if len(shown) <= 60 else shown[:57] + "..."
-            raise yaml.constructor.ConstructorError(None, None, f"{shown} is no {kind}", node.start_mark) from error
+            message = f"{shown} is not a valid {kind}"
+            raise yaml.constructor.ConstructorError(None, None, message, node.start_mark) from error
 
 
 _VariantLoader.add_constructor("tag:yaml.org,2002:python/tuple", _VariantLoader.construct_sequence)
 
 
 def parse_variant(text: str) -> Any:
-    """What a `variant.yml` holds; tuples become lists. Nothing is executed.
+    """Parse a `variant.yml` without executing it; tuples become lists.
 
     Raises:
-        ConversionError: naming what is not understood.
+        ConversionError: naming the value that cannot be parsed.
     """
     try:
-        return yaml.load(text, Loader=_VariantLoader)  # it is a safe one
+        return yaml.load(text, Loader=_VariantLoader)  # a subclass of SafeLoader
     except (yaml.YAMLError, RecursionError) as error:
-        raise ConversionError(f"the variant is not understood: {' '.join(str(error).split())}") from error
+        raise ConversionError(f"the variant cannot be parsed: {' '.join(str(error).split())}") from error
 
 
-def _inside(path: Sequence[str], assigned: dict[str, ast.expr]) -> ast.expr | None:
-    """The expression at a path of dict keys that begins with a variable, or None where there is none."""
+def _expression_at(path: Sequence[str], assigned: dict[str, ast.expr]) -> ast.expr | None:
+    """Return the expression at a path of a variable and dict keys, or None if it does not exist."""
     node = assigned.get(path[0])
     for key in path[1:]:
         seen: set[str] = set()
@@ -116,10 +120,10 @@ def _evaluate(node: ast.expr, assigned: dict[str, ast.expr]) -> Any:
             return start | {str(item.arg): _evaluate(item.value, assigned) for item in node.keywords}
         case ast.UnaryOp(op=ast.USub() | ast.UAdd(), operand=ast.Constant(value=int() | float() as number)):
             return -number if isinstance(node.op, ast.USub) else number
-    raise _not_understood(node)
+    raise _parse_error(node)
 
 
-def _not_understood(node: ast.AST) -> ConversionError:
+def _parse_error(node: ast.AST) -> ConversionError:
     text = " ".join(ast.unparse(node).split())
     shown = text if len(text) <= 60 else text[:57] + "..."
-    return ConversionError(f"line {getattr(node, 'lineno', '?')} of the config is not understood: {shown}")
+    return ConversionError(f"line {getattr(node, 'lineno', '?')} of the config cannot be parsed: {shown}")

@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""From an original's state dict and description to one of our models, in memory."""
+"""Convert an original's state dict and config into a model of this package, in memory."""
 
 import contextlib
 import functools
@@ -23,7 +23,7 @@ from .report import ConversionReport
 
 logger = logging.get_logger(__name__)
 
-# mmseg's type name -> what knows it
+# by type name of mmseg
 BACKBONES = {
     **internimage.BACKBONES,
     **segmenter.BACKBONES,
@@ -33,7 +33,7 @@ BACKBONES = {
 HEADS = {
     "UPerHead": Head(SegUperNetForSemanticSegmentation, upernet.RULES, upernet.read_config),
     **dict.fromkeys(
-        ("Mask2FormerHead", "AdapterMask2FormerHead"),  # the second is what ports to MMSegmentation 1.x call it
+        ("Mask2FormerHead", "AdapterMask2FormerHead"),  # the second is the name in ports to MMSegmentation 1.x
         Head(SegMask2FormerForSemanticSegmentation, mask2former.RULES, mask2former.read_config),
     ),
     "SegformerHead": Head(SegSegformerForSemanticSegmentation, segformer.RULES, segformer.read_config),
@@ -43,25 +43,25 @@ HEADS = {
 AUXILIARY_HEADS = ("FCNHead",)
 MASK2FORMER_SEGMENTORS = ("EncoderDecoderMask2Former", "EncoderDecoderMask2FormerAug")
 SEGMENTORS = ("EncoderDecoder", *MASK2FORMER_SEGMENTORS)
-# image classifiers that become backbones: by mmseg's type name, or by the Hub's model type
+# image classifiers that become backbones, by type name of mmseg or model type on the Hub
 CLASSIFIERS = {"InternImage": (internimage, InternImageBackbone), "internimage": (internimage, InternImageBackbone)}
 
 
 def convert_checkpoint(state_dict: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> PreTrainedModel:
-    """Convert an original checkpoint into a model of ours, in evaluation mode, with the dtype of the checkpoint.
+    """Convert an original checkpoint into a model in evaluation mode, with the dtype of the checkpoint.
 
     Args:
-        state_dict: the original's tensors under its own names.
-        config: what the original ships beside its weights: mmseg's resolved model dict (`type="EncoderDecoder"`), or
-            what stands in the `variant.yml` of an official Segmenter (`net_kwargs`). For an image classifier it is the
-            config.json of its Hub repository (`model_type="internimage"`), or mmseg's dict of the backbone alone
-            (`type="InternImage"`).
+        state_dict: the original's tensors under their original names.
+        config: the original's config: the resolved model dict of mmseg (`type="EncoderDecoder"`), or the content of an
+            official Segmenter's `variant.yml` (`net_kwargs`). For an image classifier, the config.json of its Hub
+            repository (`model_type="internimage"`), or mmseg's dict of the backbone alone (`type="InternImage"`).
 
     Returns:
-        the model; from a classifier its backbone. It shares memory with `state_dict`.
+        the model, or for a classifier its backbone. It shares memory with `state_dict`.
 
     Raises:
-        ConversionError: naming what is not understood, missing, left over or of another shape.
+        ConversionError: naming the setting that cannot be converted, or the tensor that is missing, left over or of
+            another shape.
     """
     return convert_with_report(state_dict, config)[0]
 
@@ -69,9 +69,9 @@ def convert_checkpoint(state_dict: Mapping[str, torch.Tensor], config: Mapping[s
 def convert_with_report(
     state_dict: Mapping[str, torch.Tensor], config: Mapping[str, Any]
 ) -> tuple[PreTrainedModel, ConversionReport]:
-    """As [`convert_checkpoint`], and what became of every tensor."""
+    """Convert as [`convert_checkpoint`] and also report the use of every tensor."""
     state_dict = checked_tensors(state_dict)
-    config = segmenter.with_patch_bias(_with_counted_classes(config, state_dict), state_dict)
+    config = segmenter.with_patch_bias(_with_actual_classes(config, state_dict), state_dict)
     model, rules, prepare = empty_model(config)
     prepared = prepare(state_dict)
     report = load_converted(model, prepared, rules)
@@ -80,57 +80,57 @@ def convert_with_report(
 
 
 def empty_model(config: Mapping[str, Any]) -> tuple[PreTrainedModel, list[Rule], Callable]:
-    """What an original's description says, without weights.
+    """Build the model that an original's config describes, without weights.
 
     Args:
         config: as for [`convert_checkpoint`].
 
     Returns:
-        the model on the meta device, the rules that rename the original's tensors, and what must be done to its state
-        dict before.
+        the model on the meta device, the rules that rename the original's tensors, and a function that prepares the
+        state dict for these rules.
 
     Raises:
-        ConversionError: naming what is not understood.
+        ConversionError: naming the setting that cannot be converted.
     """
     segmentor = Settings(config, "the model config")
     if segmentor.take("net_kwargs", None) is not None:
-        with _possible(), torch.device("meta"):
+        with _config_errors(), torch.device("meta"):
             official = SegmenterForSemanticSegmentation(segmenter.read_variant(config))
         return official, segmenter.OFFICIAL_RULES, dict
     kind = segmentor.take("model_type", None) or segmentor.take("type", None)
     if isinstance(kind, str) and kind in CLASSIFIERS:
         return _empty_backbone(segmentor, kind)
     if kind not in SEGMENTORS:
-        raise ConversionError(f"the model config's type is {kind!r}; known are {', '.join(SEGMENTORS)}")
+        raise ConversionError(f"the model config's type is {kind!r}; known types are {', '.join(SEGMENTORS)}")
     if segmentor.take("neck", None) is not None:
-        raise ConversionError("the model config has a neck; none of the known models has one")
+        raise ConversionError("the model config has a neck; models with a neck cannot be converted")
 
-    backbone, backbone_kind = _part(segmentor.take("backbone"), "backbone", BACKBONES)
+    backbone, backbone_kind = _take_type(segmentor.take("backbone"), "backbone", BACKBONES)
     decode_head, train_cfg = segmentor.take("decode_head"), segmentor.take("train_cfg", None)
     if kind in MASK2FORMER_SEGMENTORS and isinstance(decode_head, Mapping) and train_cfg is not None:
-        decode_head = {**decode_head, "train_cfg": train_cfg}  # these hand it on; their losses read it
-    head, head_kind = _part(decode_head, "decode_head", HEADS)
+        decode_head = {**decode_head, "train_cfg": train_cfg}  # these pass it to the head, whose losses read it
+    head, head_kind = _take_type(decode_head, "decode_head", HEADS)
     auxiliary = segmentor.take("auxiliary_head", None)
     if isinstance(auxiliary, list | tuple):
         if len(auxiliary) > 1:
             raise ConversionError(f"the model config has {len(auxiliary)} auxiliary heads; at most one is supported")
         auxiliary = auxiliary[0] if auxiliary else None
     if auxiliary is not None:
-        auxiliary, _ = _part(auxiliary, "auxiliary_head", AUXILIARY_HEADS)
+        auxiliary, _ = _take_type(auxiliary, "auxiliary_head", AUXILIARY_HEADS)
     protocol = read_test_cfg(segmentor.take("test_cfg", None))
     segmentor.drop("pretrained", "init_cfg", "data_preprocessor")
     segmentor.finish()
 
     known, known_head = BACKBONES[backbone_kind], HEADS[head_kind]
-    with _possible(), torch.device("meta"):
+    with _config_errors(), torch.device("meta"):
         model = known_head.model_class(known_head.read_config(head, auxiliary, known.read_config(backbone), **protocol))
     return model, [*prefixed("backbone.", known.rules), *known_head.rules], known.prepare
 
 
 def backbone_of_classifier(config: Mapping[str, Any], state_dict: Mapping[str, torch.Tensor]) -> Mapping[str, Any]:
-    """The part of a segmentor's config that describes an image classifier, where the tensors are one's; else all of it.
+    """Return the backbone's part of a segmentor's config if the tensors are an image classifier's, else the config.
 
-    So classifiers that segmentors start from can be named by the segmentor's config.
+    So the config of a segmentor also describes the classifier that its training starts from.
     """
     backbone = config.get("backbone")
     if not isinstance(backbone, Mapping):
@@ -142,9 +142,9 @@ def backbone_of_classifier(config: Mapping[str, Any], state_dict: Mapping[str, t
 
 
 def _empty_backbone(settings: Settings, kind: str) -> tuple[PreTrainedModel, list[Rule], Callable]:
-    """[`empty_model`] for an image classifier."""
+    """Build the backbone of an image classifier, as [`empty_model`] does."""
     module, model_class = CLASSIFIERS[kind]
-    with _possible():
+    with _config_errors():
         config = module.read_config(settings)
     with torch.device("meta"):
         model = model_class(config)
@@ -152,40 +152,40 @@ def _empty_backbone(settings: Settings, kind: str) -> tuple[PreTrainedModel, lis
 
 
 @contextlib.contextmanager
-def _possible() -> Iterator[None]:
-    """Says that it is the original's config where our own configs refuse what stands in it."""
+def _config_errors() -> Iterator[None]:
+    """Turn errors of our configs and models into a [`ConversionError`] about the original's config."""
     try:
         yield
     except ConversionError:
         raise
     except (ValueError, TypeError, ArithmeticError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
-        raise ConversionError(f"the model config describes a model that cannot be: {reason}") from error
+        raise ConversionError(f"the model config describes an impossible model: {reason}") from error
 
 
-def _with_counted_classes(config: Any, state_dict: Mapping[str, torch.Tensor]) -> Any:
-    """The config with the number of classes that the classifier really has.
+def _with_actual_classes(config: Any, state_dict: Mapping[str, torch.Tensor]) -> Any:
+    """Set the config's number of classes to the number of outputs of the classifier in the checkpoint.
 
-    InternImage's configs for Cityscapes and Mapillary say 150, whatever was trained.
+    InternImage's configs for Cityscapes and Mapillary have 150, which is wrong for most of these checkpoints.
     """
     weight = state_dict.get("decode_head.conv_seg.weight")
     if not isinstance(weight, torch.Tensor) or weight.dim() != 4 or not isinstance(config, Mapping):
         return config
-    if "decode_head.cls_embed.weight" in state_dict:  # Mask2Former's classifier; a conv_seg beside it means nothing
+    if "decode_head.cls_embed.weight" in state_dict:  # Mask2Former's classifier; an unused conv_seg may exist too
         return config
     heads = {name: config[name] for name in ("decode_head", "auxiliary_head") if isinstance(config.get(name), Mapping)}
-    told = {head.get("num_classes") for head in heads.values() if isinstance(head.get("num_classes"), int)}
-    if len(told) != 1 or told == {len(weight)} or any("num_classes" not in head for head in heads.values()):
+    counts = {head.get("num_classes") for head in heads.values() if isinstance(head.get("num_classes"), int)}
+    if len(counts) != 1 or counts == {len(weight)} or any("num_classes" not in head for head in heads.values()):
         return config
     logger.warning(
-        f"the config's num_classes is {told.pop()}, but the checkpoint's classifier has {len(weight)} outputs"
+        f"the config's num_classes is {counts.pop()}, but the checkpoint's classifier has {len(weight)} outputs"
     )
     return {**config, **{name: {**head, "num_classes": len(weight)} for name, head in heads.items()}}
 
 
-def _part(values: Any, where: str, known) -> tuple[Settings, str]:
+def _take_type(values: Any, where: str, known) -> tuple[Settings, str]:
     settings = Settings(values, where)
     kind = settings.take("type", None)
     if not isinstance(kind, str) or kind not in known:
-        raise ConversionError(f"{where}.type is {kind!r}; known are {', '.join(known)}")
+        raise ConversionError(f"{where}.type is {kind!r}; known types are {', '.join(known)}")
     return settings, kind

@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""From the name of a checkpoint to a checked folder that holds the converted model."""
+"""Convert a checkpoint file, address or published name into a checked folder with the model."""
 
 import contextlib
 import importlib.metadata
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 from transformers.backbone_utils import BackboneMixin
 
@@ -37,10 +38,10 @@ class Source:
 
     Attributes:
         file: its name, without folders.
-        size: in bytes.
-        sha256: of the file.
-        url: where it was fetched from, without what may be secret; None for a local file.
-        row: the published config it was converted by, if any.
+        size: its size in bytes.
+        sha256: its SHA-256 in hexadecimal digits.
+        url: its address without secrets; None for a local file.
+        row: the name of the published config that was used, if any.
     """
 
     file: str
@@ -52,18 +53,18 @@ class Source:
 
 @dataclass
 class Conversion:
-    """What was done, as `conversion.json` in the folder says it.
+    """Record of a conversion, written to `conversion.json`.
 
     Attributes:
-        model: what was made, in words.
+        model: description of the model.
         source: the file that was converted.
-        config: where the original's config came from.
-        dtype: of the stored weights.
-        report: what became of every tensor.
-        tensors_checked: how many were read back and compared.
-        verification: how the folder's outputs compare with the model's, where that was asked for.
-        license: of the weights, where the user named it.
-        versions: of the packages that did it.
+        config: origin of the original's config.
+        dtype: dtype of the stored weights.
+        report: the use of every tensor.
+        tensors_checked: number of tensors that were read back and compared.
+        verification: comparison of outputs after a reload, if requested.
+        license: licence of the weights, if given by the user.
+        versions: versions of this package, torch, transformers and timm.
     """
 
     model: str
@@ -77,6 +78,7 @@ class Conversion:
     versions: dict[str, str] = field(default_factory=dict)
 
     def describe(self) -> str:
+        """Return the lines that the command prints."""
         checked = f"checked: {self.tensors_checked} tensors read back, equal to the checkpoint's"
         lines = [self.model, *self.report.summary(), checked]
         if self.verification is not None:
@@ -84,6 +86,7 @@ class Conversion:
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the content of `conversion.json`."""
         return {
             "model": self.model,
             "source": vars(self.source),
@@ -97,7 +100,7 @@ class Conversion:
         }
 
 
-# mmseg's names of the backbones that are converted for each family, model types of the Hub, and VARIANT
+# backbones of each family, by type name of mmseg, model type on the Hub, or VARIANT
 BACKBONES = {
     "vit_adapter": ("ViTAdapter", "BEiTAdapter", "UniPerceiverAdapter"),
     "internimage": ("InternImage", "internimage"),
@@ -119,61 +122,61 @@ def convert_to_folder(
     repo_id: str | None = None,
     license: str | None = None,
 ) -> Conversion:
-    """Convert a checkpoint into a folder, which appears when it is complete and checked.
+    """Convert a checkpoint into a folder. The folder appears when it is complete and checked.
 
     Args:
-        checkpoint: a file, an https address, or the name of a published row of `family`.
+        checkpoint: a file, an https address, or the name of a published config of `family`.
         output: the folder to write; it must be new or empty.
         family: one of `published.FAMILIES`.
-        config: the name of a published row, or a file; by default what `checkpoint` itself says.
-        dataset: take names and colours of the classes from it.
-        sha256: what the file must have, in hexadecimal digits.
-        dtype: of the stored weights; by default that of the checkpoint.
-        max_shard_size: of one file with weights, such as "2GB".
+        config: the name of a published config, or a file; by default the config that belongs to `checkpoint`.
+        dataset: data set to take the names and colours of the classes from.
+        sha256: expected SHA-256 of the file, in hexadecimal digits.
+        dtype: dtype of the stored weights; by default that of the checkpoint.
+        max_shard_size: largest size of one file with weights, such as "2GB".
         verify: also compare outputs after a reload.
-        repo_id: where the folder will be pushed to, for its card.
-        license: of the weights, for the card; by default that of a published row's authors.
+        repo_id: the repository that the folder will be pushed to, for the model card.
+        license: licence of the weights, for the model card; by default that of the authors of a published config.
 
     Raises:
-        ConversionError: saying what is wrong and what to do.
+        ConversionError: if the checkpoint or its config cannot be converted, or the folder cannot be written.
     """
     rows = published_rows(family)
-    path, source = _located(checkpoint, rows, sha256)
+    path, source = _find_checkpoint(checkpoint, rows, sha256)
     row_name = config if config in rows else source.row if config is None else None
     row = rows.get(row_name or "", {})
-    chosen: dict[str, Any] = row
+    original_config: dict[str, Any] = row
     if not row and config is not None:
-        chosen = read_config(config, family)
+        original_config = read_config(config, family)
     original = read_checkpoint(path)
-    if not chosen:
-        chosen = config_of(original, path)
+    if not original_config:
+        original_config = config_of(original, path)
     source.row = row_name
-    described = backbone_of_classifier(chosen["model"], original.state_dict)
-    is_variant = "net_kwargs" in described
-    _check_kind(described, is_variant, BACKBONES[family])
-    model, report = convert_with_report(original.state_dict, described)
-    report.beside = original.others
+    model_config = backbone_of_classifier(original_config["model"], original.state_dict)
+    is_variant = "net_kwargs" in model_config
+    _check_backbone(model_config, is_variant, BACKBONES[family])
+    model, report = convert_with_report(original.state_dict, model_config)
+    report.left_behind = original.others
     dataset_or_row = dataset or row.get("dataset")
     if is_variant:
-        dataset_or_row = dataset_or_row or dataset_of_variant(described)
-        processor = read_variant_processor(described, reduces_labels(chosen, dataset_or_row, original.meta))
+        dataset_or_row = dataset_or_row or dataset_of_variant(model_config)
+        processor = read_variant_processor(model_config, reduces_labels(original_config, dataset_or_row, original.meta))
         origin = name_classes(model, original, dataset_or_row, row)
     else:
-        processor, note = _processor(chosen, described, dataset_or_row, original)
+        processor, note = _processor(original_config, model_config, dataset_or_row, original)
         if isinstance(model, BackboneMixin):
-            origin = f"a backbone, whose head is yet to be trained{note}"
+            origin = f"a backbone without a head{note}"
         else:
             origin = name_classes(model, original, dataset, row) + note
     if row_name is not None and not isinstance(model, BackboneMixin):
-        model.config.source_config = row_name  # so that an evaluation knows the published figures
-    told = f"published config {row_name}" if row else Path(config).name if config else "in the checkpoint"
-    description = _described(model, origin)
+        model.config.source_config = row_name  # an evaluation reads the published figures by it
+    config_origin = f"published config {row_name}" if row else Path(config).name if config else "in the checkpoint"
+    description = _describe(model, origin)
     with _complete_folder(output) as folder:
         stored, tensors, verification = _save(
             folder, model, processor, original, report, dtype or model.dtype, max_shard_size, verify
         )
         conversion = Conversion(
-            description, source, told, stored, report, tensors, verification, license, versions=_versions()
+            description, source, config_origin, stored, report, tensors, verification, license, versions=_versions()
         )
         (folder / RECORD).write_text(json.dumps(conversion.to_dict(), indent=2) + "\n", encoding="utf-8")
         write_model_card(folder, repo_id=repo_id, name=output.name, license=license)
@@ -182,19 +185,21 @@ def convert_to_folder(
 
 @contextlib.contextmanager
 def _complete_folder(output: Path) -> Iterator[Path]:
-    """A folder beside `output`, which takes its name when what is done with it ends without an error."""
+    """Yield a temporary folder beside `output`, and rename it to `output` if the block ends without an error.
+
+    Raises:
+        ConversionError: if the folder or a file in it cannot be written.
+    """
     partial = None
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=".segtransformers.", dir=output.parent))
         yield partial
         for path in partial.iterdir():
-            path.chmod(0o644)  # safetensors writes for its user alone
+            path.chmod(0o644)  # safetensors writes files that only their owner may read
         partial.chmod(0o755)
-        partial.replace(output)  # an empty folder of that name is replaced
-    except ConversionError:
-        raise
-    except (OSError, RuntimeError, ValueError) as error:
+        partial.replace(output)  # replaces an empty folder
+    except (OSError, SafetensorError) as error:
         raise ConversionError(f"cannot write {output}: {error}") from error
     finally:
         if partial is not None and partial.exists():
@@ -211,39 +216,43 @@ def _save(
     max_shard_size: str,
     verify: bool,
 ) -> tuple[str, int, Verification | None]:
-    """Write the model and its processor, and read them back. Neither model nor checkpoint holds anything afterwards.
+    """Write the model and its processor, and read them back. Afterwards model and checkpoint hold no weights.
 
     Returns:
-        the precision, how many tensors were compared, and with `verify` how outputs compare.
+        the name of the dtype, the number of tensors that were compared, and with `verify` the comparison of outputs.
     """
     expected = outputs_of(model.float()) if verify else []
     model.to(dtype)  # type: ignore[arg-type]  # transformers wraps it
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     processor.save_pretrained(folder)
     tensors = verify_tensors(folder, model, checked_tensors(original.state_dict), report)
-    # the memory is needed for the reload, and callers still refer to both
+    # free the memory for the reload; the caller still refers to both
     original.state_dict.clear()
     model.to("meta")  # type: ignore[arg-type]
     verification = None
     if verify:
         verification = verify_outputs(folder, type(model), expected)
         if dtype == torch.float32 and verification.relative_error > EXACT_TOLERANCE:
-            raise ConversionError(f"the written model is not the converted one: {verification.describe()}")
+            raise ConversionError(f"the written model differs from the converted one: {verification.describe()}")
     return str(dtype).removeprefix("torch."), tensors, verification
 
 
-def _located(checkpoint: str, rows: Mapping[str, Any], sha256: str | None) -> tuple[Path, Source]:
-    """The file behind the name of a checkpoint: fetched where it is an address or a published row."""
+def _find_checkpoint(checkpoint: str, rows: Mapping[str, Any], sha256: str | None) -> tuple[Path, Source]:
+    """Return a checkpoint's file. Download it if `checkpoint` is an address or the name of a published config.
+
+    Raises:
+        ConversionError: if the file does not exist, cannot be downloaded, or has another SHA-256.
+    """
     path, row = Path(checkpoint), None
     url = checkpoint if is_url(checkpoint) else None
     if url is None and not path.is_file() and checkpoint in rows:
         row, url = checkpoint, rows[checkpoint]["download"]
         if url is None:
-            raise ConversionError(f"the authors of {checkpoint} have published no file for it: give one of your own")
+            raise ConversionError(f"the authors of {checkpoint} published no file for it: pass a file of your own")
     if url is not None:
         path = download(url, sha256)
     if not path.is_file():
-        raise ConversionError(f"there is no file {checkpoint}, and it is no published config or https address")
+        raise ConversionError(f"{checkpoint} is neither a file nor a published config nor an https address")
     digest = file_sha256(path)
     if sha256 is not None and digest != sha256:
         raise ConversionError(f"{path} has the SHA-256 {digest}, expected {sha256}")
@@ -251,9 +260,13 @@ def _located(checkpoint: str, rows: Mapping[str, Any], sha256: str | None) -> tu
     return path, Source(name, path.stat().st_size, digest, None if url is None else shown_url(url), row)
 
 
-def _check_kind(described: Mapping[str, Any], is_variant: bool, backbones: Sequence[str]) -> None:
-    """Refuse what another script converts."""
-    backbone = described.get("backbone", described)
+def _check_backbone(model_config: Mapping[str, Any], is_variant: bool, backbones: Sequence[str]) -> None:
+    """Refuse a backbone that another script converts.
+
+    Raises:
+        ConversionError: naming the backbone and those of this script.
+    """
+    backbone = model_config.get("backbone", model_config)
     kind = backbone.get("type", backbone.get("model_type")) if isinstance(backbone, dict) else None
     kind = VARIANT if is_variant else kind
     if kind in backbones:
@@ -268,18 +281,18 @@ def _check_kind(described: Mapping[str, Any], is_variant: bool, backbones: Seque
 
 
 def _processor(
-    config: Mapping[str, Any], described: Mapping[str, Any], dataset: str | None, original: Checkpoint
+    config: Mapping[str, Any], model_config: Mapping[str, Any], dataset: str | None, original: Checkpoint
 ) -> tuple[SegmentationImageProcessor, str]:
-    """The image processor, and what must be said about it."""
+    """Return the image processor, and a note for the description of the model."""
     pipeline = config.get("test_pipeline")
     if pipeline is None:
-        return SegmentationImageProcessor(), "; image processor: defaults, the config has no test_pipeline"
-    preprocessor = described.get("data_preprocessor")
+        return SegmentationImageProcessor(), "; default image processor, because the config has no test_pipeline"
+    preprocessor = model_config.get("data_preprocessor")
     reduce_labels = reduces_labels(config, dataset, original.meta)
     return read_test_pipeline(pipeline, reduce_labels, preprocessor, config.get("multi_scale_pipeline")), ""
 
 
-def _described(model: PreTrainedModel, origin: str) -> str:
+def _describe(model: PreTrainedModel, origin: str) -> str:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     outputs = "feature maps" if isinstance(model, BackboneMixin) else f"{model.config.num_labels} classes"
     return f"{type(model).__name__}, {parameters / 1e6:.1f}M parameters, {outputs} ({origin})"

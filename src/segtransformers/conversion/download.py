@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Fetches checkpoints: over https only, resumed where it was cut off, checked before it gets its name."""
+"""Download checkpoints over https; interrupted downloads are resumed, and every file is checked."""
 
 import contextlib
 import hashlib
@@ -21,23 +21,23 @@ from typing import Any
 from filelock import FileLock
 from tqdm import tqdm
 
-from ..operators.dispatcher import cache_folder
+from ..cache import user_cache
 from .archive import WEIGHT_SUFFIXES
 from .mapping import ConversionError
 
 FILE_SUFFIXES = (*WEIGHT_SUFFIXES, ".zip", ".safetensors", ".npz")
-ATTEMPTS = 5  # in a row without a single new byte
+ATTEMPTS = 5  # consecutive attempts without a new byte
 _TIMEOUT = 30  # seconds without an answer
 _CHUNK = 2**20
 
 
 @dataclass
 class _Known:
-    """What is known of a file before it is here.
+    """What is known about a file before its download.
 
     Attributes:
-        sha256: its SHA-256 in hexadecimal digits, or the first eight of them, as OpenMMLab puts them into names.
-        size: in bytes.
+        sha256: its SHA-256 in hexadecimal digits, or the first eight of them.
+        size: its size in bytes.
     """
 
     sha256: str | None = None
@@ -45,68 +45,73 @@ class _Known:
 
 
 def is_url(text: str) -> bool:
+    """Return True if a text starts with a scheme such as `https://`."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text) is not None
 
 
 def shown_url(url: str) -> str:
-    """An address without what may be secret in it: user, password, query and fragment."""
+    """Remove user, password, query and fragment from an address, because they may be secret."""
     parts = urllib.parse.urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
     return urllib.parse.urlunsplit((parts.scheme, host, parts.path, "", ""))
 
 
 def downloads_folder() -> Path:
-    """Where files are kept: `~/.cache/segtransformers/downloads`."""
-    return cache_folder().with_name("downloads")
+    """Return the folder of downloaded files: `~/.cache/segtransformers/downloads`."""
+    return user_cache("downloads")
 
 
 def download(url: str, sha256: str | None = None, folder: Path | None = None) -> Path:
-    """Fetch a file, or find it where an earlier call left it.
+    """Download a file, or return it from an earlier download.
 
-    What is there of an interrupted download is kept and goes on with the next call, if the server still has the same
-    file. Size and SHA-256 are checked where they are known: from `sha256`, from OpenMMLab's file names, which end in
-    its first eight digits, and from what the Hub says about its files.
+    The part that an interrupted download has written is kept. The next call resumes it if the server still has the same
+    file. Size and SHA-256 are checked if they are known: from `sha256`, from the Hub's headers, or from OpenMMLab's
+    file names, which end with the first eight digits. A new download that fails the check is deleted, an earlier one is
+    kept.
 
     Args:
         url: an https address. Redirects must lead to https addresses, too.
-        sha256: of the file, in hexadecimal digits.
-        folder: where to keep it, by default [`downloads_folder`].
+        sha256: expected SHA-256 of the file, in hexadecimal digits.
+        folder: the folder of downloaded files, by default [`downloads_folder`].
 
     Returns:
-        the file's path.
+        the path of the file.
 
     Raises:
-        ConversionError: saying what is wrong with the address, the answer or the file.
+        ConversionError: if the address is not allowed, the download fails, or the file has another size or SHA-256.
     """
     parts = urllib.parse.urlsplit(url)
     shown = shown_url(url)
     if parts.scheme.lower() != "https" or not parts.hostname:
-        raise ConversionError(f"{shown} is not fetched: only https addresses are")
+        raise ConversionError(f"{shown} is not downloaded: only https addresses are allowed")
     if parts.username or parts.password:
-        raise ConversionError(f"{shown} is not fetched with a user and a password: take them out of the address")
+        raise ConversionError(f"{shown} is not downloaded: remove the user and password from the address")
     name = re.sub(r"[^\w.+-]", "_", urllib.parse.unquote(parts.path).rpartition("/")[2])[-150:].lstrip(".")
     if not name.lower().endswith(FILE_SUFFIXES):
         raise ConversionError(
-            f"{shown} is no address of a file ({', '.join(FILE_SUFFIXES)}): fetch it with a browser, then give the file"
+            f"{shown} is not the address of a file ({', '.join(FILE_SUFFIXES)}): download the file with a browser and "
+            "pass its path"
         )
     known = _Known(sha256.lower() if sha256 else None)
     if known.sha256 is None and (found := re.search(r"-([0-9a-f]{8})\.pth$", name)):
         known.sha256 = found[1]
     folder = folder or downloads_folder()
-    # the name of a row may stand for other addresses tomorrow
+    # a file is cached by address, because files with equal names exist
     target = folder / f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{name}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f".{target.name}.lock"):  # two processes would mix what they write
-            if not target.is_file():
+            if target.is_file():
+                _check_digest(target, known, shown, f". To download it again, delete {target}")
+            else:
                 _fetch(url, shown, target, known)
-            _check_digest(target, known, shown)
     except OSError as error:
         raise ConversionError(f"cannot write {target}: {error.strerror or error}") from error
     return target
 
 
 def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as opened:
         while chunk := opened.read(_CHUNK):
@@ -115,7 +120,7 @@ def file_sha256(path: Path) -> str:
 
 
 class _OnlyHttps(urllib.request.HTTPRedirectHandler):
-    """Follows redirects to https addresses; remembers what the Hub says about the file on the way."""
+    """Follow redirects to https addresses only, and keep the size and SHA-256 in the Hub's redirects."""
 
     def __init__(self, known: _Known):
         self.known = known
@@ -123,14 +128,15 @@ class _OnlyHttps(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, req, fp, code, msg, headers, newurl):
         if urllib.parse.urlsplit(newurl).scheme.lower() != "https":
             raise ConversionError(
-                f"{shown_url(req.full_url)} leads to {shown_url(newurl)}, which is not fetched: only https is"
+                f"{shown_url(req.full_url)} redirects to {shown_url(newurl)}, which is not downloaded: only https "
+                "addresses are allowed"
             )
         _learn(self.known, headers)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def _learn(known: _Known, headers: Any) -> None:
-    """Size and SHA-256 of a large file on the Hub stand in the first answer."""
+    """Read size and SHA-256 from the headers of the Hub's first answer for a large file."""
     etag = (headers.get("X-Linked-Etag") or "").strip('"').lower()
     if known.sha256 is None and re.fullmatch("[0-9a-f]{64}", etag):
         known.sha256 = etag
@@ -151,7 +157,7 @@ def _fetch(url: str, shown: str, target: Path, known: _Known) -> None:
                 break
             except urllib.error.HTTPError as error:
                 if error.code < 500 or attempts + 1 >= ATTEMPTS:
-                    raise ConversionError(f"{shown} answers {error.code} {error.reason}") from None
+                    raise ConversionError(f"the server answers {error.code} {error.reason} for {shown}") from None
             except (
                 urllib.error.URLError,
                 http.client.HTTPException,
@@ -162,17 +168,21 @@ def _fetch(url: str, shown: str, target: Path, known: _Known) -> None:
                 attempts = 0 if partial.exists() and partial.stat().st_size > before else attempts
                 if attempts + 1 >= ATTEMPTS or "CERTIFICATE_VERIFY_FAILED" in str(error):
                     reason = str(getattr(error, "reason", error)) or type(error).__name__
-                    left = " (what is here goes on with the next call)" if partial.exists() else ""
-                    raise ConversionError(f"cannot fetch {shown}: {reason}{left}") from None
+                    note = "; the next call resumes the download" if partial.exists() else ""
+                    raise ConversionError(f"cannot download {shown}: {reason}{note}") from None
             attempts += 1
             time.sleep(min(2**attempts / 4, 8))
     size = partial.stat().st_size
     if known.size is not None and size != known.size:
-        _forget(partial, notes)
-        raise ConversionError(f"{shown} gave {size} bytes, expected {known.size}: try again")
-    _check_digest(partial, known, shown)
+        _delete(partial, notes)
+        raise ConversionError(f"{shown} has {size} bytes, expected {known.size}: try again")
+    try:
+        _check_digest(partial, known, shown)
+    except ConversionError:
+        _delete(partial, notes)
+        raise
     partial.replace(target)
-    _forget(partial, notes)
+    _delete(notes)
 
 
 def _fetch_rest(
@@ -184,44 +194,44 @@ def _fetch_rest(
     known: _Known,
     progress: tqdm,
 ) -> None:
-    """One request for what is still missing."""
+    """Send one request for the part that is missing, and append the answer to `partial`."""
     request = urllib.request.Request(url, headers={"User-Agent": "segtransformers", "Accept-Encoding": "identity"})
-    there = partial.stat().st_size if partial.exists() else 0
+    present = partial.stat().st_size if partial.exists() else 0
     validator = _validator(notes)
-    if there and validator:
-        request.add_header("Range", f"bytes={there}-")
+    if present and validator:
+        request.add_header("Range", f"bytes={present}-")
         request.add_header("If-Range", validator)
     try:
         answer = opener.open(request, timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
         if error.code != 416:
             raise
-        _forget(partial, notes)  # it is longer than the server's file
-        raise ConnectionError("the server's file is shorter than what is here") from None
+        _delete(partial, notes)
+        raise ConnectionError("the file on the server is shorter than the part that was downloaded") from None
     with answer:
         headers: Mapping[str, str] = answer.headers
         _learn(known, headers)
         if (headers.get("Content-Type") or "").startswith("text/html"):
-            raise ConversionError(f"{shown} gives a web page, not a file: fetch it with a browser, then give the file")
-        resumed = answer.status == 206 and (headers.get("Content-Range") or "").startswith(f"bytes {there}-")
+            raise ConversionError(
+                f"{shown} is a web page, not a file: download the file with a browser and pass its path"
+            )
+        resumed = answer.status == 206 and (headers.get("Content-Range") or "").startswith(f"bytes {present}-")
         if not resumed:
-            there = 0
+            present = 0
             notes.write_text(json.dumps(headers.get("ETag") or headers.get("Last-Modified")))
         length = headers.get("Content-Length") or ""
-        expected = there + int(length) if length.isdigit() else None
+        expected = present + int(length) if length.isdigit() else None
         if expected is not None:
             known.size = expected if known.size is None else known.size
             free = shutil.disk_usage(partial.parent).free
-            if expected - there > free:
-                raise ConversionError(
-                    f"{shown} has {expected - there} bytes to come, and {partial.parent} room for {free}"
-                )
-        progress.total, progress.n = known.size, there
+            if expected - present > free:
+                raise ConversionError(f"{shown} needs {expected - present} bytes, but {partial.parent} has {free} free")
+        progress.total, progress.n = known.size, present
         progress.refresh()
         with partial.open("ab" if resumed else "wb") as copy:
             while chunk := answer.read(_CHUNK):
                 if known.size is not None and copy.tell() + len(chunk) > known.size:
-                    raise ConversionError(f"{shown} sends more than the {known.size} bytes that it has: not fetched")
+                    raise ConversionError(f"{shown} sends more than the expected {known.size} bytes: not downloaded")
                 copy.write(chunk)
                 progress.update(len(chunk))
             written = copy.tell()
@@ -230,26 +240,25 @@ def _fetch_rest(
 
 
 def _validator(notes: Path) -> str | None:
-    """What tells whether the server's file is still the one that was begun; a weak one cannot."""
+    """Return the strong ETag or the date of the partly downloaded file. A weak ETag does not identify its bytes."""
     with contextlib.suppress(OSError, ValueError):
         value = json.loads(notes.read_text())
         return value if isinstance(value, str) and not value.startswith("W/") else None
     return None
 
 
-def _check_digest(path: Path, known: _Known, shown: str) -> None:
+def _check_digest(path: Path, known: _Known, shown: str, advice: str = "") -> None:
     if known.sha256 is None:
         return
     actual = file_sha256(path)
     if not actual.startswith(known.sha256):
-        path.unlink()
         raise ConversionError(
-            f"{shown} has the SHA-256 {actual[: len(known.sha256)]}, expected {known.sha256}: it is damaged, or it is "
-            "another file; it was deleted"
+            f"{shown} has the SHA-256 {actual[: len(known.sha256)]}, expected {known.sha256}: the expected value is "
+            f"wrong, or the file is another one or damaged{advice}"
         )
 
 
-def _forget(*paths: Path) -> None:
+def _delete(*paths: Path) -> None:
     for path in paths:
         with contextlib.suppress(OSError):
             os.unlink(path)

@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""What the convolutional heads of MMSegmentation 0.x share: convolution modules, and the arguments of all heads."""
+"""Rules and settings that several heads of MMSegmentation 0.x share."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from transformers.utils import logging
 
 from .mapping import ConversionError, Rule, Settings
 
-IGNORE = "semantic_loss_ignore_index"
+IGNORE_INDEX = "semantic_loss_ignore_index"  # the field in our configs
 logger = logging.get_logger(__name__)
 
 CONV_MODULE_RULES = [
@@ -19,15 +19,15 @@ CONV_MODULE_RULES = [
 
 
 def take_channels(head: Settings) -> None:
-    """Check that a head reads all maps of the backbone, in order; the tensors' shapes tell how wide they are."""
+    """Check that a head reads all feature maps of the backbone in order. Their channels follow from the tensors."""
     channels = head.take("in_channels")
     if not isinstance(channels, list | tuple):
-        raise ConversionError(f"decode_head.in_channels is {channels!r}; one number for each feature map is needed")
+        raise ConversionError(f"decode_head.in_channels is {channels!r}; expected one number for each feature map")
     head.expect("in_index", list(range(len(channels))), tuple(range(len(channels))))
 
 
 def take_common(head: Settings, where: str, has_convolutions: bool = True) -> float:
-    """Settings that all heads have; returns the weight of the head's loss."""
+    """Take the settings that all heads have, and return the weight of the head's loss."""
     head.expect("align_corners", False)
     head.expect("conv_cfg", None)
     head.expect("input_transform", None, "multiple_select")
@@ -44,7 +44,7 @@ def take_common(head: Settings, where: str, has_convolutions: bool = True) -> fl
 
 
 def _loss_weight(loss: Any, where: str) -> float:
-    """The weight of a plain cross entropy. Any other loss matters for more training only: say so and go on."""
+    """Return the weight of the loss. Warn if it is not a plain cross entropy, which matters for training only."""
     if isinstance(loss, list | tuple) and len(loss) == 1:
         (loss,) = loss
     settings = dict(loss) if isinstance(loss, Mapping) else {}
@@ -54,7 +54,7 @@ def _loss_weight(loss: Any, where: str) -> float:
     )
     if not plain or (where == "decode_head" and weight != 1.0):
         logger.warning(
-            f"{where}.loss_decode is {loss!r}: the converted model predicts the same, but it trains with plain "
-            "cross entropy"
+            f"{where}.loss_decode is {loss!r}: the converted model predicts the same, but it trains with plain cross "
+            "entropy"
         )
     return weight

@@ -1,6 +1,9 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""InternImage backbones of OpenGVLab/InternImage: in segmentors (`segmentation/mmseg_custom/models/backbones`), and in
-the image classifiers that they start from, as `.pth` files or in the Hub's layout (`classification/huggingface`)."""
+"""InternImage backbones of OpenGVLab/InternImage, from segmentors and from image classifiers.
+
+Sources: `segmentation/mmseg_custom/models/backbones` for segmentors; `classification/huggingface` for the layout of
+classifiers on the Hub. Classifiers also exist as `.pth` files.
+"""
 
 import re
 from collections.abc import Mapping
@@ -35,7 +38,7 @@ RULES = [
         for number, branch in ((1, "spatial"), (2, "channel"))
         for rule in (
             Rule(rf"{_BLOCK}norm{number}\.0\.(.+)", rf"stages.\1.blocks.\2.{branch}.norm.\3"),
-            # built but not used by the original with post-norm or a layer scale
+            # the original builds these norms but does not use them with post-norm or a layer scale
             Rule(
                 rf"{_BLOCK}res_post_norm{number}\.0\.(.+)",
                 rf"stages.\1.blocks.\2.{branch}.result_norm.\3",
@@ -49,22 +52,22 @@ RULES = [
     Rule(r"levels\.(\d)\.downsample\.conv\.(.+)", r"downsamples.\1.conv.\2"),
     Rule(r"levels\.(\d)\.downsample\.norm\.1\.(.+)", r"downsamples.\1.norm.\2"),
 ]
-# what transformers writes into any config.json; the last are of older versions, of code on the Hub, and for new weights
+# fields that transformers writes into every config.json; the last four are of older versions, of remote code, and for
+# new weights
 _HUB_FIELDS = {*PreTrainedConfig().to_dict(), "model_type", "torch_dtype", "auto_map", "initializer_range"}
-_CLASSIFIER = r"(?:model\.)?"  # what the Hub's layout puts in front
+_CLASSIFIER = r"(?:model\.)?"  # prefix in the Hub's layout
 CLASSIFIER_RULES = [
     Rule(
         _CLASSIFIER + r"(?:conv_head|head|dcnv3_head_x[34]|clip_projector|fc_norm)\..+",
         None,
-        why="of the image classifier",
+        why="part of the image classifier",
     ),
     *(replace(rule, pattern=_CLASSIFIER + rule.pattern) for rule in RULES),
 ]
 
 
 def read_config(settings: Settings) -> InternImageConfig:
-    """The config of a backbone that mmseg's config calls `InternImage`, or of the Hub's `internimage`; defaults are the
-    original's."""
+    """Convert the settings of mmseg's `InternImage`, or of the Hub's `internimage`; the defaults are the original's."""
     block_ids = settings.take("level2_post_norm_block_ids", None)
     if not settings.take("level2_post_norm", False):
         block_ids = None
@@ -74,7 +77,7 @@ def read_config(settings: Settings) -> InternImageConfig:
         or not stages
         or not all(type(stage) is int and 0 <= stage <= 3 for stage in stages)
     ):
-        raise ConversionError(f"backbone.out_indices is {stages!r}; a list of stages from 0 to 3 is needed")
+        raise ConversionError(f"backbone.out_indices is {stages!r}; expected a list of stages from 0 to 3")
     config = InternImageConfig(
         embed_dim=settings.take("channels", 64),
         depths=settings.take("depths", [3, 4, 18, 5]),
@@ -91,7 +94,7 @@ def read_config(settings: Settings) -> InternImageConfig:
         drop_path_rate=settings.take("drop_path_rate", 0.2),
         out_features=[f"stage{index + 1}" for index in stages],
     )
-    # the same weights run through either; DCNv4 rounds differently and is no published model's
+    # both compute the same; DCNv4 rounds differently, and no published model uses it
     settings.expect("core_op", "DCNv3", "DCNv3_pytorch")
     settings.expect("use_dcn_v4_op", False)
     settings.expect("act_layer", "GELU")
@@ -99,17 +102,16 @@ def read_config(settings: Settings) -> InternImageConfig:
     settings.expect("drop_rate", 0.0)
     settings.expect("drop_path_type", "linear")
     settings.drop("type", "init_cfg", "pretrained", "with_cp")
-    settings.drop("num_classes", "cls_scale", "use_clip_projector")  # of the classifier
+    settings.drop("num_classes", "cls_scale", "use_clip_projector")  # settings of the classifier
     settings.drop(*_HUB_FIELDS)
     settings.finish()
     return config
 
 
 def with_layer_scale(config: InternImageConfig, state_dict: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-    """The tensors of a classifier, with a layer scale where the backbone has one.
+    """Add the layer scale at its initial value to a classifier's tensors if the backbone has one and they do not.
 
-    InternImage-T was pre-trained without: then the scale starts at its initial value, as when the original loads such a
-    file.
+    InternImage-T was pre-trained without layer scale. The original does the same when it loads such a file.
     """
     scale = config.layer_scale_init_value
     names = [name for name in state_dict if isinstance(name, str)]

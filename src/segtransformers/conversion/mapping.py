@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""The two tools every family's conversion is made of: reading an original's settings, and renaming its tensors."""
+"""Read an original's settings and rename its tensors; the conversions of all families consist of these two steps."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,15 +13,17 @@ from .errors import ConversionError
 from .report import ConversionReport
 
 _REQUIRED = object()
-SHOWN = 6  # names in an error message
+SHOWN = 6  # largest number of names in an error message
 
 
 class Settings:
-    """An original's keyword arguments, taken one by one. What nobody took is an error that names it.
+    """A part of an original's config whose settings are taken one by one. A setting that is left over is an error.
 
     Args:
-        values: the arguments, as in the original's config.
-        where: how messages call them, such as `backbone`.
+        values: the settings, as in the original's config.
+        where: name of the part in error messages, such as `backbone`.
+
+    All methods raise [`ConversionError`] if a setting is missing or has a value that cannot be converted.
     """
 
     def __init__(self, values: Mapping[str, Any], where: str):
@@ -31,13 +33,13 @@ class Settings:
         self._where = where
 
     def take(self, name: str, default: Any = _REQUIRED) -> Any:
-        """The value of `name`, or the original's default."""
+        """Return the value of `name`, or the original's default."""
         if name not in self._left and default is _REQUIRED:
-            raise ConversionError(f"{self._where} does not say {name!r}")
+            raise ConversionError(f"{self._where} has no setting {name!r}")
         return self._left.pop(name, default)
 
     def expect(self, name: str, *allowed: Any, default: Any = _REQUIRED) -> Any:
-        """As `take`, but refuse anything except `allowed`. The default is the first of them unless given."""
+        """Take `name` and refuse any value except `allowed`. The default is the first of them unless given."""
         value = self.take(name, allowed[0] if default is _REQUIRED else default)
         if not any(value == option for option in allowed):
             options = " or ".join(map(repr, allowed))
@@ -45,52 +47,51 @@ class Settings:
         return value
 
     def require(self, name: str, *allowed: Any) -> Any:
-        """As `expect`, where the original has no default."""
+        """Take `name`, which has no default, and refuse any value except `allowed`."""
         return self.expect(name, *allowed, default=self.take(name))
 
     def count(self, name: str, default: Any = _REQUIRED) -> int:
-        """As `take`, for a number of things."""
+        """Take a positive integer."""
         value = self.take(name, default)
-        if type(value) is not int or value < 1:  # True is one of Python's numbers
-            raise ConversionError(f"{self._where}.{name} is {value!r}; a whole number from 1 is needed")
+        if type(value) is not int or value < 1:  # bool is a subclass of int
+            raise ConversionError(f"{self._where}.{name} is {value!r}; expected a positive integer")
         return value
 
     def sides(self, name: str, default: Any = _REQUIRED) -> tuple[int, int]:
-        """As `take`, for the height and width of an image, given as one side or both."""
+        """Take the height and width of an image, given as one side or both."""
         value = self.take(name, default)
         sides = tuple(value) if isinstance(value, list | tuple) else (value,)
         if len(sides) not in (1, 2) or any(type(side) is not int or side < 1 for side in sides):
-            raise ConversionError(f"{self._where}.{name} is {value!r}; one side or (height, width) in pixels is needed")
+            raise ConversionError(f"{self._where}.{name} is {value!r}; expected one side or (height, width) in pixels")
         return sides[0], sides[-1]
 
     def part(self, name: str) -> "Settings":
-        """The settings that are the value of `name`."""
+        """Take a dict as settings of their own."""
         return Settings(self.take(name), f"{self._where}.{name}")
 
     def drop(self, *names: str) -> None:
-        """Forget settings that mean nothing for the converted model."""
+        """Remove settings without a meaning for the converted model."""
         for name in names:
             self._left.pop(name, None)
 
     def finish(self) -> None:
-        """Refuse what is left."""
+        """Refuse settings that are left over."""
         if self._left:
-            raise ConversionError(f"{self._where} has settings that are not understood: {_listed(self._left)}")
+            raise ConversionError(f"{self._where} has unknown settings: {_listed(self._left)}")
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Renames the tensors whose whole name matches `pattern`.
+    """New name for the tensors whose whole name matches a pattern.
 
     Attributes:
-        pattern, name: a regular expression and the template of the new name, as for `re.Match.expand`. A name of None
-            says that the model does not need these tensors.
-        change: what happens to the tensor on the way, from its name and value. It raises `ConversionError` where the
-            tensor has another rank, and leaves its argument alone.
-        parts: what stands for `{part}` in the new names of the equal parts that the tensor is then cut into, along its
-            first dimension. Empty: it stays whole.
-        optional: whether the model does not need these tensors where it has no place for them.
-        why: the reason why the model does not need these tensors; of rules without a name, and of optional ones.
+        pattern: the regular expression.
+        name: the template of the new name, as for `re.Match.expand`; None if no model needs these tensors.
+        change: function of the original name and the tensor that returns the changed tensor. It does not modify its
+            argument, and raises `ConversionError` for a tensor of another rank.
+        parts: values of `{part}` in the new names, if the tensor is split into equal parts along its first dimension.
+        optional: True if only some models need these tensors.
+        why: the reason why a model does not need these tensors, for rules without a name and optional ones.
     """
 
     pattern: str
@@ -101,13 +102,13 @@ class Rule:
     why: str = "the original builds it but does not use it with this configuration"
 
     def apply(self, name: str, new_name: str, tensor: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
-        """The model's tensors, under their names, that the tensor `name` becomes; `new_name` is from the template."""
+        """Return the names and tensors in the model for the original tensor `name`."""
         if self.change is not None:
             tensor = self.change(name, tensor)
         if not self.parts:
             return [(new_name, tensor)]
         if tensor.dim() == 0 or tensor.shape[0] % len(self.parts):
-            raise ConversionError(f"{name} is {_shape(tensor)}, which cannot be cut into {len(self.parts)} equal parts")
+            raise ConversionError(f"{name} is {_shape(tensor)}: it cannot be split into {len(self.parts)} equal parts")
         pieces = tensor.chunk(len(self.parts))
         return [
             (new_name.replace("{part}", part), piece.clone()) for part, piece in zip(self.parts, pieces, strict=True)
@@ -115,7 +116,7 @@ class Rule:
 
 
 def prefixed(prefix: str, rules: Iterable[Rule], new_prefix: str | None = None) -> list[Rule]:
-    """The same rules for tensors below `prefix`, which stays or becomes `new_prefix`."""
+    """Return the rules for tensors with a prefix, which is kept or replaced by `new_prefix`."""
     new_prefix = prefix if new_prefix is None else new_prefix
     return [
         replace(rule, pattern=re.escape(prefix) + rule.pattern, name=rule.name and new_prefix + rule.name)
@@ -125,12 +126,12 @@ def prefixed(prefix: str, rules: Iterable[Rule], new_prefix: str | None = None) 
 
 @dataclass(frozen=True)
 class Backbone:
-    """How one of mmseg's backbones becomes ours.
+    """Conversion of one of mmseg's backbones.
 
     Attributes:
-        rules: new names for its tensors, both without the `backbone.` in front.
-        read_config: from its settings to our config.
-        prepare: what to do to its state dict before the rules, `backbone.` included.
+        rules: new names for its tensors, without the prefix `backbone.`.
+        read_config: function from its settings to our config.
+        prepare: function applied to the state dict, with the prefix `backbone.`, before the rules.
     """
 
     rules: Sequence[Rule]
@@ -140,13 +141,13 @@ class Backbone:
 
 @dataclass(frozen=True)
 class Head:
-    """How one of mmseg's heads becomes a model of ours.
+    """Conversion of a model with one of mmseg's heads.
 
     Attributes:
-        model_class: of the whole model.
-        rules: new names for the tensors of the decode head and the auxiliary head, in both cases whole.
-        read_config: from the settings of the decode head, those of the auxiliary head or None, the backbone's config,
-            and fields of the test protocol as keywords, to the model's config.
+        model_class: class of the whole model.
+        rules: new names for the tensors of the decode head and the auxiliary head, with their prefixes.
+        read_config: function that returns the model's config, from the settings of the decode head, those of the
+            auxiliary head or None, the backbone's config, and the fields of the test protocol as keywords.
     """
 
     model_class: type[PreTrainedModel]
@@ -157,18 +158,18 @@ class Head:
 def load_converted(
     model: PreTrainedModel, state_dict: Mapping[str, torch.Tensor], rules: Iterable[Rule]
 ) -> ConversionReport:
-    """Give a model that was built on the meta device the tensors of an original checkpoint, under their new names.
+    """Load an original checkpoint into a model on the meta device, under the new names of its tensors.
 
-    Every tensor must find its place, or a rule that says it has none, and every place its tensor. Counters of batch
-    norms, which some tools strip, may be missing: only training without momentum would read them. Where a checkpoint
-    mixes floating dtypes, all become the widest.
+    Every tensor of the checkpoint must belong to a tensor of the model, or to a rule without a name, and every tensor
+    of the model must be in the checkpoint. Only the counters of batch norms may be missing: some tools strip them, and
+    only training without momentum reads them. If the checkpoint has several floating-point dtypes, all tensors get the
+    widest.
 
     Returns:
-        what became of every tensor.
+        the use of every tensor.
 
     Raises:
-        ConversionError: naming the tensors that are left over, missing or of another shape, by their original names
-            where they have one.
+        ConversionError: naming the tensors that are left over, missing or of another shape.
     """
     rules = list(rules)
     report = ConversionReport(unused=_unused(state_dict, rules))
@@ -193,12 +194,12 @@ def load_converted(
             report.changed.add(name)
         for new_name, piece in pieces:
             if new_name in renamed:
-                raise ConversionError(f"{original_names[new_name]!r} and {name!r} are the same tensor of the model")
+                raise ConversionError(f"{original_names[new_name]!r} and {name!r} become the same tensor of the model")
             if piece.shape != expected[new_name].shape:
                 misshapen[new_name] = f"{name} is {_shape(piece)}, expected {_shape(expected[new_name])}"
                 continue
             piece = piece.to(dtype) if piece.is_floating_point() else piece
-            # safetensors does not save two names for one memory
+            # safetensors refuses tensors that share memory
             if piece.untyped_storage().data_ptr() in storages:
                 piece = piece.clone()
             storages.add(piece.untyped_storage().data_ptr())
@@ -207,14 +208,14 @@ def load_converted(
     missing = [name for name in expected if name not in renamed and name not in misshapen]
     for name in [name for name in missing if name.endswith("num_batches_tracked")]:
         renamed[name] = torch.zeros((), dtype=torch.long)
-        report.made[name] = "a counter that was stripped from the checkpoint; it starts at 0"
+        report.made[name] = "a counter that the checkpoint lacks; it starts at 0"
         missing.remove(name)
 
     problems = []
     if misshapen:
         problems.append(f"wrong shapes: {_listed(misshapen.values(), '; ')}")
     if leftover:
-        problems.append(f"tensors that the config has no place for: {_listed(leftover)}")
+        problems.append(f"tensors that the model does not have: {_listed(leftover)}")
     if missing:
         problems.append(f"tensors that the checkpoint lacks (by their new names): {_listed(missing)}")
     if problems:
@@ -226,7 +227,7 @@ def load_converted(
 
 
 def find_rule(name: str, rules: Iterable[Rule]) -> tuple[Rule | None, str | None]:
-    """The first rule that matches a tensor's name, and the new name that it gives; None where none does."""
+    """Return the first rule that matches a tensor's name, and the new name; None for each if it does not exist."""
     for rule in rules:
         match = re.fullmatch(rule.pattern, name)
         if match:
@@ -236,7 +237,7 @@ def find_rule(name: str, rules: Iterable[Rule]) -> tuple[Rule | None, str | None
 
 @torch.no_grad()
 def _make_unsaved_buffers(model: PreTrainedModel) -> None:
-    """What no state dict holds is still on the meta device: the model's own initialisation makes it."""
+    """Create the non-persistent buffers, which no state dict contains, by the model's own initialisation."""
     for tensor in model.state_dict(keep_vars=True).values():
         tensor._is_hf_initialized = True
     for module in model.modules():
@@ -248,20 +249,22 @@ def _make_unsaved_buffers(model: PreTrainedModel) -> None:
 
 
 def _unused(names: Iterable[str], rules: list[Rule]) -> dict[str, str]:
-    """The tensors that a rule says have no place, and why."""
+    """Return the tensors whose rule has no name, with the reason."""
     found = ((name, find_rule(name, rules)[0]) for name in names)
     return {name: rule.why for name, rule in found if rule is not None and rule.name is None}
 
 
 def checked_tensors(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint without the `module.` that data parallelism puts in front of all names.
+    """Check the tensors of a checkpoint, and remove the prefix `module.` of data-parallel training.
 
     Raises:
-        ConversionError: naming what is no name or no dense tensor in memory.
+        ConversionError: naming an entry whose key is not a string or whose value is not a dense tensor in memory.
     """
     for name, tensor in state_dict.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-            raise ConversionError(f"the state dict maps {name!r} to a {type(tensor).__name__}, not a name to a tensor")
+            raise ConversionError(
+                f"the state dict has a {type(tensor).__name__} under {name!r}, expected a tensor under a name"
+            )
         if tensor.layout != torch.strided or tensor.is_meta:
             raise ConversionError(
                 f"{name} is {tensor.dtype} ({tensor.layout}, {tensor.device}), expected a dense tensor"
@@ -271,14 +274,18 @@ def checked_tensors(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.T
 
 
 def widest_dtype(state_dict: Mapping[str, torch.Tensor]) -> torch.dtype:
-    """The dtype that holds all weights without loss; also refuses what is no weight."""
+    """Return the dtype that represents all weights exactly.
+
+    Raises:
+        ConversionError: naming a tensor that is neither floating-point nor a counter of a batch norm.
+    """
     widest: torch.dtype | None = None
     for name, tensor in state_dict.items():
-        counter = name.endswith("num_batches_tracked")
-        if tensor.is_floating_point() == counter:
-            kind = "an integer counter" if counter else "floating-point numbers"
+        is_counter = name.endswith("num_batches_tracked")
+        if tensor.is_floating_point() == is_counter:
+            kind = "an integer counter" if is_counter else "floating-point numbers"
             raise ConversionError(f"{name} is {tensor.dtype}, expected {kind}")
-        if not counter:
+        if not is_counter:
             widest = tensor.dtype if widest is None else torch.promote_types(widest, tensor.dtype)
     return widest or torch.float32
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Mask2Former as the ViT-Adapter, ViT-CoMer and InternImage repositories write it (`Mask2FormerHead`)."""
+"""Mask2Former of the ViT-Adapter, ViT-CoMer and InternImage repositories (`Mask2FormerHead`)."""
 
 import math
 from collections.abc import Mapping
@@ -55,7 +55,7 @@ _DECODER = [
 RULES = [
     *prefixed("decode_head.pixel_decoder.", _PIXEL_DECODER, "pixel_decoder."),
     Rule(r"decode_head\.cls_embed\.(.+)", r"class_predictor.\1"),
-    Rule(r"decode_head\.conv_seg\..+", None, why="the first version of the head had one, and never used it"),
+    Rule(r"decode_head\.conv_seg\..+", None, why="the first version of the head builds it but does not use it"),
     *prefixed("decode_head.", _DECODER, "transformer_module."),
 ]
 
@@ -63,19 +63,19 @@ RULES = [
 def read_config(
     decode_head: Settings, auxiliary_head: Settings | None, backbone_config: PreTrainedConfig, **protocol: Any
 ) -> SegMask2FormerConfig:
-    """The config of an `EncoderDecoderMask2Former` with a `Mask2FormerHead`.
+    """Convert the settings of an `EncoderDecoderMask2Former` with a `Mask2FormerHead`.
 
     Args:
         protocol: fields of [`SegmentationConfig`].
     """
     if auxiliary_head is not None:
-        raise ConversionError("the model config has an auxiliary_head, which Mask2Former has no use for")
+        raise ConversionError("the model config has an auxiliary_head; Mask2Former is converted without one")
     width = decode_head.take("feat_channels")
     channels = decode_head.take("in_channels")
     if not isinstance(channels, list | tuple) or len(channels) != 4:
-        raise ConversionError(f"decode_head.in_channels is {channels!r}; four numbers are needed, one for each map")
+        raise ConversionError(f"decode_head.in_channels is {channels!r}; expected one for each feature map")
     decode_head.expect("in_index", [0, 1, 2, 3], (0, 1, 2, 3))
-    # num_classes is InternImage's own: things and stuff are left-overs then
+    # only InternImage has num_classes; its numbers of things and stuff are meaningless
     things, stuff = decode_head.take("num_things_classes", 80), decode_head.take("num_stuff_classes", 53)
     num_labels = decode_head.take("num_classes", None)
     num_labels = things + stuff if num_labels is None else num_labels
@@ -85,7 +85,7 @@ def read_config(
         "hidden_dim": width,
         "mask_feature_size": decode_head.take("out_channels"),
         "num_queries": decode_head.take("num_queries", 100),
-        # backbones of the originals that are made of convolutions take any size; the others refuse what needs padding
+        # the originals' InternImage takes any image size, the other backbones need multiples of their stride
         "pad_to_stride": backbone_config.model_type != "seg_internimage",
         **_read_pixel_decoder(decode_head.part("pixel_decoder"), width),
         **_read_decoder(decode_head.part("transformer_decoder"), width),
@@ -143,7 +143,7 @@ def _read_decoder(settings: Settings, width: Any) -> dict[str, Any]:
     settings.expect("return_intermediate", True, default=False)
     depth = settings.take("num_layers")
     if not isinstance(depth, int):
-        raise ConversionError(f"decode_head.transformer_decoder.num_layers is {depth!r}; a whole number is needed")
+        raise ConversionError(f"decode_head.transformer_decoder.num_layers is {depth!r}; expected an integer")
     layers = settings.part("transformerlayers")
     settings.drop("init_cfg")
     settings.finish()
@@ -162,12 +162,12 @@ def _read_decoder(settings: Settings, width: Any) -> dict[str, Any]:
     attention.drop("batch_first", "init_cfg")
     heads = attention.take("num_heads")
     attention.finish()
-    # transformers counts predictions: one more than layers
+    # transformers counts predictions, one more than layers
     return {"decoder_layers": depth + 1, "dim_feedforward": feed_forward, "num_attention_heads": heads}
 
 
 def _take_feed_forward(layers: Settings, width: Any) -> Any:
-    """Hidden width of a layer's feed-forward network."""
+    """Take the settings of a layer's feed-forward network and return its hidden width."""
     settings = layers.part("ffn_cfgs")
     settings.expect("type", "FFN")
     settings.expect("embed_dims", width)
@@ -201,7 +201,7 @@ def _expect_encoding(settings: Settings, width: Any) -> None:
 
 
 def _read_losses(head: Settings) -> dict[str, Any]:
-    """Weights of the losses. Other kinds matter for more training only: say so and go on."""
+    """Return the weights of the losses. Warn about other kinds of losses, which matter for training only."""
     fields: dict[str, Any] = {}
     for name, field, plain in (
         ("loss_cls", "class_weight", {"type": "CrossEntropyLoss", "use_sigmoid": False, "reduction": "mean"}),
@@ -235,7 +235,10 @@ def _read_losses(head: Settings) -> dict[str, Any]:
 
 
 def _read_train_cfg(train_cfg: Any, losses: Mapping[str, Any]) -> dict[str, Any]:
-    """How masks are compared in training. Queries are matched with the weights of the losses: say where they differ."""
+    """Return the sampling of points in the training losses.
+
+    Warn if the weights of the assigner differ from those of the losses, because our model uses the latter for both.
+    """
     settings = dict(train_cfg) if isinstance(train_cfg, Mapping) else {}
     assigner = settings.get("assigner")
     assigner = assigner if isinstance(assigner, Mapping) else {}
@@ -250,4 +253,4 @@ def _read_train_cfg(train_cfg: Any, losses: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _warn(name: str, reason: str) -> None:
-    logger.warning(f"decode_head.{name} {reason}: the converted model predicts the same, but trains with another loss")
+    logger.warning(f"decode_head.{name} {reason}: the converted model predicts the same but trains with another loss")

@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""How an original wants to be tested: the part that belongs to the model, and the part that prepares images."""
+"""Convert an original's test protocol: the part of the model config, and the image processor."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,8 +7,8 @@ from typing import Any
 from ..image_processing import SegmentationImageProcessor
 from .mapping import ConversionError, Settings
 
-# Steps that every test pipeline has and that change no pixel.
-PLUMBING = (
+# steps of test pipelines that change no pixel
+STEPS_WITHOUT_EFFECT = (
     "LoadImageFromFile",
     "RandomFlip",
     "ImageToTensor",
@@ -16,21 +16,21 @@ PLUMBING = (
     "Collect",
     "LoadAnnotations",
     "PackSegInputs",
-    "PadShortSide",  # of the multi-scale protocol alone
+    "PadShortSide",  # multi-scale protocol only
 )
 
-# Options that Mask2Former's configs inherit from panoptic segmentation and that nothing reads.
-PANOPTIC = ("panoptic_on", "semantic_on", "instance_on", "max_per_image", "iou_thr", "filter_low_score")
+# options that Mask2Former's configs inherit from panoptic segmentation; semantic segmentation does not read them
+PANOPTIC_OPTIONS = ("panoptic_on", "semantic_on", "instance_on", "max_per_image", "iou_thr", "filter_low_score")
 
 
 def read_test_cfg(test_cfg: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Fields of [`SegmentationConfig`] from mmseg's `test_cfg`."""
+    """Convert mmseg's `test_cfg` into fields of [`SegmentationConfig`]."""
     settings = Settings(test_cfg or {"mode": "whole"}, "test_cfg")
     mode = settings.expect("mode", "whole", "slide")
     protocol: dict[str, Any] = {"inference_mode": mode}
     if mode == "slide":
         protocol |= {"window_size": settings.take("crop_size"), "window_stride": settings.take("stride")}
-    settings.drop("crop_size", "stride", *PANOPTIC)
+    settings.drop("crop_size", "stride", *PANOPTIC_OPTIONS)
     settings.finish()
     return protocol
 
@@ -41,17 +41,17 @@ def read_test_pipeline(
     preprocessor: Mapping[str, Any] | None = None,
     multi_scale_pipeline: Sequence[Mapping[str, Any]] | None = None,
 ) -> SegmentationImageProcessor:
-    """The image processor for the protocols of an mmseg test pipeline: a single scale, and several with mirror images.
+    """Convert an mmseg test pipeline into the image processor for its single-scale and multi-scale protocols.
 
     Args:
         pipeline: the steps of `data.test.pipeline`; images are resized inside `MultiScaleFlipAug`.
-        reduce_labels: whether the data set's label 0 means "no class".
-        preprocessor: the model's `data_preprocessor`, which normalises in MMSegmentation 1.x.
-        multi_scale_pipeline: that of the config for several scales, where there is one. Else `pipeline` may be that
-            itself; if it has one scale only, the scales are those of the originals' `test.py --aug-test`.
+        reduce_labels: True if label 0 of the data set means "no class".
+        preprocessor: the model's `data_preprocessor`, which normalises images in MMSegmentation 1.x.
+        multi_scale_pipeline: the pipeline of the multi-scale config, if it is another one than `pipeline`. If neither
+            has several scales, the scales are those of the originals' `test.py --aug-test`.
 
     Raises:
-        ConversionError: naming a step or a setting that the processor cannot reproduce.
+        ConversionError: naming a step or a setting that the image processor cannot reproduce.
     """
     options: dict[str, Any] = {"do_resize": False, "do_rescale": False, "do_normalize": False, "size_divisor": 0}
     scale: Any = None
@@ -62,7 +62,7 @@ def read_test_pipeline(
         if kind == "MultiScaleFlipAug":
             scale = settings.take("img_scale", None)
         elif kind in ("Resize", "SETR_Resize"):
-            scale = settings.take("scale", scale)  # of MMSegmentation 1.x
+            scale = settings.take("scale", scale)  # MMSegmentation 1.x
             options |= {"do_resize": True, "size": _size(scale, settings.take("keep_ratio", True))}
             settings.drop("img_scale", "ratio_range", "crop_size", "setr_multi_scale")
             settings.finish()
@@ -73,22 +73,22 @@ def read_test_pipeline(
             settings.expect("to_rgb", True)
             options |= _normalization(settings)
             settings.finish()
-        elif kind not in PLUMBING:
-            raise ConversionError(f"the test pipeline has a step {kind!r} that is not understood")
+        elif kind not in STEPS_WITHOUT_EFFECT:
+            raise ConversionError(f"the test pipeline has an unknown step {kind!r}")
     if preprocessor is not None:
         settings = Settings(preprocessor, "data_preprocessor")
         settings.expect("type", "SegDataPreProcessor")
         settings.expect("bgr_to_rgb", True)
         settings.expect("test_cfg", None)
         options |= _normalization(settings)
-        settings.drop("size", "pad_val", "seg_pad_val")  # of training
+        settings.drop("size", "pad_val", "seg_pad_val")  # for training
         settings.finish()
     options["multi_scale"] = _read_multi_scale(pipeline if multi_scale_pipeline is None else multi_scale_pipeline)
     return SegmentationImageProcessor(**options, do_reduce_labels=reduce_labels)
 
 
 def _read_multi_scale(pipeline: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """`multi_scale` of the image processor."""
+    """Return `multi_scale` of the image processor."""
     protocol = {**SegmentationImageProcessor.multi_scale, "size_divisor": 0}
     for step in _flattened(pipeline):
         kind = step.get("type")
@@ -129,7 +129,7 @@ def _size(scale: Any, keep_ratio: bool) -> dict[str, int]:
     if isinstance(scale, list | tuple) and len(scale) == 1 and isinstance(scale[0], list | tuple):
         (scale,) = scale
     if not isinstance(scale, list | tuple) or len(scale) != 2 or not all(isinstance(side, int) for side in scale):
-        raise ConversionError(f"the test pipeline's img_scale is {scale!r}; one pair of pixels is needed")
+        raise ConversionError(f"the test pipeline's img_scale is {scale!r}; expected one pair of sides in pixels")
     if keep_ratio:
         return {"shortest_edge": min(scale), "longest_edge": max(scale)}
     return {"height": scale[1], "width": scale[0]}

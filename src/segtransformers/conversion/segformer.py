@@ -1,12 +1,12 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""SegFormer's head as MMSegmentation 0.x writes it (`SegformerHead`)."""
+"""SegFormer's head of MMSegmentation 0.x (`SegformerHead`)."""
 
 from typing import Any
 
 from transformers import PreTrainedConfig
 
 from ..models.segformer import SegSegformerConfig
-from .heads import CONV_MODULE_RULES, IGNORE, take_channels, take_common
+from .heads import CONV_MODULE_RULES, IGNORE_INDEX, take_channels, take_common
 from .mapping import ConversionError, Rule, Settings, prefixed
 
 _HEAD_RULES = [
@@ -22,20 +22,20 @@ RULES = prefixed("decode_head.", _HEAD_RULES)
 def read_config(
     decode_head: Settings, auxiliary_head: Settings | None, backbone_config: PreTrainedConfig, **protocol: Any
 ) -> SegSegformerConfig:
-    """The config of an `EncoderDecoder` with a `SegformerHead`.
+    """Convert the settings of an `EncoderDecoder` with a `SegformerHead`.
 
     Args:
         protocol: fields of [`SegmentationConfig`].
     """
     if auxiliary_head is not None:
-        raise ConversionError("the model config has an auxiliary_head; with a SegformerHead none can be converted")
+        raise ConversionError("the model config has an auxiliary_head; SegFormer is converted without one")
     take_channels(decode_head)
     decode_head.expect("interpolate_mode", "bilinear")
     fields = {
         "num_labels": decode_head.take("num_classes"),
         "hidden_size": decode_head.take("channels"),
         "classifier_dropout": decode_head.take("dropout_ratio", 0.1),
-        IGNORE: decode_head.take("ignore_index", 255),
+        IGNORE_INDEX: decode_head.take("ignore_index", 255),
     }
     take_common(decode_head, "decode_head")
     decode_head.finish()

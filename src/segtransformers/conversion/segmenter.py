@@ -1,6 +1,8 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Segmenter as MMSegmentation writes it (`VisionTransformer` with `SegmenterMaskTransformerHead` or `FCNHead`), and as
-the official repository does: `segm/model` of rstrudel/segmenter, whose checkpoints stand beside a `variant.yml`.
+"""Segmenter of MMSegmentation and of the official repository.
+
+Sources: `VisionTransformer` with `SegmenterMaskTransformerHead` or `FCNHead` of MMSegmentation; `segm/model` of
+rstrudel/segmenter, which writes a `variant.yml` beside every checkpoint.
 """
 
 from collections.abc import Mapping
@@ -11,23 +13,23 @@ from transformers import PreTrainedConfig
 
 from ..image_processing import SegmentationImageProcessor
 from ..models.segmenter import SegmenterConfig, SegmenterViTConfig
-from .heads import IGNORE, take_common
+from .heads import IGNORE_INDEX, take_common
 from .mapping import Backbone, ConversionError, Rule, Settings, prefixed
 
-# Any plain ViT would do, because the config overrides every number; these only read better.
+# The config overrides every number of these architectures, so the names only describe the model.
 VIT_NAMES = {192: "vit_tiny_patch16_384", 384: "vit_small_patch16_384", 1024: "vit_large_patch16_384"}
 DISTILLED_NAMES = {192: "deit_tiny_distilled_patch16_224", 384: "deit_small_distilled_patch16_224"}
-# mean and standard deviation of red, green and blue in 0..1
+# mean and standard deviation of red, green and blue, for images from 0 to 1
 NORMALIZATIONS = {
     "vit": ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
     "deit": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
 }
-# the official repository's limit of the longer side over the shorter one, which variant.yml does not say
+# largest ratio of the longer to the shorter side of an image in the official repository; variant.yml does not have it
 MAX_RATIOS = {"ade20k": 4, "cityscapes": 2, "pascal_context": 8}
 
 
 def _layer_rules(name: str) -> list[Rule]:
-    """mmseg's transformer layers as timm's blocks, which are called `name`."""
+    """Return rules from mmseg's transformer layers to timm's blocks under `name`."""
     layer = r"layers\.(\d+)\."
     return [
         Rule(layer + r"ln([12])\.(.+)", name + r".\1.norm\2.\3"),
@@ -57,7 +59,7 @@ RULES = prefixed("decode_head.", [*_MASK_HEAD_RULES, Rule(r"conv_seg\.(.+)", r"c
 
 
 def _transposed(name: str, matrix: torch.Tensor) -> torch.Tensor:
-    """The official repository multiplies with a bare matrix from the right."""
+    """Transpose a matrix that the official repository multiplies from the right."""
     if matrix.dim() != 2:
         raise ConversionError(f"{name} is {tuple(matrix.shape)}, expected a matrix")
     return matrix.t().contiguous()
@@ -70,7 +72,7 @@ def _as_convolution(name: str, matrix: torch.Tensor) -> torch.Tensor:
 
 
 OFFICIAL_RULES = [
-    Rule(r"encoder\.head(_dist)?\..+", None, why="classifies ImageNet"),
+    Rule(r"encoder\.head(_dist)?\..+", None, why="part of the ImageNet classifier"),
     Rule(r"encoder\.(cls_token|dist_token|pos_embed|patch_embed\..+)", r"backbone.trunk.embeddings.\1"),
     Rule(r"encoder\.((?:blocks|norm)\..+)", r"backbone.trunk.\1"),
     Rule(r"decoder\.head\.weight", r"decode_head.classifier.weight", _as_convolution),
@@ -86,7 +88,7 @@ OFFICIAL_RULES = [
 
 
 def read_vit(settings: Settings) -> SegmenterViTConfig:
-    """The config of a backbone that mmseg's config calls `VisionTransformer`; defaults are the original's."""
+    """Convert the settings of mmseg's `VisionTransformer`; the defaults are the original's."""
     width, depth = settings.count("embed_dims", 768), settings.count("num_layers", 12)
     config = SegmenterViTConfig(
         trunk=VIT_NAMES.get(width, "vit_base_patch16_384"),
@@ -129,10 +131,9 @@ def _take_norm_eps(settings: Settings, where: str) -> float:
 
 
 def with_patch_bias(config: Any, state_dict: Mapping[str, torch.Tensor]) -> Any:
-    """mmseg's config with what the checkpoint says about the bias of the patch embedding.
+    """Add to mmseg's config whether the patch embedding has a bias, as the checkpoint shows.
 
-    MMSegmentation 0.x always had one and its configs do not mention it; 1.x has none by default, and its configs for
-    the same checkpoints do not mention it either.
+    MMSegmentation 0.x always has one, 1.x has none by default, and no config mentions it.
     """
     backbone = config.get("backbone") if isinstance(config, Mapping) else None
     if not isinstance(backbone, Mapping) or backbone.get("type") != "VisionTransformer":
@@ -144,7 +145,7 @@ def with_patch_bias(config: Any, state_dict: Mapping[str, torch.Tensor]) -> Any:
 def read_mask_head(
     decode_head: Settings, auxiliary_head: Settings | None, backbone_config: PreTrainedConfig, **protocol: Any
 ) -> SegmenterConfig:
-    """The config of an `EncoderDecoder` with a `SegmenterMaskTransformerHead`.
+    """Convert the settings of an `EncoderDecoder` with a `SegmenterMaskTransformerHead`.
 
     Args:
         protocol: fields of [`SegmentationConfig`].
@@ -163,21 +164,21 @@ def read_mask_head(
     decode_head.expect("num_fcs", 2)
     decode_head.expect("qkv_bias", True)
     decode_head.expect("act_cfg", {"type": "GELU"})
-    decode_head.drop("init_std", "dropout_ratio")  # there is no classifier behind that dropout
+    decode_head.drop("init_std", "dropout_ratio")  # this head does not use dropout_ratio
     return _read_head(decode_head, auxiliary_head, backbone_config, fields | protocol)
 
 
 def read_linear_head(
     decode_head: Settings, auxiliary_head: Settings | None, backbone_config: PreTrainedConfig, **protocol: Any
 ) -> SegmenterConfig:
-    """The config of an `EncoderDecoder` with an `FCNHead` that has no convolutions but the classifier.
+    """Convert the settings of an `EncoderDecoder` with an `FCNHead` that has no convolution except the classifier.
 
     Args:
         protocol: fields of [`SegmentationConfig`].
     """
     decode_head.expect("num_convs", 0, default=2)
     decode_head.expect("concat_input", False, default=True)
-    decode_head.drop("kernel_size", "dilation", "norm_cfg", "act_cfg")  # of convolutions
+    decode_head.drop("kernel_size", "dilation", "norm_cfg", "act_cfg")  # settings of convolutions
     fields = {"decoder_type": "linear", "classifier_dropout": decode_head.take("dropout_ratio", 0.1)}
     return _read_head(decode_head, auxiliary_head, backbone_config, fields | protocol)
 
@@ -186,18 +187,18 @@ def _read_head(
     decode_head: Settings, auxiliary_head: Settings | None, backbone_config: PreTrainedConfig, fields: dict[str, Any]
 ) -> SegmenterConfig:
     if auxiliary_head is not None:
-        raise ConversionError("the model config has an auxiliary_head; Segmenter's heads are converted without one")
+        raise ConversionError("the model config has an auxiliary_head; Segmenter is converted without one")
     decode_head.expect("in_index", -1)
-    decode_head.drop("in_channels", "channels")  # the tensors' shapes tell
+    decode_head.drop("in_channels", "channels")  # follow from the tensors
     fields["num_labels"] = decode_head.count("num_classes")
-    fields[IGNORE] = decode_head.take("ignore_index", 255)
+    fields[IGNORE_INDEX] = decode_head.take("ignore_index", 255)
     take_common(decode_head, "decode_head", has_convolutions=False)
     decode_head.finish()
     return SegmenterConfig(backbone_config=backbone_config, **fields)
 
 
 def read_variant(variant: Mapping[str, Any]) -> SegmenterConfig:
-    """The config of an official checkpoint, from what stands in its `variant.yml`."""
+    """Convert the content of an official checkpoint's `variant.yml` into a config."""
     net = Settings(variant, "the variant").part("net_kwargs")
     decoder = net.part("decoder")
     kind = decoder.require("name", "mask_transformer", "linear")
@@ -229,7 +230,7 @@ def read_variant(variant: Mapping[str, Any]) -> SegmenterConfig:
             "decoder_drop_path_rate": decoder.take("drop_path_rate"),
             "decoder_dropout": decoder.take("dropout"),
         }
-    decoder.drop("n_cls")  # once more
+    decoder.drop("n_cls")  # repeats that of net_kwargs
     decoder.finish()
     net.expect("dropout", 0.0)
     net.drop("backbone", "normalization")
@@ -247,7 +248,7 @@ def read_variant(variant: Mapping[str, Any]) -> SegmenterConfig:
 
 
 def read_variant_processor(variant: Mapping[str, Any], reduce_labels: bool) -> SegmentationImageProcessor:
-    """The image processor for the single-scale protocol of an official checkpoint that [`read_variant`] understands."""
+    """Convert the content of an official checkpoint's `variant.yml` into the image processor of its test protocol."""
     net = Settings(variant, "the variant").part("net_kwargs")
     mean, std = NORMALIZATIONS[net.require("normalization", *NORMALIZATIONS)]
     inference = Settings(variant.get("inference_kwargs") or {}, "the variant's inference_kwargs")

@@ -1,9 +1,9 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Pre-trained trunks from the files that the originals start their training from.
+"""Load pre-trained trunks from the files that the originals' training starts from.
 
-DeiT (`deit_*_patch16_224-*.pth`), the AugReg models as their authors publish them (`Ti_16-i21k-*.npz`), as ViT-Adapter
-releases them (`.pth`) and as MMSegmentation does for Segmenter (`vit_*_p16_384_*.pth`), BEiT and BEiTv2
-(`beit*_patch16_224_*.pth`), and Uni-Perceiver (`uni-perceiver-*_converted.pth`).
+These are DeiT (`deit_*_patch16_224-*.pth`), AugReg as published by its authors (`Ti_16-i21k-*.npz`), by ViT-Adapter
+(`.pth`) and by MMSegmentation for Segmenter (`vit_*_p16_384_*.pth`), BEiT and BEiTv2 (`beit*_patch16_224_*.pth`), and
+Uni-Perceiver (`uni-perceiver-*_converted.pth`).
 """
 
 import math
@@ -22,19 +22,19 @@ from .mapping import ConversionError, Rule, checked_tensors, find_rule, widest_d
 from .segmenter import VIT_RULES as MMSEG_VIT_RULES
 from .vit_adapter import UNIPERCEIVER_RULES, with_whole_positions
 
-# New names are timm's. What a trunk has no place for, because it stands behind the blocks or follows from the grid:
+# The new names are timm's. Rules without a name are for tensors after the blocks, and those that follow from the grid.
 _VIT_RULES = [
-    Rule(r"(fc_norm|head|head_dist|pre_logits|lm_head|fc)\..+", None, why="of the classifier"),
-    Rule(r"mask_token", None, why="of pre-training"),
+    Rule(r"(fc_norm|head|head_dist|pre_logits|lm_head|fc)\..+", None, why="part of the classifier"),
+    Rule(r"mask_token", None, why="for pre-training only"),
     Rule(r"(.+\.)?relative_position_index", None, why="follows from the grid"),
     Rule(r"(.+)", r"\1"),
 ]
 
 
 def _transposed(name: str, kernel: torch.Tensor) -> torch.Tensor:
-    """JAX has inputs first; heads and their channels are dimensions of their own there."""
+    """Convert a kernel of JAX, which has inputs first, and a dimension for heads in attention, into a matrix."""
     if kernel.dim() < 2:
-        raise ConversionError(f"{name} is {tuple(kernel.shape)}, expected a matrix, or one with heads of its own")
+        raise ConversionError(f"{name} is {tuple(kernel.shape)}, expected a matrix, possibly with a dimension of heads")
     return kernel.flatten(0, -2).t() if name.endswith("out/kernel") else kernel.flatten(1).t()
 
 
@@ -51,7 +51,7 @@ def _flat(name: str, bias: torch.Tensor) -> torch.Tensor:
 _JAX_BLOCK = r"(?:opt/target/)?Transformer/encoderblock_(\d+)/"
 _JAX_ATTENTION = _JAX_BLOCK + r"MultiHeadDotProductAttention_1/"
 _JAX_RULES = [
-    Rule(r"(?:opt/target/)?(?:head|pre_logits)/.+", None, why="of the classifier"),
+    Rule(r"(?:opt/target/)?(?:head|pre_logits)/.+", None, why="part of the classifier"),
     Rule(r"(?:opt/target/)?cls", r"cls_token"),
     Rule(r"(?:opt/target/)?Transformer/posembed_input/pos_embedding", r"pos_embed"),
     Rule(r"(?:opt/target/)?embedding/kernel", r"patch_embed.proj.weight", _as_patches),
@@ -84,29 +84,29 @@ _TABLE = "blocks.{}.attn.relative_position_bias_table"
 
 
 def load_pretrained_trunk(model: PreTrainedModel, path: str | Path) -> list[str]:
-    """Load a pre-trained trunk into a backbone, in place. Nothing else of the model changes.
+    """Load a pre-trained trunk into a backbone, in place. The rest of the model stays unchanged.
 
-    Positions are resized to the grid of the trunk as the originals resize them: learned positions as the config's
-    `position_interpolation` says, BEiT's tables by cubic splines over a geometric progression of offsets. What the
-    trunk does not use, such as class tokens or the final norm, is left out.
+    Position embeddings are resized to the trunk's grid by the config's `position_interpolation`, BEiT's bias tables by
+    cubic splines over a geometric progression of offsets, as in the originals. Tensors that the trunk does not use,
+    such as class tokens or the final norm, are not loaded.
 
     Args:
         model: a backbone around a plain ViT, or a model whose `backbone` is one.
-        path: the file, `.pth`, `.pth.tar`, `.zip` or `.npz`. No code in it is run.
+        path: the file, `.pth`, `.pth.tar`, `.zip` or `.npz`. No code from it is run.
 
     Returns:
-        the names of the tensors in the file that were not needed, such as those of a classifier.
+        the names of the tensors in the file that were not loaded, such as those of a classifier.
 
     Raises:
-        ConversionError: if the file cannot be read or does not fit the trunk, naming what is missing, left over or of
-            another shape. The model is then as it was.
+        ConversionError: if the file cannot be read, or a tensor is missing, left over or of another shape. The model is
+            unchanged then.
     """
     backbone: Any = getattr(model, "backbone", model)
     trunk = getattr(backbone, "trunk", None)
     if not isinstance(trunk, Trunk):
-        raise ConversionError(f"a {type(backbone).__name__} has no plain ViT as its trunk")
+        raise ConversionError(f"{type(backbone).__name__} is not a backbone with a plain ViT as trunk")
     state_dict, unused = _renamed(checked_tensors(read_checkpoint(path).state_dict), backbone.config)
-    widest_dtype(state_dict)  # refuses what is no weight
+    widest_dtype(state_dict)  # raises an error for a tensor that is not a weight
     if not backbone.config.use_prefix_tokens:
         unused += [name for name in ("cls_token", "dist_token", "reg_token") if name in state_dict]
     dtype = trunk.embeddings.patch_embed.proj.weight.dtype
@@ -124,14 +124,14 @@ def load_pretrained_trunk(model: PreTrainedModel, path: str | Path) -> list[str]
 
 
 def _renamed(state_dict: Mapping[str, torch.Tensor], config: TrunkConfig) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Tensors under timm's names, and the names of those that are not needed."""
+    """Return the tensors under timm's names, and the original names of those that are not needed."""
     renamed: dict[str, torch.Tensor] = {}
     original_names: dict[str, str] = {}
     unused = []
 
-    def place(new_name: str, name: str, tensor: torch.Tensor) -> None:
+    def add(new_name: str, name: str, tensor: torch.Tensor) -> None:
         if new_name in renamed:
-            raise ConversionError(f"{original_names[new_name]!r} and {name!r} are the same tensor of the trunk")
+            raise ConversionError(f"{original_names[new_name]!r} and {name!r} become the same tensor of the trunk")
         renamed[new_name], original_names[new_name] = tensor, name
 
     if "layers.0.self_attn.in_proj.weight" in state_dict:
@@ -140,7 +140,7 @@ def _renamed(state_dict: Mapping[str, torch.Tensor], config: TrunkConfig) -> tup
             if new_name is None or not new_name.startswith("trunk."):
                 unused.append(name)  # other tasks and modalities
             else:
-                place(new_name.removeprefix("trunk.").removeprefix("embeddings."), name, tensor)
+                add(new_name.removeprefix("trunk.").removeprefix("embeddings."), name, tensor)
         return renamed, unused
     if "layers.0.ln1.weight" in state_dict:
         rules = MMSEG_VIT_RULES
@@ -152,9 +152,9 @@ def _renamed(state_dict: Mapping[str, torch.Tensor], config: TrunkConfig) -> tup
         if rule is not None and (new_name is None or (new_name.startswith("norm.") and not config.final_norm)):
             unused.append(name)
         elif rule is None or new_name is None:
-            place(name, name, tensor)  # nobody has a place for it, which is said later
+            add(name, name, tensor)  # `load_trunk_weights` reports it as left over
         else:
-            place(new_name, name, tensor if rule.change is None else rule.change(name, tensor))
+            add(new_name, name, tensor if rule.change is None else rule.change(name, tensor))
     shared, blocks = renamed.pop(_SHARED_TABLE, None), range(config.num_hidden_layers or 0)
     if shared is not None:
         renamed |= {_TABLE.format(index): shared for index in blocks}
@@ -165,27 +165,24 @@ def _renamed(state_dict: Mapping[str, torch.Tensor], config: TrunkConfig) -> tup
                 tensors, names = [renamed.pop(part) for part in parts], [original_names[part] for part in parts]
                 if len({tensor.shape for tensor in tensors}) > 1 or not tensors[0].dim():
                     shapes = (f"{name} ({tuple(tensor.shape)})" for name, tensor in zip(names, tensors, strict=True))
-                    raise ConversionError(f"{', '.join(shapes)} must have one shape, to become one tensor of the trunk")
-                place(f"blocks.{index}.attn.qkv.{kind}", names[0], torch.cat(tensors))
+                    raise ConversionError(f"{', '.join(shapes)} must have equal shapes: they become one tensor")
+                add(f"blocks.{index}.attn.qkv.{kind}", names[0], torch.cat(tensors))
     return renamed, unused
 
 
 def _grid(state_dict: Mapping[str, torch.Tensor], grid: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of patches that the positions in a file were made for: all of these files are for squares."""
+    """Return the token grid of the position embeddings in a file. All of these files have square grids."""
     positions, table = state_dict.get("pos_embed"), state_dict.get(_TABLE.format(0))
     if positions is not None:
         count = positions.shape[1] if positions.dim() == 3 else 0
         side = math.isqrt(count)
-        if not count or count - side**2 > 2:  # tokens in front have entries, too
+        if not count or count - side**2 > 2:  # prefix tokens may have position embeddings too
             raise ConversionError(
-                f"pos_embed is {tuple(positions.shape)}, expected (1, positions, channels) for a square of patches and "
-                "at most two tokens in front"
+                f"pos_embed is {tuple(positions.shape)}, expected (1, positions, channels) for a square token grid and "
+                "at most two prefix tokens"
             )
         return (side, side)
     if table is not None and table.dim() == 2:
         side = (math.isqrt(table.shape[0]) + 1) // 2
         return (side, side)
     return grid
-
-
-__all__ = ["load_pretrained_trunk"]

@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""UperNet and its auxiliary head as MMSegmentation 0.x writes them (`UPerHead`, `FCNHead`)."""
+"""UperNet and its auxiliary head of MMSegmentation 0.x (`UPerHead`, `FCNHead`)."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from transformers import PreTrainedConfig
 from transformers.utils import logging
 
 from ..models.upernet import SegUperNetConfig
-from .heads import CONV_MODULE_RULES, IGNORE, take_channels, take_common
+from .heads import CONV_MODULE_RULES, IGNORE_INDEX, take_channels, take_common
 from .mapping import ConversionError, Settings, prefixed
 
 logger = logging.get_logger(__name__)
@@ -18,7 +18,7 @@ RULES = [*prefixed("decode_head.", CONV_MODULE_RULES), *prefixed("auxiliary_head
 def read_config(
     decode_head: Settings, auxiliary_head: Settings | None, backbone_config: PreTrainedConfig, **protocol: Any
 ) -> SegUperNetConfig:
-    """The config of an `EncoderDecoder` with a `UPerHead` and at most one auxiliary `FCNHead`.
+    """Convert the settings of an `EncoderDecoder` with a `UPerHead` and at most one auxiliary `FCNHead`.
 
     Args:
         protocol: fields of [`SegmentationConfig`].
@@ -29,7 +29,7 @@ def read_config(
         "hidden_size": decode_head.take("channels"),
         "pool_scales": decode_head.take("pool_scales", (1, 2, 3, 6)),
         "classifier_dropout": decode_head.take("dropout_ratio", 0.1),
-        IGNORE: decode_head.take("ignore_index", 255),
+        IGNORE_INDEX: decode_head.take("ignore_index", 255),
     }
     take_common(decode_head, "decode_head")
     decode_head.finish()
@@ -41,7 +41,7 @@ def read_config(
         auxiliary_head.take("in_channels")
         auxiliary_head.expect("kernel_size", 3)
         auxiliary_head.expect("dilation", 1)
-        for name, field, default in (("dropout_ratio", "classifier_dropout", 0.1), ("ignore_index", IGNORE, 255)):
+        for name, field, default in (("dropout_ratio", "classifier_dropout", 0.1), ("ignore_index", IGNORE_INDEX, 255)):
             if (value := auxiliary_head.take(name, default)) != fields[field]:
                 logger.warning(f"auxiliary_head.{name} is {value}: the model trains with decode_head's {fields[field]}")
         fields["auxiliary_in_index"] = auxiliary_head.take("in_index")

@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Checks on a folder that was just written: every tensor against the checkpoint, and a forward pass after a reload."""
+"""Check a folder that was written: compare every tensor with the checkpoint, and the outputs after a reload."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -14,17 +14,17 @@ from .mapping import ConversionError
 from .report import ConversionReport
 
 CHECK_SIZE = (96, 128)  # height and width of the image for the forward pass, in pixels
-# A reload of the same float32 weights gives the same numbers but for the order of additions.
+# the order of additions may differ after a reload of the same float32 weights
 EXACT_TOLERANCE = 1e-5
 
 
 @dataclass
 class Verification:
-    """How far the outputs of the written folder are from those of the converted model in memory.
+    """Comparison of the outputs of the written folder with those of the converted model in memory.
 
     Attributes:
-        relative_error: L2 distance of the outputs over their L2 norm.
-        same_class: part of the pixels whose class is the same; None for a backbone.
+        relative_error: L2 distance of the outputs divided by their L2 norm.
+        same_class: fraction of the pixels with the same class, from 0 to 1; None for a backbone.
     """
 
     relative_error: float
@@ -40,7 +40,7 @@ class Verification:
 
 @torch.no_grad()
 def outputs_of(model: PreTrainedModel) -> list[torch.Tensor]:
-    """The logits, or the feature maps of a backbone, for one made-up image. The model must be in float32."""
+    """Return the logits, or the feature maps of a backbone, for one synthetic image. The model must be in float32."""
     height, width = CHECK_SIZE
     waves = torch.linspace(0, 9, height)[:, None].sin() * torch.linspace(0, 13, width)[None].cos()
     noise = torch.rand(3, height, width, generator=torch.Generator().manual_seed(0))
@@ -49,15 +49,15 @@ def outputs_of(model: PreTrainedModel) -> list[torch.Tensor]:
 
 
 def verify_outputs(folder: Path, model_class: type[PreTrainedModel], expected: list[torch.Tensor]) -> Verification:
-    """Load the folder anew, in float32, and compare its outputs with those of the model that was written.
+    """Load the folder in float32 and compare its outputs with those of the model that was written.
 
     Raises:
-        ConversionError: if they are no numbers.
+        ConversionError: if an output is not finite.
     """
     reloaded = model_class.from_pretrained(folder, dtype=torch.float32).eval()
     actual = outputs_of(reloaded)
     if not all(output.isfinite().all() for output in actual):
-        raise ConversionError("the written model gives infinities or NaN: choose another --dtype")
+        raise ConversionError("the written model outputs infinity or NaN: choose another --dtype")
     distance = sum((one - other).double().square().sum() for one, other in zip(actual, expected, strict=True))
     norm = sum(other.double().square().sum() for other in expected)
     same = None
@@ -72,35 +72,35 @@ def verify_tensors(
     state_dict: Mapping[str, torch.Tensor],
     report: ConversionReport,
 ) -> int:
-    """Read every tensor back from the folder: it must equal the model's, and the checkpoint's if it was only renamed.
+    """Compare every tensor in the folder with the model's, and with the checkpoint's if it was only renamed.
 
     Args:
-        folder: with the `.safetensors` files just written.
-        model: that was written.
+        folder: the folder with the written `.safetensors` files.
+        model: the model that was written.
         state_dict: the checkpoint's tensors under their original names.
-        report: what became of them.
+        report: the use of the checkpoint's tensors.
 
     Returns:
-        how many tensors were compared.
+        the number of tensors.
 
     Raises:
-        ConversionError: naming a tensor that differs, that is missing, or that overflowed in its new dtype.
+        ConversionError: naming a tensor that differs, is missing, or overflowed in its new dtype.
     """
     expected = model.state_dict()
     originals = {new[0]: old for old, new in report.used.items() if old not in report.changed and old in state_dict}
     seen: set[str] = set()
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118  # it is no mapping
+            for name in opened.keys():  # noqa: SIM118  # not a mapping
                 saved = opened.get_tensor(name)
                 seen.add(name)
                 sources = [expected[name]]
                 if name in originals:
                     sources.append(state_dict[originals[name]])
                 _compare(name, saved, sources)
-    lacking = sorted(set(expected) - seen)
-    if lacking:
-        raise ConversionError(f"{folder} lacks the tensor {lacking[0]}")
+    missing = sorted(set(expected) - seen)
+    if missing:
+        raise ConversionError(f"{folder} lacks the tensor {missing[0]}")
     return len(seen)
 
 
@@ -109,4 +109,4 @@ def _compare(name: str, saved: torch.Tensor, sources: list[torch.Tensor]) -> Non
         if not torch.equal(saved.nan_to_num(), source.to(saved.dtype).nan_to_num()):
             raise ConversionError(f"the written tensor {name} differs from the converted one")
         if saved.isinf().any() and not source.isinf().any():
-            raise ConversionError(f"{name} overflows in {saved.dtype}: choose --dtype bf16, or none")
+            raise ConversionError(f"{name} overflows in {saved.dtype}: choose --dtype bf16, or leave --dtype out")

@@ -13,23 +13,23 @@ from ..models.pyramid.configuration_pyramid import PyramidConfig
 from ..models.vit_adapter import ViTAdapterConfig
 from .mapping import Backbone, ConversionError, Rule, Settings
 
-# Any architecture of the same kind would do, because the config overrides every number; these only read better.
+# The config overrides every number of these architectures, so the names only describe the model.
 VIT_NAMES = {192: "vit_tiny_patch16_224", 384: "vit_small_patch16_224", 1024: "vit_large_patch16_224"}
 BEIT_NAMES = {1024: "beit_large_patch16_224"}
-# the architecture of CLIP has what Uni-Perceiver has: a norm in front of the blocks
+# CLIP's architecture has a norm before the blocks, as Uni-Perceiver has
 UNIPERCEIVER_NAMES = {1024: "vit_large_patch14_clip_224"}
 
 PyramidConfigType = TypeVar("PyramidConfigType", bound=PyramidConfig)
 
 
 def without_first_position(name: str, positions: torch.Tensor) -> torch.Tensor:
-    """The first entry belongs to a class token that the original does not have."""
+    """Remove the first position embedding, of a class token that the original does not have."""
     if positions.dim() != 3:
         raise ConversionError(f"{name} is {tuple(positions.shape)}, expected (1, 1 + positions, channels)")
     return positions[:, 1:].clone()
 
 
-# what ViT-CoMer's backbones have under the same names
+# ViT-CoMer's backbones have these names too
 PYRAMID_RULES = [
     Rule(r"level_embed", r"level_embed"),
     Rule(r"spm\.(.+)", r"spatial_prior.\1"),
@@ -52,7 +52,7 @@ BEIT_RULES = [
     Rule(r"cls_token", r"trunk.embeddings.cls_token"),
     Rule(r"patch_embed\.(.+)", r"trunk.embeddings.patch_embed.\1"),
     Rule(r"blocks\.\d+\.attn\.relative_position_index", None, why="follows from the grid"),
-    # use_shared_rel_pos_bias makes it
+    # exists with use_shared_rel_pos_bias
     Rule(r"rel_pos_bias\..+", None, why="a shared table that the original never reads"),
     Rule(r"blocks\.(\d+)\.attn\.relative_position_bias_table", r"trunk.blocks.\1.relative_position_bias_table"),
     Rule(r"blocks\.(.+)", r"trunk.blocks.\1"),
@@ -60,7 +60,7 @@ BEIT_RULES = [
 ]
 UNIPERCEIVER_RULES = [
     Rule(r"visual_embed\.patch_embed\.proj\.(.+)", r"trunk.embeddings.patch_embed.proj.\1"),
-    Rule(r"visual_embed\.patch_embed\.pos_embed", r"trunk.embeddings.pos_embed"),  # made by `prepare`
+    Rule(r"visual_embed\.patch_embed\.pos_embed", r"trunk.embeddings.pos_embed"),  # created by `with_whole_positions`
     Rule(r"visual_embed\.embeddings_norm\.(.+)", r"trunk.embeddings.norm_pre.\1"),
     Rule(r"layers\.(\d+)\.self_attn\.in_proj\.(.+)", r"trunk.blocks.\1.attn.qkv.\2"),
     Rule(r"layers\.(\d+)\.self_attn\.out_proj\.(.+)", r"trunk.blocks.\1.attn.proj.\2"),
@@ -72,7 +72,11 @@ UNIPERCEIVER_RULES = [
 
 
 def with_whole_positions(state_dict: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-    """Uni-Perceiver adds the first of its positions in time to those in space: an image is one frame."""
+    """Add the first temporal position embedding of Uni-Perceiver to the spatial ones, because an image is one frame.
+
+    Raises:
+        ConversionError: if position embeddings are missing or do not fit together.
+    """
     prefix = next(
         (name[: -len("spatial_pos_embed.weight")] for name in state_dict if name.endswith("spatial_pos_embed.weight")),
         None,
@@ -85,19 +89,19 @@ def with_whole_positions(state_dict: Mapping[str, torch.Tensor]) -> Mapping[str,
     space, time = (state_dict.pop(f"{prefix}{kind}_pos_embed.weight", None) for kind in ("spatial", "temporal"))
     if time is None or time.dim() != 2 or space.dim() != 2 or time.shape[1] != space.shape[1] or not len(time):
         raise ConversionError(
-            f"{prefix}temporal_pos_embed.weight must be there, with the channels of spatial_pos_embed"
+            f"{prefix}temporal_pos_embed.weight is missing, or does not have the channels of spatial_pos_embed.weight"
         )
     state_dict[f"{prefix}pos_embed"] = (space + time[:1])[None]
     return state_dict
 
 
 def read_vit(settings: Settings) -> ViTAdapterConfig:
-    """The config of a backbone that mmseg's config calls `ViTAdapter`; defaults are the original's."""
+    """Convert the settings of mmseg's `ViTAdapter`; the defaults are the original's."""
     return read_plain_vit(settings, ViTAdapterConfig, use_extra_extractors=settings.take("use_extra_extractor", True))
 
 
 def read_plain_vit(settings: Settings, config_class: type[PyramidConfigType], **fields: Any) -> PyramidConfigType:
-    """What the original ViT-Adapter and ViT-CoMer around a plain ViT share; `fields` are the others."""
+    """Convert the settings that ViT-Adapter and ViT-CoMer around a plain ViT share; `fields` are further fields."""
     depth = _depth(settings)
     settings.expect("patch_size", 16)
     settings.take("img_size", 224)  # the original reshapes its position embeddings by pretrain_size
@@ -119,16 +123,16 @@ def read_plain_vit(settings: Settings, config_class: type[PyramidConfigType], **
 
 
 def read_beit(settings: Settings) -> ViTAdapterConfig:
-    """The config of a backbone that mmseg's config calls `BEiTAdapter`; defaults are the original's."""
+    """Convert the settings of mmseg's `BEiTAdapter`; the defaults are the original's."""
     depth = _depth(settings)
     settings.expect("patch_size", 16)
     settings.expect("use_abs_pos_emb", False, default=False)
     settings.take("use_shared_rel_pos_bias", False)
-    settings.take("pretrain_size", 224)  # the tables have the size of img_size
+    settings.take("pretrain_size", 224)  # img_size determines the size of the bias tables
     size = settings.take("img_size", 512)
     initial = settings.take("init_values", None)
     if not initial:
-        raise ConversionError(f"backbone.init_values is {initial!r}; the original cannot run without layer scale")
+        raise ConversionError(f"backbone.init_values is {initial!r}; the original needs layer scale")
     return _pyramid_config(
         settings,
         ViTAdapterConfig,
@@ -147,10 +151,10 @@ def read_beit(settings: Settings) -> ViTAdapterConfig:
 
 
 def read_uniperceiver(settings: Settings) -> ViTAdapterConfig:
-    """The config of a backbone that mmseg's config calls `UniPerceiverAdapter`; defaults are the original's."""
+    """Convert the settings of mmseg's `UniPerceiverAdapter`; the defaults are the original's."""
     depth = _depth(settings)
     settings.expect("patch_size", 16)
-    settings.take("pretrain_size", 224)  # the positions have the size of img_size
+    settings.take("pretrain_size", 224)  # img_size determines the number of position embeddings
     return _pyramid_config(
         settings,
         ViTAdapterConfig,
@@ -174,7 +178,7 @@ def read_uniperceiver(settings: Settings) -> ViTAdapterConfig:
 def _depth(settings: Settings) -> int:
     depth = settings.take("depth", 12)
     if not isinstance(depth, int):
-        raise ConversionError(f"backbone.depth is {depth!r}; a whole number is needed")
+        raise ConversionError(f"backbone.depth is {depth!r}; expected an integer")
     return depth
 
 
@@ -186,7 +190,7 @@ def _pyramid_config(
     depth: int,
     **fields: Any,
 ) -> PyramidConfigType:
-    """What all kinds share. `names` gives a trunk for a width, `name` one for any other."""
+    """Convert the settings that all backbones share; `names` are trunks by width, `name` is that of other widths."""
     width = settings.take("embed_dim", 768)
     settings.expect("in_chans", 3)
     for rate in ("drop_rate", "attn_drop_rate"):
@@ -215,7 +219,7 @@ def _pyramid_config(
 
 
 def _window_sizes(use_window, window_size, depth: int) -> list[int] | None:
-    """One side per block, 0 for global attention; either argument may be one value or a list per block."""
+    """Return a window side for each block, 0 for global attention. Both arguments may be one value or one per block."""
     uses = use_window if isinstance(use_window, list | tuple) else [use_window] * depth
     sizes = window_size if isinstance(window_size, list | tuple) else [window_size] * depth
     if len(uses) != depth or len(sizes) != depth:

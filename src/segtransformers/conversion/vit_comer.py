@@ -1,8 +1,8 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """The ViT-CoMer backbone of Traffic-X/ViT-CoMer.
 
-Source: `segmentation/mmseg_custom/models/backbones/vit_comer.py`. The network of the same name in the repository's
-`detection` folder is another one.
+Source: `segmentation/mmseg_custom/models/backbones/vit_comer.py`. The network of this name in the repository's folder
+`detection` is a different one.
 """
 
 from ..models.vit_comer import ViTCoMerConfig
@@ -11,8 +11,8 @@ from .vit_adapter import PLAIN_VIT_RULES, PYRAMID_RULES, read_plain_vit
 
 _INTERACTION = r"interactions\.(\d+)\."
 _NEW = r"interactions.\1."
-# The original builds what is switched off: the pyramid of an interaction that changes no tokens, and the norms in front
-# of an attention that is not there. So these are optional.
+# Some rules are optional because the original also builds what its config switches off: the feature pyramid of an
+# interaction that changes no tokens, and the norms before an attention that does not exist.
 RULES = [
     *PLAIN_VIT_RULES,
     *PYRAMID_RULES,
@@ -48,7 +48,7 @@ RULES = [
 
 
 def read_config(settings: Settings) -> ViTCoMerConfig:
-    """The config of a backbone that mmseg's config calls `ViTCoMer`; defaults are the original's."""
+    """Convert the settings of mmseg's `ViTCoMer`; the defaults are the original's."""
     return read_plain_vit(
         settings,
         ViTCoMerConfig,

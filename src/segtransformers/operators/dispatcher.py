@@ -32,6 +32,7 @@ import kernels
 import torch
 from transformers.utils import logging
 
+from ..cache import user_cache
 from .modes import MODES, default_mode
 
 logger = logging.get_logger(__name__)
@@ -192,7 +193,7 @@ def sources() -> Path | None:
 
 def cache_folder() -> Path:
     """Return the folder that `segtransformers build-kernels` writes to: `~/.cache/segtransformers/deformable-ops`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "segtransformers" / "deformable-ops"
+    return user_cache("deformable-ops")
 
 
 def build_script() -> ModuleType:
