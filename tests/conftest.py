@@ -12,6 +12,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
+pytest.register_assert_rewrite("model_tests", "stock_tools_tests")  # inherited tests show the values compared, too
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)

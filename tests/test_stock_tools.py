@@ -1,0 +1,142 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""Stock tools of PyTorch and Hugging Face on every model of the package."""
+
+import pytest
+from model_tests import BackboneCase, SegmentationCase
+from stock_tools_tests import StockToolsTests
+from test_internimage import small_internimage
+from test_seg_mask2former import small_head as small_mask2former
+from test_seg_segformer import small_segformer
+from test_seg_upernet import small_head as small_upernet
+from test_segmenter import small_segmenter, small_vit
+from test_vit_adapter import small_config as small_adapter
+from test_vit_comer import small_comer
+
+from segtransformers import (
+    InternImageBackbone,
+    SegMask2FormerForSemanticSegmentation,
+    SegmenterForSemanticSegmentation,
+    SegmenterViTBackbone,
+    SegSegformerForSemanticSegmentation,
+    SegUperNetForSemanticSegmentation,
+    ViTAdapterBackbone,
+    ViTCoMerBackbone,
+)
+
+WEIGHT_DTYPE = "deformable attention and convolution read the dtype of a linear layer's weight"
+PICKLE = "torch.memory_format, an attribute of the backbone, cannot be pickled by protocol 2"
+BEIT = "timm's attention reads the weight of `qkv`, or adds the bias to its output in place"
+LISTED = "transformers' prediction head calls the layers of a plain list, not the registered ones"
+PYRAMIDS = ("TestViTAdapter", "TestViTAdapterOverBeit", "TestViTAdapterOverEva", "TestViTCoMer")
+HEADS = ("TestUperNet", "TestMask2Former")
+# tests of models that are not plain yet: remove an entry when its test passes
+PENDING = {
+    ("test_quantize_dynamic", *PYRAMIDS, *HEADS, "TestInternImage", "TestInternImageH", "TestSegformer"): WEIGHT_DTYPE,
+    ("test_bitsandbytes", *PYRAMIDS, *HEADS, "TestInternImage", "TestInternImageH", "TestSegformer"): WEIGHT_DTYPE,
+    ("test_copies", *PYRAMIDS, *HEADS): PICKLE,
+    ("test_forward_hooks", "TestViTAdapterOverBeit"): BEIT,
+    ("test_backward_hooks", "TestViTAdapterOverBeit"): BEIT,
+    ("test_quanto_int8_weights", "TestMask2Former"): LISTED,
+    ("test_lora_on_linear_layers_and_convolutions", "TestMask2Former"): LISTED,
+    ("test_replaced_activations_change_the_output", "TestMask2Former"): LISTED,
+}
+
+
+@pytest.fixture(autouse=True)
+def pending(request):
+    for (test, *classes), reason in PENDING.items():
+        if request.node.originalname == test and request.cls.__name__ in classes:
+            request.applymarker(pytest.mark.xfail(reason=reason, strict=False))
+
+
+class TestViTAdapter(BackboneCase, StockToolsTests):
+    model_class = ViTAdapterBackbone
+
+    def config(self):
+        return small_adapter()
+
+
+class TestViTAdapterOverBeit(BackboneCase, StockToolsTests):
+    model_class = ViTAdapterBackbone
+
+    def config(self):
+        return small_adapter(trunk="beitv2_base_patch16_224")
+
+
+class TestViTAdapterOverEva(BackboneCase, StockToolsTests):
+    model_class = ViTAdapterBackbone
+
+    def config(self):
+        return small_adapter(trunk="vit_small_patch16_dinov3")
+
+
+class TestViTCoMer(BackboneCase, StockToolsTests):
+    model_class = ViTCoMerBackbone
+
+    def config(self):
+        return small_comer()
+
+
+class TestInternImage(BackboneCase, StockToolsTests):
+    model_class = InternImageBackbone
+    runs_in_8_bits = False
+
+    def config(self):
+        return small_internimage()
+
+
+class TestInternImageH(BackboneCase, StockToolsTests):
+    model_class = InternImageBackbone
+    runs_in_8_bits = False
+
+    def config(self):
+        return small_internimage(
+            layer_scale_init_value=None,
+            res_post_norm=True,
+            center_feature_scale=True,
+            depthwise_kernel_size=5,
+            stage3_norm_block_ids=[0, 2],
+        )
+
+
+class TestSegmenterViT(BackboneCase, StockToolsTests):
+    model_class = SegmenterViTBackbone
+
+    def config(self):
+        return small_vit()
+
+
+class TestSegmenter(SegmentationCase, StockToolsTests):
+    model_class = SegmenterForSemanticSegmentation
+
+    def config(self):
+        return small_segmenter()
+
+
+class TestSegmenterLinear(SegmentationCase, StockToolsTests):
+    model_class = SegmenterForSemanticSegmentation
+
+    def config(self):
+        return small_segmenter(decoder_type="linear")
+
+
+class TestUperNet(SegmentationCase, StockToolsTests):
+    model_class = SegUperNetForSemanticSegmentation
+
+    def config(self):
+        return small_upernet(small_adapter(), auxiliary_num_convs=2, auxiliary_concat_input=True)
+
+
+class TestMask2Former(SegmentationCase, StockToolsTests):
+    model_class = SegMask2FormerForSemanticSegmentation
+
+    def config(self):
+        return small_mask2former(small_adapter())
+
+
+class TestSegformer(SegmentationCase, StockToolsTests):
+    model_class = SegSegformerForSemanticSegmentation
+    runs_in_8_bits = False
+
+    def config(self):
+        return small_segformer()
