@@ -252,7 +252,7 @@ def test_wrong_arguments(folder, tmp_path):
     out = tmp_path / "r.json"
     assert_refused(run(tmp_path / "nothing", out), "does not exist")
     assert_refused(run(folder, tmp_path), "is a folder: a JSON file is needed")
-    assert_refused(run(folder, out, "--published", "nonsense"), "'nonsense' is no published config")
+    assert_refused(run(folder, out, "--published", "nonsense"), "'nonsense' is not a published config")
     assert_refused(run(folder, out, "--stride", "5"), "--stride needs --window")
     assert_refused(run(folder, out, "--model", tmp_path), "cannot load the model")
     assert_refused(run(folder, out, "--kind", "nonsense"), "nonsense")

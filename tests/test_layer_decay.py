@@ -169,7 +169,7 @@ def test_keywords_as_mmcv_reads_them():
             checked.add(ours)
     assert checked == set(actual)
 
-    mended = by_name(parameter_groups(model, recipe, reproduce_faults=False))
+    mended = by_name(parameter_groups(model, recipe, reproduce_known_issues=False))
     assert actual["decode_head.classifier.bias"] == (1.0, 0.0)
     assert mended["decode_head.classifier.bias"] == (10.0, 0.0)
     assert actual["decode_head.bottleneck.batch_norm.weight"] == (10.0, 0.01)
@@ -204,7 +204,7 @@ def vit_adapter(
         return head(config(backbone_config=backbone, num_labels=3, **options))
 
 
-def test_faults_can_be_mended_one_by_one():
+def test_known_issues_can_be_corrected_one_by_one():
     recipe = get_recipe(BEIT_MASK2FORMER)
     model = vit_adapter(SegMask2FormerForSemanticSegmentation, SegMask2FormerConfig)
     positions, classifier = "backbone.trunk.embeddings.pos_embed", "class_predictor.weight"
@@ -212,18 +212,18 @@ def test_faults_can_be_mended_one_by_one():
     every = by_name(parameter_groups(model, recipe))
     assert every[positions] == (lowest, 0.05)
     assert every[classifier] == (lowest, 0.05)
-    none = by_name(parameter_groups(model, recipe, reproduce_faults=False))
+    none = by_name(parameter_groups(model, recipe, reproduce_known_issues=False))
     assert none[positions] == (lowest, 0.0)
     assert none[classifier] == (1.0, 0.05)
-    one = by_name(parameter_groups(model, recipe, reproduce_faults=["mask_predictor_at_lowest_rate"]))
+    one = by_name(parameter_groups(model, recipe, reproduce_known_issues=["mask_predictor_at_lowest_rate"]))
     assert one[positions] == (lowest, 0.0)
     assert one[classifier] == (lowest, 0.05)
-    assert by_name(parameter_groups(model, recipe, reproduce_faults="mask_predictor_at_lowest_rate")) == one
-    with pytest.raises(ValueError, match=r"no known fault 'typo'; known are weight_decay_exclusions_never_match, "):
-        parameter_groups(model, recipe, reproduce_faults=["typo"])
+    assert by_name(parameter_groups(model, recipe, reproduce_known_issues="mask_predictor_at_lowest_rate")) == one
+    with pytest.raises(ValueError, match="'typo' is not a known issue; known are weight_decay_exclusions_n"):
+        parameter_groups(model, recipe, reproduce_known_issues=["typo"])
 
 
-def test_internimage_faults_can_be_mended():
+def test_known_issues_of_internimage_can_be_corrected():
     case = ReferenceCase("internimage/tiny-h-upernet")
     model, _, _ = empty_model(case.config)
     recipe = get_recipe("upernet_internimage_h_896_160k_ade20k")
@@ -233,7 +233,7 @@ def test_internimage_faults_can_be_mended():
     actual = by_name(parameter_groups(model, recipe))
     assert actual[last_norm][0] == pytest.approx(0.95 ** (top - (1 + sum(depths[:3]))))
     assert actual[post_norm][0] == pytest.approx(0.95 ** (top - (1 + before)))
-    mended = by_name(parameter_groups(model, recipe, reproduce_faults=False))
+    mended = by_name(parameter_groups(model, recipe, reproduce_known_issues=False))
     assert mended[last_norm][0] == pytest.approx(0.95 ** (top - sum(depths)))
     assert mended[post_norm][0] == pytest.approx(0.95 ** (top - (1 + before + first)))
     assert {name for name in actual if actual[name] != mended[name]} <= {
@@ -327,7 +327,7 @@ def test_frozen_parameters_are_left_out():
     assert set(names) == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert not any(".trunk." in name for name in names)
     model.requires_grad_(False)
-    with pytest.raises(ValueError, match="nothing to train"):
+    with pytest.raises(ValueError, match="unfreeze a part of the model"):
         parameter_groups(model, get_recipe(TINY_VIT))
 
 

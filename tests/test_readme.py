@@ -141,8 +141,8 @@ def test_recipe_is_one():
     recipe = Recipe.from_dict(yaml.safe_load(code))
     assert recipe.schedule.steps == 20000
     assert recipe.crop_size == (384, 384)
-    assert get_recipe("upernet_deit_adapter_tiny_512_160k_ade20k").known_faults
-    assert not recipe.known_faults
+    assert get_recipe("upernet_deit_adapter_tiny_512_160k_ade20k").known_issues
+    assert not recipe.known_issues
 
 
 def test_published_tables_are_the_data():

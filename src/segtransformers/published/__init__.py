@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""The published rows as data: for each config name what its authors say about it, and what conversion needs.
+"""The published rows: the authors' results and files for each config, and its resolved settings for the conversion.
 
 Sources: `segmentation/README.md` of each repository, and the configs that it links.
 """
@@ -10,34 +10,37 @@ from importlib import resources
 from typing import Any
 
 FAMILIES = ("vit_adapter", "internimage", "vit_comer", "segmenter")
-# dataset: what the checkpoint was trained for. miou, miou_ms: published percent, single scale and multi-scale + flip.
-# parameters: as published. num_parameters: of the original's code, counted. crop_size: side in pixels, or [height,
-# width]. download: where the authors keep the file. note: conflicts between sources, and what is missing.
+# dataset: the data set of the checkpoint. miou, miou_ms: published percent, single scale and multi-scale + flip.
+# parameters: as published. num_parameters: counted in the original code. crop_size: side in pixels, or [height, width].
+# download: address of the authors' file. note: conflicts between sources, and missing facts.
 PUBLISHED_FIELDS = ("dataset", "miou", "miou_ms", "parameters", "num_parameters", "crop_size", "download", "note")
 
 
 @functools.lru_cache
 def published_rows(family: str) -> dict[str, dict[str, Any]]:
-    """Config name -> `PUBLISHED_FIELDS`, mmseg's resolved `model` dict, its `test_pipeline`, and
-    `multi_scale_pipeline`, that of the authors' config for several scales or None; for one of `FAMILIES`."""
+    """Return the rows of a family, one of `FAMILIES`, by config name.
+
+    A row has `PUBLISHED_FIELDS`, mmseg's resolved `model` dict, its `test_pipeline`, and `multi_scale_pipeline`, which
+    is the test pipeline of the authors' multi-scale config or None.
+    """
     text = resources.files(__package__).joinpath(f"rows/{family}.json").read_text(encoding="utf-8")
     return json.loads(text)
 
 
 def published_row(name: str) -> dict[str, Any]:
-    """The row of a config of any family.
+    """Return the row of a config of any family.
 
     Raises:
-        ValueError: if there is none of that name.
+        ValueError: if no row has this name.
     """
     for family in FAMILIES:
         if name in published_rows(family):
             return published_rows(family)[name]
-    raise ValueError(f"{name!r} is no published config: the tables in the README name them")
+    raise ValueError(f"{name!r} is not a published config: see the tables in the README")
 
 
 def published_table(family: str) -> str:
-    """The rows of a family as a Markdown table, with footnotes for notes."""
+    """Return the rows of a family as a Markdown table with footnotes."""
     lines = [
         "| config | data set | crop | mIoU | mIoU (multi-scale, flip) | parameters | file |",
         "|---|---|---|---|---|---|---|",
@@ -58,7 +61,7 @@ def published_table(family: str) -> str:
 
 
 def published_outputs(row: dict[str, Any]) -> int:
-    """How many outputs the model of a row has; that may be more than its data set has classes."""
+    """Return the number of outputs of a row's model, which may exceed the number of classes in its data set."""
     return row["model"]["decode_head"]["num_classes"]
 
 

@@ -10,12 +10,20 @@ if TYPE_CHECKING:
     from .augmentation import PhotometricDistortion, TrainingAugmentation
     from .callbacks import EpochCallback
     from .layer_decay import create_optimizer, parameter_groups
-    from .recipes import FAULTS, AugmentationSettings, OptimizerSettings, Recipe, Schedule, get_recipe, recipe_names
+    from .parameter_efficient import add_lora, freeze_trunk, lora_config, merge_lora, trunk_linears
+    from .recipes import (
+        KNOWN_ISSUES,
+        AugmentationSettings,
+        OptimizerSettings,
+        Recipe,
+        Schedule,
+        get_recipe,
+        recipe_names,
+    )
     from .samples import EvaluationDataset, TrainingDataset, collate
     from .schedule import poly_schedule
     from .starting_points import starting_model
     from .trainer import SegmentationTrainer
-    from .trunks import add_lora, freeze_trunk, merge_lora, trunk_linears
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
@@ -24,8 +32,9 @@ else:
             "augmentation": ("PhotometricDistortion", "TrainingAugmentation"),
             "callbacks": ("EpochCallback",),
             "layer_decay": ("create_optimizer", "parameter_groups"),
+            "parameter_efficient": ("add_lora", "freeze_trunk", "lora_config", "merge_lora", "trunk_linears"),
             "recipes": (
-                "FAULTS",
+                "KNOWN_ISSUES",
                 "AugmentationSettings",
                 "OptimizerSettings",
                 "Recipe",
@@ -37,12 +46,11 @@ else:
             "schedule": ("poly_schedule",),
             "starting_points": ("starting_model",),
             "trainer": ("SegmentationTrainer",),
-            "trunks": ("add_lora", "freeze_trunk", "merge_lora", "trunk_linears"),
         },
     )
 
 __all__ = [
-    "FAULTS",
+    "KNOWN_ISSUES",
     "AugmentationSettings",
     "EpochCallback",
     "EvaluationDataset",
@@ -58,6 +66,7 @@ __all__ = [
     "create_optimizer",
     "freeze_trunk",
     "get_recipe",
+    "lora_config",
     "merge_lora",
     "parameter_groups",
     "poly_schedule",

@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""How the published models were trained, as data: a file in `published/` for each, and readers of your own.
+"""Training recipes as data: those of the published models, and readers for JSON and YAML files.
 
 Sources: the configs in `segmentation/configs` of czczup/ViT-Adapter, Traffic-X/ViT-CoMer and OpenGVLab/InternImage, and
 in `configs/segmenter` of open-mmlab/mmsegmentation; their READMEs for the number of GPUs.
@@ -10,45 +10,47 @@ import functools
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
-from ..image_processing import SegmentationImageProcessor
+from .published_recipes import merged_settings, published_settings
+
+if TYPE_CHECKING:
+    from ..image_processing import SegmentationImageProcessor
 
 OPTIMIZERS = ("adamw", "sgd")
-# What the originals do though they cannot have meant it, by name. See `parameter_groups`, which reproduces or mends it.
-FAULTS = {
-    "weight_decay_exclusions_never_match": "positions and class tokens are decayed, because the list of what should "
-    "not be holds names without the prefix that the real names have",
-    "mask_predictor_at_lowest_rate": "the classifier, mask embedding, queries and level embedding of Mask2Former, all "
-    "new, learn as slowly as the patch embedding",
-    "first_keyword_alone": "of several keywords in a name only the longest counts: biases of the heads learn at the "
+# Unintended behaviour of the original training code by name. `parameter_groups` reproduces or corrects it.
+KNOWN_ISSUES = {
+    "weight_decay_exclusions_never_match": "positions and class tokens are decayed, because the list of exclusions "
+    "lacks the prefix of the real names",
+    "mask_predictor_at_lowest_rate": "the classifier, mask embedding, queries and level embedding of Mask2Former learn "
+    "as slowly as the patch embedding, although they are new",
+    "first_keyword_alone": "only the longest of several keywords in a name counts: biases of the heads learn at the "
     "rate of the backbone, and norms of the heads are decayed",
-    "last_stage_norm_with_first_block": "the norm behind the last stage learns at the rate of the first block in it",
-    "post_norms_with_wrong_blocks": "the k-th norm between the blocks of stage 3 learns at the rate of block k, not of "
-    "the block that it follows",
+    "last_stage_norm_with_first_block": "the norm after the last stage learns at the rate of that stage's first block",
+    "post_norms_with_wrong_blocks": "the k-th norm between the blocks of stage 3 learns at the rate of block k instead "
+    "of the block before it",
 }
-SHORT_RUN = 10  # warm-up takes at most one step in this many, where a recipe is run for fewer steps
+MAX_WARMUP_SHARE = 10  # the warm-up of a shortened recipe takes at most one step in this many
 _Part = TypeVar("_Part")
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerSettings:
-    """The optimizer, and which parameters it treats in another way.
+    """The optimizer and the parameters that it treats differently.
 
     Attributes:
         name: `adamw` or `sgd`.
-        learning_rate: of the heads, and of everything without layer decay.
+        learning_rate: of the heads, and of all parameters without layer decay.
         weight_decay: decoupled for `adamw`.
-        betas: of `adamw`.
-        momentum: of `sgd`.
-        layer_decay: factor on the learning rate for each layer that lies deeper; 1 for none.
-        head_learning_rate_factor: on everything that is no backbone.
-        decay_vectors: whether parameters of one dimension, and biases, are decayed.
-        no_weight_decay: parts of names of parameters that are not decayed.
+        betas: used by `adamw`.
+        momentum: used by `sgd`.
+        layer_decay: factor on the learning rate per layer between a parameter and the heads; 1 for none.
+        head_learning_rate_factor: factor on the learning rate of all parameters outside the backbone.
+        decay_vectors: whether biases and other parameters of one dimension are decayed.
+        no_weight_decay: parameters whose name contains one of these texts are not decayed.
     """
 
     name: str = "adamw"
@@ -79,10 +81,11 @@ class Schedule:
     """Polynomial decay of the learning rate, multiplied by a linear warm-up: see [`poly_schedule`].
 
     Attributes:
-        steps: of the optimizer, in all.
-        warmup_steps: at the beginning, from `warmup_ratio` of the learning rate on.
-        power: of the polynomial.
-        min_lr: the learning rate at the end.
+        steps: number of optimizer steps.
+        warmup_steps: number of warm-up steps.
+        warmup_ratio: factor on the learning rate at the first warm-up step.
+        power: exponent of the polynomial.
+        min_lr: learning rate at the end.
     """
 
     steps: int = 160000
@@ -98,17 +101,18 @@ class Schedule:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentationSettings:
-    """What happens to a picture and its label map before the model sees them: see [`TrainingAugmentation`].
+    """The augmentation of an image and its label map: see [`TrainingAugmentation`].
 
     Attributes:
-        shortest_edge, longest_edge: limits in pixels that a picture is resized to, with its aspect ratio kept, before
-            the random factor.
-        ratio_range: of that factor.
+        shortest_edge, longest_edge: largest lengths in pixels of an image's sides after the resize, which keeps the
+            aspect ratio, before the random factor.
+        ratio_range: (lowest, highest) random factor on both lengths.
         crop_size: (height, width) in pixels.
-        cat_max_ratio: a crop in which one class covers at least this share is drawn again, up to ten times; 1 for any.
-        flip_probability: of a mirror image.
+        cat_max_ratio: a crop in which one class covers at least this share is drawn again, up to ten times; 1 accepts
+            every crop.
+        flip_probability: probability of a horizontal flip.
         photometric_distortion: whether brightness, contrast, saturation and hue change.
-        image_mean, image_std: of red, green and blue in 0..1, where the model has no image processor that says so.
+        image_mean, image_std: of red, green and blue in 0..1, for models without an image processor.
         reduce_labels: whether label 0 of the data set means "no class".
     """
 
@@ -144,14 +148,14 @@ class AugmentationSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TestProtocol:
-    """How the published mean IoU was measured: fields of [`SegmentationConfig`] and [`SegmentationImageProcessor`].
+    """The protocol that measured the published mean IoU.
 
     Attributes:
-        inference_mode, window_size, window_stride: whole images, or windows.
-        size, size_divisor, multi_scale: of the image processor.
+        inference_mode, window_size, window_stride: as of [`SegmentationConfig`].
+        size, size_divisor, multi_scale: as of [`SegmentationImageProcessor`].
     """
 
-    __test__ = False  # pytest: no test
+    __test__ = False  # keeps pytest from collecting this class
 
     inference_mode: str = "whole"
     window_size: tuple[int, int] | None = None
@@ -177,22 +181,23 @@ class TestProtocol:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a model was, or shall be, trained.
+    """All settings of a training run.
 
     Attributes:
-        name: of the original's config, for a published one.
-        family: of the models that it was made for, such as `vit_adapter`.
-        dataset: that it was made for, by the name that [`segtransformers.datasets`] knows.
-        optimizer, schedule, augmentation, test_protocol: see there.
-        batch_size: images for one step of the optimizer, on all GPUs together.
+        name: that of the original config, for a published recipe.
+        family: the model family, such as `vit_adapter`.
+        dataset: the data set, by its name in [`segtransformers.datasets`].
+        optimizer, schedule, augmentation, test_protocol: see [`OptimizerSettings`], [`Schedule`],
+            [`AugmentationSettings`] and [`TestProtocol`].
+        batch_size: number of images per optimizer step, over all GPUs.
         gradient_clipping: largest L2 norm of all gradients together, or None.
         half_precision: whether the authors trained in float16 with a scaled loss.
-        gradient_checkpointing: whether the authors needed it.
-        drop_path_rate: of the backbone.
-        known_faults: names from [`FAULTS`] of what the original does though it cannot have meant it.
+        gradient_checkpointing: whether the authors recomputed activations in the backward pass to save memory.
+        drop_path_rate: stochastic depth of the backbone.
+        known_issues: names from [`KNOWN_ISSUES`] of the original's unintended behaviour.
         initial_weights: the file that the authors started from.
-        source: the original's config.
-        note: what the sources leave open.
+        source: the original config.
+        note: facts that the sources leave open.
     """
 
     name: str
@@ -207,7 +212,7 @@ class Recipe:
     half_precision: bool = False
     gradient_checkpointing: bool = False
     drop_path_rate: float = 0.0
-    known_faults: tuple[str, ...] = ()
+    known_issues: tuple[str, ...] = ()
     initial_weights: str | None = None
     source: str | None = None
     note: str | None = None
@@ -223,10 +228,10 @@ class Recipe:
         for name in ("family", "dataset", "initial_weights", "source", "note"):
             if not isinstance(getattr(self, name), str | None):
                 raise ValueError(f"{name} must be text, got {getattr(self, name)!r}")
-        if not isinstance(self.known_faults, list | tuple):
-            raise ValueError(f"known_faults must be a list of names, got {self.known_faults!r}")
-        object.__setattr__(self, "known_faults", tuple(self.known_faults))
-        check_faults(self.known_faults)
+        if not isinstance(self.known_issues, list | tuple):
+            raise ValueError(f"known_issues must be a list of names, got {self.known_issues!r}")
+        object.__setattr__(self, "known_issues", tuple(self.known_issues))
+        check_known_issues(self.known_issues)
 
     @property
     def layer_decay(self) -> float:
@@ -238,19 +243,24 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Recipe":
-        """A recipe from what [`to_dict`] gives. `base` may name a published one: then only changes need to be said.
+        """Build a recipe from a mapping as [`to_dict`] gives it.
+
+        Args:
+            values: the settings. `base` names a published recipe; the other settings are then changes to it.
 
         Raises:
-            ValueError: naming what is unknown, missing or no good.
+            ValueError: naming the unknown, missing or invalid setting.
         """
         if not isinstance(values, Mapping):
             raise ValueError(f"a recipe must be a mapping of names to values, got {type(values).__name__}")
         values = dict(values)
+        if "known_faults" in values:  # the former name, which older files contain
+            values["known_issues"] = values.pop("known_faults")
         base = values.pop("base", None)
         if base is not None:
             if not isinstance(base, str):
                 raise ValueError(f"base must be the name of a published recipe, got {base!r}")
-            values = _merged(
+            values = merged_settings(
                 get_recipe(base).to_dict(), {"source": None, "note": None, "name": f"{base} (changed)"} | values
             )
         parts: tuple[tuple[str, Any], ...] = (
@@ -266,28 +276,30 @@ class Recipe:
 
     @classmethod
     def from_file(cls, path: str | Path) -> "Recipe":
-        """Read a recipe from JSON or YAML; see [`from_dict`].
+        """Read a recipe from a JSON or YAML file; see [`from_dict`].
 
         Raises:
-            ValueError: naming the file and what is wrong with it.
-            OSError: if it cannot be read.
+            ValueError: naming the file and its error.
+            OSError: if the file cannot be read.
         """
         try:
             return cls.from_dict(yaml.safe_load(Path(path).read_text(encoding="utf-8")))  # JSON is YAML
         except (ValueError, yaml.YAMLError) as error:
-            raise ValueError(f"{path} is no recipe: {' '.join(str(error).split())}") from error
+            raise ValueError(f"{path} is not a recipe: {' '.join(str(error).split())}") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain data, which JSON and YAML can hold."""
+        """Return the settings as dicts, lists, texts and numbers, for JSON and YAML."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
     def with_steps(self, steps: int) -> "Recipe":
-        """The same for another number of steps; warm-up stays as long as it was, up to a tenth of them."""
-        warmup = min(self.schedule.warmup_steps, steps // SHORT_RUN)
+        """Return the recipe for another number of steps. The warm-up keeps its length, up to a tenth of the steps."""
+        warmup = min(self.schedule.warmup_steps, steps // MAX_WARMUP_SHARE)
         return dataclasses.replace(self, schedule=dataclasses.replace(self.schedule, steps=steps, warmup_steps=warmup))
 
-    def image_processor(self) -> SegmentationImageProcessor:
-        """The processor of the test protocol, for a model that has none yet."""
+    def image_processor(self) -> "SegmentationImageProcessor":
+        """Return an image processor that follows the test protocol, for a model without its own."""
+        from ..image_processing import SegmentationImageProcessor  # loads torch and transformers, recipes do not
+
         options: dict[str, Any] = {"size": dict(self.test_protocol.size)}
         if self.test_protocol.multi_scale is not None:
             options["multi_scale"] = dict(self.test_protocol.multi_scale)
@@ -301,43 +313,33 @@ class Recipe:
 
 
 def recipe_names() -> list[str]:
-    """Names of the published recipes: those of the originals' configs, family by family."""
-    return list(_published_files())
+    """Return the names of the published recipes, family by family. They are those of the original configs."""
+    return list(published_settings())
 
 
 @functools.lru_cache
 def get_recipe(name: str) -> Recipe:
-    """A published recipe.
+    """Return a published recipe.
 
     Raises:
-        ValueError: if there is none of that name.
+        ValueError: if no recipe has this name.
     """
-    files = _published_files()
-    if name not in files:
-        like = [known for known in files if any(part in known for part in str(name).split("_") if len(part) > 3)]
+    known = published_settings()
+    if name not in known:
+        parts = [part for part in str(name).split("_") if len(part) > 3]
+        similar = [other for other in known if any(part in other for part in parts)][:3]
         raise ValueError(
-            f"there is no recipe {name!r}; `segtransformers recipes` lists the {len(files)} that there are"
-            + (f", such as {', '.join(like[:3])}" if like else "")
+            f"{name!r} is not a published recipe; `segtransformers recipes` lists all {len(known)}"
+            + (f", such as {', '.join(similar)}" if similar else "")
         )
-    return Recipe.from_dict(json.loads(files[name].read_text(encoding="utf-8")))
+    return Recipe.from_dict(known[name])
 
 
-def check_faults(names: Collection[str]) -> None:
-    """Raise ValueError where one of `names` is no fault that is known."""
+def check_known_issues(names: Collection[str]) -> None:
+    """Raise ValueError if one of `names` is not in `KNOWN_ISSUES`."""
     for name in names:
-        if name not in FAULTS:
-            raise ValueError(f"there is no known fault {name!r}; known are {', '.join(FAULTS)}")
-
-
-@functools.lru_cache
-def _published_files() -> dict[str, Any]:
-    folder = resources.files(__package__).joinpath("published")
-    families = sorted((entry for entry in folder.iterdir() if entry.is_dir()), key=lambda entry: entry.name)
-    return {
-        file.name.removesuffix(".json"): file
-        for family in families
-        for file in sorted(family.iterdir(), key=lambda file: file.name)
-    }
+        if name not in KNOWN_ISSUES:
+            raise ValueError(f"{name!r} is not a known issue; known are {', '.join(KNOWN_ISSUES)}")
 
 
 def _built(kind: type[_Part], values: Any, where: str) -> _Part:
@@ -350,16 +352,6 @@ def _built(kind: type[_Part], values: Any, where: str) -> _Part:
     if "name" in known and known["name"].default is dataclasses.MISSING and "name" not in values:
         raise ValueError(f"{where} has no name")
     return kind(**values)
-
-
-def _merged(old: dict[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with changes; parts of a recipe are changed setting by setting."""
-    return old | {
-        name: _merged(old[name], value)
-        if isinstance(value, Mapping) and isinstance(old.get(name), dict) and name not in ("size", "multi_scale")
-        else value
-        for name, value in new.items()
-    }
 
 
 def _label(where: str, name: str) -> str:
@@ -376,7 +368,7 @@ def _check_numbers(settings: Any, where: str, **limits: tuple[float | None, floa
 
 
 def _number(value: Any) -> float | None:
-    """YAML 1.1 takes 1e-4, without a point, for text."""
+    """Return the value as a finite number, or None. YAML 1.1 reads 1e-4, without a point, as text."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
@@ -408,7 +400,7 @@ def _check_tuple(settings: Any, where: str, name: str, count: int, low: float = 
 
 
 __all__ = [
-    "FAULTS",
+    "KNOWN_ISSUES",
     "AugmentationSettings",
     "OptimizerSettings",
     "Recipe",
