@@ -1,11 +1,11 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""How many images per second one core prepares for training, by the recipes of three crops.
+"""Measure how many images per second one core prepares for training, with recipes of three crop sizes.
 
-    python benchmarks/augmentation.py                     # each step by itself, and all
-    python benchmarks/augmentation.py --images FOLDER     # your JPEGs, decoding included, in place of a drawn one
+    python benchmarks/augmentation.py                     # a synthetic image
+    python benchmarks/augmentation.py --images FOLDER     # your JPEG and PNG files
 
-One thread; every image is seeded, so that all runs draw the same scales, crops and colours. Without --images, a
-picture of ADE20K's usual size is made up, and saved as JPEG with quality 90 for the decoding.
+It uses one thread and one seed per image, so that all runs draw the same scales, crops and colours. The synthetic image
+has the usual size of ADE20K and is saved as JPEG with quality 90 for the decoding.
 """
 
 import argparse
@@ -28,19 +28,19 @@ SIZE = (512, 683)
 READABLE = (".jpg", ".jpeg", ".png")
 
 
-def made_up_picture() -> bytes:
-    """Smooth areas with some noise, as photos have, as JPEG."""
+def synthetic_image() -> bytes:
+    """Return a JPEG file of smooth areas with some noise, as in photos."""
     random = np.random.default_rng(0)
     coarse = Image.fromarray(random.integers(0, 256, (16, 20, 3), dtype=np.uint8))
     smooth = np.asarray(coarse.resize(SIZE[::-1], Image.Resampling.BICUBIC)).astype(float)
-    picture = np.clip(smooth + random.normal(0, 8, smooth.shape), 0, 255).astype(np.uint8)
+    image = np.clip(smooth + random.normal(0, 8, smooth.shape), 0, 255).astype(np.uint8)
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, "JPEG", quality=90)
+    Image.fromarray(image).save(file, "JPEG", quality=90)
     return file.getvalue()
 
 
 def labels_for(size: tuple[int, int]) -> np.ndarray:
-    """Blocks of 20 classes, so that most crops hold several."""
+    """Return a label map of blocks with 20 classes, so that most crops contain several."""
     blocks = np.random.default_rng(1).integers(0, 20, (6, 8), dtype=np.uint8)
     return np.asarray(Image.fromarray(blocks).resize(size[::-1], Image.Resampling.NEAREST))
 
@@ -50,7 +50,7 @@ def decoded(file: bytes) -> Image.Image:
 
 
 def seconds_per_image(function, count: int) -> float:
-    """Time of the processor for one call, mean of `count`."""
+    """Return the mean CPU time of `count` calls."""
     function(0)
     begin = time.process_time()
     for index in range(count):
@@ -59,23 +59,24 @@ def seconds_per_image(function, count: int) -> float:
 
 
 def measure(recipe: Recipe, files: list[bytes], count: int) -> dict[str, float]:
-    pictures = [decoded(file) for file in files[:count]]
-    labels = [labels_for((picture.height, picture.width)) for picture in pictures]
+    """Return the seconds per image of each step."""
+    images = [decoded(file) for file in files[:count]]
+    labels = [labels_for((image.height, image.width)) for image in images]
     augment = TrainingAugmentation.from_recipe(recipe)
-    uncolored = TrainingAugmentation.from_recipe(recipe)
-    uncolored.photometric_distortion = None
+    without_colours = TrainingAugmentation.from_recipe(recipe)
+    without_colours.photometric_distortion = None
 
     def run(augmentation: TrainingAugmentation, index: int) -> None:
-        place = index % len(pictures)
-        augmentation(pictures[place], labels[place], seed=(0, 0, index))
+        position = index % len(images)
+        augmentation(images[position], labels[position], seed=(0, 0, index))
 
     decoding = seconds_per_image(lambda index: decoded(files[index % len(files)]), count)
     whole = seconds_per_image(lambda index: run(augment, index), count)
-    without_colors = seconds_per_image(lambda index: run(uncolored, index), count)
+    rest = seconds_per_image(lambda index: run(without_colours, index), count)
     return {
         "decoding": decoding,
-        "all but colours": without_colors,
-        "colours": whole - without_colors,
+        "all but colours": rest,
+        "colours": whole - rest,
         "augmentation": whole,
         "decoding and augmentation": decoding + whole,
     }
@@ -83,15 +84,15 @@ def measure(recipe: Recipe, files: list[bytes], count: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, help="a folder of pictures")
-    parser.add_argument("--count", type=int, default=200, help="images for each figure")
+    parser.add_argument("--images", type=Path, help="a folder of JPEG and PNG files")
+    parser.add_argument("--count", type=int, default=200, help="number of images per measurement")
     options = parser.parse_args()
     if options.images is None:
-        files = [made_up_picture()]
+        files = [synthetic_image()]
     else:
         paths = sorted(path for path in options.images.rglob("*") if path.suffix.lower() in READABLE)
         if not paths:
-            parser.error(f"{options.images} holds no pictures ({', '.join(READABLE)})")
+            parser.error(f"{options.images} contains no images ({', '.join(READABLE)})")
         files = [path.read_bytes() for path in paths[: options.count]]
     torch.set_num_threads(1)
     for name in RECIPES:

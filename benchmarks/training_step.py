@@ -1,12 +1,12 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Throughput and peak memory of a training step on a CPU: with and without checkpointing, and compiled operators.
+"""Measure throughput and peak memory of a training step on a CPU, with checkpointing and compiled operators or without.
 
-    python benchmarks/training_step.py                       # ViT-Adapter-T, UperNet, 2 images of 512: five minutes
-    python benchmarks/training_step.py --size 64 --rounds 1  # a try
+    python benchmarks/training_step.py                       # ViT-Adapter-T, UperNet, 2 images of 512 pixels; 5 minutes
+    python benchmarks/training_step.py --size 64 --rounds 1  # a trial
 
-A step is forward, backward and AdamW by the recipe. Every figure is of a process of its own; the variants take turns in
-each round, and medians are compared. Memory is the peak of the resident memory over what the process held with the
-model and the states of the optimizer. Compiled operators need `segtransformers build-kernels`.
+A step is forward, backward and AdamW as in the recipe. Each measurement has its own process. The variants take turns in
+each round, and their medians are compared. Memory is the peak of the resident memory during a step minus that of the
+process with the model and the optimizer states. Compiled operators need `segtransformers build-kernels`.
 """
 
 import argparse
@@ -37,7 +37,7 @@ MIB = 1 << 20
 
 
 def measure(variant: dict, size: int, batch: int, steps: int, threads: int) -> dict[str, float]:
-    """Seconds of a step and bytes of its peak, in this process."""
+    """Return the seconds of a step and the bytes of its peak, measured in this process."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     logging.disable_progress_bar()
@@ -47,10 +47,10 @@ def measure(variant: dict, size: int, batch: int, steps: int, threads: int) -> d
         model.gradient_checkpointing_enable()
     optimizer = create_optimizer(model, recipe)
     pixel_values, labels = torch.randn(batch, 3, size, size), torch.randint(CLASSES, (batch, size, size))
-    for parameter in model.parameters():  # the states of the optimizer and the gradients are there from now on
+    for parameter in model.parameters():  # allocate gradients and optimizer states before the measurement
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # reset VmHWM
     before, times = resident("VmRSS"), []
     with compiled_operators(variant["operators"]):
         for _ in range(steps + 1):
@@ -64,15 +64,15 @@ def measure(variant: dict, size: int, batch: int, steps: int, threads: int) -> d
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=512, help="of the images, in pixels")
+    parser.add_argument("--size", type=int, default=512, help="side of the images in pixels")
     parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=1, help="timed in each process, after one that is not")
+    parser.add_argument("--steps", type=int, default=1, help="timed steps per process, after one warm-up step")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--inside", help=argparse.SUPPRESS)  # the process that is measured
+    parser.add_argument("--inside", help=argparse.SUPPRESS)  # the variant to measure in this process
     options = parser.parse_args()
     if options.batch < 2:
-        parser.error("--batch must be at least 2: UperNet normalises its pooled maps over the images of a batch")
+        parser.error("--batch must be at least 2: UperNet normalises pooled feature maps over the images of a batch")
     if options.inside is not None:
         found = measure(VARIANTS[options.inside], options.size, options.batch, options.steps, options.threads)
         print(json.dumps(found))

@@ -1,8 +1,8 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Train the small ViT-Adapter with UperNet that ships with the package, on drawn scenes, and measure it.
+"""Train the packaged model, a small ViT-Adapter with UperNet, on drawn scenes and evaluate it.
 
-The model is trained from scratch on scenes drawn on the fly, saved in half precision, loaded again and evaluated on
-scenes with other seeds, next to the best of several classifiers that see nothing but the colour of a pixel.
+The model is trained from scratch on scenes drawn on the fly and saved in half precision. It is then evaluated on
+scenes with other seeds and compared with the best of several classifiers that see only the colour of a pixel.
 
     python scripts/train_scene_model.py --output src/segtransformers/packaged/scenes-vit-adapter \\
         --checkpoints checkpoints
@@ -69,7 +69,7 @@ def build_config() -> SegUperNetConfig:
 
 
 def train(options: argparse.Namespace) -> tuple[SegUperNetForSemanticSegmentation, int]:
-    """A model trained on `steps * batch_size` drawn scenes, and the step at which this run took it up."""
+    """Train on `steps * batch_size` drawn scenes. Return the model and the step at which this run resumed."""
     set_seed(options.seed)
     model = SegUperNetForSemanticSegmentation(build_config())
     first = FIRST_TRAINING_SEED * (1 + options.seed)
@@ -93,35 +93,36 @@ def train(options: argparse.Namespace) -> tuple[SegUperNetForSemanticSegmentatio
         report_to=[],
         disable_tqdm=True,
     )
-    begun = get_last_checkpoint(options.checkpoints) if Path(options.checkpoints).is_dir() else None
-    Trainer(model=model, args=arguments, train_dataset=scenes).train(resume_from_checkpoint=begun)
-    return model, int(begun.rpartition("-")[2]) if begun else 0
+    last = get_last_checkpoint(options.checkpoints) if Path(options.checkpoints).is_dir() else None
+    Trainer(model=model, args=arguments, train_dataset=scenes).train(resume_from_checkpoint=last)
+    return model, int(last.rpartition("-")[2]) if last else 0
 
 
 def intersection_over_union(confusion: np.ndarray) -> np.ndarray:
-    """Per class, `(classes,)`, from counts `(classes, classes)` of true (rows) and predicted (columns) pixels."""
+    """Return the IoU of each class, `(classes,)`, from a confusion matrix with true classes in rows."""
     hits = np.diag(confusion)
     return hits / np.maximum(confusion.sum(0) + confusion.sum(1) - hits, 1)
 
 
 def count(labels: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """The confusion matrix of two label maps of equal shape."""
+    """Return the confusion matrix of two label maps of equal shape."""
     classes = len(SCENE_CLASSES)
     pairs = labels.astype(np.int64).ravel() * classes + predicted.ravel()
     return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
 
 
 def color_bins(image: np.ndarray, bits: int) -> np.ndarray:
-    """The index of each pixel's cell, `(H, W)`, in a cube of colours with `2 ** bits` cells a side."""
+    """Return the index of each pixel's cell, `(H, W)`, in a colour cube with `2 ** bits` cells per side."""
     cells = image.astype(np.int64) >> (8 - bits)
     return (cells[..., 0] << 2 * bits) + (cells[..., 1] << bits) + cells[..., 2]
 
 
 def color_classifiers(seed: int) -> dict[str, tuple[int, np.ndarray]]:
-    """Lookup tables from colour cells to classes, counted on training scenes.
+    """Count lookup tables from colour cells to classes on training scenes.
 
-    Each maps a name to (bits, table). They differ in the number of cells and in the weight of the class frequencies:
-    with 1 they have the best accuracy, with less they find rare classes more often.
+    Returns:
+        name -> (bits, table). The tables differ in the number of cells and in the exponent of the class frequencies:
+        1 gives the best accuracy, and lower exponents find rare classes more often.
     """
     classes, counts = (
         len(SCENE_CLASSES),
@@ -144,7 +145,7 @@ def color_classifiers(seed: int) -> dict[str, tuple[int, np.ndarray]]:
 
 @torch.inference_mode()
 def evaluate(model: SegUperNetForSemanticSegmentation, scenes: int, seed: int) -> dict:
-    """Figures of the model and of the best colour-only classifier on the same scenes, counts pooled over all pixels."""
+    """Evaluate the model and the best colour-only classifier on the same scenes, with counts over all pixels."""
     model.eval()
     colors = color_classifiers(seed)
     matrices = {name: 0 for name in ("model", *colors)}
@@ -177,14 +178,16 @@ def evaluate(model: SegUperNetForSemanticSegmentation, scenes: int, seed: int) -
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", required=True, help="folder for the model and its metrics.json")
-    parser.add_argument("--checkpoints", required=True, help="folder for checkpoints; training goes on from the last")
+    parser.add_argument(
+        "--checkpoints", required=True, help="folder for checkpoints; training resumes from the last one"
+    )
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--scenes", type=int, default=200, help="number of scenes to evaluate on")
+    parser.add_argument("--scenes", type=int, default=200, help="number of evaluation scenes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--workers", type=int, default=1, help="processes that draw; 0 draws between the steps")
+    parser.add_argument("--workers", type=int, default=1, help="processes that draw scenes; 0 draws between the steps")
     parser.add_argument("--bf16", action="store_true", help="train with bfloat16 autocast")
     options = parser.parse_args()
 
@@ -195,7 +198,9 @@ def main() -> None:
     model.half().save_pretrained(options.output)
 
     saved = SegUperNetForSemanticSegmentation.from_pretrained(options.output, dtype=torch.float32)
-    saved.config.save_pretrained(options.output)  # it says float32 now: half precision is many times slower on CPUs
+    saved.config.save_pretrained(
+        options.output
+    )  # now with dtype float32, because half precision is many times slower on CPUs
     metrics = evaluate(saved, options.scenes, options.seed)
     metrics["training"] = {
         "steps": options.steps,

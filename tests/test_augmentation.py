@@ -1,8 +1,8 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """Augmentation: pixels against OpenCV's, and random numbers against the distributions of MMSegmentation 0.x.
 
-Seeds are fixed, so that a test passes always or never; bounds lie at three standard deviations or more, and what they
-guard against (another range, one trial more or less, a step left out) is farther away.
+Seeds are fixed, so each test is deterministic. Bounds lie at three standard deviations or more, and the mistakes that
+they detect (another range, one trial more or less, a missing step) lie farther away.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ RECIPE = get_recipe("upernet_deit_adapter_tiny_512_160k_ade20k")
 
 
 def plain(**changes) -> TrainingAugmentation:
-    """One that changes nothing but what is said."""
+    """An augmentation that only crops, except for `changes`."""
     options = {
         "shortest_edge": 64,
         "longest_edge": 256,
@@ -48,7 +48,7 @@ def noise(height: int, width: int, seed: int = 0) -> torch.Tensor:
 
 
 def ground(height: int, width: int) -> torch.Tensor:
-    """Labels that say where a pixel was."""
+    """Labels that encode the position of each pixel."""
     return 1000 * torch.arange(height)[:, None] + torch.arange(width) + 256
 
 
@@ -77,7 +77,7 @@ def test_steps_are_opencvs(index, monkeypatch):
         numbers += contrast
     monkeypatch.setattr(augmentation, "_coin", lambda generator: coins.pop(0))
     monkeypatch.setattr(augmentation, "_uniform", lambda low, high, generator: numbers.pop(0))
-    monkeypatch.setattr(augmentation, "_whole_number", lambda low, high, generator: draws["hue"])
+    monkeypatch.setattr(augmentation, "_integer", lambda low, high, generator: draws["hue"])
     assert torch.equal(PhotometricDistortion()(COLORS["image"]), COLORS["changed"][index])
     assert not coins
     assert not numbers
@@ -183,7 +183,7 @@ def test_distribution_of_scales():
     assert heights.max() <= 1024
     for height, width in sizes:
         assert (height, width) == keep_ratio_size(480, 640, height, 4 * height)
-    # a long picture is limited by its long side
+    # a long image is limited by its long side
     assert max(max(augment._scaled_size(100, 1000, None)) for _ in range(200)) <= 4096
     assert augment._scaled_size(100, 1000, None)[1] > 1000
 
@@ -245,8 +245,8 @@ def test_distribution_of_mirror_images():
     assert flips == pytest.approx(500, abs=3 * (1000 / 4) ** 0.5)
 
 
-def test_a_crop_is_a_part_of_the_resized_picture():
-    """Only the crop is resized; it is the same as if all had been."""
+def test_a_crop_is_a_part_of_the_resized_image():
+    """Resizing the crop alone gives the same pixels as resizing the whole image."""
     image, labels = noise(50, 90), torch.randint(150, (50, 90), dtype=torch.uint8)
     augment = plain(ratio_range=(0.5, 2.0), image_mean=(0.485, 0.456, 0.406), image_std=(0.229, 0.224, 0.225))
     processor = SegmentationImageProcessor(do_resize=False)
@@ -266,7 +266,7 @@ def test_a_crop_is_a_part_of_the_resized_picture():
             assert torch.equal(result["pixel_values"], expected)
 
 
-def test_small_pictures_are_padded_after_normalisation():
+def test_small_images_are_padded_after_normalisation():
     augment = plain(shortest_edge=20, crop_size=(32, 48), image_mean=(0.5, 0.5, 0.5), cat_max_ratio=0.75)
     image, labels = noise(20, 30), torch.zeros(20, 30, dtype=torch.uint8)
     result = augment(image, labels)
@@ -281,7 +281,7 @@ def test_small_pictures_are_padded_after_normalisation():
 # seeds
 
 
-class Pictures(Dataset):
+class Images(Dataset):
     def __init__(self, seed=None):
         self.seed, self.epoch = seed, 0
         self.augment = dataclasses.replace(
@@ -310,24 +310,24 @@ def test_a_seed_decides_everything():
 
 
 def test_workers_and_epochs_draw_other_numbers():
-    """Without seeds, a `DataLoader` sees to it, and a run can be repeated; with seeds, workers make no difference."""
+    """Without seeds a `DataLoader` varies the numbers repeatably. With seeds the number of workers changes nothing."""
 
     def epochs(seed, workers):
         torch.manual_seed(1)
-        pictures = Pictures(seed)
-        loader = DataLoader(pictures, batch_size=4, num_workers=workers, collate_fn=default_data_collator)
+        images = Images(seed)
+        loader = DataLoader(images, batch_size=4, num_workers=workers, collate_fn=default_data_collator)
         batches = []
         for epoch in range(2):
-            pictures.epoch = epoch
+            images.epoch = epoch
             batches += [batch["pixel_values"] for batch in loader]
         return torch.cat(batches)
 
     drawn = epochs(None, 2)
     assert drawn.shape == (16, 3, 32, 32)
-    assert len({picture.sum().item() for picture in drawn}) == 16
+    assert len({image.sum().item() for image in drawn}) == 16
     assert torch.equal(drawn, epochs(None, 2))
     seeded = epochs(5, 2)
-    assert len({picture.sum().item() for picture in seeded}) == 16
+    assert len({image.sum().item() for image in seeded}) == 16
     assert torch.equal(seeded, epochs(5, 0))
 
 
@@ -354,21 +354,21 @@ def test_labels_are_reduced():
 
 
 @pytest.mark.parametrize("kind", ["pil", "grey", "palette", "channels first", "channels last", "numpy"])
-def test_pictures_of_any_kind(kind):
+def test_images_of_any_kind(kind):
     pixels, labels = noise(40, 50), torch.randint(9, (40, 50), dtype=torch.uint8)
-    picture = PIL.Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    colour = PIL.Image.fromarray(pixels.permute(1, 2, 0).numpy())
     image = {
-        "pil": picture,
-        "grey": picture.convert("L"),
-        "palette": picture.convert("P"),
+        "pil": colour,
+        "grey": colour.convert("L"),
+        "palette": colour.convert("P"),
         "channels first": pixels,
         "channels last": pixels.permute(1, 2, 0),
-        "numpy": np.asarray(picture),
+        "numpy": np.asarray(colour),
     }[kind]
     augment = plain(shortest_edge=40, crop_size=(40, 50))
-    expected = torch.from_numpy(np.asarray(image.convert("RGB") if kind in ("grey", "palette") else picture).copy())
-    for map_ in (labels, labels.numpy(), PIL.Image.fromarray(labels.numpy()), labels[None], labels.long()):
-        result = augment(image, map_)
+    expected = torch.from_numpy(np.asarray(image.convert("RGB") if kind in ("grey", "palette") else colour).copy())
+    for label_map in (labels, labels.numpy(), PIL.Image.fromarray(labels.numpy()), labels[None], labels.long()):
+        result = augment(image, label_map)
         assert torch.equal(result["pixel_values"], expected.permute(2, 0, 1).float())
         assert torch.equal(result["labels"], labels.long())
 
@@ -376,11 +376,11 @@ def test_pictures_of_any_kind(kind):
 @pytest.mark.parametrize(
     ("image", "labels", "message"),
     [
-        (noise(9, 9), torch.zeros(9, 8, dtype=torch.uint8), r"for each pixel of its picture, \(9, 9\), got \(9, 8\)"),
-        (noise(9, 9).float(), torch.zeros(9, 9, dtype=torch.uint8), r"a picture must be bytes .*, got torch.float32"),
-        (noise(9, 9)[:2], torch.zeros(9, 9, dtype=torch.uint8), r"a picture must be bytes .* \(2, 9, 9\)"),
-        (noise(9, 9), torch.zeros(9, 9), r"a label map must be whole numbers \(height, width\), got torch.float32"),
-        (noise(9, 9), torch.zeros(9, 9, 3, dtype=torch.uint8), r"a label map must be whole numbers .* \(9, 9, 3\)"),
+        (noise(9, 9), torch.zeros(9, 8, dtype=torch.uint8), r"must have the size of its image, \(9, 9\), got \(9, 8\)"),
+        (noise(9, 9).float(), torch.zeros(9, 9, dtype=torch.uint8), r"the image must be uint8 .*, got torch.float32"),
+        (noise(9, 9)[:2], torch.zeros(9, 9, dtype=torch.uint8), r"the image must be uint8 .* \(2, 9, 9\)"),
+        (noise(9, 9), torch.zeros(9, 9), r"the label map must be integers \(height, width\), got torch.float32"),
+        (noise(9, 9), torch.zeros(9, 9, 3, dtype=torch.uint8), r"the label map must be integers .* \(9, 9, 3\)"),
     ],
 )
 def test_bad_input(image, labels, message):

@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""`segtransformers train`, as a user would run it, and what it starts from."""
+"""`segtransformers train` as a user runs it, and the models that it starts from."""
 
 import contextlib
 import json
@@ -41,7 +41,7 @@ MERGED = np.array([0, 0, 0, 0, 1, 1, 1, 0, 2, 2], np.uint8)  # the drawn classes
 
 
 def own_data(folder: Path, train: int = 8, validation: int = 3) -> Path:
-    """A folder as a user has it: drawn scenes with three classes of one's own."""
+    """Write a data folder of drawn scenes with three classes of its own."""
     seed = 0
     for part, count in (("train", train), ("validation", validation)):
         for index in range(count):
@@ -62,7 +62,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """A small model of the drawn classes with its processor."""
+    """The folder of a small model of the drawn classes with its image processor."""
     folder = tmp_path_factory.mktemp("tiny")
     small_model("segmenter").save_pretrained(folder)
     AutoImageProcessor.from_pretrained(packaged_model_path()).save_pretrained(folder)
@@ -83,7 +83,7 @@ def options(data, output, model, *more) -> list:
 
 @pytest.mark.slow
 def test_readme_command_fine_tunes_the_packaged_model(data):
-    """To classes of one's own; the folder then serves every other command."""
+    """The model gets other classes, and its folder works in every other command."""
     words = [sys.executable, "-m", *COMMAND]
     done = subprocess.run(words, cwd=data.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -95,10 +95,10 @@ def test_readme_command_fine_tunes_the_packaged_model(data):
     assert [entry["name"] for entry in results["classes"]] == OWN_CLASSES and results["images"] == 3
     assert results["classes"][0]["iou"] > 0.6 and results["classes"][1]["iou"] > 0.2  # at random: 0.3 and 0.1
     assert json.loads((output / "recipe.json").read_text())["name"] == RECIPE
-    assert list((output / "pictures").glob("step-*-0.png"))
-    picture = data / "images" / "validation" / "000.png"
-    target = data.parent / "picture.png"
-    done = CliRunner().invoke(app, ["segment", str(picture), "--model", str(output), "--output", str(target)])
+    assert list((output / "predictions").glob("step-*-0.png"))
+    image = data / "images" / "validation" / "000.png"
+    target = data.parent / "segmented.png"
+    done = CliRunner().invoke(app, ["segment", str(image), "--model", str(output), "--output", str(target)])
     assert done.exit_code == 0 and "nature" in done.output and target.exists()
     again = data.parent / "again.json"
     done = CliRunner().invoke(
@@ -107,12 +107,12 @@ def test_readme_command_fine_tunes_the_packaged_model(data):
     assert done.exit_code == 0 and json.loads(again.read_text())["classes"] == results["classes"]
 
 
-def test_goes_on_where_it_stopped(data, tiny, tmp_path):
+def test_resumes_an_interrupted_run(data, tiny, tmp_path):
     common = ["--max_steps", 4, "--save_steps", 2, "--logging_steps", 1]
     status, _ = run(*options(data, tmp_path / "whole", tiny, *common))
     assert status == 0
     status, output = run(*options(data, tmp_path / "whole", tiny, *common))
-    assert status == 1 and "holds checkpoints of another run: --resume goes on" in output
+    assert status == 1 and "holds checkpoints of another run: continue it with --resume" in output
     parts = options(data, tmp_path / "parts", tiny, *common)
     words = [sys.executable, "-m", "segtransformers", "train", *map(str, parts), "--logging_steps", "1"]
     # as many threads as here, because the last bits depend on them
@@ -125,7 +125,7 @@ def test_goes_on_where_it_stopped(data, tiny, tmp_path):
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130 and "--resume goes on from the last checkpoint" in errors
+    assert process.returncode == 130 and "--resume continues from the last checkpoint" in errors
     status, _ = run(*parts, "--resume")
     assert status == 0
     whole, other = (
@@ -135,11 +135,11 @@ def test_goes_on_where_it_stopped(data, tiny, tmp_path):
     assert len(losses[0]) == 4 and losses[0] == losses[1]
 
 
-def test_limit_lora_and_pictures_in_tensorboard(data, tiny, tmp_path):
+def test_limit_lora_and_predictions_in_tensorboard(data, tiny, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     status, output = run(
-        *options(data, tmp_path, tiny, "--limit", 2, "--max_steps", 2, "--lora-rank", 2, "--pictures", 1),
+        *options(data, tmp_path, tiny, "--limit", 2, "--max_steps", 2, "--lora-rank", 2, "--prediction-images", 1),
         *("--report_to", "tensorboard", "--eval_steps", 2),
     )
     assert status == 0 and "2 images and 2 images, 3 classes" in output
@@ -150,9 +150,9 @@ def test_limit_lora_and_pictures_in_tensorboard(data, tiny, tmp_path):
     assert names == small_model("segmenter").state_dict().keys()
 
 
-def test_pictures_in_trackio(data, tiny, tmp_path):
-    """In a process of its own: trackio asks once where its folder is."""
-    words = options(data, tmp_path / "out", tiny, "--max_steps", 2, "--eval_steps", 2, "--pictures", 1)
+def test_predictions_in_trackio(data, tiny, tmp_path):
+    """In a process of its own, because trackio reads its folder once."""
+    words = options(data, tmp_path / "out", tiny, "--max_steps", 2, "--eval_steps", 2, "--prediction-images", 1)
     words += ["--report_to", "trackio", "--project", "drawn", "--run_name", "first"]
     subprocess.run(
         [sys.executable, "-m", "segtransformers", "train", *map(str, words)],
@@ -160,14 +160,14 @@ def test_pictures_in_trackio(data, tiny, tmp_path):
         check=True,
         capture_output=True,
     )
-    (picture,) = (tmp_path / "trackio" / "media" / "drawn").rglob("*.png")
-    assert Image.open(picture).size == (3 * 128, 96)  # the picture, its labels and the prediction
+    (drawing,) = (tmp_path / "trackio" / "media" / "drawn").rglob("*.png")
+    assert Image.open(drawing).size == (3 * 128, 96)  # image, label map and prediction
     with contextlib.closing(sqlite3.connect(tmp_path / "trackio" / "drawn.db")) as store:
         logged = str(store.execute("SELECT * FROM metrics").fetchall())
     assert all(f'"{name}"' in logged for name in ("train/loss", "eval/mean_iou", "predictions/0"))
 
 
-def test_recipe_of_ones_own_and_data_without_parts(data, tiny, tmp_path):
+def test_own_recipe_and_data_without_parts(data, tiny, tmp_path):
     flat = tmp_path / "flat"
     for kind in ("images", "masks"):
         (flat / kind).mkdir(parents=True)
@@ -181,25 +181,25 @@ def test_recipe_of_ones_own_and_data_without_parts(data, tiny, tmp_path):
         "--use_cpu",
     )
     assert status == 0, output
-    assert "every tenth image is for evaluation, 1 of 8" in output
-    assert "2 steps of 4 images (2 at once, accumulated 2 times, processes: 1)" in output
+    assert "every tenth image is held out for evaluation, 1 of 8" in output
+    assert "2 steps of 4 images (2 per device, 2 accumulation steps, 1 processes)" in output
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--recipe", "upernet_deit"], "there is no recipe 'upernet_deit'"),
-        (["--recipe", "mine.yaml"], "there is no file mine.yaml"),
+        (["--recipe", "upernet_deit"], "'upernet_deit' is not a published recipe"),
+        (["--recipe", "mine.yaml"], "the recipe file mine.yaml does not exist"),
         (["--data", "nowhere/at/all"], "the folder nowhere/at/all does not exist"),
         (["--model", "nowhere/at/all"], "cannot start from nowhere/at/all: there is no such folder"),
         (["--model", "nowhere"], "cannot start from nowhere: there is no such folder, and the Hub"),
-        (["--max_steps", 0], "--max_steps 0: there must be something to train"),
-        (["--max_step", 3], "there is no option --max_step: is --max_steps meant?"),
+        (["--max_steps", 0], "--max_steps must not be 0"),
+        (["--max_step", 3], "--max_step is not an option; did you mean --max_steps?"),
         (["--max_steps", "few"], "argument --max_steps/--max-steps: invalid int value: 'few'"),
-        (["--output_dir", "x"], "--output says where the model goes"),
+        (["--output_dir", "x"], "--output_dir is not an option of this command: use --output"),
         (["--crop-size", "big"], "--crop-size must be positive numbers"),
-        (["--gradient_accumulation_steps", 3], "cannot be divided among 1 processes with 3 times accumulation"),
-        (["--classes", "gone.txt"], "--classes gone.txt: there is no such file"),
+        (["--gradient_accumulation_steps", 3], "cannot be divided among 1 processes with 3 accumulation steps"),
+        (["--classes", "gone.txt"], "--classes gone.txt: expected an existing file or a number"),
     ],
 )
 def test_mistakes_are_one_line(data, tiny, tmp_path, change, message):
@@ -215,7 +215,7 @@ def test_mistakes_are_one_line(data, tiny, tmp_path, change, message):
             ["--metric_for_best_model", "miou"],
             "metric_for_best_model must be one of mean_iou, mean_accuracy, mean_dice",
         ),
-        (["--label_smoothing_factor", 0.1], "label_smoothing_factor=0.1 is not for label maps"),
+        (["--label_smoothing_factor", 0.1], "label_smoothing_factor must be 0 for label maps, got 0.1"),
         (["--per_device_train_batch_size", 0], "per_device_train_batch_size must be at least 1, got 0"),
         (["--gradient_accumulation_steps", 0], "gradient_accumulation_steps must be at least 1, got 0"),
         (["--report_to", "wandb"], "WandbCallback requires wandb to be installed"),
@@ -223,7 +223,7 @@ def test_mistakes_are_one_line(data, tiny, tmp_path, change, message):
         (["--push_to_hub"], "nobody is logged in: run `hf auth login`"),
     ],
 )
-def test_what_would_end_a_run_is_said_before_it(data, tiny, tmp_path, monkeypatch, change, message):
+def test_errors_of_a_later_step_end_the_command_first(data, tiny, tmp_path, monkeypatch, change, message):
     monkeypatch.setattr("transformers.integrations.integration_utils.is_wandb_available", lambda: False)
     monkeypatch.setattr("segtransformers.hub.publishing.get_token", lambda: None)
     status, output = run(*options(data, tmp_path / "out", tiny, "--max_steps", 1, *change))
@@ -233,23 +233,23 @@ def test_what_would_end_a_run_is_said_before_it(data, tiny, tmp_path, monkeypatc
 
 
 def test_one_class_alone_is_for_mask2former(tmp_path):
-    """What tells classes apart has nothing to learn from it."""
+    """Other models learn from differences between classes."""
     data = own_data(tmp_path / "data", train=2, validation=1)
     (data / "classes.txt").write_text("nature")
-    words = ["--label-map", "0:0,1:255,2:255", "--max_steps", 1, "--pictures", 0]
+    words = ["--label-map", "0:0,1:255,2:255", "--max_steps", 1, "--prediction-images", 0]
     for kind in ("upernet", "mask2former"):
         folder = tmp_path / kind
         small_model(kind).save_pretrained(folder)
         AutoImageProcessor.from_pretrained(packaged_model_path()).save_pretrained(folder)
         status, output = run(*options(data, tmp_path / f"{kind}-trained", folder, *words))
         if kind == "upernet":
-            assert status == 1 and "the data has one class, and this model only tells classes apart" in output
+            assert status == 1 and "the data has one class, but this model needs at least two" in output
     assert status == 0 and json.loads((tmp_path / "mask2former-trained" / "results.json").read_text())["images"] == 1
 
 
 @pytest.mark.parametrize("kind", ["upernet", "mask2former"])
-def test_images_that_are_small_and_grey_and_labels_that_say_nothing(tmp_path, kind):
-    """Smaller than the crop; every pixel of every label map is 255: the loss is a number, the mean IoU is none."""
+def test_small_grey_images_and_ignored_labels(tmp_path, kind):
+    """Images are smaller than the crop, and all labels are 255: the loss is finite, and the mean IoU is undefined."""
     data = own_data(tmp_path / "data", train=2, validation=1)
     for path in data.rglob("*.png"):
         grey = Image.open(path).convert("L").resize((40, 50))
@@ -266,12 +266,14 @@ def test_images_that_are_small_and_grey_and_labels_that_say_nothing(tmp_path, ki
     assert json.loads((tmp_path / "out" / "results.json").read_text())["mean_iou"] is None
 
 
-def test_resumes_the_last_whole_checkpoint_of_the_same_model(data, tiny, tmp_path):
-    words = options(data, tmp_path / "out", tiny, "--save_steps", 2, "--logging_steps", 1, "--pictures", 0, "--resume")
-    assert run(*words, "--max_steps", 2)[0] == 0  # there is nothing yet to go on from
+def test_resumes_the_last_complete_checkpoint_of_the_same_model(data, tiny, tmp_path):
+    words = options(
+        data, tmp_path / "out", tiny, "--save_steps", 2, "--logging_steps", 1, "--prediction-images", 0, "--resume"
+    )
+    assert run(*words, "--max_steps", 2)[0] == 0  # without a checkpoint, the run starts from the beginning
     broken = tmp_path / "out" / "checkpoint-4"
     shutil.copytree(tmp_path / "out" / "checkpoint-2", broken)
-    (broken / "trainer_state.json").unlink()  # killed when it was being written
+    (broken / "trainer_state.json").unlink()  # as if the run was killed while writing it
     assert run(*words, "--max_steps", 4)[0] == 0
     state = json.loads((broken / "trainer_state.json").read_text())
     assert [entry["step"] for entry in state["log_history"] if "loss" in entry] == [1, 2, 3, 4]
@@ -279,25 +281,25 @@ def test_resumes_the_last_whole_checkpoint_of_the_same_model(data, tiny, tmp_pat
     assert status == 1 and "checkpoint-4 was trained with other parameters" in output
     words[words.index(tiny)] = "packaged"
     status, output = run(*words, "--max_steps", 6)
-    assert status == 1 and "checkpoint-4 is of another model or has other classes" in output
+    assert status == 1 and "checkpoint-4 has another model or other classes" in output
 
 
-def test_one_image_at_once_is_too_few_for_upernet(data, tmp_path):
+def test_upernet_needs_two_images_per_device(data, tmp_path):
     words = options(data, tmp_path / "out", "packaged", "--per_device_train_batch_size", 1, "--max_steps", 1)
     status, output = run(*words)
-    assert status == 1 and output.endswith("takes two images at once: --per_device_train_batch_size 2\n"), output
+    assert status == 1 and output.endswith("at least two images per device: --per_device_train_batch_size 2\n"), output
 
 
 def test_damaged_image_in_a_worker_is_one_line(data, tiny, tmp_path):
     damaged = own_data(tmp_path / "damaged", train=2, validation=1)
-    (damaged / "images" / "train" / "001.png").write_bytes(b"no picture")
+    (damaged / "images" / "train" / "001.png").write_bytes(b"no image")
     words = options(damaged, tmp_path / "out", tiny, "--max_steps", 2, "--dataloader_num_workers", 1)
     status, output = run(*words)
     (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
     assert status == 1 and "001.png" in line and "Traceback" not in output
 
 
-def test_training_arguments_say_what_the_recipe_says(tmp_path):
+def test_training_arguments_follow_the_recipe(tmp_path):
     recipe = get_recipe(RECIPE)
     arguments = training_arguments(recipe, tmp_path, use_cpu=True)
     assert (arguments.learning_rate, arguments.weight_decay, arguments.max_steps) == (1.2e-4, 0.01, 160000)
@@ -312,12 +314,12 @@ def test_training_arguments_say_what_the_recipe_says(tmp_path):
         "bf16": True,
         "eval_steps": 2.0,
     }
-    with pytest.raises(UserError, match="is --learning_rate meant"):
+    with pytest.raises(UserError, match="did you mean --learning_rate"):
         parse_training_arguments(["--learnin_rate", "1"])
 
 
 def test_one_process_with_several_gpus_sees_the_same_batch(tmp_path, monkeypatch):
-    """Started without torchrun, Trainer gives each GPU its own images."""
+    """Without torchrun, Trainer distributes the images of one process over the GPUs."""
     monkeypatch.setattr(TrainingArguments, "n_gpu", 2)
     arguments = training_arguments(get_recipe(RECIPE), tmp_path, use_cpu=True)
     assert arguments.train_batch_size == 4 and arguments.gradient_accumulation_steps == 4
@@ -354,7 +356,7 @@ def test_batch_that_cannot_be_fitted():
     ],
 )
 def test_other_classes_renew_the_classifier_alone(tmp_path, kind, expected):
-    """By `from_pretrained`, and by the command where the old classifier would fit."""
+    """With `from_pretrained`, and with the command even if the shape of the old classifier fits."""
     model = randomise(small_model(kind))
     model.save_pretrained(tmp_path)
     AutoImageProcessor.from_pretrained(packaged_model_path()).save_pretrained(tmp_path)
@@ -402,7 +404,7 @@ def test_starts_from_a_backbone_or_the_recipe_alone(tmp_path):
 
 
 def test_starts_from_a_trunk_of_timm(tmp_path):
-    """Where no network is: with weights from a file."""
+    """With weights from a file, and without a network."""
     import timm
 
     torch.manual_seed(0)

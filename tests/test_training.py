@@ -3,15 +3,37 @@
 
 import dataclasses
 import signal
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from test_seg_mask2former import fixed_points
 from torch import nn
-from training_cases import KINDS, SIDE, Scenes, adapter, arguments, crop, losses, processor, small_model, trainer
-from transformers import AutoModelForSemanticSegmentation, Trainer, TrainerCallback, TrainingArguments
+from torch.utils.data import DataLoader
+from training_cases import (
+    KINDS,
+    SIDE,
+    STAGES,
+    Scenes,
+    adapter,
+    arguments,
+    crop,
+    losses,
+    processor,
+    small_model,
+    trainer,
+)
+from transformers import (
+    AutoModelForSemanticSegmentation,
+    ResNetConfig,
+    SwinConfig,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
+from segtransformers import InternImageConfig, SegmenterViTConfig, ViTCoMerConfig
 from segtransformers.inference import segment_image
 from segtransformers.metrics import MeanIoU
 from segtransformers.training import (
@@ -21,7 +43,16 @@ from segtransformers.training import (
     get_recipe,
     training_arguments,
 )
-from segtransformers.training.trunks import add_lora, freeze_trunk, merge_lora, trunk_linears
+from segtransformers.training.parameter_efficient import (
+    add_lora,
+    freeze_trunk,
+    lora_config,
+    merge_lora,
+    trunk_linears,
+    unsaved_statistics,
+)
+from segtransformers.training.samples import SAMPLE_INDEX
+from segtransformers.training.unused_parameters import uses_all_parameters
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -53,16 +84,16 @@ def test_evaluation_is_that_of_each_image_alone(tmp_path, kind):
     assert np.isfinite(figures["eval_loss"])
 
 
-def settled_model(kind: str):
-    """Nothing in it depends on how images are divided, but for batch norms."""
+def settled_model(kind: str, backbone: Any = None):
+    """A model whose results, except for batch norms, do not depend on how images are divided into batches."""
     changes = {"decoder_drop_path_rate": 0.0} if kind == "segmenter" else {}
     if kind != "mask2former":
         changes["classifier_dropout"] = 0.0
-    return small_model(kind, **changes)
+    return small_model(kind, backbone=backbone, **changes)
 
 
 def still_norms(model: nn.Module) -> nn.Module:
-    """Batch norms that never look at the batch: what is the same for any division of it stays so."""
+    """Keep batch norms in evaluation mode, so that results do not depend on the division into batches."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval().train = lambda mode=True, module=module: module  # type: ignore[method-assign, misc]
@@ -258,7 +289,10 @@ def test_loss_that_is_no_number_names_the_batch(tmp_path, kind):
 
     data = TrainingDataset(Scenes(8), spoilt)
     run = trainer(small_model(kind), tmp_path, train_dataset=data, train_sampling_strategy="sequential", max_steps=4)
-    with pytest.raises(FloatingPointError, match="loss is nan in step 3, in the batch of scene-4, scene-5: no step"):
+    with pytest.raises(
+        FloatingPointError,
+        match="loss is nan in step 3, in the batch of scene-4, scene-5; the weights",
+    ):
         run.train()
     assert all(torch.isfinite(parameter).all() for parameter in run.model.parameters())
 
@@ -266,22 +300,20 @@ def test_loss_that_is_no_number_names_the_batch(tmp_path, kind):
 def test_training_images_of_several_sizes_are_refused(tmp_path):
     data = EvaluationDataset(Scenes(4, sizes=((SIDE, 96), (80, 80))), processor())
     run = trainer(small_model("segmenter"), tmp_path, train_dataset=data)
-    with pytest.raises(ValueError, match=r"must have one size: scene-., scene-. have not"):
+    with pytest.raises(ValueError, match=r"must have the same size; scene-., scene-. differ"):
         run.train()
 
 
 def test_data_that_cannot_be_trained_on_are_refused(tmp_path):
     model = small_model("segmenter")
-    with pytest.raises(
-        ValueError, match=r"dicts of pixel_values and labels, as those of TrainingDataset .* got Sample"
-    ):
+    with pytest.raises(ValueError, match=r"dicts of pixel_values and labels, as from TrainingDataset .* got Sample"):
         trainer(model, tmp_path, train_dataset=Scenes(8)).train()
     few = TrainingDataset(Scenes(1), crop)
-    with pytest.raises(ValueError, match=r"1 samples are fewer than the 2 of a batch, .* with repeat=2"):
+    with pytest.raises(ValueError, match=r"1 samples are fewer than a batch of 2, .* with repeat=2"):
         trainer(model, tmp_path, train_dataset=few, dataloader_drop_last=True).train()
     unlabelled = [{"pixel_values": sample["pixel_values"]} for sample in EvaluationDataset(Scenes(2), processor())]
     run = trainer(model, tmp_path, eval_dataset=unlabelled)
-    with pytest.raises(ValueError, match="need labels to be evaluated"):
+    with pytest.raises(ValueError, match="needs samples with labels"):
         run.evaluate()
     assert run.predict(unlabelled).predictions.shape == (2, 10, SIDE, 96)
 
@@ -387,15 +419,110 @@ def test_low_rank_updates_of_the_trunk(tmp_path, kind):
     assert linears and changed == (parameters - trunk) | linears
 
 
-def test_peft_model_trains(tmp_path):
-    """peft's own way: the folder holds the updates and the modules named."""
-    from peft import LoraConfig, PeftModel, get_peft_model
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_saved_adapter_gives_the_trained_outputs(tmp_path, kind):
+    """peft saves no running statistics of batch norms, unless the config names their modules."""
+    from peft import PeftModel, get_peft_model
 
-    base = small_model("segmenter")
-    config = LoraConfig(r=2, target_modules=trunk_linears(base), modules_to_save=["decode_head"])
-    run = trainer(get_peft_model(base, config), tmp_path)
+    base = small_model(kind)
+    statistics = {name: tensor.clone() for name, tensor in base.named_buffers() if "running" in name}
+    model = get_peft_model(base, lora_config(base, rank=2))
+    run = trainer(model, tmp_path, max_steps=3)
     run.train()
-    figures = run.evaluate()
+    trained = dict(model.named_buffers())
+    saved = [name for name in trained if "modules_to_save" in name and "running" in name]
+    assert len(saved) == len(statistics)
+    for name in saved:
+        before = statistics[name.removeprefix("base_model.model.").replace(".modules_to_save.default", "")]
+        assert not torch.equal(trained[name], before), name
     run.save_model()
-    loaded = PeftModel.from_pretrained(small_model("segmenter"), tmp_path)
-    assert trainer(loaded, tmp_path).evaluate()["eval_mean_iou"] == figures["eval_mean_iou"]
+    loaded = PeftModel.from_pretrained(small_model(kind), tmp_path)
+    image = EvaluationDataset(Scenes(1), processor())[0]["pixel_values"][None]
+    with torch.no_grad():
+        assert torch.equal(loaded.eval()(image).logits, model.eval()(image).logits)
+    assert trainer(loaded, tmp_path).evaluate()["eval_mean_iou"] == run.evaluate()["eval_mean_iou"]
+
+
+def test_adapters_without_running_statistics_are_reported(tmp_path, caplog):
+    from peft import LoraConfig, get_peft_model
+
+    for kind, count in (("upernet", 5), ("segmenter", 0)):
+        base = small_model(kind)
+        config = LoraConfig(r=2, target_modules=trunk_linears(base), modules_to_save=["decode_head", "auxiliary_head"])
+        model = get_peft_model(base, config)
+        assert bool(unsaved_statistics(model)) == bool(count)
+        with caplog.at_level("WARNING", "segtransformers"):
+            trainer(model, tmp_path)
+        assert ("the saved adapter will lack the running statistics" in caplog.text) == bool(count)
+        caplog.clear()
+    model = small_model("upernet")
+    add_lora(model, rank=2)  # checkpoints hold the whole model
+    assert not unsaved_statistics(model)
+
+
+def test_lora_config_of_a_backbone_with_batch_norms():
+    """A convolutional backbone is the trunk itself: its batch norms are saved one by one."""
+    backbone = ResNetConfig(embedding_size=8, hidden_sizes=[8] * 4, depths=[1] * 4, out_features=STAGES)
+    model = small_model("upernet", backbone=backbone)
+    names = lora_config(model, rank=2, target_modules="all-linear").modules_to_save
+    modules = dict(model.named_modules())
+    norms = {name for name, module in modules.items() if isinstance(module, nn.BatchNorm2d)}
+    assert {name for name in norms if name.startswith("backbone.")} == {*names} - {"decode_head", "auxiliary_head"}
+
+
+def three_stages(kind: str):
+    """Small models without dropout that do not use all feature maps of their backbones."""
+    stages, small = STAGES[:3], {"trunk": "vit_tiny_patch16_224", "hidden_size": 32, "num_attention_heads": 2}
+    backbones = {
+        "adapter": lambda: adapter(out_features=stages),
+        "internimage": lambda: InternImageConfig(
+            embed_dim=16, depths=[1] * 4, num_groups=[1, 2, 4, 8], out_features=stages
+        ),
+        "comer": lambda: ViTCoMerConfig(**small, num_hidden_layers=4, out_features=stages),
+        "swin": lambda: SwinConfig(
+            embed_dim=16, depths=[1] * 4, num_heads=[1, 2, 2, 2], out_features=stages, drop_path_rate=0
+        ),
+    }
+    if kind == "segmenter":  # the second of its two blocks is not used
+        vit = SegmenterViTConfig(**small, patch_size=8, num_hidden_layers=2, out_features=["stage1"])
+        return settled_model("segmenter", vit)
+    return settled_model("upernet", backbones[kind]())
+
+
+@pytest.mark.parametrize(
+    "kind", ["adapter", "internimage", "comer", "swin", "segmenter", "four", "frozen", "mask2former"]
+)
+def test_unused_parameters_are_found(kind):
+    """The answer is True only if each parameter gets a gradient, and asking changes nothing."""
+    whole = {"four": "upernet", "frozen": "upernet", "mask2former": "mask2former"}
+    model = small_model(whole[kind]) if kind in whole else three_stages(kind)
+    if kind == "frozen":
+        freeze_trunk(model)
+    model.eval()
+    before, state = {name: tensor.clone() for name, tensor in model.state_dict().items()}, torch.get_rng_state()
+    claim = uses_all_parameters(model)
+    assert torch.equal(torch.get_rng_state(), state) and not any(module.training for module in model.modules())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    torch.manual_seed(1)
+    model.train()(torch.randn(2, 3, 96, 64), labels=torch.randint(10, (2, 96, 64))).loss.backward()
+    is_true = all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
+    assert claim == is_true or (kind == "swin" and not claim)
+    assert claim or kind not in whole
+
+
+def test_nothing_is_claimed_of_other_models():
+    assert not uses_all_parameters(nn.Linear(2, 2))
+    model = small_model("segmenter")
+    model.decode_head = nn.Identity()  # the check itself fails
+    assert not uses_all_parameters(model)
+
+
+def test_making_a_trainer_leaves_the_dataset_alone(tmp_path):
+    data = TrainingDataset(Scenes(8), crop)
+    run = trainer(small_model("segmenter"), tmp_path, train_dataset=data)
+    batch = next(iter(run.get_train_dataloader()))
+    assert batch[SAMPLE_INDEX].shape == (2,)
+    assert run.train_dataset is data and set(data[0]) == {"pixel_values", "labels"}
+    batch = next(iter(DataLoader(data, batch_size=2)))
+    assert run.model(**batch).loss.isfinite()

@@ -14,7 +14,7 @@ import pytest
 import torch
 from test_seg_mask2former import fixed_points
 from test_train_command import own_data
-from test_training import settled_model, still_norms
+from test_training import settled_model, still_norms, three_stages
 from torch import distributed
 from training_cases import KINDS, SIDE, Scenes, crop, losses, processor, trainer
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
@@ -79,6 +79,24 @@ def data_parallel(folder: str) -> None:
     one.evaluate()
     report(folder, "one image", one)
     synchronised_norms(folder)
+    distributed.destroy_process_group()
+
+
+def unused_parameters(folder: str) -> None:
+    """Plain DDP raises at the second step, if it does not look for parameters without a gradient."""
+    for kind in ("adapter", "swin", "segmenter", "four"):
+        for checkpointing in (False, True):
+            model = still_norms(settled_model("upernet") if kind == "four" else three_stages(kind))
+            arguments = {"eval_strategy": "no", "activation_checkpointing": checkpointing}
+            run = run_of("upernet", folder, 2, model=model, **arguments)
+            assert run.args.ddp_find_unused_parameters is None  # the arguments may serve another model
+            run.train()
+            wrapped = run.model_wrapped
+            assert type(wrapped).__name__ == "DistributedDataParallel"
+            if kind in ("swin", "four"):  # the other two need not build their unused parts
+                assert wrapped.find_unused_parameters == (kind == "swin")
+            if run.is_world_process_zero():
+                (Path(folder) / f"{kind}-{checkpointing}.json").write_text(json.dumps(losses(run)))
     distributed.destroy_process_group()
 
 
@@ -203,6 +221,17 @@ def test_two_processes_train_as_one_with_the_joined_batch(tmp_path, monkeypatch)
     np.testing.assert_allclose(json.loads((tmp_path / "synchronised.json").read_text()), losses(single), rtol=1e-4)
 
 
+def test_two_processes_train_models_with_unused_parameters(tmp_path):
+    launch_case("unused_parameters", tmp_path)
+    for kind in ("adapter", "swin", "segmenter", "four"):
+        model = still_norms(settled_model("upernet") if kind == "four" else three_stages(kind))
+        single = run_of("upernet", str(tmp_path), per_device=4, model=model, eval_strategy="no")
+        single.train()
+        for checkpointing in (False, True):
+            found = json.loads((tmp_path / f"{kind}-{checkpointing}.json").read_text())
+            np.testing.assert_allclose(found, losses(single), rtol=1e-4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])
 def test_command_in_two_processes_is_that_in_one(tmp_path, launcher):
@@ -213,12 +242,23 @@ def test_command_in_two_processes_is_that_in_one(tmp_path, launcher):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("base: segmenter_vit-t_mask_8x1_512x512_160k_ade20k\nbatch_size: 4\ndrop_path_rate: 0\n")
     words = ["--data", data, "--recipe", recipe, "--model", tmp_path / "tiny", "--crop-size", SIDE, "--use_cpu"]
-    words += ["--max_steps", 6, "--save_steps", 6, "--logging_steps", 1, "--learning_rate", 0.01, "--pictures", 1]
+    words += [
+        "--max_steps",
+        6,
+        "--save_steps",
+        6,
+        "--logging_steps",
+        1,
+        "--learning_rate",
+        0.01,
+        "--prediction-images",
+        1,
+    ]
     found, results = [], []
     for count, started in ((1, ["segtransformers"]), (2, [*launcher, "-m", "segtransformers"])):
         output = tmp_path / str(count)
         process = launch(started, ["train", *map(str, words), "--output", str(output)])
-        assert f"6 steps of 4 images (2 at once, accumulated {2 // count} times, processes: {count})" in process.out
+        assert f"6 steps of 4 images (2 per device, {2 // count} accumulation steps, {count} processes)" in process.out
         state = json.loads((output / "checkpoint-6" / "trainer_state.json").read_text())
         found.append([[entry[name] for entry in state["log_history"] if name in entry] for name in LOGGED])
         results.append(json.loads((output / "results.json").read_text()))

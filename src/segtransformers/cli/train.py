@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""`segtransformers train`: fine-tuning by a published recipe, or one's own."""
+"""`segtransformers train`: fine-tune a model by a published recipe or your own."""
 
 import argparse
 import contextlib
@@ -11,11 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 
-from ..datasets.reading import DataError
-from ..hub.publishing import check_destination
 from ..packaged import known_model
 from .common import UserError, check_folder, one_line_errors, sides, why_not_loaded
 from .data_options import ClassesOption, KindOption, LabelMapOption, MaskEndingOption, ReduceLabelsOption, load_data
@@ -27,7 +24,8 @@ if TYPE_CHECKING:
     from ..datasets import SegmentationDataset
     from ..training import Recipe
 
-HELD_OUT = 10  # of data without parts, every sample of this many is for evaluation
+HELD_OUT = 10  # every tenth sample is held out for evaluation if the data has no parts
+# Functions import torch, transformers and the parts of this package that load them, so that --help is fast.
 
 
 def train(
@@ -36,47 +34,51 @@ def train(
     recipe: Annotated[
         str, typer.Option(metavar="NAME_OR_FILE", help="A published recipe (`segtransformers recipes`), or a file.")
     ],
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the model, checkpoints and pictures.")],
+    output: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder for the model, checkpoints and drawn predictions.")
+    ],
     model: Annotated[
         str | None,
         typer.Option(
             metavar="DIR_OR_ID_OR_TRUNK",
-            help="What to start from: a model (packaged: the small one that comes with this package), a backbone, or a "
-            "ViT of timm; by default the recipe's own, untrained.",
+            help="Model to start from: a model (packaged: the small one of this package), a backbone or a ViT of timm; "
+            "by default the recipe's own model with random weights.",
         ),
     ] = None,
     trunk_weights: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Pre-trained weights of the trunk, as the originals load them.")
+        Path | None, typer.Option(metavar="FILE", help="Pre-trained weights of the trunk in the original format.")
     ] = None,
     crop_size: Annotated[
-        str | None, typer.Option(metavar="PIXELS", help="Train on crops of this side or HEIGHTxWIDTH.")
+        str | None, typer.Option(metavar="PIXELS", help="Side of the training crops, or HEIGHTxWIDTH.")
     ] = None,
     kind: KindOption = None,
     classes: ClassesOption = None,
     reduce_labels: ReduceLabelsOption = None,
     label_map: LabelMapOption = None,
     mask_ending: MaskEndingOption = None,
-    split: Annotated[str, typer.Option(help="The part to train on.")] = "train",
-    eval_split: Annotated[str, typer.Option(help="The part to evaluate on.")] = "validation",
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first images of each part, for a trial.")] = None,
-    freeze_trunk: Annotated[bool, typer.Option("--freeze-trunk", help="Leave the pre-trained trunk as it is.")] = False,
-    lora_rank: Annotated[
-        int | None, typer.Option(min=1, help="Train the trunk by low-rank updates of this rank (needs peft).")
+    split: Annotated[str, typer.Option(help="Part of the data to train on.")] = "train",
+    eval_split: Annotated[str, typer.Option(help="Part of the data to evaluate on.")] = "validation",
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Use only this many images of each part, for a trial.")
     ] = None,
-    pictures: Annotated[int, typer.Option(min=0, help="Images to draw at each evaluation.")] = 4,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the last checkpoint in the output folder.")
-    ] = False,
+    freeze_trunk: Annotated[bool, typer.Option("--freeze-trunk", help="Keep the pre-trained trunk fixed.")] = False,
+    lora_rank: Annotated[
+        int | None, typer.Option(min=1, help="Train low-rank updates (LoRA) of the trunk, of this rank (needs peft).")
+    ] = None,
+    prediction_images: Annotated[int, typer.Option(min=0, help="Predictions to draw at each evaluation.")] = 4,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint in --output.")] = False,
 ) -> None:
     """Fine-tune a model for semantic segmentation.
 
-    All options of transformers' TrainingArguments may follow and win over the recipe, such as --max_steps 2000
-    --per_device_train_batch_size 4 --bf16 --report_to tensorboard. Images at once and accumulation are fitted to the
-    recipe's batch on the processes that torchrun or accelerate launch started. Ctrl-C saves a checkpoint first.
+    All options of transformers' TrainingArguments may follow and take precedence over the recipe, such as --max_steps
+    2000 --per_device_train_batch_size 4 --bf16 --report_to tensorboard. Batch size per device and gradient accumulation
+    are chosen to give the recipe's batch size on the processes that torchrun or accelerate launch started. Ctrl-C saves
+    a checkpoint before the command ends.
 
-    The output folder then holds the model and its processor, results.json with the figures of each class, and
-    recipe.json.
+    The output folder gets the model and its image processor, results.json with the IoU of each class, and recipe.json.
     """
+    from ..datasets import DataError
+
     with _one_line():
         chosen = _recipe(recipe)
         changes = parse_training_arguments(context.args)
@@ -93,7 +95,19 @@ def train(
             parts = [part.select(range(min(limit, len(part)))) for part in parts]
         model = None if model is None else known_model(model)
         crop = None if crop_size is None else sides("--crop-size", crop_size)
-        _run(chosen, changes, parts, output, model, trunk_weights, crop, freeze_trunk, lora_rank, pictures, resume)
+        _run(
+            chosen,
+            changes,
+            parts,
+            output,
+            model,
+            trunk_weights,
+            crop,
+            freeze_trunk,
+            lora_rank,
+            prediction_images,
+            resume,
+        )
 
 
 def _run(
@@ -106,13 +120,15 @@ def _run(
     crop_size: tuple[int, int] | None,
     freeze: bool,
     lora_rank: int | None,
-    pictures: int,
+    prediction_images: int,
     resume: bool,
 ) -> None:
+    import torch
     from transformers import set_seed
     from transformers.utils import logging
 
     from .. import SegMask2FormerForSemanticSegmentation, training
+    from ..hub.publishing import check_destination
     from ..training.starting_points import starting_model
 
     logging.disable_progress_bar()
@@ -132,8 +148,8 @@ def _run(
         raise UserError(f"cannot start from {name}: {why_not_loaded(name, error)}") from None
     if network.config.num_labels == 1 and not isinstance(network, SegMask2FormerForSemanticSegmentation):
         raise UserError(
-            "the data has one class, and this model only tells classes apart: make what is around it a second class "
-            "(masks with 0 and 255: --label-map 0:0,255:1), or take a recipe and a model with Mask2Former"
+            "the data has one class, but this model needs at least two: make the background a class (masks with 0 and "
+            "255: --label-map 0:0,255:1), or choose a recipe and a model with Mask2Former"
         )
     if freeze:
         training.freeze_trunk(network)
@@ -151,9 +167,9 @@ def _run(
             ),
             eval_dataset=training.EvaluationDataset(parts[1], processor) if len(parts) > 1 else None,
             processing_class=processor,
-            pictures=pictures,
+            prediction_images=prediction_images,
         )
-    except RuntimeError as error:  # what --report_to names is not installed
+    except RuntimeError as error:  # a tracker of --report_to is not installed
         raise UserError(_last_line(error)) from None
     if is_main:
         typer.echo(_summary(network, recipe, parts, batch, arguments))
@@ -163,23 +179,23 @@ def _run(
             trainer.train(resume_from_checkpoint=checkpoint)
     except KeyboardInterrupt as interrupt:
         if is_main:
-            typer.echo(f"{interrupt or 'stopped'}; --resume goes on from the last checkpoint", err=True)
+            typer.echo(f"{interrupt or 'stopped'}; --resume continues from the last checkpoint", err=True)
         raise typer.Exit(130) from None
     except torch.OutOfMemoryError:
         raise UserError(
-            "the device has too little memory: try a smaller --per_device_train_batch_size (UperNet needs 2 on "
-            "one device), --gradient_checkpointing, --bf16 or a smaller --crop-size"
+            "the device has too little memory: try a smaller --per_device_train_batch_size (UperNet needs 2 on one "
+            "device), --activation_checkpointing, --bf16 or a smaller --crop-size"
         ) from None
     except ValueError as error:
         if "more than 1 value per channel" in str(error):
             raise UserError(
-                "the model norms a map of one pixel over the batch, which takes two images at once: "
-                "--per_device_train_batch_size 2"
+                "the model normalises feature maps of one pixel over the batch, which needs at least two images per "
+                "device: --per_device_train_batch_size 2"
             ) from None
         if resume and "parameter group" in str(error):
             raise UserError(
-                f"{checkpoint} was trained with other parameters: --resume takes --freeze-trunk, --lora-rank, --optim "
-                "and --recipe as they were"
+                f"{checkpoint} was trained with other parameters: --resume needs the same --freeze-trunk, --lora-rank, "
+                "--optim and --recipe as before"
             ) from None
         raise
     if lora_rank is not None:
@@ -194,7 +210,8 @@ def _run(
 
 
 def _measure(output: Path, processor: Any, data: "SegmentationDataset", arguments: "TrainingArguments") -> None:
-    """Figures of the model as it was saved, in the form of `segtransformers evaluate`."""
+    """Evaluate the saved model and write results as `segtransformers evaluate` does."""
+    import torch
     from transformers import AutoModelForSemanticSegmentation
 
     from ..evaluation.evaluation import evaluate_segmentation, results_table
@@ -210,10 +227,10 @@ def _measure(output: Path, processor: Any, data: "SegmentationDataset", argument
 
 
 def parse_training_arguments(words: Sequence[str]) -> dict[str, Any]:
-    """Those fields of `TrainingArguments` that a command line names, with their values.
+    """Return the fields of `TrainingArguments` on a command line, with their values.
 
     Raises:
-        UserError: for an unknown option or a value that does not fit.
+        UserError: for an unknown option or an invalid value.
     """
     from transformers import HfArgumentParser, TrainingArguments
 
@@ -228,16 +245,16 @@ def parse_training_arguments(words: Sequence[str]) -> dict[str, Any]:
     if rest:
         known = [option for action in parser._actions for option in action.option_strings] + list(_own_options())
         close = difflib.get_close_matches(rest[0].partition("=")[0], known, n=1)
-        hint = f": is {close[0]} meant?" if close else ", of this command or of transformers' TrainingArguments"
-        raise UserError(f"there is no option {rest[0]}{hint}")
+        hint = f"; did you mean {close[0]}?" if close else " of this command or of transformers' TrainingArguments"
+        raise UserError(f"{rest[0]} is not an option{hint}")
     changes = vars(found)
     if str(changes.get("fsdp")).lower() == "true":
-        changes["fsdp"] = True  # transformers would take the word for an old way of saying it
+        changes["fsdp"] = True  # transformers reads the text "true" as a deprecated option string
     for length in ("max_steps", "num_train_epochs"):
         if changes.get(length) == 0:
-            raise UserError(f"--{length} 0: there must be something to train; without it, it is the recipe's length")
+            raise UserError(f"--{length} must not be 0; leave the option out for the recipe's length")
     if "output_dir" in changes:
-        raise UserError("--output says where the model goes, not --output_dir")
+        raise UserError("--output_dir is not an option of this command: use --output")
     return changes
 
 
@@ -253,46 +270,48 @@ def _recipe(name: str) -> "Recipe":
     if path.is_file():
         return Recipe.from_file(path)
     if path.suffix in (".json", ".yaml", ".yml"):
-        raise UserError(f"there is no file {name}")
+        raise UserError(f"the recipe file {name} does not exist")
     return get_recipe(name)
 
 
 def _check_output(output: Path, resume: bool) -> None:
-    """Before any work is done."""
+    """Raise UserError for an output folder that cannot be used, before the run starts."""
     check_folder(output, f"--output {output}")
     if not resume and any(output.glob("checkpoint-*")) and int(os.environ.get("RANK", "0")) == 0:
         raise UserError(
-            f"{output} holds checkpoints of another run: --resume goes on with it, else choose another folder"
+            f"{output} holds checkpoints of another run: continue it with --resume, or choose another folder"
         )
 
 
 def _last_checkpoint(output: Path, network: Any) -> str | None:
-    """The newest checkpoint of this model that was written to its end; None where there is none yet: the run begins."""
+    """Return the newest complete checkpoint of this model, or None to start from the beginning."""
     steps = (path.name.removeprefix("checkpoint-") for path in output.glob("checkpoint-*"))
     for step in sorted(map(int, filter(str.isdecimal, steps)), reverse=True):
         path = output / f"checkpoint-{step}"
         try:
-            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))  # comes last
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))  # written last
             saved = json.loads((path / "config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
         own = json.loads(network.config.to_json_string())
         if any(saved.get(name) != own.get(name) for name in ("model_type", "id2label")):
             raise UserError(
-                f"{path} is of another model or has other classes: --resume takes the same --data, --model and "
-                "--recipe as before; or choose another folder"
+                f"{path} has another model or other classes: --resume needs the same --data, --model and --recipe as "
+                "before; or choose another folder"
             )
         return str(path)
     return None
 
 
 def _divided(data: "SegmentationDataset") -> "list[SegmentationDataset]":
-    """Data without parts: some of it is kept for evaluation."""
+    """Hold out every tenth sample of data without parts for evaluation."""
     held_out = range(0, len(data), HELD_OUT)
     others = [index for index in range(len(data)) if index % HELD_OUT]
     if not others:
         return [data]
-    typer.echo(f"the data has no parts: every tenth image is for evaluation, {len(held_out)} of {len(data)}", err=True)
+    typer.echo(
+        f"the data has no parts: every tenth image is held out for evaluation, {len(held_out)} of {len(data)}", err=True
+    )
     return [data.select(others), data.select(held_out)]
 
 
@@ -304,17 +323,17 @@ def _summary(
     images = " and ".join(f"{len(part)} images" for part in parts)
     length = f"{arguments.max_steps} steps" if arguments.max_steps > 0 else f"{arguments.num_train_epochs:g} epochs"
     return (
-        f"{type(network).__name__}, {trained / 1e6:.1f} of {total / 1e6:.1f} million parameters to train\n"
+        f"{type(network).__name__}, {trained / 1e6:.1f} of {total / 1e6:.1f} million parameters trainable\n"
         f"{images}, {parts[0].num_labels} classes\n"
-        f"{recipe.name}: {length} of {batch} images ({arguments.per_device_train_batch_size} at once, accumulated "
-        f"{arguments.gradient_accumulation_steps} times, processes: {arguments.world_size}), "
+        f"{recipe.name}: {length} of {batch} images ({arguments.per_device_train_batch_size} per device, "
+        f"{arguments.gradient_accumulation_steps} accumulation steps, {arguments.world_size} processes), "
         f"learning rate {arguments.learning_rate:g}"
     )
 
 
 @contextlib.contextmanager
 def _whole_lines(has_bar: bool) -> Iterator[None]:
-    """Where something is raised, what is said about it does not stand behind a progress bar."""
+    """Start a new line after a progress bar before an error is printed."""
     try:
         yield
     except BaseException:
@@ -325,16 +344,16 @@ def _whole_lines(has_bar: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _one_line() -> Iterator[None]:
-    """Errors of a long run in one line: what a worker process raised comes with its traceback."""
+    """Print errors in one line, without the traceback that errors of worker processes contain."""
     with one_line_errors():
         try:
             yield
-        except (DataError, ValueError, FloatingPointError, OSError, ImportError) as error:
+        except (ValueError, FloatingPointError, OSError, ImportError) as error:
             raise UserError(_last_line(error)) from None
 
 
 def _last_line(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    if not lines[0].startswith("Caught "):  # by a worker
+    if not lines[0].startswith("Caught "):  # torch's prefix of errors in worker processes
         return " ".join(" ".join(lines).split())[:500]
     return lines[-1].partition(": ")[2] or lines[-1]

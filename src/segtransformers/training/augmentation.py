@@ -1,9 +1,9 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""The training pipeline of the originals: random scale, crop, mirror image, colours, normalisation, padding.
+"""The original training augmentation: random scale, crop, flip, colours, normalisation and padding.
 
 Source: `Resize`, `RandomCrop`, `RandomFlip`, `PhotoMetricDistortion`, `Normalize` and `Pad` in
-`mmseg/datasets/pipelines/transforms.py` of MMSegmentation 0.x. All of them draw the same random numbers from the same
-distributions here, and compute the same pixels; but only the crop is ever resized, and not the whole picture.
+`mmseg/datasets/pipelines/transforms.py` of MMSegmentation 0.x. Random numbers have the same distributions and the
+pixels are the same. For speed, only the crop is resized instead of the whole image.
 """
 
 from collections.abc import Sequence
@@ -19,19 +19,19 @@ from .color import HUES, hsv_to_rgb, rgb_to_hsv
 from .recipes import AugmentationSettings, Recipe
 
 CROP_TRIALS = 10
-IGNORED = 255
+IGNORE_INDEX = 255
 
 
 class PhotometricDistortion:
-    """Brightness, contrast, saturation and hue of a picture, each changed or not with equal chance.
+    """Change brightness, contrast, saturation and hue, each with probability 1/2.
 
-    Contrast comes before or after saturation and hue, also with equal chance. After each step values are cut to whole
-    numbers from 0 to 255, as the original does on its pictures of bytes.
+    Contrast changes before saturation and hue with probability 1/2, and after them otherwise. Each step truncates to
+    integers from 0 to 255, as the original does with 8-bit images.
 
     Args:
-        brightness_delta: largest change, in grey levels.
-        contrast_range, saturation_range: of the factors.
-        hue_delta: largest change, in steps of two degrees.
+        brightness_delta: largest change in grey levels.
+        contrast_range, saturation_range: (lowest, highest) factor.
+        hue_delta: largest change in steps of two degrees.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class PhotometricDistortion:
             image = hsv_to_rgb(hue, _scaled(saturation, _uniform(*self.saturation_range, generator)), value)
         if _coin(generator):
             hue, saturation, value = rgb_to_hsv(image)
-            shift = _whole_number(-self.hue_delta, self.hue_delta, generator)
+            shift = _integer(-self.hue_delta, self.hue_delta, generator)
             image = hsv_to_rgb((hue.short() + shift) % HUES, saturation, value)
         if not contrast_first and _coin(generator):
             image = _scaled(image, _uniform(*self.contrast_range, generator))
@@ -67,17 +67,18 @@ class PhotometricDistortion:
 
 
 class TrainingAugmentation:
-    """From a picture and its label map to what a model is trained on.
+    """Turn an image and its label map into a training sample of fixed size.
 
-    Random numbers come from torch's global generator, which a `DataLoader` seeds for each worker and epoch; or from a
-    seed given with each picture, such as (seed of the run, epoch, index), so that nothing depends on workers.
+    Random numbers come from a seed per image, such as (seed of the run, epoch, index), which makes samples independent
+    of the number of workers. Without a seed they come from torch's global generator, which a `DataLoader` seeds for
+    each worker and epoch.
 
     Args:
         shortest_edge, longest_edge, ratio_range, crop_size, cat_max_ratio, flip_probability: see
             [`AugmentationSettings`].
-        photometric_distortion: what changes the colours, or None.
+        photometric_distortion: a function that changes the colours, or None.
         image_mean, image_std: of red, green and blue in 0..1, for the normalisation.
-        reduce_labels: whether label 0 means "no class": it becomes 255, and the others go down by one.
+        reduce_labels: whether label 0 means "no class". Then 0 becomes 255, and every other label goes down by one.
     """
 
     def __init__(
@@ -110,13 +111,14 @@ class TrainingAugmentation:
         crop_size: tuple[int, int] | None = None,
         reduce_labels: bool = False,
     ) -> "TrainingAugmentation":
-        """What a recipe says.
+        """Create the augmentation of a recipe.
 
         Args:
-            processor: the model's image processor, which knows mean and deviation better than the recipe.
-            crop_size: another (height, width); the size of pictures before the crop changes with it.
-            reduce_labels: for label maps as they are in the files of some data sets. [`SegmentationDataset`] gives
-                class indices already.
+            recipe: its `augmentation` is read.
+            processor: the model's image processor. Its mean and standard deviation replace those of the recipe.
+            crop_size: (height, width) in place of the recipe's. The image size before the crop is scaled along.
+            reduce_labels: True for label maps that number classes from 1, as the files of some data sets do.
+                [`SegmentationDataset`] returns class indices from 0.
         """
         settings = recipe.augmentation
         crop = settings.crop_size if crop_size is None else crop_size
@@ -138,21 +140,21 @@ class TrainingAugmentation:
     def __call__(self, image: Any, labels: Any, seed: int | Sequence[int] | None = None) -> dict[str, torch.Tensor]:
         """
         Args:
-            image: a picture (any mode of PIL), or bytes `(3, H, W)` or `(H, W, 3)`.
-            labels: its label map `(H, W)`: a picture, an array or a tensor of class indices.
-            seed: of the random numbers: one number or several, from 0 on. None draws from torch's global generator.
+            image: a PIL image of any mode, or uint8 `(3, H, W)` or `(H, W, 3)`.
+            labels: its label map `(H, W)` of class indices: a PIL image, an array or a tensor.
+            seed: one or several non-negative integers. None uses torch's global generator.
 
         Returns:
             `pixel_values`, float32 `(3, *crop_size)`, and `labels`, int64 `crop_size`.
 
         Raises:
-            ValueError: if the two do not fit each other.
+            ValueError: if the image or the label map has another type, or their sizes differ.
         """
         generator = None if seed is None else _generator(seed)
         pixels, classes = _as_pixels(image), _as_classes(labels)
         if classes.shape[1:] != pixels.shape[1:]:
             raise ValueError(
-                f"a label map must hold one class for each pixel of its picture, {tuple(pixels.shape[1:])}, got "
+                f"the label map must have the size of its image, {tuple(pixels.shape[1:])}, got "
                 f"{tuple(classes.shape[1:])}"
             )
         size = self._scaled_size(pixels.shape[1], pixels.shape[2], generator)
@@ -166,7 +168,7 @@ class TrainingAugmentation:
         below, right = self.crop_size[0] - crop.shape[1], self.crop_size[1] - crop.shape[2]
         if below or right:
             values = TF.pad(values, [0, 0, right, below], fill=0)
-            crop = TF.pad(crop, [0, 0, right, below], fill=IGNORED)
+            crop = TF.pad(crop, [0, 0, right, below], fill=IGNORE_INDEX)
         return {"pixel_values": values.contiguous(), "labels": crop[0].long().contiguous()}
 
     def _scaled_size(self, height: int, width: int, generator: torch.Generator | None) -> tuple[int, int]:
@@ -179,11 +181,10 @@ class TrainingAugmentation:
     def _crop(
         self, labels: torch.Tensor, size: tuple[int, int], generator: torch.Generator | None
     ) -> tuple[tuple[slice, slice], torch.Tensor]:
-        """Rows and columns of the resized picture, and the labels there."""
+        """Return the rows and columns of the crop in the resized image, and the label map of the crop."""
         for trial in range(CROP_TRIALS + 1):
             top, left = (
-                _whole_number(0, max(side - crop, 0) + 1, generator)
-                for side, crop in zip(size, self.crop_size, strict=True)
+                _integer(0, max(side - crop, 0) + 1, generator) for side, crop in zip(size, self.crop_size, strict=True)
             )
             window = slice(top, top + self.crop_size[0]), slice(left, left + self.crop_size[1])
             crop = self._reduced(resize_labels(labels, size, window))
@@ -194,12 +195,12 @@ class TrainingAugmentation:
     def _reduced(self, labels: torch.Tensor) -> torch.Tensor:
         if not self.reduce_labels:
             return labels
-        return torch.where((labels == 0) | (labels == IGNORED), IGNORED, labels - 1)
+        return torch.where((labels == 0) | (labels == IGNORE_INDEX), IGNORE_INDEX, labels - 1)
 
     def _is_varied(self, labels: torch.Tensor) -> bool:
         counts = torch.bincount(labels.flatten())
-        if len(counts) > IGNORED:
-            counts[IGNORED] = 0
+        if len(counts) > IGNORE_INDEX:
+            counts[IGNORE_INDEX] = 0
         return float(counts.max() / counts.sum()) < self.cat_max_ratio
 
 
@@ -218,13 +219,13 @@ def _as_pixels(image: Any) -> torch.Tensor:
     if pixels.dim() == 3 and pixels.shape[0] == 1:
         pixels = pixels.expand(3, -1, -1)
     if pixels.dim() != 3 or pixels.shape[0] != 3 or pixels.dtype != torch.uint8:
-        raise ValueError(f"a picture must be bytes (3, height, width), got {pixels.dtype} {tuple(pixels.shape)}")
+        raise ValueError(f"the image must be uint8 (3, height, width), got {pixels.dtype} {tuple(pixels.shape)}")
     return pixels
 
 
 def _as_tensor(values: Any) -> torch.Tensor:
     if isinstance(values, PIL.Image.Image) or (isinstance(values, np.ndarray) and not values.flags.writeable):
-        values = np.array(values)  # torch warns of memory that must not be written to
+        values = np.array(values)  # a copy, because torch warns about read-only memory
     return torch.as_tensor(values)
 
 
@@ -233,9 +234,7 @@ def _as_classes(labels: Any) -> torch.Tensor:
     if classes.dim() == 3 and classes.shape[0] == 1:
         classes = classes[0]
     if classes.dim() != 2 or classes.is_floating_point():
-        raise ValueError(
-            f"a label map must be whole numbers (height, width), got {classes.dtype} {tuple(classes.shape)}"
-        )
+        raise ValueError(f"the label map must be integers (height, width), got {classes.dtype} {tuple(classes.shape)}")
     return classes[None] if classes.dtype == torch.uint8 else classes[None].int()
 
 
@@ -247,13 +246,13 @@ def _uniform(low: float, high: float, generator: torch.Generator | None) -> floa
     return low + (high - low) * float(torch.rand((), generator=generator, dtype=torch.float64))
 
 
-def _whole_number(low: int, high: int, generator: torch.Generator | None) -> int:
-    """From `low` to `high - 1`, as numpy has it."""
+def _integer(low: int, high: int, generator: torch.Generator | None) -> int:
+    """Draw an integer from `low` to `high - 1`."""
     return int(torch.randint(low, high, (), generator=generator))
 
 
 def _scaled(levels: torch.Tensor, factor: float, offset: float = 0.0) -> torch.Tensor:
-    """Levels times a factor plus an offset, cut to whole numbers from 0 to 255."""
+    """Return levels times a factor plus an offset, truncated to integers from 0 to 255."""
     return levels.float().mul_(factor).add_(offset).clamp_(0, 255).to(torch.uint8)
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""What happens beside the steps of a training run: epochs, Ctrl-C, pictures."""
+"""Callbacks of a training run: the epoch of the dataset, Ctrl-C, and images of predictions."""
 
 import contextlib
 import importlib
@@ -22,7 +22,7 @@ logger = logging.get_logger(__name__)
 
 
 class EpochCallback(TrainerCallback):
-    """Tells the training data set which epoch begins. (accelerate tells either the sampler or the data set.)"""
+    """Set the epoch of the training dataset. (accelerate sets that of the sampler or of the dataset, not of both.)"""
 
     def on_epoch_begin(
         self,
@@ -38,13 +38,14 @@ class EpochCallback(TrainerCallback):
 
 
 class InterruptCallback(TrainerCallback):
-    """Ctrl-C ends the step and saves a checkpoint; a second one ends at once.
+    """Finish the step and save a checkpoint at Ctrl-C; a second Ctrl-C stops at once.
 
-    Several processes stop after the same step: each tells the others after every step, and reads what they told after
-    the step before, so that no step waits for it. They do so beside what else they exchange, on the CPU.
+    All processes stop after the same step. Each starts an asynchronous exchange of its flag after every step, in a
+    group of its own on the CPU, and reads the result one step later, so that no step waits for the exchange.
 
     Attributes:
-        stopped: whether the last training ended this way.
+        requested: whether Ctrl-C was pressed in this process.
+        stopped: whether the last training ended at Ctrl-C.
     """
 
     def __init__(self) -> None:
@@ -54,19 +55,19 @@ class InterruptCallback(TrainerCallback):
 
     @contextlib.contextmanager
     def catching(self) -> Iterator[None]:
-        """While this lasts, Ctrl-C only sets `requested`."""
+        """Make the first Ctrl-C set `requested` inside this context."""
         self.requested = self.stopped = False
-        if threading.current_thread() is not threading.main_thread():  # Python allows it nowhere else
+        if threading.current_thread() is not threading.main_thread():  # Python sets handlers in the main thread only
             yield
             return
         before = signal.getsignal(signal.SIGINT)
 
-        def note(number: int, frame: Any) -> None:
+        def request(number: int, frame: Any) -> None:
             self.requested = True
             signal.signal(signal.SIGINT, before)
-            logger.warning("Ctrl-C: this step is finished and a checkpoint saved. Press it again to stop at once.")
+            logger.warning("Ctrl-C: the run stops after this step and saves a checkpoint. Press again to stop at once.")
 
-        signal.signal(signal.SIGINT, note)
+        signal.signal(signal.SIGINT, request)
         try:
             yield
         finally:
@@ -88,6 +89,7 @@ class InterruptCallback(TrainerCallback):
         return control
 
     def _agreed(self) -> bool:
+        """Return whether any process had a request at the previous step (with one process, at this step)."""
         if self._group is None:
             return self.requested
         before = self._pending
@@ -100,14 +102,14 @@ class InterruptCallback(TrainerCallback):
         return bool(before[0])
 
 
-class PictureCallback(TrainerCallback):
-    """Draws images of an evaluation: picture, labels and prediction side by side.
+class PredictionImageCallback(TrainerCallback):
+    """Draw the first images of an evaluation, each beside its label map and the prediction.
 
     Args:
-        count: of images, the first ones that the main process sees.
+        count: number of images.
 
     Attributes:
-        trackers: the callbacks of the run, of which some may show pictures.
+        trackers: the callbacks of the run. Trackers among them that accept images get the drawings.
     """
 
     def __init__(self, count: int):
@@ -116,11 +118,11 @@ class PictureCallback(TrainerCallback):
         self.start()
 
     def start(self) -> None:
-        """A new evaluation begins."""
+        """Forget the images of the previous evaluation."""
         self.kept: list[tuple[torch.Tensor, ...]] = []
 
     def keep(self, pixel_values: torch.Tensor, labels: torch.Tensor, predicted: torch.Tensor) -> None:
-        """Remember an image, `(3, h, w)`, with its labels and prediction, `(H, W)` each."""
+        """Keep an image `(3, h, w)` with its label map and prediction, `(H, W)` each, up to `count` images."""
         if len(self.kept) < self.count:
             self.kept.append(tuple(tensor.cpu() for tensor in (pixel_values, labels, predicted)))
 
@@ -137,20 +139,20 @@ class PictureCallback(TrainerCallback):
             return
         config = model.config
         palette = getattr(config, "palette", None) or distinct_colours(config.num_labels)
-        folder = Path(str(args.output_dir)) / "pictures"
+        folder = Path(str(args.output_dir)) / "predictions"
         folder.mkdir(parents=True, exist_ok=True)
         drawn = []
         for index, (pixel_values, labels, predicted) in enumerate(self.kept):
-            image = picture_of(pixel_values, processing_class).resize((labels.shape[1], labels.shape[0]))
+            image = denormalized(pixel_values, processing_class).resize((labels.shape[1], labels.shape[0]))
             parts = [np.asarray(image)]
             parts += [np.asarray(draw_overlay(image, part.numpy(), palette)) for part in (labels, predicted)]
             drawn.append(np.concatenate(parts, axis=1))
             Image.fromarray(drawn[-1]).save(folder / f"step-{state.global_step:06d}-{index}.png")
-        report_pictures(drawn, self.trackers, state.global_step)
+        report_images(drawn, self.trackers, state.global_step)
 
 
-def picture_of(pixel_values: torch.Tensor, processor: Any) -> Image.Image:
-    """The picture that was normalised to `(3, h, w)`; without a processor, stretched to the range of its values."""
+def denormalized(pixel_values: torch.Tensor, processor: Any) -> Image.Image:
+    """Return the image of normalised values `(3, h, w)`. Without a processor, their range is stretched to 0..255."""
     pixels = pixel_values.float()
     if getattr(processor, "do_normalize", False):
         mean, std = (torch.tensor(getattr(processor, name)).view(-1, 1, 1) for name in ("image_mean", "image_std"))
@@ -160,17 +162,17 @@ def picture_of(pixel_values: torch.Tensor, processor: Any) -> Image.Image:
     return Image.fromarray((255 * pixels).round().clamp(0, 255).byte().permute(1, 2, 0).numpy())
 
 
-def report_pictures(pictures: Sequence[np.ndarray], trackers: Sequence[TrainerCallback], step: int) -> None:
-    """Show `(H, W, 3)` pictures in those of the trackers that take pictures."""
+def report_images(images: Sequence[np.ndarray], trackers: Sequence[TrainerCallback], step: int) -> None:
+    """Send images `(H, W, 3)` to TensorBoard, trackio or Weights & Biases, if the run reports to them."""
     for tracker in trackers:
         kind = type(tracker).__name__
         if kind == "TensorBoardCallback" and getattr(tracker, "tb_writer", None) is not None:
-            for index, picture in enumerate(pictures):
-                tracker.tb_writer.add_image(f"predictions/{index}", picture, step, dataformats="HWC")  # type: ignore[attr-defined]
+            for index, image in enumerate(images):
+                tracker.tb_writer.add_image(f"predictions/{index}", image, step, dataformats="HWC")  # type: ignore[attr-defined]
         elif kind in ("TrackioCallback", "WandbCallback") and getattr(tracker, "_initialized", False):
             library = importlib.import_module("trackio" if kind == "TrackioCallback" else "wandb")
-            shown = {f"predictions/{index}": library.Image(picture) for index, picture in enumerate(pictures)}
+            shown = {f"predictions/{index}": library.Image(image) for index, image in enumerate(images)}
             library.log({**shown, "train/global_step": step})
 
 
-__all__ = ["EpochCallback", "InterruptCallback", "PictureCallback"]
+__all__ = ["EpochCallback", "InterruptCallback", "PredictionImageCallback"]

@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Data sets of images and labels as a trainer takes them."""
+"""Datasets of images and label maps for a trainer, and their collator."""
 
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -8,28 +8,25 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
-SAMPLE_INDEX = "sample_index"  # of a batch: `(B,)`, which items of the data set it holds
+SAMPLE_INDEX = "sample_index"  # key of a batch: `(B,)` indices of its samples
 
 
 class TrainingDataset(Dataset):
-    """Augmented samples: in every epoch others, and the same ones wherever an interrupted run goes on.
+    """Augmented samples, which depend on the seed, the epoch and the index alone.
+
+    Each epoch has other crops and colours, and a resumed run sees the same samples as an uninterrupted one.
 
     Args:
-        data: what [`load_segmentation_dataset`] gives, or anything with a length, `names`, and items that have `image`
-            and `labels`.
-        augment: from an image, its labels and `seed=`, three numbers, to a dict of `pixel_values` `(3, h, w)` and
-            `labels` `(h, w)`, as [`TrainingAugmentation`].
-        seed: of the run.
-        repeat: how often the data set is gone through in an epoch, for one that is smaller than a batch.
-
-    Attributes:
-        with_index: whether items have their index, too, as [`SegmentationTrainer`] wants it. No model takes it.
+        data: a [`SegmentationDataset`], or any object with a length, `names`, and items with `image` and `labels`.
+        augment: a function of image, labels and `seed=` (three numbers) that returns a dict of `pixel_values`
+            `(3, h, w)` and `labels` `(h, w)`, such as [`TrainingAugmentation`].
+        seed: the seed of the run.
+        repeat: number of passes over `data` per epoch, for a data set that is smaller than a batch.
     """
 
     def __init__(self, data: Any, augment: Callable[..., Mapping[str, torch.Tensor]], seed: int = 0, repeat: int = 1):
         self.data, self.augment, self.seed, self.repeat = data, augment, seed, repeat
-        self.with_index = False
-        # shared memory: worker processes that outlive an epoch see it change
+        # shared memory, so that persistent worker processes see the epoch change
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:
@@ -37,28 +34,44 @@ class TrainingDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         if not 0 <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
+            raise IndexError(f"sample {index} is outside a dataset of {len(self)}")
         if get_worker_info() is not None:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which still wants batches
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C and still needs batches
         sample = self.data[index % len(self.data)]
         seed = (self.seed, int(self._epoch), index)
-        item = self.augment(sample.image, sample.labels, seed=seed)
-        return {SAMPLE_INDEX: torch.tensor(index), **item} if self.with_index else dict(item)
+        return dict(self.augment(sample.image, sample.labels, seed=seed))
 
     def name(self, index: int) -> str:
-        """What the sample of an item is called."""
+        """Return the name of a sample."""
         return self.data.names[index % len(self.data)]
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch it is, before its first item is asked for."""
+        """Set the epoch; call it before the first item of the epoch is read."""
         self._epoch.fill_(epoch)
 
 
+class IndexedDataset(Dataset):
+    """The items of a [`TrainingDataset`] with their index under `sample_index`, which lets a trainer name a batch."""
+
+    def __init__(self, dataset: TrainingDataset):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {SAMPLE_INDEX: torch.tensor(index), **self.dataset[index]}
+
+    def set_epoch(self, epoch: int) -> None:
+        """See [`TrainingDataset.set_epoch`]."""
+        self.dataset.set_epoch(epoch)
+
+
 class EvaluationDataset(Dataset):
-    """Samples as the processor prepares them for the model, with their labels as they are.
+    """Samples with images from the image processor and labels at their own size.
 
     Args:
-        data: as of [`TrainingDataset`].
+        data: see [`TrainingDataset`].
         processor: the model's image processor.
     """
 
@@ -75,21 +88,22 @@ class EvaluationDataset(Dataset):
         return {"pixel_values": pixel_values, "labels": labels}
 
     def name(self, index: int) -> str:
-        """What the sample of an item is called."""
+        """Return the name of a sample."""
         return self.data.names[index]
 
 
 def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A batch: tensors are stacked, or stay in a list where their sizes differ.
+    """Collate samples into a batch: stack tensors of equal size and keep others in a list.
 
-    A tensor with one number for each sample comes first: Trainer counts the samples by the first tensor that it finds.
+    A tensor `(B,)` of sample indices comes first in a batch that has lists, because Trainer takes the batch size from
+    the first tensor.
 
     Raises:
-        ValueError: if the samples are no dicts.
+        ValueError: if the samples are not dicts.
     """
     if not isinstance(samples[0], Mapping):
         raise ValueError(
-            "samples must be dicts of pixel_values and labels, as those of TrainingDataset and EvaluationDataset, got "
+            "samples must be dicts of pixel_values and labels, as from TrainingDataset and EvaluationDataset, got "
             f"{type(samples[0]).__name__}"
         )
     batch: dict[str, Any] = {}
@@ -101,4 +115,4 @@ def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return batch
 
 
-__all__ = ["SAMPLE_INDEX", "EvaluationDataset", "TrainingDataset", "collate"]
+__all__ = ["SAMPLE_INDEX", "EvaluationDataset", "IndexedDataset", "TrainingDataset", "collate"]

@@ -2,7 +2,7 @@
 """The learning-rate schedule of mmcv: polynomial decay with a linear warm-up.
 
 Source: `PolyLrUpdaterHook` and `LrUpdaterHook` in `mmcv/runner/hooks/lr_updater.py`. transformers' polynomial schedule
-is another one: it begins to decay when the warm-up is over, and warms up from zero.
+differs: it warms up from zero and starts to decay after the warm-up.
 """
 
 import functools
@@ -14,26 +14,26 @@ from .recipes import Schedule
 
 
 def poly_schedule(optimizer: Optimizer, schedule: Schedule) -> LambdaLR:
-    """Decay from step 0 on, multiplied by a linear warm-up over the first steps.
+    """Create a schedule that decays from step 0 on and is multiplied by a linear warm-up.
 
-    In step `t` of `T`, a group with the learning rate `b` learns at `(b - min_lr) * (1 - t / T) ** power + min_lr`;
-    during the `W` steps of warm-up this is multiplied by `1 - (1 - t / W) * (1 - warmup_ratio)`. After `T` steps it
+    In step `t` of `T`, a group with the learning rate `b` has the rate `(b - min_lr) * (1 - t / T) ** power + min_lr`;
+    during the `W` warm-up steps this is multiplied by `1 - (1 - t / W) * (1 - warmup_ratio)`. After `T` steps the rate
     stays at `min_lr`.
 
     Args:
-        optimizer: each of its groups with its own learning rate, as [`parameter_groups`] makes them.
-        schedule: of a recipe.
+        optimizer: its groups may have different learning rates, as those of [`parameter_groups`] do.
+        schedule: a recipe's schedule.
 
     Returns:
-        a scheduler to be stepped after each step of the optimizer.
+        a scheduler; call its `step` after each optimizer step.
     """
     bases = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
-    # partial functions can be pickled, and leave nothing in a checkpoint: a run that goes on has its own schedule
+    # Partial functions can be pickled. They store no state in a checkpoint, so a resumed run uses its own schedule.
     return LambdaLR(optimizer, [functools.partial(_factor, base, schedule) for base in bases])
 
 
 def _factor(base: float, schedule: Schedule, step: int) -> float:
-    """What one group's learning rate is multiplied by."""
+    """Return the factor on a group's learning rate `base` in a step."""
     decayed = (1 - min(step, schedule.steps) / schedule.steps) ** schedule.power
     floor = schedule.min_lr / base if base else 0.0
     factor = (1 - floor) * decayed + floor

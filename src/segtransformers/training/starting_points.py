@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""What a training run starts from: a model of any kind, with the classes of the data."""
+"""Models to start training from, with the classes of the data."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -41,28 +41,31 @@ def starting_model(
     crop_size: tuple[int, int] | None = None,
     trunk_weights: str | Path | None = None,
 ) -> tuple[PreTrainedModel, SegmentationImageProcessor | Any]:
-    """A model for these classes and its image processor.
+    """Create a model for the given classes, and its image processor.
 
     Args:
-        name: a folder or Hub id of a whole model or of a backbone, around which the recipe's head is put; or the name
-            of a plain ViT of timm, whose weights are downloaded into a ViT-Adapter with the recipe's head. None is the
-            recipe's own model, with random weights.
-        recipe: whose head, drop path and test protocol to use. A whole model keeps its own head and protocol.
-        id2label: the classes of the data. A whole model whose classes are others gets a new classifier.
-        palette: their colours.
-        crop_size: (height, width) of the training crops where it is not the recipe's: the windows and image sizes of
-            the test protocol change with it.
-        trunk_weights: a file that the originals started from, for the trunk.
+        name: a folder or Hub id of a whole model; or of a backbone, which gets the recipe's head; or the name of a
+            plain ViT in timm, whose weights are downloaded into a ViT-Adapter with the recipe's head. None is the
+            recipe's own model with random weights.
+        recipe: its head, drop path and test protocol are used. A whole model keeps its own head and protocol.
+        id2label: the classes of the data. A whole model with other classes gets a new classifier.
+        palette: the colours of the classes.
+        crop_size: (height, width) of the training crops in place of the recipe's. The windows and image sizes of the
+            test protocol are scaled along.
+        trunk_weights: a file of pre-trained weights for the trunk, in the original format.
+
+    Returns:
+        the model in training mode, and the image processor.
 
     Raises:
-        ValueError: if there is no such model, or the recipe does not say which head.
+        ValueError: if no such model exists, or `name` is None and the recipe is not of a published model.
         OSError: from transformers, if files are missing.
     """
     classes = {"id2label": dict(id2label), "label2id": {label: index for index, label in id2label.items()}}
     own = _own_config(recipe)
     if name is None:
         if own is None:
-            raise ValueError(f"the recipe {recipe.name!r} has no model of its own: a model must be chosen")
+            raise ValueError(f"the recipe {recipe.name!r} does not describe a model: choose a model to start from")
         config = _whole_config(own, own.backbone_config, recipe, classes, crop_size)
         model, processor = AutoModelForSemanticSegmentation.from_config(config), _processor(recipe, crop_size)
     elif _is_timm_trunk(name):
@@ -99,7 +102,7 @@ def _is_timm_trunk(name: str) -> bool:
 
 
 def _own_config(recipe: Recipe) -> Any:
-    """Config of the model that a published recipe trains; None where it is not known."""
+    """Return the config of the model that a published recipe trains, or None for other recipes."""
     rows = published_rows(recipe.family) if recipe.family in FAMILIES else {}
     row = rows.get(recipe.name.removesuffix(" (changed)"))
     return empty_model(row["model"])[0].config if row is not None else None
@@ -108,9 +111,9 @@ def _own_config(recipe: Recipe) -> Any:
 def _whole_config(
     own: Any, backbone: PreTrainedConfig, recipe: Recipe, classes: dict[str, Any], crop_size: tuple[int, int] | None
 ) -> PreTrainedConfig:
-    """The head of a recipe around a backbone, with its test protocol; UperNet where the recipe knows no head."""
+    """Return the config of the recipe's head around a backbone, with the test protocol. The default head is UperNet."""
     if own is None:
-        logger.warning(f"the recipe {recipe.name!r} is none of a published model: UperNet is put on the backbone")
+        logger.warning(f"the recipe {recipe.name!r} does not describe a head: the backbone gets UperNet")
         own = SegUperNetConfig(backbone_config=backbone)
     protocol, scale = recipe.test_protocol, _scale(recipe, crop_size)
     settings = {**own.to_dict(), **classes, "palette": None, "inference_mode": protocol.inference_mode}
@@ -125,7 +128,7 @@ def _whole_config(
 
 
 def _features(backbone: Any) -> list[str]:
-    """The maps that a backbone gives to a head: all of them, where it was saved to give one."""
+    """Return the feature maps that a backbone gives to a head: all four if its config has only one."""
     if len(backbone.out_features) > 1 or not set(STAGES) <= set(backbone.stage_names):
         return list(backbone.out_features)
     return STAGES
@@ -150,7 +153,7 @@ def _set_drop_path(config: Any, rate: float) -> None:
 
 
 def _with_classes(name: str, config: Any, classes: dict[str, Any]) -> PreTrainedModel:
-    """A trained model, with a new classifier where its classes are others."""
+    """Load a trained model; if its classes differ, its class parameters start at random."""
     before = [str(config.id2label[index]) for index in sorted(config.id2label)]
     wanted = [classes["id2label"][index] for index in sorted(classes["id2label"])]
     if before == wanted:
@@ -160,15 +163,15 @@ def _with_classes(name: str, config: Any, classes: dict[str, Any]) -> PreTrained
         name, config=config, dtype=torch.float32, ignore_mismatched_sizes=True
     )
     new = class_parameters(config)
-    if len(before) == len(wanted):  # the old classifier fitted
+    if len(before) == len(wanted):  # the old classifier was loaded, because its shape fits
         kept = {name: tensor for name, tensor in model.state_dict().items() if name not in new}
         model = type(model).from_pretrained(None, config=config, state_dict=kept)
-    logger.warning(f"{name} knows other classes: these of its parameters start at random: {', '.join(new)}")
+    logger.warning(f"{name} has other classes than the data: these parameters start at random: {', '.join(new)}")
     return model
 
 
 def class_parameters(config: Any) -> list[str]:
-    """Names of the parameters and buffers whose shape depends on the number of classes."""
+    """Return the names of the parameters and buffers whose shape depends on the number of classes."""
     shapes = []
     for count in (config.num_labels, config.num_labels + 1):
         other = copy.deepcopy(config)

@@ -1,6 +1,7 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""`Trainer` for semantic segmentation: recipes, evaluation by mean IoU at the images' own sizes, clean interruption."""
+"""`Trainer` for semantic segmentation with recipes, evaluation by mean IoU at label size, and clean interruption."""
 
+import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,48 +11,54 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, Trainer, TrainingArguments
 from transformers.trainer_utils import has_length
+from transformers.training_args import ParallelMode
 from transformers.utils import logging
 
 from ..image_processing import argmax_resized
 from ..metrics import MeanIoU
 from .arguments import build_optimizer, build_scheduler
-from .callbacks import EpochCallback, InterruptCallback, PictureCallback
-from .samples import SAMPLE_INDEX, TrainingDataset, collate
+from .callbacks import EpochCallback, InterruptCallback, PredictionImageCallback
+from .parameter_efficient import unsaved_statistics
+from .samples import SAMPLE_INDEX, IndexedDataset, TrainingDataset, collate
+from .unused_parameters import uses_all_parameters
 
 if TYPE_CHECKING:
     from .recipes import Recipe
 
 logger = logging.get_logger(__name__)
 
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 BEST_METRICS = ("mean_iou", "mean_accuracy", "mean_dice", "overall_accuracy", "loss")
 
 
 class SegmentationTrainer(Trainer):
-    """transformers' `Trainer` for any model for semantic segmentation.
+    """transformers' `Trainer` for any semantic segmentation model.
 
-    What it adds:
+    It adds:
 
-    - With a recipe, `create_optimizer` and `create_scheduler` do as the original did: its groups of parameters, its
-      optimizer and its schedule. What `TrainingArguments` can say too (learning rate, weight decay, steps, warm-up, a
-      schedule that is not `linear`) is taken from there: [`training_arguments`] makes them from a recipe.
-    - Evaluation counts a confusion matrix of each image, at the size of its labels and by the model's own protocol
-      (sliding windows), and keeps nothing else. Each image counts once however many processes share them. The results
-      are `eval_loss`, `eval_mean_iou`, `eval_mean_accuracy`, `eval_mean_dice` and `eval_overall_accuracy`;
-      `class_metrics` then holds those of each class. With a `compute_metrics` of your own, evaluation is `Trainer`'s.
-    - The loss of Mask2Former is a mean over masks: under gradient accumulation over all those of a step, so that it
-      does not depend on how a batch is divided into equal parts. (`Trainer` takes the mean of the parts' means.)
-    - Ctrl-C ends the step, saves a checkpoint and then raises `KeyboardInterrupt`; a second one ends at once.
-    - A loss that is no finite number raises `FloatingPointError` and names the batch.
-    - On several GPUs batch norms become `torch.nn.SyncBatchNorm`.
+    - Recipes. `create_optimizer` and `create_scheduler` follow the recipe's parameter groups, optimizer and schedule.
+      Settings that `TrainingArguments` has too (learning rate, weight decay, steps, warm-up, and any schedule except
+      `linear`) come from the arguments; [`training_arguments`] fills them from a recipe.
+    - Evaluation by confusion matrices at label size, with the model's own protocol (sliding windows) and constant
+      memory. Each image counts once for any number of processes. The results are `eval_loss`, `eval_mean_iou`,
+      `eval_mean_accuracy`, `eval_mean_dice` and `eval_overall_accuracy`; `class_metrics` holds the values of each
+      class. With your own `compute_metrics`, evaluation is that of `Trainer`.
+    - The mean of Mask2Former's loss over all masks of an optimizer step. `Trainer` alone averages the means of the
+      accumulated batches, which depend on how the images are divided among them.
+    - Ctrl-C finishes the step, saves a checkpoint and raises `KeyboardInterrupt`. A second Ctrl-C stops at once.
+    - An infinite or NaN loss raises `FloatingPointError` with the names of the batch's samples.
+    - Batch norms become `torch.nn.SyncBatchNorm` on several GPUs.
+    - DDP looks for unused parameters in each step unless [`uses_all_parameters`] finds that the model has none, or
+      `args.ddp_find_unused_parameters` is set.
 
     Args:
-        model, args, train_dataset, eval_dataset: as of `Trainer`. Items are dicts of `pixel_values` `(3, h, w)` and
-            `labels` `(H, W)`, as those of [`TrainingDataset`] and [`EvaluationDataset`]; in evaluation images may have
-            different sizes, and labels other sizes than their images.
-        recipe: whose optimizer and schedule to use; None is `Trainer`'s own.
-        pictures: how many images of each evaluation are drawn with their labels and the prediction, into the folder
-            `pictures` of the output folder and into TensorBoard, trackio or Weights & Biases where they are reported
-            to.
+        model, args, train_dataset, eval_dataset: see `Trainer`. Items are dicts of `pixel_values` `(3, h, w)` and
+            `labels` `(H, W)`, as from [`TrainingDataset`] and [`EvaluationDataset`]. In evaluation, images may have
+            different sizes, and label maps may differ in size from their images.
+        recipe: the recipe for optimizer and schedule; None uses those of `Trainer`.
+        prediction_images: number of images per evaluation to draw beside their label maps and predictions. They go to
+            the folder `predictions` of the output folder and to TensorBoard, trackio or Weights & Biases, if the run
+            reports to these.
         kwargs: other arguments of `Trainer`.
     """
 
@@ -61,7 +68,7 @@ class SegmentationTrainer(Trainer):
         args: Any = None,
         *,
         recipe: "Recipe | None" = None,
-        pictures: int = 0,
+        prediction_images: int = 0,
         **kwargs: Any,
     ):
         self.recipe = recipe
@@ -77,19 +84,22 @@ class SegmentationTrainer(Trainer):
             kwargs["compute_metrics"] = self._add_counts
             if args is not None:
                 args.batch_eval_metrics = True
-        if args is not None and args.ddp_find_unused_parameters is None and _uses_all_parameters(model):
-            args.ddp_find_unused_parameters = False  # Trainer looks for them otherwise, in every step
         kwargs.setdefault("data_collator", collate)
-        if isinstance(kwargs.get("train_dataset"), TrainingDataset):
-            kwargs["train_dataset"].with_index = True  # so that a batch can be named
-        super().__init__(model, args, **kwargs)
+        with _unused_parameters_decided(args, model):
+            super().__init__(model, args, **kwargs)
         self.args.batch_eval_metrics = self.args.batch_eval_metrics or self._own_metric
         self.add_callback(self._interrupt)
         self.add_callback(EpochCallback())
-        self.pictures = PictureCallback(pictures) if pictures else None
-        if self.pictures is not None:
-            self.pictures.trackers = self.callback_handler.callbacks
-            self.add_callback(self.pictures)
+        self.prediction_images = PredictionImageCallback(prediction_images) if prediction_images else None
+        if self.prediction_images is not None:
+            self.prediction_images.trackers = self.callback_handler.callbacks
+            self.add_callback(self.prediction_images)
+        norms = unsaved_statistics(self.model)  # type: ignore[arg-type]
+        if norms:
+            logger.warning(
+                f"the saved adapter will lack the running statistics of {len(norms)} batch norms, such as {norms[0]}, "
+                "which training changes: create its config with segtransformers.training.lora_config"
+            )
         if self.args.world_size > 1:
             self._synchronize_batch_norms()
         if self.is_fsdp_enabled:
@@ -97,17 +107,18 @@ class SegmentationTrainer(Trainer):
 
     def _synchronize_batch_norms(self) -> None:
         network: Any = self.model
-        if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()):
+        if not any(isinstance(module, BATCH_NORMS) for module in network.modules()):
             return
         if self.args.device.type == "cpu":
-            logger.warning(
-                "torch has no synchronised batch norm on a CPU: each process normalises by its own part of the batch"
-            )
+            logger.warning("torch has no synchronised batch norm on a CPU: each process normalises over its own images")
             return
         nn.SyncBatchNorm.convert_sync_batchnorm(network)
 
     def _name_shards(self) -> None:
-        """What FSDP gathers together, where nobody says: accelerate takes the input embedding apart from it."""
+        """Set the layer classes that FSDP wraps, unless the user did.
+
+        accelerate wraps the input embedding separately, so classes that contain it are left out.
+        """
         plugin, network = self.accelerator.state.fsdp_plugin, self.model
         embedding = getattr(network, "get_input_embeddings", lambda: None)()
         names = set(getattr(network, "_no_split_modules", None) or ())
@@ -129,8 +140,8 @@ class SegmentationTrainer(Trainer):
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
-        is_chosen = self.args.lr_scheduler_type != TrainingArguments.lr_scheduler_type  # another than the recipe's
-        if self.recipe is None or self.lr_scheduler is not None or is_chosen:
+        is_replaced = self.args.lr_scheduler_type != TrainingArguments.lr_scheduler_type
+        if self.recipe is None or self.lr_scheduler is not None or is_replaced:
             return super().create_scheduler(num_training_steps, optimizer)
         scheduled: Any = self.optimizer if optimizer is None else optimizer
         self.lr_scheduler = build_scheduler(scheduled, self.recipe, self.args, num_training_steps)
@@ -147,13 +158,19 @@ class SegmentationTrainer(Trainer):
         return result
 
     def get_train_dataloader(self) -> DataLoader:
-        loader = super().get_train_dataloader()
+        own = self.train_dataset
+        if isinstance(own, TrainingDataset):
+            self.train_dataset = IndexedDataset(own)
+        try:
+            loader = super().get_train_dataloader()
+        finally:
+            self.train_dataset = own
         if has_length(loader) and not len(loader):
             data: Any = self.train_dataset
             batch = self.args.train_batch_size * self.args.world_size
             raise ValueError(
-                f"{len(data)} samples are fewer than the {batch} of a batch, and dataloader_drop_last leaves none of "
-                f"them: make the TrainingDataset with repeat={math.ceil(batch / len(data))}"
+                f"{len(data)} samples are fewer than a batch of {batch}, and dataloader_drop_last drops them all: "
+                f"create the TrainingDataset with repeat={math.ceil(batch / len(data))}"
             )
         return loader
 
@@ -163,7 +180,7 @@ class SegmentationTrainer(Trainer):
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         count_masks = getattr(self.accelerator.unwrap_model(self.model), "count_masks", None)
         labels = [batch.get("labels") for batch in batches]
-        is_one_device = self.args.n_gpu <= 1  # `nn.DataParallel` shares out tensors, and no single numbers
+        is_one_device = self.args.n_gpu <= 1  # `nn.DataParallel` cannot scatter a scalar
         if (
             count_masks
             and is_one_device
@@ -179,20 +196,20 @@ class SegmentationTrainer(Trainer):
     ) -> torch.Tensor:
         indices = inputs.pop(SAMPLE_INDEX, None)
         if not isinstance(inputs.get("pixel_values"), torch.Tensor):
-            raise ValueError(f"the images of a training batch must have one size: {self._named(indices)} have not")
+            raise ValueError(f"the images of a training batch must have the same size; {self._names(indices)} differ")
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"the loss is {loss.item()} in step {self.state.global_step + 1}, in the batch of "
-                f"{self._named(indices)}: no step was made with it. Look at these samples, lower the learning rate, "
-                "or train in bf16 or float32 instead of fp16"
+                f"{self._names(indices)}; the weights are those before this step. Check these samples, lower the "
+                "learning rate, or train in bf16 or float32 instead of fp16"
             )
         return loss
 
-    def _named(self, indices: torch.Tensor | None) -> str:
-        """The samples of a batch, for a message."""
+    def _names(self, indices: torch.Tensor | None) -> str:
+        """Return the names of a batch's samples for a message."""
         if indices is None:
-            return "samples without a name"
+            return "unnamed samples"
         name = getattr(self.train_dataset, "name", lambda index: f"sample {index}")
         return ", ".join(name(index) for index in indices.tolist())
 
@@ -200,15 +217,15 @@ class SegmentationTrainer(Trainer):
         super()._set_signature_columns_if_needed()
         columns: Any = self._signature_columns
         if SAMPLE_INDEX not in columns:
-            columns.append(SAMPLE_INDEX)  # the collator may see it: it never reaches the model
+            columns.append(SAMPLE_INDEX)  # for the collator; the model never gets it
 
     # evaluation
 
     def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> Any:
         self._counting = self._own_metric and description != "Prediction"
-        self._metric = None  # the last evaluation may have been interrupted
-        if self.pictures is not None:
-            self.pictures.start()
+        self._metric = None  # an interrupted evaluation leaves its counts
+        if self.prediction_images is not None:
+            self.prediction_images.start()
         self._is_gathered = False
         try:
             return super().evaluation_loop(dataloader, description, *args, **kwargs)
@@ -217,8 +234,11 @@ class SegmentationTrainer(Trainer):
                 self._gather_shards(self.model_wrapped, False)
 
     def _gather_shards(self, model: Any, whole: bool) -> None:
-        """Under FSDP, whether every process holds all parameters: its images need as many windows as they need, and
-        could not be waited for by processes that gather parameters for each of theirs."""
+        """Gather all FSDP shards in every process, or free them again.
+
+        Evaluation needs whole parameters, because processes run different numbers of windows and a gather per forward
+        would wait for processes that do not call it.
+        """
         from torch.distributed.fsdp import FSDPModule
 
         for module in model.modules():
@@ -227,7 +247,7 @@ class SegmentationTrainer(Trainer):
                     module.unshard()
                 else:
                     module.reshard()
-                if module is not model:  # it keeps its own parameters after a forward anyway
+                if module is not model:  # the root always keeps its parameters after a forward
                     module.set_reshard_after_forward(not whole, recurse=False)
 
     def prediction_step(
@@ -239,8 +259,8 @@ class SegmentationTrainer(Trainer):
     ) -> tuple[torch.Tensor | None, Any, Any]:
         """
         Returns:
-            in [`evaluate`], the mean loss, the confusion matrices `(B, num_labels, num_labels + 1)` as of [`MeanIoU`],
-            and `(B,)` zeros in place of labels; otherwise as `Trainer`.
+            in [`evaluate`], the mean loss, confusion matrices `(B, num_labels, num_labels + 1)` as in [`MeanIoU`], and
+            `(B,)` zeros in place of labels; otherwise see `Trainer`.
         """
         if self.is_fsdp_enabled and not self._is_gathered:
             self._gather_shards(model, True)
@@ -249,17 +269,17 @@ class SegmentationTrainer(Trainer):
         if not self._counting or prediction_loss_only:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         if "labels" not in inputs:
-            raise ValueError("samples need labels to be evaluated; `predict` works without")
+            raise ValueError("evaluation needs samples with labels; `predict` works without labels")
         images: Any
         labels: Any
         images, labels = (self._prepare_input(inputs[name]) for name in ("pixel_values", "labels"))
         losses, counts = [], []
         with torch.no_grad():
-            for start, stop in _runs(images):
-                shape = images[start].shape[1:]
+            for start, stop in _equal_size_runs(images):
+                size = images[start].shape[1:]
                 batch = {
                     "pixel_values": torch.stack(list(images[start:stop])),
-                    "labels": torch.stack([_nearest(one, shape) for one in labels[start:stop]]),
+                    "labels": torch.stack([_resized_labels(one, size) for one in labels[start:stop]]),
                 }
                 with self.compute_loss_context_manager():
                     loss, outputs = self.compute_loss(model, batch, return_outputs=True)
@@ -269,8 +289,8 @@ class SegmentationTrainer(Trainer):
                     predicted = argmax_resized(logits, (height, width))
                     metric.add(prediction=predicted, reference=labels[index])
                     counts.append(metric.confusion)
-                    if self.pictures is not None and self.is_world_process_zero():
-                        self.pictures.keep(images[index], labels[index], predicted)
+                    if self.prediction_images is not None and self.is_world_process_zero():
+                        self.prediction_images.keep(images[index], labels[index], predicted)
         confusion = torch.stack(counts)
         return torch.stack(losses).sum() / len(images), confusion, torch.zeros(len(confusion), device=confusion.device)
 
@@ -279,7 +299,7 @@ class SegmentationTrainer(Trainer):
         return MeanIoU(config.num_labels, ignore_index=getattr(config, "semantic_loss_ignore_index", 255))
 
     def _add_counts(self, eval_prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
-        """`compute_metrics` of the matrices that [`prediction_step`] gives, gathered from all processes."""
+        """Add the confusion matrices of all processes and compute the metrics: Trainer's `compute_metrics`."""
         if self._metric is None:
             self._metric = self._new_metric()
         if not self._counting:  # `predict`
@@ -295,35 +315,49 @@ class SegmentationTrainer(Trainer):
 
 
 def _check_arguments(args: TrainingArguments, own_metric: bool, sets: Sequence[str]) -> None:
-    """Refuse before any work is done what would end a run later.
+    """Raise ValueError for arguments that would end the run later.
 
     Args:
-        sets: names of the sets to evaluate on, where there are several.
+        sets: names of the evaluation datasets, if there are several.
     """
     if args.label_smoothing_factor:
-        raise ValueError(f"label_smoothing_factor={args.label_smoothing_factor} is not for label maps: leave it at 0")
+        raise ValueError(f"label_smoothing_factor must be 0 for label maps, got {args.label_smoothing_factor}")
     best = args.metric_for_best_model
     known = [f"{name}_{metric}" for name in sets for metric in BEST_METRICS] or BEST_METRICS
     if own_metric and best is not None and best.removeprefix("eval_") not in known:
         raise ValueError(f"metric_for_best_model must be one of {', '.join(known)}, got {best!r}")
 
 
-def _uses_all_parameters(model: Any) -> bool:
-    """Whether every parameter gets a gradient: so it is in our models, but not in every backbone of transformers."""
-    return all(
-        type(part).__module__.startswith(__package__.partition(".")[0])
-        for part in (model, getattr(model, "backbone", None))
+@contextlib.contextmanager
+def _unused_parameters_decided(args: Any, model: Any) -> Iterator[None]:
+    """Set `args.ddp_find_unused_parameters` for plain DDP inside this context, if the user left it open."""
+    is_open = (
+        args is not None
+        and model is not None
+        and args.ddp_find_unused_parameters is None
+        and args.parallel_mode == ParallelMode.DISTRIBUTED
+        and not (args.fsdp or args.deepspeed)
+        # reentrant checkpointing cannot look for unused parameters: Trainer decides
+        and not (args.activation_checkpointing and (args.activation_checkpointing_kwargs or {}).get("use_reentrant"))
     )
+    if not is_open:
+        yield
+        return
+    args.ddp_find_unused_parameters = not uses_all_parameters(model)
+    try:
+        yield
+    finally:
+        args.ddp_find_unused_parameters = None  # the next model with these arguments may differ
 
 
-def _runs(images: Sequence[torch.Tensor]) -> list[tuple[int, int]]:
-    """First and one past the last of neighbours with the same size: they share a call of the model."""
+def _equal_size_runs(images: Sequence[torch.Tensor]) -> list[tuple[int, int]]:
+    """Return (start, stop) of consecutive images with the same size, which can share a call of the model."""
     starts = [index for index, image in enumerate(images) if not index or image.shape != images[index - 1].shape]
     return list(zip(starts, [*starts[1:], len(images)], strict=True))
 
 
-def _nearest(labels: torch.Tensor, size: torch.Size) -> torch.Tensor:
-    """A label map `(H, W)` at the size of its picture: the loss needs it there."""
+def _resized_labels(labels: torch.Tensor, size: torch.Size) -> torch.Tensor:
+    """Resize a label map `(H, W)` to the size of its image, for the loss."""
     if labels.shape == size:
         return labels
     resized = nn.functional.interpolate(labels[None, None].float(), size=tuple(size), mode="nearest")
