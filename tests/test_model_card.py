@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Model cards: what they say is in the folder, and their metadata is what huggingface_hub understands."""
+"""Model cards agree with their folders, and huggingface_hub reads their metadata."""
 
 import json
 import re
@@ -35,7 +35,7 @@ def record(row: str | None = ROW, url: str | None = "https://github.com/a/b/rele
 
 
 def results(**changes) -> dict:
-    """What `segtransformers evaluate` writes, as far as the card reads it."""
+    """Return the results that `segtransformers evaluate` writes, as far as the card reads them."""
     found = {
         "mean_iou": 0.46118,
         "images": 2000,
@@ -55,7 +55,7 @@ def results(**changes) -> dict:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """A folder with the packaged model's description; cards do not read weights."""
+    """A folder with the config of the packaged model, without weights, which cards do not read."""
     path = tmp_path / "converted"
     AutoConfig.from_pretrained(packaged_model_path()).save_pretrained(path)
     description = json.loads((path / "config.json").read_text())
@@ -65,9 +65,9 @@ def folder(tmp_path) -> Path:
     return path
 
 
-def test_metadata_is_what_the_hub_understands(folder):
+def test_huggingface_hub_reads_the_metadata(folder):
     (folder / "conversion.json").write_text(json.dumps(record()))
-    card = ModelCard(str(model_card(folder, repo_id="me/model", measured=[results()])))  # parsed anew
+    card = ModelCard(str(model_card(folder, repo_id="me/model", measured=[results()])))  # parsed again
     assert card.data.pipeline_tag == "image-segmentation" and card.data.library_name == "transformers"
     assert card.data.license == "apache-2.0" and card.data.metrics == ["mean_iou"]
     assert card.data.datasets == ["zhoubolei/scene_parse_150"] and card.data.base_model is None
@@ -84,7 +84,7 @@ def test_metadata_is_what_the_hub_understands(folder):
     assert card.data.model_name == "model"
 
 
-def test_reported_and_measured_are_kept_apart(folder):
+def test_reported_and_measured_figures_have_separate_tables(folder):
     (folder / "conversion.json").write_text(json.dumps(record()))
     text = model_card(folder).text
     reported, measured = text.split("## Figures")[1].split("## Intended use")[0].split("Measured")
@@ -95,7 +95,7 @@ def test_reported_and_measured_are_kept_apart(folder):
     assert "46.12" in measured and "46.12" not in reported and "scales 0.5, 1.0 and flip" in measured
 
 
-def test_further_training_takes_the_authors_figures_away(folder):
+def test_authors_figures_are_not_shown_after_further_training(folder):
     description = json.loads((folder / "config.json").read_text()) | {"source_config": ROW}
     (folder / "config.json").write_text(json.dumps(description))
     card = model_card(folder)
@@ -112,7 +112,7 @@ def test_provenance(folder):
         "fetched from https://github.com/a/b/releases/download/c/d.pth",
         "segtransformers 0.1.0 with torch 2.14.1 and transformers 5.24.0",
         "stored in float16",
-        "1 used, 1 not used; 1 were made",
+        "1 were used and 1 were not; 1 tensors of the model have no original",
         "All 436 tensors were read back",
         "relative error of 1.2e-03",
     ):
@@ -132,8 +132,8 @@ def test_a_checkpoint_from_the_hub_is_the_base_model(folder):
         ({"model__class": "Other"}, "another model: its class is 'Other'"),
         ({"model__num_labels": 150}, "its num_labels is 150, not 10"),
         ({"model__source_config": ROW}, "its source_config is"),
-        ({"mean_iou": None}, "not what `segtransformers evaluate` writes"),
-        ({"data": {}}, "not what `segtransformers evaluate` writes"),
+        ({"mean_iou": None}, "not in the form that `segtransformers evaluate` writes"),
+        ({"data": {}}, "not in the form that `segtransformers evaluate` writes"),
     ],
 )
 def test_figures_of_another_model_are_refused(folder, change, message):
@@ -153,7 +153,7 @@ def test_the_snippet_of_a_backbones_card_runs(tmp_path):
     assert card.data.pipeline_tag is None and "Figures" not in card.text
 
 
-def test_folders_that_hold_no_model_of_ours_are_refused(tmp_path):
+def test_folders_without_a_model_of_ours_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"holds no config\.json"):
         model_card(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
@@ -161,7 +161,7 @@ def test_folders_that_hold_no_model_of_ours_are_refused(tmp_path):
         model_card(tmp_path)
 
 
-def test_edited_cards_are_told_from_generated_ones(folder):
+def test_edited_cards_are_recognised(folder):
     (folder / "conversion.json").write_text(json.dumps(record()))
     write_model_card(folder)
     assert has_generated_card(folder)

@@ -318,7 +318,7 @@ def test_pull_requests(client, saved, monkeypatch):
     repository = client.repositories["writer/model"]
     assert set(repository.files) == {".gitattributes"}
     assert "model.safetensors" in repository.trees[repository.heads["refs/pr/1"]]
-    with pytest.raises(PublishingError, match="is not there, or not to be seen"):
+    with pytest.raises(PublishingError, match="does not exist or is not visible to you"):
         push_folder(saved, "writer/other", create_pr=True)
 
 
@@ -337,7 +337,7 @@ def test_weights_of_an_earlier_push_go_in_the_same_commit(client, saved, tmp_pat
 def test_interrupted_pushes_leave_nothing_half_visible(client, saved, part, monkeypatch):
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
     client.failing = {part: 403}
-    with pytest.raises(PublishingError, match="the push failed, writer/new is there now, but empty: 403"):
+    with pytest.raises(PublishingError, match="the push failed, writer/new was created and is empty: 403"):
         push_folder(saved, "writer/new")
     assert set(client.repositories["writer/new"].files) == {".gitattributes"}
     client.failing = {}
@@ -347,7 +347,7 @@ def test_interrupted_pushes_leave_nothing_half_visible(client, saved, part, monk
     client.failing = {part: 403}
     try:
         if part in ("/commit/", "preupload"):  # unchanged weights are not sent again
-            with pytest.raises(PublishingError, match="writer/new is as it was"):
+            with pytest.raises(PublishingError, match="writer/new is unchanged"):
                 push_folder(saved, "writer/new")
             assert client.repositories["writer/new"].files == before
     finally:

@@ -18,7 +18,7 @@ def push(
     measured: Annotated[
         list[Path] | None, typer.Option(metavar="JSON", help="Results of `segtransformers evaluate`, for the card.")
     ] = None,
-    license: Annotated[str | None, typer.Option(help="License of the weights, by the Hub's name for it.")] = None,
+    license: Annotated[str | None, typer.Option(help="Licence of the weights, by the Hub's name for it.")] = None,
     base_model: Annotated[
         str | None, typer.Option(metavar="REPO", help="The model on the Hub from which this model was made.")
     ] = None,

@@ -1,8 +1,8 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Model cards: what a converted or fine-tuned folder says about itself, from `model_card_template.md`.
+"""Write the model card of a converted or fine-tuned folder, from `model_card_template.md`.
 
-Everything in a card is read from the folder: `config.json`, `preprocessor_config.json`, and `conversion.json` of a
-converted one. Figures of the authors and figures of `segtransformers evaluate` stand in tables of their own.
+The content of a card is read from the folder: from `config.json`, `preprocessor_config.json`, and `conversion.json` if
+the folder was converted. Figures of the authors and figures of `segtransformers evaluate` have separate tables.
 """
 
 import json
@@ -23,15 +23,15 @@ PIPELINE_TAG = "image-segmentation"
 
 @dataclass(frozen=True)
 class Original:
-    """Whose work a family is.
+    """The paper and the repository of a model family.
 
     Attributes:
         title: of the paper.
-        authors: of the paper, as BibTeX wants them.
+        authors: of the paper, in the form of BibTeX.
         year: of the paper.
         arxiv: number of the paper.
-        repository: where the weights that we know come from.
-        license: of those weights, as the Hub calls it.
+        repository: address of the repository that published the weights.
+        license: of these weights, by the Hub's name for it.
     """
 
     title: str
@@ -43,6 +43,7 @@ class Original:
 
     @property
     def citation(self) -> str:
+        """The BibTeX entry of the paper."""
         key = f"{self.authors.partition(',')[0].lower()}{self.year}{self.title.split()[0].strip(':').lower()}"
         return (
             f"@article{{{key},\n  title = {{{self.title}}},\n  author = {{{self.authors}}},\n"
@@ -85,22 +86,22 @@ ORIGINALS = {
         "apache-2.0",
     ),
 }
-_BACKBONES = {
+_FAMILIES = {  # by the model type of the backbone
     "seg_vit_adapter": "vit_adapter",
     "seg_vit_comer": "vit_comer",
     "seg_internimage": "internimage",
     "seg_segmenter_vit": "segmenter",
 }
-# what the data sets call themselves, their name on the Hub where they have one, and the terms of their images
+# title of each data set, its name on the Hub if it has one, and the terms of its images
 _DATA = {
     "ade20k": ("ADE20K", "zhoubolei/scene_parse_150", "non-commercial research and education only"),
     "cityscapes": ("Cityscapes", None, "non-commercial purposes only"),
     "mapillary": ("Mapillary Vistas", None, "non-commercial purposes only"),
     "mapillary_as_cityscapes": ("Mapillary Vistas", None, "non-commercial purposes only"),
-    "coco_stuff10k": ("COCO-Stuff 10K", None, "those of Flickr, where they come from"),
-    "coco_stuff164k": ("COCO-Stuff 164K", None, "those of Flickr, where they come from"),
-    "pascal_context_59": ("Pascal Context (59 classes)", None, "those of Flickr, where they come from"),
-    "pascal_context_60": ("Pascal Context (60 classes)", None, "those of Flickr, where they come from"),
+    "coco_stuff10k": ("COCO-Stuff 10K", None, "those of Flickr, the source of the images"),
+    "coco_stuff164k": ("COCO-Stuff 164K", None, "those of Flickr, the source of the images"),
+    "pascal_context_59": ("Pascal Context (59 classes)", None, "those of Flickr, the source of the images"),
+    "pascal_context_60": ("Pascal Context (60 classes)", None, "those of Flickr, the source of the images"),
     "nyu_depth_v2": ("NYU Depth V2", None, "those of its authors"),
 }
 
@@ -113,26 +114,26 @@ def model_card(
     base_model: str | None = None,
     measured: Sequence[Mapping[str, Any]] = (),
 ) -> ModelCard:
-    """The card of a saved model.
+    """Return the card of a saved model.
 
     Args:
-        folder: with `config.json`, and what else `save_pretrained` or a conversion wrote.
-        repo_id: the repository that it goes to, which the snippets then load.
-        name: what the snippets load where it goes to none, by default the folder's name.
-        license: of the weights, as the Hub calls licences. By default that of a published checkpoint's authors; the
-            card says that it is not stated where there is neither.
-        base_model: repository of the model that this one was made from, by default where a published checkpoint was
-            fetched from, if that is on the Hub.
-        measured: results of `segtransformers evaluate` for this model: what is in the JSON files that it writes.
+        folder: a folder that `save_pretrained` or a conversion wrote.
+        repo_id: the repository for the folder, which the snippets of the card load.
+        name: the name that the snippets load if there is no `repo_id`. None: the folder's name.
+        license: of the weights, by the Hub's name for it. None: that of the authors for a converted published
+            checkpoint; for other models the card says that no license was stated.
+        base_model: repository of the model from which this one was made. None: the repository on the Hub from which a
+            converted checkpoint was downloaded, if any.
+        measured: contents of the JSON files that `segtransformers evaluate` wrote for this model.
 
     Raises:
-        ValueError: if the folder holds no model of ours, or results are those of another model.
+        ValueError: if the folder holds no model of this package, or the results belong to another model.
     """
     folder = Path(folder)
     config, record = _read(folder / "config.json"), _read(folder / RECORD)
     backbone = config.get("backbone_config", config)
     architecture = (config.get("architectures") or ["model"])[0]
-    family = _BACKBONES.get(backbone.get("model_type", ""))
+    family = _FAMILIES.get(backbone.get("model_type", ""))
     if not str(config.get("model_type")).startswith("seg_"):
         raise ValueError(
             f"{folder} holds no model of segtransformers: its config.json says {config.get('model_type')!r}"
@@ -178,14 +179,14 @@ def model_card(
 
 
 def write_model_card(folder: str | Path, **options: Any) -> ModelCard:
-    """Write the card of a saved model to its `README.md`; `options` are those of [`model_card`]."""
+    """Write the card of a saved model to `README.md` in its folder. `options` are those of [`model_card`]."""
     card = model_card(folder, **options)
     card.save(Path(folder) / "README.md")
     return card
 
 
 def has_generated_card(folder: str | Path) -> bool:
-    """Whether a folder's card is as a conversion wrote it, and nobody has edited it."""
+    """Return whether the folder's card is the one that the conversion wrote, without any edit."""
     path = Path(folder) / "README.md"
     return path.is_file() and (Path(folder) / RECORD).is_file() and path.read_text("utf-8") == str(model_card(folder))
 
@@ -193,13 +194,16 @@ def has_generated_card(folder: str | Path) -> bool:
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         if path.name == "config.json":
-            raise ValueError(f"{path.parent} holds no config.json: it is no folder that save_pretrained wrote")
+            raise ValueError(f"{path.parent} holds no config.json: a folder that save_pretrained wrote is needed")
         return {}
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _row(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The published row whose file was converted: figures are of those weights, not of what became of them later."""
+    """Return the published row whose file was converted, or {}.
+
+    After further training a folder has no `conversion.json`, because the authors' figures hold for their weights only.
+    """
     name = (record.get("source") or {}).get("row")
     for family in FAMILIES:
         if name in published_rows(family):
@@ -225,7 +229,7 @@ def _results(
     name: str,
     repo_id: str | None,
 ) -> list[EvalResult]:
-    """Metadata of figures: each says in its name who stands for it."""
+    """Return the figures for the metadata. The name of each figure says who measured it."""
     results = []
     for key, protocol in (("miou", "single scale"), ("miou_ms", "multi-scale and flip")):
         if row and original is not None and row.get(key) is not None:
@@ -234,8 +238,8 @@ def _results(
             results.append(_eval_result(row["dataset"], "validation", figure, row[key], **source))
     for one in measured:
         figure = f"mean IoU in percent, {_protocol(one)}, measured with segtransformers"
-        # the Hub's format joins figures of the same data into one entry with one source; a config of their own keeps
-        # these apart from those of the authors
+        # the Hub's format joins figures of the same data into one entry with one source; a data set config of their own
+        # separates these figures from the authors'
         source = {"dataset_config": "default"}
         if repo_id is not None:
             source |= {"source_name": "measured with segtransformers", "source_url": f"https://huggingface.co/{name}"}
@@ -262,11 +266,11 @@ def _eval_result(dataset: str, split: str | None, metric_name: str, value: float
 
 
 def _check_results(results: Mapping[str, Any], architecture: str, config: Mapping[str, Any]) -> None:
-    """Refuse figures of another model."""
+    """Raise ValueError if the results belong to another model."""
     try:
         model, _, _ = results["model"], results["mean_iou"] + 0.0, results["data"]["kind"]
     except (KeyError, TypeError) as error:
-        raise ValueError("the results are not what `segtransformers evaluate` writes") from error
+        raise ValueError("the results are not in the form that `segtransformers evaluate` writes") from error
     ours = {
         "class": architecture,
         "num_labels": len(config.get("id2label") or {}) or 2,
@@ -274,7 +278,7 @@ def _check_results(results: Mapping[str, Any], architecture: str, config: Mappin
     }
     for field, value in ours.items():
         if model.get(field) != value:
-            raise ValueError(f"the results are of another model: its {field} is {model.get(field)!r}, not {value!r}")
+            raise ValueError(f"the results belong to another model: its {field} is {model.get(field)!r}, not {value!r}")
 
 
 def _measured_row(results: Mapping[str, Any]) -> dict[str, Any]:

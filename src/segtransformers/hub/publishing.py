@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Pushes a saved folder to the Hub: everything in one commit, so that nobody ever sees half of it."""
+"""Push a saved folder to the Hub in one commit, so that nobody ever sees half a model."""
 
 import re
 from dataclasses import dataclass
@@ -15,18 +15,18 @@ WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin
 
 
 class PublishingError(ValueError):
-    """A push that cannot be done or failed; the message is one line and holds no token."""
+    """A push that is refused or that failed. The message is one line and contains no token."""
 
 
 @dataclass
 class Destination:
-    """A repository that may be pushed to.
+    """A repository that can be pushed to.
 
     Attributes:
-        repo_id: with its owner.
-        exists: whether it is there.
-        parent: hash of its last commit; None where it is not there.
-        files: what it holds.
+        repo_id: `owner/name`.
+        exists: whether the repository exists.
+        parent: hash of its last commit, or None if it does not exist.
+        files: names of its files.
     """
 
     repo_id: str
@@ -36,49 +36,55 @@ class Destination:
 
 
 def check_destination(repo_id: str, private: bool = False, create_pr: bool = False) -> Destination:
-    """Whether a push can begin, before any work is done. Nothing is changed.
+    """Check that a push can begin, without changing anything.
 
     Args:
-        repo_id: `owner/name`, or a name of the user's own.
-        private: whether nobody else shall see the repository.
-        create_pr: whether a pull request shall be opened.
+        repo_id: `owner/name`, or only a name for a repository of the user.
+        private: whether the repository must be private.
+        create_pr: whether a pull request will be opened.
 
     Raises:
-        PublishingError: if the name is none, nobody is logged in, the Hub cannot be reached, the repository is public
-            although `private` is asked for, or it is not there to open a pull request in.
+        PublishingError: if the name is invalid, nobody is logged in, the Hub cannot be reached, the repository is
+            public despite `private`, or a pull request is asked for and the repository does not exist.
     """
     api = HfApi()
     try:
         validate_repo_id(repo_id)
         if get_token() is None:
-            raise PublishingError("nobody is logged in: run `hf auth login`, or set HF_TOKEN to a token that may write")
+            raise PublishingError(
+                "nobody is logged in: run `hf auth login`, or set HF_TOKEN to a token with write access"
+            )
         user = api.whoami()["name"]
         repo_id = repo_id if "/" in repo_id else f"{user}/{repo_id}"
         info = api.model_info(repo_id)
     except RepositoryNotFoundError:
         if create_pr:
-            raise PublishingError(f"{repo_id} is not there, or not to be seen: no pull request can be opened") from None
+            raise PublishingError(
+                f"{repo_id} does not exist or is not visible to you: a pull request needs a repository"
+            ) from None
         return Destination(repo_id, False, None, [])
     except PublishingError:
         raise
-    except Exception as error:  # the client's transports have errors of their own
+    except Exception as error:  # huggingface_hub passes on the errors of its HTTP client
         raise _failure(f"cannot push to {repo_id}", error) from None
     if private and not info.private:
-        raise PublishingError(f"{repo_id} is public: --private cannot hide it. Choose another name, or change it there")
+        raise PublishingError(
+            f"{repo_id} is public: --private cannot hide it. Choose another name, or make it private on the Hub"
+        )
     return Destination(repo_id, True, info.sha, [sibling.rfilename for sibling in info.siblings or []])
 
 
 def check_pushable(folder: Path) -> None:
-    """Whether a folder can be pushed.
+    """Check that a folder can be pushed.
 
     Raises:
-        PublishingError: if there is no such folder, or not what `save_pretrained` writes in it.
+        PublishingError: if the folder does not exist or `save_pretrained` did not write it.
     """
     if not folder.is_dir():
         raise PublishingError(f"there is no folder {folder}")
     for needed in ("config.json", f"{MODULE}.py"):
         if not (folder / needed).is_file():
-            raise PublishingError(f"{folder} holds no {needed}: it is no folder that save_pretrained wrote")
+            raise PublishingError(f"{folder} holds no {needed}: push a folder that save_pretrained wrote")
 
 
 def push_folder(
@@ -88,22 +94,22 @@ def push_folder(
     create_pr: bool = False,
     message: str | None = None,
 ) -> str:
-    """Push a folder that `save_pretrained` or a conversion wrote; the repository is created where it is not there.
+    """Push a folder that `save_pretrained` or a conversion wrote, and create the repository if it does not exist.
 
-    All files go in one commit, and weights of an earlier push that have other names go in the same. Until the Hub has
-    accepted it, nothing is visible but an empty repository, if it is new; large files are uploaded before, where nobody
-    sees them. A commit that somebody else makes meanwhile is not overwritten.
+    One commit adds all files and deletes weights of an earlier push that have other names. Large files are uploaded
+    before and stay invisible until the Hub has accepted the commit; until then, a new repository is empty. The push
+    fails if somebody else commits meanwhile.
 
     Args:
-        folder: with the files; folders in it are left out.
-        repo_id, private, create_pr: as of [`check_destination`].
+        folder: the folder. Its subfolders and hidden files are left out.
+        repo_id, private, create_pr: see [`check_destination`].
         message: of the commit.
 
     Returns:
-        the address of the repository, or of the pull request.
+        The address of the repository, or of the pull request.
 
     Raises:
-        PublishingError: saying what failed and what is there now.
+        PublishingError: if the push failed. The message says what the repository holds now.
     """
     folder = Path(folder)
     check_pushable(folder)
@@ -133,22 +139,22 @@ def push_folder(
             parent_commit=destination.parent,
         )
     except Exception as error:
-        state = f"{repo_id} is there now, but empty" if created else f"{repo_id} is as it was"
+        state = f"{repo_id} was created and is empty" if created else f"{repo_id} is unchanged"
         raise _failure(f"the push failed, {state}", error) from None
     return commit.pr_url or str(commit.repo_url)
 
 
 def _failure(what: str, error: Exception) -> PublishingError:
-    """One line without a token, whatever the client put into its message."""
+    """Return an error whose message is one line without tokens, whatever the client's message contains."""
     response = getattr(error, "response", None)
-    told = getattr(error, "server_message", None)
+    server_message = getattr(error, "server_message", None)
     status = f"{response.status_code} " if response is not None else ""
-    reason = f"{status}{told}" if told else str(error) or type(error).__name__
+    reason = f"{status}{server_message}" if server_message else str(error) or type(error).__name__
     return PublishingError(f"{what}: {scrubbed(' '.join(reason.split()))[:400]}")
 
 
 def scrubbed(text: str) -> str:
-    """The text without tokens of the Hub, passwords in addresses, and what signs an address."""
+    """Return the text without the Hub's tokens, passwords in addresses, and the query strings that sign addresses."""
     token = get_token()
     if token:
         text = text.replace(token, "***")

@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""What ships with the package: a small trained model and a picture to try it on."""
+"""A small trained model and an image, which come with the package."""
 
 from pathlib import Path
 
@@ -7,18 +7,18 @@ _FOLDER = Path(__file__).parent
 
 
 def packaged_model_path() -> Path:
-    """Folder of the small ViT-Adapter with UperNet that ships with the package; `from_pretrained` loads it offline.
+    """Return the folder of the packaged model, a small ViT-Adapter with UperNet that `from_pretrained` loads offline.
 
-    It knows drawn scenes only and is there to try things out; its README.md says what was measured.
+    The model segments drawn scenes only and is meant for trying things out. Its README.md has its figures.
     """
     return _FOLDER / "scenes-vit-adapter"
 
 
 def known_model(name: str) -> str:
-    """A folder or Hub id as a command takes it: "packaged" is the model above, unless a folder is called so."""
+    """Return the folder of the packaged model for the name "packaged", unless such a folder exists, else the name."""
     return str(packaged_model_path()) if name == "packaged" and not Path(name).exists() else name
 
 
 def example_image_path() -> Path:
-    """A drawn scene that the packaged model has not seen in training."""
+    """Return the file of a drawn scene that was not in the training data of the packaged model."""
     return _FOLDER / "example_scene.png"
