@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .inference.pipeline import SegmentationPipeline
     from .models.internimage import InternImageBackbone, InternImageConfig
     from .models.mask2former import SegMask2FormerConfig, SegMask2FormerForSemanticSegmentation
+    from .models.optimize import optimize_for_inference
     from .models.segformer import SegSegformerConfig, SegSegformerForSemanticSegmentation
     from .models.segmenter import (
         SegmenterConfig,
@@ -36,6 +37,7 @@ else:
             "inference.pipeline": ("SegmentationPipeline",),
             "models.internimage": ("InternImageBackbone", "InternImageConfig"),
             "models.mask2former": ("SegMask2FormerConfig", "SegMask2FormerForSemanticSegmentation"),
+            "models.optimize": ("optimize_for_inference",),
             "models.segformer": ("SegSegformerConfig", "SegSegformerForSemanticSegmentation"),
             "models.segmenter": (
                 "SegmenterConfig",
@@ -87,6 +89,7 @@ __all__ = [
     "ViTCoMerConfig",
     "__version__",
     "example_image_path",
+    "optimize_for_inference",
     "packaged_model_path",
     "trunk_normalization",
 ]
