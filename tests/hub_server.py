@@ -1,9 +1,8 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""A small stand-in for the Hub's HTTP interface, for model repositories: what huggingface_hub's own client asks for
-when it creates a repository, uploads (git LFS), commits, opens a pull request and downloads.
+"""A small server with the part of the Hub's HTTP interface that huggingface_hub's client uses for model repositories.
 
-Nothing on PyPI serves this with a current client: what is there wraps servers that must be compiled elsewhere. It keeps
-everything in memory and can be told to fail.
+It can create a repository, receive files by git LFS, commit, open a pull request and serve downloads. Everything is kept
+in memory, and requests can be made to fail. The servers on PyPI wrap programs that must be compiled elsewhere.
 """
 
 import base64
@@ -22,12 +21,12 @@ from pathlib import Path
 import yaml
 
 TOKENS = {"hf_writerTokenForTests": "writer", "hf_readerTokenForTests": "reader", "hf_yourTokenForTests": "you"}
-LARGE = 10_000  # bytes from which a file goes through LFS, as do all *.safetensors
+LARGE = 10_000  # bytes; larger files and all *.safetensors are uploaded by LFS
 
 
 @dataclass
 class Repository:
-    """Commits are whole trees: path -> content. A revision is a branch, a pull request or a commit's hash."""
+    """A repository. A commit is a whole tree: path -> content. A revision is a branch, a pull request or a hash."""
 
     owner: str
     private: bool = False
@@ -51,7 +50,7 @@ class Repository:
 
 
 class Hub:
-    """The server's state. `failing` maps a part of a request line to the status it is answered with."""
+    """The state of the server. `failing` maps a part of a request line to the status of the response."""
 
     def __init__(self):
         self.repositories: dict[str, Repository] = {}
@@ -67,7 +66,7 @@ class Hub:
 
 
 def client_environment(hub: Hub, folder: Path, token: str | None) -> dict[str, str]:
-    """Variables for a process that shall take this server for the Hub, with a cache of its own in `folder`."""
+    """Return the environment of a process that uses this server as the Hub, with a cache in `folder`."""
     variables = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     return variables | {
         "HF_ENDPOINT": hub.url,
@@ -82,6 +81,7 @@ def client_environment(hub: Hub, folder: Path, token: str | None) -> dict[str, s
 
 @contextlib.contextmanager
 def running_hub() -> Iterator[Hub]:
+    """Serve an empty Hub within the block."""
     hub = Hub()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
     server.daemon_threads = True
@@ -96,6 +96,8 @@ def running_hub() -> Iterator[Hub]:
 
 
 class _Answer(Exception):
+    """An error response."""
+
     def __init__(self, status: int, code: str, message: str = "", **more: str):
         self.status, self.code, self.message, self.more = status, code, message, more
 
@@ -127,7 +129,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             for part, status in self.hub.failing.items():
                 if part in line:
-                    raise _Answer(status, "Broken", "the server was told to fail")
+                    raise _Answer(status, "Broken", "this request was made to fail")
             handle(urllib.parse.unquote(self.path).strip("/"))
         except _Answer as answer:
             content = json.dumps({"error": answer.message or answer.code, **answer.more}).encode()
@@ -313,7 +315,7 @@ def _front_matter(card: str) -> dict | None:
 
 
 def _validation(card: str) -> dict:
-    """The part of the Hub's checks of a card's metadata that concerns us."""
+    """Check the metadata of a card as the Hub does, as far as our cards are concerned."""
     data, errors = _front_matter(card), []
     if data is None:
         return {"errors": [{"message": "no metadata"}], "warnings": []}

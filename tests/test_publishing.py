@@ -1,8 +1,8 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""From a checkpoint to the Hub and back, with huggingface_hub's own client and a server that speaks the Hub's protocol.
+"""Push checkpoints to the Hub and load them again, with huggingface_hub's client and a server in the tests.
 
-Files go by git LFS: Xet, the newer way, is switched off in the client as the Hub's documentation says, because its
-storage cannot be served in a test.
+Files are uploaded by git LFS. The client's newer protocol, Xet, is switched off as the Hub's documentation describes,
+because a test cannot serve its storage.
 """
 
 import json
@@ -29,17 +29,17 @@ from segtransformers.hub.publishing import PublishingError, check_destination, p
 
 SCRIPTS = Path(__file__).parent.parent / "conversion_scripts"
 WRITER, READER, _ = TOKENS
-# family -> a case, and what was recorded of its whole outputs
+# family -> reference case, and the name of its recorded logits
 CASES = {
     "vit_adapter": ("vit_adapter/tiny-beit-mask2former", "segmentation_logits"),
     "vit_comer": ("vit_comer/tiny-upernet", "segmentation_logits"),
     "internimage": ("internimage/tiny-t-upernet", "segmentation_logits"),
     "segmenter": ("segmenter/tiny-mask-slide", "slide_logits"),
 }
-# in each child nothing of segtransformers has been imported; what it prints is one line of JSON
+# Each job runs in a child process in which segtransformers was not imported, and prints one line of JSON.
 LOADER = """
 import json, os, re, sys
-import kernels, scipy.optimize, timm, torch, torchvision.transforms.v2  # what takes long in the package's own import
+import kernels, scipy.optimize, timm, torch, torchvision.transforms.v2  # imported here once, because they take long
 from huggingface_hub import hf_hub_download
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, pipeline
 from PIL import Image
@@ -145,7 +145,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def pushed(folder):
-    """A server with a repository of each family, pushed by its script."""
+    """A server with one repository per family, pushed by the family's conversion script."""
     with running_hub() as hub:
         arguments = []
         for family in CASES:
@@ -165,7 +165,7 @@ def pushed(folder):
 
 @pytest.fixture(scope="module")
 def loaded(pushed, folder):
-    """What fresh processes that trust the repositories' code got from the server."""
+    """The results of the jobs of `LOADER`, which load the repositories with `trust_remote_code=True`."""
     Image.new("RGB", (90, 70), (120, 150, 90)).save(folder / "photo.jpg")
     done = subprocess.run(
         [sys.executable, "-c", LOADER, *CASES],
@@ -180,7 +180,7 @@ def loaded(pushed, folder):
 
 
 @pytest.mark.parametrize("family", CASES)
-def test_pushed_checkpoints_give_the_originals_outputs(loaded, folder, family):
+def test_pushed_checkpoints_give_the_outputs_of_the_original(loaded, folder, family):
     case, output = ReferenceCase(CASES[family][0]), CASES[family][1]
     logits = torch.load(folder / f"{family}.logits.pt")
     assert relative_error(case.sampled(output, logits), case.outputs()[output]) < 1e-5
@@ -188,7 +188,7 @@ def test_pushed_checkpoints_give_the_originals_outputs(loaded, folder, family):
 
 
 @pytest.mark.parametrize("family", CASES)
-def test_a_push_is_one_commit_with_all_that_belongs_to_a_model(pushed, family):
+def test_a_push_is_one_commit_with_all_files_of_a_model(pushed, family):
     repository = pushed.repositories[f"writer/{family}"]
     assert repository.messages == [
         "initial commit",
@@ -252,12 +252,12 @@ def test_models_loaded_as_remote_code_can_be_saved(loaded):
     }
 
 
-def test_without_the_package_one_line_says_what_to_do(loaded):
+def test_the_error_without_the_package_says_how_to_install_it(loaded):
     assert "pip install segtransformers" in loaded["without_the_package"]["error"]
 
 
-def test_transformers_own_push(pushed):
-    """What a user calls after fine-tuning: everything but the card is the same."""
+def test_push_to_hub_of_transformers(pushed):
+    """Users call it after fine-tuning. It pushes the same files, with transformers' own card."""
     files = pushed.repositories["writer/tuned"].files
     assert set(files) == {
         ".gitattributes",
@@ -274,7 +274,7 @@ def test_transformers_own_push(pushed):
 
 @pytest.fixture
 def client(monkeypatch, tmp_path):
-    """huggingface_hub in this process talks to a server of its own."""
+    """A server for huggingface_hub in this process."""
     with running_hub() as hub:
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
@@ -304,7 +304,7 @@ def saved(folder) -> Path:
 def test_private_repositories(client, saved, monkeypatch):
     push_folder(saved, "writer/hidden", private=True)
     assert client.repositories["writer/hidden"].private
-    assert push_folder(saved, "hidden").endswith("/writer/hidden")  # the user's own
+    assert push_folder(saved, "hidden").endswith("/writer/hidden")  # a name without an owner is the user's
     client.create("writer/seen", "writer")
     with pytest.raises(PublishingError, match=r"writer/seen is public: --private cannot hide it"):
         push_folder(saved, "writer/seen", private=True)
@@ -334,7 +334,7 @@ def test_weights_of_an_earlier_push_go_in_the_same_commit(client, saved, tmp_pat
 
 
 @pytest.mark.parametrize("part", ["/lfs/", "preupload", "/commit/", "objects/batch"])
-def test_interrupted_pushes_leave_nothing_half_visible(client, saved, part, monkeypatch):
+def test_failed_pushes_change_no_file(client, saved, part, monkeypatch):
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
     client.failing = {part: 403}
     with pytest.raises(PublishingError, match="the push failed, writer/new was created and is empty: 403"):
@@ -354,7 +354,7 @@ def test_interrupted_pushes_leave_nothing_half_visible(client, saved, part, monk
         (saved / "extra.txt").unlink()
 
 
-def test_what_somebody_else_committed_meanwhile_is_not_overwritten(client, saved, monkeypatch):
+def test_a_commit_of_somebody_else_meanwhile_is_not_overwritten(client, saved, monkeypatch):
     repository = client.create("writer/model", "writer")
     original = huggingface_hub.HfApi.preupload_lfs_files
 
@@ -377,7 +377,7 @@ def test_what_somebody_else_committed_meanwhile_is_not_overwritten(client, saved
         ("somebody/model", WRITER, "don't have the rights to create a model under"),
     ],
 )
-def test_pushes_that_cannot_be(client, saved, monkeypatch, repository, token, message):
+def test_refused_pushes(client, saved, monkeypatch, repository, token, message):
     if token is None:
         monkeypatch.delenv("HF_TOKEN")
         monkeypatch.setattr("segtransformers.hub.publishing.get_token", lambda: None)
@@ -419,10 +419,10 @@ def test_failures_on_the_command_line_are_one_line_without_the_token(client, tmp
     assert set(client.repositories["writer/x"].files) > {"README.md", "model.safetensors"}
 
 
-def test_options_that_need_others(tmp_path, capsys):
+def test_options_that_need_other_options(tmp_path, capsys):
     for options, message in (
-        ([], "say where to write, with --output, or where to push"),
-        (["--output", str(tmp_path / "x"), "--private"], "mean nothing without --push-to-hub"),
+        ([], "add --output to write a folder, or --push-to-hub"),
+        (["--output", str(tmp_path / "x"), "--private"], "--private and --create-pr need --push-to-hub"),
     ):
         assert main("segmenter", ["--checkpoint", "x.pth", *options]) == 1
         assert message in capsys.readouterr().err
@@ -439,8 +439,8 @@ def test_fine_tuned_folders_get_a_card(client, saved, tmp_path):
     assert client.repositories["writer/tuned"].files["README.md"].endswith(b"mine")
 
 
-def test_folders_that_cannot_be_pushed_are_refused_first(monkeypatch, tmp_path):
-    """Before anybody is asked to log in."""
+def test_folders_that_cannot_be_pushed_are_refused(monkeypatch, tmp_path):
+    """The folder is checked before the login."""
     monkeypatch.setattr("segtransformers.hub.publishing.get_token", lambda: None)
     for folder, message in ((tmp_path / "nowhere", "there is no folder"), (tmp_path, "holds no config.json")):
         refused = CliRunner().invoke(app, ["push", str(folder), "writer/tuned"])

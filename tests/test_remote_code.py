@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Saved folders carry what trust_remote_code needs; test_publishing.py loads them in processes of their own."""
+"""Saved folders contain what trust_remote_code needs. test_publishing.py loads such folders in separate processes."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ STAGES = ["stage1", "stage2", "stage3", "stage4"]
 
 
 class Derived(SegUperNetConfig):
-    """Somebody's own, outside the package."""
+    """A config of a user, outside the package."""
 
     model_type = "somebodys_own"
 
@@ -68,7 +68,7 @@ config.save_pretrained({str(tmp_path)!r})
 
 
 @pytest.mark.parametrize("processor_class", [SegmentationImageProcessor, SegmentationImageProcessorPil])
-def test_processors_add_to_the_module_of_the_model(tmp_path, processor_class):
+def test_processors_add_their_classes_to_the_module_of_the_model(tmp_path, processor_class):
     InternImageConfig().save_pretrained(tmp_path)
     processor_class().save_pretrained(tmp_path)
     names: dict = {}
@@ -88,7 +88,7 @@ def test_saving_twice_changes_nothing(tmp_path):
 
 def test_folders_load_without_trust_and_without_a_question(tmp_path, monkeypatch):
     def question(*arguments):
-        raise AssertionError("nobody is there to answer")
+        raise AssertionError("transformers asked whether the code is trusted")
 
     monkeypatch.setattr("builtins.input", question)
     for auto_class in (AutoModelForSemanticSegmentation, AutoImageProcessor):
@@ -106,11 +106,11 @@ def test_a_backbones_module_is_not_named_inside_a_model(tmp_path):
     assert inside["model_type"] == "seg_vit_adapter" and "auto_map" not in inside
 
 
-def test_classes_derived_elsewhere_are_saved_as_transformers_does(tmp_path):
+def test_classes_of_users_are_saved_as_transformers_saves_them(tmp_path):
     Derived().save_pretrained(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
     Derived.register_for_auto_class()
-    ViTCoMerConfig.register_for_auto_class()  # transformers does so after it loaded remote code
+    ViTCoMerConfig.register_for_auto_class()  # transformers calls this after it loaded remote code
     SegmentationImageProcessor.register_for_auto_class()
     assert Derived._auto_class == "AutoConfig"
     assert ViTCoMerConfig._auto_class is None and SegmentationImageProcessor._auto_class is None
