@@ -1,8 +1,8 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """A small server with the part of the Hub's HTTP interface that huggingface_hub's client uses for model repositories.
 
-It can create a repository, receive files by git LFS, commit, open a pull request and serve downloads. Everything is kept
-in memory, and requests can be made to fail. The servers on PyPI wrap programs that must be compiled elsewhere.
+It can create a repository, receive files by git LFS, commit, open a pull request and serve downloads. It keeps
+everything in memory, and requests can be made to fail. The servers on PyPI wrap programs that must be compiled elsewhere.
 """
 
 import base64
