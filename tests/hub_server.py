@@ -2,7 +2,7 @@
 """A small server with the part of the Hub's HTTP interface that huggingface_hub's client uses for model repositories.
 
 It can create a repository, receive files by git LFS, commit, open a pull request and serve downloads. It keeps
-everything in memory, and requests can be made to fail. The servers on PyPI wrap programs that must be compiled elsewhere.
+everything in memory, and requests can be made to fail. The servers on PyPI wrap programs that must be compiled.
 """
 
 import base64
