@@ -1,11 +1,12 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""torch.compile sees whole models as one graph, and new sizes as the same graph.
+"""torch.compile captures a whole model as one graph, which also serves new sizes.
 
-What is tested is what is captured: code is not generated, which would take minutes. Gradients go through the compiler's
-own automatic differentiation.
+Most tests look at the captured graphs alone, because generating code takes minutes; one small model is compiled by the
+default backend.
 """
 
 import copy
+import shutil
 
 import pytest
 import torch
@@ -25,11 +26,12 @@ from segtransformers import (
     SegSegformerForSemanticSegmentation,
     SegUperNetForSemanticSegmentation,
 )
+from segtransformers.models.layers.sliding_windows import SlidingWindow
 from segtransformers.models.mask2former.loss_seg_mask2former import semantic_targets
 
 
 def upernet(backbone) -> SegUperNetForSemanticSegmentation:
-    # what is random in training is off, so that losses can be compared
+    # without random layers, so that losses can be compared
     return SegUperNetForSemanticSegmentation(small_upernet(backbone, classifier_dropout=0.0))
 
 
@@ -79,13 +81,13 @@ def test_one_graph_serves_new_sizes(name):
         for size in ((64, 96), (96, 128), (128, 160)):  # known, seen to change, and never seen
             images = torch.randn(2, 3, *size)
             torch.testing.assert_close(compiled(images).logits, model(images).logits, rtol=1e-4, atol=1e-4)
-    assert len(graphs) <= 2  # one of the first size, and one of all
+    assert len(graphs) <= 2  # one for the first size, and one for all others
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_a_training_step_compiles(name):
-    """In one graph; for Mask2Former from masks, because no size tells how many a label map holds."""
+    """The step is one graph. Mask2Former gets masks, because their number depends on the values of a label map."""
     torch.manual_seed(0)
     model = randomise(MODELS[name]()).train()
     other = copy.deepcopy(model)
@@ -103,7 +105,44 @@ def test_a_training_step_compiles(name):
         assert all(parameter.grad is not None for parameter in module.parameters())
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-3, atol=1e-3)
     if "mask2former" in name:
-        return  # its losses are of random points: rounding may choose others
+        return  # its losses are computed at random points, which rounding may change
     for (parameter_name, one), two in zip(model.named_parameters(), other.parameters(), strict=True):
         error = (one.grad - two.grad).norm() / one.grad.norm().clamp(min=1e-3)
         assert error < 1e-2, parameter_name
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    backbone = small_adapter(interaction_indexes=[[0, 3]], add_trunk_features=False, use_extra_extractors=False)
+    return randomise(upernet(backbone)).eval()
+
+
+@torch.no_grad()
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor compiles with g++ on a CPU")
+def test_inductor_takes_a_second_size(tiny):
+    compiled = torch.compile(tiny)
+    for size in ((64, 96), (33, 47)):  # the second makes sizes dynamic, and is no multiple of a stride
+        images = torch.randn(2, 3, *size)
+        torch.testing.assert_close(compiled(images).logits, tiny(images).logits, rtol=1e-3, atol=1e-4)
+
+
+@torch.no_grad()
+def test_large_images_compile_the_window(tiny):
+    """Neither the number nor the size of graphs grows with the number of windows."""
+    graphs = []
+
+    def counting(graph, inputs):
+        graphs.append(len(graph.graph.nodes))
+        return graph.forward
+
+    compiled = torch.compile(tiny, backend=counting, dynamic=False)
+    window, totals = SlidingWindow((64, 64), (48, 48)), []
+    for size in ((64, 112), (160, 256)):  # 2 and 15 windows
+        images = torch.randn(1, 3, *size)
+        actual = compiled(images, sliding_window=window).logits
+        torch.testing.assert_close(actual, tiny(images, sliding_window=window).logits, rtol=1e-3, atol=1e-4)
+        totals.append(sum(graphs))
+    whole_image = len(graphs)
+    compiled(torch.randn(1, 3, 64, 64), sliding_window=False)
+    one_window = sum(graphs[whole_image:])
+    assert one_window > 100 and totals[0] < 1.5 * one_window and totals[1] < 1.5 * one_window

@@ -1,9 +1,9 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""The loss of Mask2Former (https://arxiv.org/abs/2112.01527): queries are matched to masks and compared at points.
+"""Loss of Mask2Former (https://arxiv.org/abs/2112.01527): queries are matched to masks and compared at random points.
 
-Follows `mmseg_custom/models/decode_heads/mask2former_head.py` of czczup/ViT-Adapter. Mask logits are products of mask
-embeddings and mask features, so those of unmatched queries are never made with a gradient: a training step keeps the
-masks of the labels that are there, not of all queries in all layers.
+It follows `mmseg_custom/models/decode_heads/mask2former_head.py` of czczup/ViT-Adapter. Mask logits are products of
+mask embeddings and mask features. They are computed with a gradient for matched queries only, so that a training step
+stores as many masks as there are labels instead of the masks of all queries in all layers.
 """
 
 from collections.abc import Sequence
@@ -19,21 +19,21 @@ from .configuration_seg_mask2former import SegMask2FormerConfig
 
 @dataclass
 class Mask2FormerLosses:
-    """Weighted losses of every prediction, `(decoder_layers,)` each, float32 or wider."""
+    """Weighted losses of each decoder layer's prediction, `(decoder_layers,)` each, float32 or wider."""
 
     classification: torch.Tensor
     mask: torch.Tensor
     dice: torch.Tensor
 
     def total(self) -> torch.Tensor:
-        """Their sum, a scalar."""
+        """Return the sum of all losses, a scalar."""
         return (self.classification + self.mask + self.dice).sum()
 
 
 def semantic_targets(
     labels: torch.Tensor, num_labels: int, ignore_index: int
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """One mask for each label that an image has; pixels without a label are background of every mask.
+    """Make one mask for each class in a label map. Ignored pixels are background of every mask.
 
     Args:
         labels: `(B, H, W)` integers in `[0, num_labels)`, or `ignore_index`.
@@ -42,7 +42,7 @@ def semantic_targets(
         for each image masks `(n, H, W)`, bool, and their classes `(n,)`, ascending.
 
     Raises:
-        ValueError: if there is another label.
+        ValueError: if a label is out of range.
     """
     mask_labels, class_labels = [], []
     for image in labels.long():
@@ -60,7 +60,7 @@ def check_targets(
     """Refuse masks and classes that do not fit the images, each other or the model.
 
     Raises:
-        ValueError: naming what was found and what was expected.
+        ValueError: with the value found and the one expected.
     """
     batch, _, height, width = pixel_values.shape
     if len(mask_labels) != batch or len(class_labels) != batch:
@@ -84,7 +84,7 @@ def check_targets(
                 f"class_labels must hold one class for each of the {masks.shape[0]} masks, got {tuple(classes.shape)}"
             )
         if masks.numel() and masks.device.type == "cpu" and not torch.compiler.is_compiling() and masks.max() > 1:
-            raise ValueError(f"mask_labels must hold 0 and 1, got values up to {masks.max()}: divide them by it")
+            raise ValueError(f"mask_labels must hold 0 and 1, got values up to {masks.max()}: divide them by that")
         if not classes.numel():
             continue
         if classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool:
@@ -94,10 +94,10 @@ def check_targets(
 
 def _check_classes(classes: torch.Tensor, num_labels: int) -> None:
     if torch.compiler.is_compiling():
-        return  # a graph cannot ask for values: README says that compiled steps do not check them
+        return  # a compiled graph cannot read values, as README says
     wrong = classes[(classes < 0) | (classes >= num_labels)]
     if wrong.numel():
-        raise ValueError(f"the labels hold the values {wrong[:8].tolist()}, but the model has num_labels={num_labels}")
+        raise ValueError(f"labels contain the values {wrong[:8].tolist()}, but the model has num_labels={num_labels}")
 
 
 def mask2former_losses(
@@ -110,18 +110,18 @@ def mask2former_losses(
     over_processes: bool,
     mean_masks: torch.Tensor | None = None,
 ) -> Mask2FormerLosses:
-    """The losses of all predictions, in float32 (float64 where the arguments are) also under autocast.
+    """Compute the losses of all layers, in float32 (float64 where the arguments are) also under autocast.
 
     Args:
-        class_logits: `(layers, B, queries, num_labels + 1)`, the last one "no object".
+        class_logits: `(layers, B, queries, num_labels + 1)`; the last class is "no object".
         mask_embeddings: `(layers, B, queries, C)`.
         mask_features: `(B, C, h, w)`; their products with the embeddings are the mask logits.
-        mask_labels: for each image `(n, H, W)` masks, which cover the same area as the features.
-        class_labels: for each image `(n,)` classes.
-        over_processes: whether the normalisers are averaged over the processes of `torch.distributed`, so that the
-            processes' mean loss is that of their joined batch. Then every process must call this.
-        mean_masks: a scalar, how many masks the batches, of equal size, have on average whose mean loss shall be that
-            of all of them joined: [`count_masks`] of each. None for this batch alone.
+        mask_labels: for each image masks `(n, H, W)`, which cover the same area as the features.
+        class_labels: for each image classes `(n,)`.
+        over_processes: whether to average the divisors over the processes of `torch.distributed`, so that the mean of
+            the processes' losses is the loss of their joined batch. Every process must then call this function.
+        mean_masks: a scalar, for gradient accumulation: the mean of [`count_masks`] over batches of equal size, so that
+            the mean of their losses is the loss of all of them joined. None normalizes by this batch alone.
     """
     dtype = torch.float64 if class_logits.dtype == torch.float64 else torch.float32
     device = class_logits.device
@@ -146,7 +146,8 @@ def mask2former_losses(
                 )
                 for image in range(class_logits.shape[1])
             ]
-        assignments = [_assign(cost) for cost in costs]  # all costs first: only now is the device waited for
+        # only now, after all costs are queued, does the CPU wait for the device
+        assignments = [_assign(cost) for cost in costs]
 
         layers, batch, queries, _ = class_logits.shape
         classes = torch.full((layers, batch, queries), config.num_labels, device=device)
@@ -171,9 +172,8 @@ def mask2former_losses(
             strict=True,
         )
         if mean_masks is None:
-            mean_masks = class_logits.new_tensor(
-                sum(rows.shape[1] for rows, _ in assignments)
-            )  # the same in all layers
+            # all layers match the same number of masks
+            mean_masks = class_logits.new_tensor(sum(rows.shape[1] for rows, _ in assignments))
         matched = mean_masks.to(device, dtype)
         objects = torch.stack([matched, (batch * queries - matched).clamp(min=0)])
         if over_processes and distributed.is_available() and distributed.is_initialized():
@@ -181,7 +181,7 @@ def mask2former_losses(
             objects = objects / distributed.get_world_size()
         count = objects[0].clamp(min=1)
         divisor = objects[0] + config.no_object_weight * objects[1]
-        # no query without a mask counts where its weight is 0
+        # the divisor is 0 if nothing is matched and no_object_weight is 0
         divisor = divisor.clamp(min=torch.finfo(dtype).tiny)
         return Mask2FormerLosses(
             classification=config.class_weight * classification.view(layers, -1).sum(1) / divisor,
@@ -191,7 +191,7 @@ def mask2former_losses(
 
 
 def count_masks(config: SegMask2FormerConfig, labels: torch.Tensor) -> torch.Tensor:
-    """How many masks of a batch of label maps `(B, H, W)` will be matched with queries, a scalar."""
+    """Count the masks of label maps `(B, H, W)` that will be matched with queries, a scalar."""
     classes = torch.arange(config.num_labels, device=labels.device)
     classes = classes[classes != config.semantic_loss_ignore_index]
     present = torch.stack([torch.isin(classes, image).sum() for image in labels])
@@ -199,13 +199,17 @@ def count_masks(config: SegMask2FormerConfig, labels: torch.Tensor) -> torch.Ten
 
 
 def random_points(count: int, num_points: int, like: torch.Tensor) -> torch.Tensor:
-    """`(count, num_points, 2)` uniform (x, y) in the unit square, with the device and dtype of `like`."""
+    """Draw `(count, num_points, 2)` uniform (x, y) in the unit square, with the device and dtype of `like`."""
     return torch.rand(count, num_points, 2, device=like.device, dtype=like.dtype)
 
 
-def sample_points(maps: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-    """Bilinear samples `(n, points)` of `(n, h, w)` maps at `(n, points, 2)`; 0 and 1 are the outer edges of a map."""
-    return F.grid_sample(maps[:, None], 2 * points[:, None] - 1, align_corners=False)[:, 0, 0]
+def sample_points(masks: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+    """Sample masks `(n, h, w)` bilinearly at points `(n, points, 2)`, where 0 and 1 are the outer edges of a mask.
+
+    Returns:
+        `(n, points)`.
+    """
+    return F.grid_sample(masks[:, None], 2 * points[:, None] - 1, align_corners=False)[:, 0, 0]
 
 
 def _matching_cost(
@@ -215,7 +219,17 @@ def _matching_cost(
     masks: torch.Tensor,
     classes: torch.Tensor,
 ) -> torch.Tensor:
-    """`(queries, n)` from one image's `(queries, num_labels + 1)`, `(queries, h, w)`, `(n, H, W)` and `(n,)`."""
+    """Compute the cost of matching each query with each mask of one image.
+
+    Args:
+        class_logits: `(queries, num_labels + 1)`.
+        mask_logits: `(queries, h, w)`.
+        masks: `(n, H, W)`.
+        classes: `(n,)`.
+
+    Returns:
+        `(queries, n)`.
+    """
     points = random_points(1, config.train_num_points, mask_logits)
     logits = sample_points(mask_logits, points.expand(len(mask_logits), -1, -1))
     targets = sample_points(masks, points.expand(len(masks), -1, -1)).T
@@ -227,18 +241,19 @@ def _matching_cost(
         + config.dice_weight * dice
         - config.class_weight * class_logits.softmax(-1)[:, classes]
     )
-    # a training step that overflowed is skipped by who scales the loss: it must not end here
+    # a step that overflowed is skipped by the gradient scaler; SciPy would raise an error
     return torch.nan_to_num(cost, nan=1e6, posinf=1e6, neginf=-1e6)
 
 
-@torch.library.custom_op("segtransformers::cheapest_matching", mutates_args=())  # SciPy's part is no graph of its own
+# an operator of its own, because torch.compile cannot trace SciPy
+@torch.library.custom_op("segtransformers::cheapest_matching", mutates_args=())
 def _assign(costs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows (ascending) and columns of the cheapest one-to-one matching, `(layers, min(queries, n))` each.
+    """Return rows (ascending) and columns of the cheapest one-to-one matching, `(layers, min(queries, n))` each.
 
     Args:
         costs: `(layers, queries, n)`.
     """
-    from scipy.optimize import linear_sum_assignment  # slow to import, and only needed here
+    from scipy.optimize import linear_sum_assignment  # imported here because it is slow to import
 
     pairs = [linear_sum_assignment(cost) for cost in costs.cpu().numpy()]
     rows, columns = (torch.stack([torch.from_numpy(pair[side]) for pair in pairs]).to(costs.device) for side in (0, 1))
@@ -258,12 +273,13 @@ def _mask_losses(
     masks: torch.Tensor,
     columns: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sums over the matched masks of one image: binary cross entropy per point, and dice loss.
+    """Sum binary cross entropy per point and dice loss over the matched masks of one image.
 
     Args:
         embeddings: `(layers, n, C)` of the matched queries.
         features: `(C, h, w)`.
-        masks: `(N, H, W)`, of which `columns` `(layers, n)` says which belong to the queries.
+        masks: `(N, H, W)`.
+        columns: `(layers, n)`, the indices of the queries' masks.
 
     Returns:
         two tensors `(layers,)`.
@@ -274,8 +290,8 @@ def _mask_losses(
         points = _uncertain_points(config, mask_logits)
         targets = torch.cat(
             [
-                sample_points(masks[chosen], places)
-                for chosen, places in zip(columns, points.unflatten(0, (layers, count)), strict=True)
+                sample_points(masks[chosen], layer_points)
+                for chosen, layer_points in zip(columns, points.unflatten(0, (layers, count)), strict=True)
             ]
         )
     logits = sample_points(mask_logits, points)
@@ -286,7 +302,7 @@ def _mask_losses(
 
 
 def _uncertain_points(config: SegMask2FormerConfig, mask_logits: torch.Tensor) -> torch.Tensor:
-    """`(n, train_num_points, 2)`: the most uncertain ones of many random candidates, and random ones."""
+    """Return `(n, train_num_points, 2)`: the most uncertain of many random points, and more random points."""
     count = len(mask_logits)
     candidates = random_points(count, int(config.oversample_ratio * config.train_num_points), mask_logits)
     important = int(config.importance_sample_ratio * config.train_num_points)
