@@ -141,7 +141,7 @@ def test_good_pictures_are_done_although_others_are_bad(tmp_path):
         f"cannot read {tmp_path / 'bad.png'} as a picture",
         f"cannot read {tmp_path / 'cut.png'} as a picture",
         f"there is no file {tmp_path / 'absent.png'}",
-        "3 of 4 pictures failed",
+        "3 of 4 images failed",
     ):
         assert line in result.stderr
 
@@ -151,10 +151,10 @@ def test_wrong_arguments(tmp_path):
     picture().save(good)
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("x")
-    assert_refused(run("segment", tmp_path / "empty", "--output", tmp_path / "o"), "holds no pictures")
+    assert_refused(run("segment", tmp_path / "empty", "--output", tmp_path / "o"), "holds no images")
     for suffix in (".xyz", ".psd", ""):  # Pillow reads .psd, but does not write it
-        assert_refused(run("segment", good, "--output", tmp_path / f"out{suffix}"), "must end like a picture")
-    assert_refused(run("segment", good, "--output", good), "would overwrite one of the pictures")
+        assert_refused(run("segment", good, "--output", tmp_path / f"out{suffix}"), "must end like an image")
+    assert_refused(run("segment", good, "--output", good), "would overwrite one of the images")
     assert_refused(run("segment", good, good, "--output", tmp_path / "out.png"), "must be a folder")
     in_the_way = f"{tmp_path / 'file'} is a file, where a folder is needed"
     for place in ("out.png", "deeper/out.png"):
@@ -164,7 +164,7 @@ def test_wrong_arguments(tmp_path):
         assert_refused(refused, "take a larger image, window or scale")
     assert_refused(run("segment", good, "--model", "no/such-model", "--output", tmp_path / "o.png"), "cannot load")
     assert_refused(run("segment", good, "--model", tmp_path / "empty", "--output", tmp_path / "o.png"), "cannot load")
-    assert_refused(run("segment", "--device", "warp"), "error: --device warp: torch knows no such device")
+    assert_refused(run("segment", "--device", "warp"), "error: --device warp: torch has no such device")
     assert_refused(run("segment", good, "--device", "meta", "--output", tmp_path / "o.png"), "cannot segment")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "good.png"]
 
@@ -198,7 +198,7 @@ def test_drawing():
     assert overlay[30, 0].tolist() == [178, 50, 50] and overlay[0, 0].tolist() == [50, 50, 178]
     assert overlay[11, 0].tolist() == [100, 100, 100]
     assert draw_segmentation(image, labels, {0: "a", 1: "b"}).width > 60
-    with pytest.raises(ValueError, match="labels are"):
+    with pytest.raises(ValueError, match="the label map is"):
         draw_overlay(image, labels[:5], [[0, 0, 0]])
 
 

@@ -9,8 +9,10 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +32,7 @@ import gradio
 from segtransformers.cli import demo_page as demo_module
 from segtransformers.cli.demo_page import Demo, label_image, legend, named_models, palette_image
 from segtransformers.datasets.scenes import SCENE_CLASSES, draw_scene
-from segtransformers.inference import segment_image
+from segtransformers.inference import InferenceProtocol, segment_image
 from segtransformers.visualization import distinct_colours
 
 PATIENCE = 120  # seconds, on a machine that is busy
@@ -120,8 +122,8 @@ def page(browser, address):
 
 
 def upload(page, file):
-    one(page, "#picture input[type=file]").send_keys(str(file))
-    one(page, "#picture img")
+    one(page, "#image input[type=file]").send_keys(str(file))
+    one(page, "#image img")
 
 
 def shown_error(page):
@@ -170,7 +172,7 @@ def hosts(page):
 def test_views_of_the_picture(page):
     """Windows, scales and the mirror image are fields of the page."""
     upload(page, example_image_path())
-    one(page, "#how button").click()
+    one(page, "#options button").click()
     one(page, "#window input, #window textarea").send_keys("96x128")
     one(page, "#scales input, #scales textarea").send_keys("0.5, 1")
     one(page, "#flip input").click()
@@ -179,7 +181,10 @@ def test_views_of_the_picture(page):
     network, processor = load_model(str(packaged_model_path()), "cpu")
     with torch.inference_mode():
         wanted = segment_image(
-            network, processor, Image.open(example_image_path()), scales=(0.5, 1.0), flip=True, window=(96, 128)
+            network,
+            processor,
+            example_image_path(),
+            InferenceProtocol(scales=(0.5, 1.0), flip=True, window=(96, 128)),
         )
     labels = np.asarray(Image.open(downloaded(page, "labels")))
     assert (labels == wanted.numpy()).mean() > 0.999
@@ -187,13 +192,13 @@ def test_views_of_the_picture(page):
 
 def test_what_goes_wrong_is_a_message(page, tmp_path):
     one(page, "#segment").click()
-    assert "Drop a picture first" in shown_error(page)
+    assert "Drop an image first" in shown_error(page)
 
     page.refresh()
     upload(page, example_image_path())
     one(page, "#segment").click()
     one(page, "#labels:not([disabled])")
-    one(page, "#how button").click()
+    one(page, "#options button").click()
     one(page, "#window input, #window textarea").send_keys("wide")
     one(page, "#segment").click()
     assert "Window must be positive numbers" in shown_error(page)
@@ -253,8 +258,8 @@ def test_every_error_is_one_for_the_visitor(demo, monkeypatch):
     picture = str(example_image_path())
     (name,) = demo.models
     for error, message in [
-        (RuntimeError("out of memory\nat 0x1"), "^Cannot segment this picture: out of memory at 0x1$"),
-        (KeyError("surprise"), "^Cannot segment this picture: KeyError$"),
+        (RuntimeError("out of memory\nat 0x1"), "^Cannot segment this image: out of memory at 0x1$"),
+        (KeyError("surprise"), "^Cannot segment this image: KeyError$"),
     ]:
 
         def fail(*arguments, error=error, **options):
@@ -266,6 +271,48 @@ def test_every_error_is_one_for_the_visitor(demo, monkeypatch):
         assert re.search(message, raised.value.message) and not raised.value.print_exception
     with pytest.raises(gradio.Error, match="There is no model"):
         demo.segment(picture, "/etc", False, "", False, "")
+
+
+def test_many_threads_share_a_demo(demo, tmp_path):
+    """Each gets the files of its own image and options."""
+    (name,) = demo.models
+    network, _ = demo.load(name)
+    before = network.config.to_dict()
+    fields = [
+        (False, None, False, None),
+        (False, "0.5", True, None),
+        (False, None, False, "64"),
+        (True, "", True, "96"),
+    ]
+    files = [tmp_path / f"{index}.png" for index in range(2 * len(fields))]
+    for index, file in enumerate(files):
+        Image.fromarray(draw_scene(index, (64, 96))[0]).save(file)
+
+    def labels(index, options):
+        return np.asarray(Image.open(demo.segment(str(files[index]), name, *options)[2]))
+
+    jobs = list(enumerate(fields * 2))
+    expected = [labels(*job) for job in jobs]
+    start = threading.Barrier(len(jobs))
+
+    def run(job):
+        start.wait()
+        return labels(*job)
+
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        found = list(pool.map(run, jobs))
+    for alone, together in zip(expected, found, strict=True):
+        np.testing.assert_array_equal(alone, together)
+    assert network.config.to_dict() == before
+
+
+def test_old_files_are_deleted(demo):
+    (name,) = demo.models
+    options = (False, None, False, None)
+    old, new = (Path(demo.segment(str(example_image_path()), name, *options)[2]) for _ in range(2))
+    os.utime(old.parent, (0, 0))
+    demo.segment(str(example_image_path()), name, *options)
+    assert new.exists() and not old.parent.exists()
 
 
 def test_space(tmp_path):
@@ -280,7 +327,7 @@ def test_command_says_what_is_missing(monkeypatch):
     done = CliRunner().invoke(app, ["demo", "--model", "nothing-here", "--no-browser"])
     assert done.exit_code == 1 and done.stderr.startswith("error: cannot load the model nothing-here")
     done = CliRunner().invoke(app, ["demo", "--device", "rocket", "--no-browser"])
-    assert done.exit_code == 1 and done.stderr.startswith("error: --device rocket: torch knows no such device")
+    assert done.exit_code == 1 and done.stderr.startswith("error: --device rocket: torch has no such device")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         done = CliRunner().invoke(app, ["demo", "--port", port, "--no-browser"])

@@ -1,12 +1,14 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Evaluation of a data set: the figures, several processes, kills, other people's journals, and the command."""
+"""Evaluation of a data set: the figures, several processes, kills, resume logs of something else, and the command."""
 
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -20,8 +22,8 @@ from segtransformers.cli import app
 from segtransformers.datasets import load_segmentation_dataset
 from segtransformers.datasets.scenes import SCENE_CLASSES, draw_scene
 from segtransformers.evaluation import check_classes, compare_with_published, evaluate_segmentation, results_table
-from segtransformers.evaluation.resume_log import Journal, JournalError
-from segtransformers.inference import segment_image
+from segtransformers.evaluation.resume_log import ResumeLog, ResumeLogError, ResumeLogWriter
+from segtransformers.inference import InferenceProtocol, segment_image
 from segtransformers.metrics import MeanIoU
 from segtransformers.published import published_row
 
@@ -75,11 +77,11 @@ def assert_refused(result, message):
 def test_figures_are_those_of_image_by_image(folder, packaged, options):
     model, processor = packaged
     data = load_segmentation_dataset(folder)
-    metric = MeanIoU(10)
+    metric, protocol = MeanIoU(10), InferenceProtocol(**options)
     for sample in data:
-        metric.add(prediction=segment_image(model, processor, sample.image, **options), reference=sample.labels)
+        metric.add(prediction=segment_image(model, processor, sample.image, protocol), reference=sample.labels)
     expected = metric.compute()
-    found = evaluate_segmentation(model, processor, data, **options)
+    found = evaluate_segmentation(model, processor, data, protocol)
     for name in ("mean_iou", "mean_accuracy", "overall_accuracy", "mean_dice"):
         assert found[name] == expected[name], name
     assert [one["iou"] for one in found["classes"]] == expected["per_category_iou"].tolist()
@@ -139,28 +141,34 @@ def test_two_processes_give_what_one_gives(folder, tmp_path, launcher):
 
 
 def test_killed_and_resumed(folder, tmp_path):
-    """Killed by SIGKILL halfway, and once more a line of the journal is cut off: the same file in the end."""
+    """Killed by SIGKILL halfway, and once more a line of the resume log is cut off: the same file in the end."""
     assert run(folder, tmp_path / "whole.json").exit_code == 0
     words = [sys.executable, "-m", "segtransformers", *command(folder, tmp_path / "two.json")]
     process = subprocess.Popen(words, env=environment(), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    journal = tmp_path / "two.json.journal" / "process-0.jsonl"
-    while process.poll() is None and (not journal.exists() or journal.read_bytes().count(b"\n") < 4):
+    log = tmp_path / "two.json.resume" / "process-0.jsonl"
+    while process.poll() is None and (not log.exists() or log.read_bytes().count(b"\n") < 4):
         time.sleep(0.002)
     process.kill()
     assert process.wait() == -9 and not (tmp_path / "two.json").exists()
-    done = journal.read_bytes().count(b"\n") - 1
+    done = log.read_bytes().count(b"\n") - 1
     assert 3 <= done < 9
-    journal.write_bytes(journal.read_bytes() + b'{"index":8,"name":"8","cou')
+    log.write_bytes(log.read_bytes() + b'{"index":8,"name":"8","cou')
 
     refused = run(folder, tmp_path / "two.json")
-    assert_refused(refused, f"interrupted after {done} images: --resume goes on with it")
+    assert_refused(refused, f"interrupted after {done} images: continue it with --resume")
     assert_refused(run(folder, tmp_path / "two.json", "--flip", "--resume"), "protocol.flip is false, now it is true")
     assert_refused(run(folder, tmp_path / "two.json", "--limit", "5", "--resume"), "data.images is 9, now it is 5")
 
     resumed = run(folder, tmp_path / "two.json", "--resume")
     assert resumed.exit_code == 0 and f"{9 - done}/{9 - done}" in resumed.stderr
     assert (tmp_path / "two.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
-    assert not journal.parent.exists()
+    assert not log.parent.exists()
+
+
+def test_a_log_of_an_earlier_version_is_refused(folder, tmp_path):
+    (tmp_path / "r.json.journal").mkdir()
+    for options in ((), ("--resume",)):
+        assert_refused(run(folder, tmp_path / "r.json", *options), "is the resume log of an earlier version")
 
 
 class Interrupted(Exception):
@@ -187,54 +195,85 @@ def interrupted(model, processor, data, after: int, **options):
         evaluate_segmentation(model, processor, Until(), **options)
 
 
-def test_another_model_does_not_go_on(folder, packaged, tmp_path):
+def test_the_file_of_a_resume_log_is_closed_after_an_error(folder, packaged, tmp_path, monkeypatch):
+    opened = []
+    real = ResumeLogWriter._open
+    monkeypatch.setattr(ResumeLogWriter, "_open", lambda self: opened.append(real(self)) or opened[-1])
+    interrupted(*packaged, load_segmentation_dataset(folder), 1, resume_log=tmp_path / "log")
+    assert len(opened) == 1 and opened[0].closed
+
+
+def test_many_threads_share_a_model(folder, packaged, tmp_path):
+    """Each gets the results that it gets alone."""
+    model, processor = packaged
+    data = load_segmentation_dataset(folder).select(range(3))
+    before = model.config.to_dict()
+    protocols = [
+        InferenceProtocol(),
+        InferenceProtocol(flip=True),
+        InferenceProtocol(window=(64, 64)),
+        InferenceProtocol(scales=[0.75, 1.25], window=(48, 64), stride=(40, 40)),
+    ] * 2
+    expected = [evaluate_segmentation(model, processor, data, protocol) for protocol in protocols[:4]] * 2
+    start = threading.Barrier(len(protocols))
+
+    def evaluate(index):
+        start.wait()
+        kept = {"resume_log": tmp_path / f"log-{index}", "save_predictions": tmp_path / f"predictions-{index}"}
+        return evaluate_segmentation(model, processor, data, protocols[index], **kept)
+
+    with ThreadPoolExecutor(len(protocols)) as pool:
+        assert list(pool.map(evaluate, range(len(protocols)))) == expected
+    assert model.config.to_dict() == before
+
+
+def test_another_model_does_not_continue(folder, packaged, tmp_path):
     model, processor = packaged
     data = load_segmentation_dataset(folder).select(range(4))
-    interrupted(model, processor, data, 2, journal=tmp_path / "j")
+    interrupted(model, processor, data, 2, resume_log=tmp_path / "log")
     weight = next(model.parameters())
     before = weight.detach().clone()
     with torch.no_grad():
         weight.view(-1)[0] += 1e-3
     try:
-        with pytest.raises(JournalError, match=r"its model\.sha256 is"):
-            evaluate_segmentation(model, processor, data, journal=tmp_path / "j", resume=True)
+        with pytest.raises(ResumeLogError, match=r"its model\.sha256 is"):
+            evaluate_segmentation(model, processor, data, resume_log=tmp_path / "log", resume=True)
     finally:
         with torch.no_grad():
             weight.copy_(before)
-    found = evaluate_segmentation(model, processor, data, journal=tmp_path / "j", resume=True)
+    found = evaluate_segmentation(model, processor, data, resume_log=tmp_path / "log", resume=True)
     assert found == evaluate_segmentation(model, processor, data)
 
 
 def test_lost_predictions_are_made_again_and_counted_once(folder, packaged, tmp_path):
     model, processor = packaged
     data = load_segmentation_dataset(folder).select(range(4))
-    options = {"journal": tmp_path / "j", "save_predictions": tmp_path / "p"}
+    options = {"resume_log": tmp_path / "log", "save_predictions": tmp_path / "p"}
     interrupted(model, processor, data, 3, **options)
     (tmp_path / "p" / f"{data.names[1]}.png").unlink()
     found = evaluate_segmentation(model, processor, data, **options, resume=True)
     assert len(list((tmp_path / "p").iterdir())) == 4
     assert found == evaluate_segmentation(model, processor, data)
-    # even when all is done, and by a journal that knows an image twice
+    # even when all is done, and with a resume log that has an image twice
     assert found == evaluate_segmentation(model, processor, data, **options, resume=True)
-    Journal(tmp_path / "j", {}).remove()
-    assert not (tmp_path / "j").exists()
+    ResumeLog(tmp_path / "log", {}).remove()
+    assert not (tmp_path / "log").exists()
 
 
-def test_a_damaged_journal_is_refused(tmp_path):
+def test_a_damaged_resume_log_is_refused(tmp_path):
     (tmp_path / "process-0.jsonl").write_text('{"a": 1}\n{"index": 0}\n')
-    with pytest.raises(JournalError, match=r"process-0.jsonl is damaged"):
-        Journal(tmp_path, {"a": 1}).read(resume=True)
+    with pytest.raises(ResumeLogError, match=r"process-0.jsonl is damaged"):
+        ResumeLog(tmp_path, {"a": 1}).read(resume=True)
 
 
-def test_a_journal_without_an_image_is_in_nobodys_way(tmp_path):
+def test_a_resume_log_without_an_image_does_no_harm(tmp_path):
     """A process may be killed between the first line and the first image."""
     (tmp_path / "process-0.jsonl").write_text('{"a": 2}\n{"index"')
-    journal = Journal(tmp_path, {"a": 1})
-    assert journal.read(resume=False) == {}
-    writer = journal.writer(0)
-    writer.add(3, "three", torch.tensor([[0, 5], [0, 0]]))
-    writer.close()
-    assert journal.read(resume=True) == {3: [[0, 1, 5]]}
+    log = ResumeLog(tmp_path, {"a": 1})
+    assert log.read(resume=False) == {}
+    with log.writer(0) as writer:
+        writer.add(3, "three", torch.tensor([[0, 5], [0, 0]]))
+    assert log.read(resume=True) == {3: [[0, 1, 5]]}
 
 
 def test_what_is_wrong_with_an_image_is_said_with_its_name(folder, packaged, tmp_path):
@@ -293,13 +332,13 @@ def test_classes_must_fit(packaged, folder):
     names = dict(data.id2label)
     check_classes(model, data)
     data.id2label = {**names, 0: names[1], 1: names[0]}
-    with pytest.raises(ValueError, match="another order: class 0 is 'sky' for the model and 'mountain' in"):
+    with pytest.raises(ValueError, match="another order: class 0 is 'sky' in the model and 'mountain' in"):
         check_classes(model, data)
     data.id2label = {**names, 10: "person"}
-    with pytest.raises(ValueError, match="the model knows 10 classes, but the data set has 11"):
+    with pytest.raises(ValueError, match="the model has 10 classes, but the data set has 11"):
         check_classes(model, data)
     data.id2label = {index: names[index] for index in range(8)}
-    with pytest.raises(ValueError, match="the model's 'car' and 1 more have no counterpart"):
+    with pytest.raises(ValueError, match="it lacks the model's 'car' and 1 more"):
         check_classes(model, data)
 
 
@@ -312,7 +351,8 @@ def test_outputs_beyond_the_classes_are_never_right(packaged, folder, monkeypatc
     monkeypatch.setattr(model.config, "id2label", {**model.config.id2label, 8: "unused 8", 9: "unused 9"})
     data.id2label = {index: data.id2label[index] for index in range(8)}
     monkeypatch.setattr(
-        "segtransformers.evaluation.segment_image", lambda *_, **__: torch.where(whole == 2, 9, whole.clamp(max=7))
+        "segtransformers.evaluation.evaluation.segment_image",
+        lambda *_, **__: torch.where(whole == 2, 9, whole.clamp(max=7)),
     )
     labels = np.minimum(sample.labels, 7)
     monkeypatch.setattr(type(data), "__getitem__", lambda *_: type(sample)(sample.name, sample.image, labels))
@@ -369,7 +409,7 @@ def test_exit_status_says_whether_the_published_figure_was_met(folder, tmp_path,
     assert run(folder, tmp_path / "a.json", "--limit", "2").exit_code == 0
     measured = json.loads((tmp_path / "a.json").read_text())["mean_iou"]
     row["miou"] = round(100 * measured + 0.2, 4)
-    monkeypatch.setattr("segtransformers.evaluation.published_row", lambda name: row)
+    monkeypatch.setattr("segtransformers.evaluation.published_comparison.published_row", lambda name: row)
     small = tmp_path / "data"
     for part in ("images", "masks"):
         (small / part).mkdir(parents=True)

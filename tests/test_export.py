@@ -3,6 +3,8 @@
 
 import importlib.util
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -28,6 +30,7 @@ from segtransformers import (
 from segtransformers.cli import app
 from segtransformers.export import ExportError, describe, export_model, export_size, read_description, traced
 from segtransformers.export.exporting import _runner
+from segtransformers.inference import InferenceProtocol, segment_image
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (extra `export`)")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed (extra `export`)")
@@ -96,9 +99,9 @@ def small(name):
 
 
 def expected(model, images):
-    model.config.inference_mode = "whole"
+    options = {"sliding_window": False} if hasattr(model.config, "sliding_window") else {}
     with torch.no_grad():
-        return model(images).logits
+        return model(images, **options).logits
 
 
 def run_onnx(path, images):
@@ -188,6 +191,41 @@ def test_the_file_says_how_to_use_it(tmp_path):
     np.testing.assert_allclose(pixels, own.numpy(), rtol=1e-5, atol=1e-5)
 
 
+def test_other_threads_run_the_model_while_it_is_exported(tmp_path):
+    """torch.export exchanges the parameters of the module that it traces, and changes state of the whole process."""
+    model, processor = small("vit_adapter-upernet")
+    model.config.window_batch_size = 2
+    before = model.config.to_dict()
+    image = np.random.default_rng(0).integers(0, 256, (64, 80, 3), dtype=np.uint8)
+    protocols = [
+        InferenceProtocol(),
+        InferenceProtocol(window=(48, 48)),
+        InferenceProtocol(window=(32, 64), flip=True),
+        InferenceProtocol(scales=[0.75, 1.0]),
+    ]
+    expected = [segment_image(model, processor, image, protocol) for protocol in protocols]
+    assert len({labels.numpy().tobytes() for labels in expected}) == len(protocols)
+    done = threading.Event()
+
+    def run(protocol):
+        found = []
+        while not done.is_set():
+            found.append(segment_image(model, processor, image, protocol))
+        return found
+
+    with ThreadPoolExecutor(len(protocols) + 2) as pool:
+        running = [pool.submit(run, protocol) for protocol in protocols]
+        try:
+            files = [tmp_path / "one.pt2", tmp_path / "two.pt2"]
+            exports = [pool.submit(export_model, model, processor, file, size=SIZE) for file in files]
+            assert all(export.result() < 1e-4 for export in exports)
+        finally:
+            done.set()
+        for wanted, thread in zip(expected, running, strict=True):
+            assert thread.result() and all(torch.equal(wanted, labels) for labels in thread.result())
+    assert model.config.to_dict() == before
+
+
 def test_weights_of_two_gigabytes_lie_beside_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.onnx._internal.exporter._onnx_program, "_LARGE_MODEL_THRESHOLD", 0)
     model, processor = small("segmenter-linear")
@@ -209,7 +247,7 @@ def test_what_the_size_is():
 
 
 def test_a_file_that_computes_something_else_does_not_appear(tmp_path, monkeypatch):
-    monkeypatch.setattr("segtransformers.export.TOLERANCE", -1.0)
+    monkeypatch.setattr("segtransformers.export.exporting.TOLERANCE", -1.0)
     model, processor = small("segmenter-linear")
     with pytest.raises(ExportError, match=r"differs from the model by .* of the largest logit"):
         export_model(model, processor, tmp_path / "model.pt2", size=SIZE)
@@ -229,7 +267,7 @@ def test_models_of_transformers(tmp_path):
     ("changes", "message"),
     [
         ({"output": "model.pth"}, r"must end in .onnx or .pt2, got model.pth"),
-        ({"output": "model.pt2", "opset": 20}, "an opset is ONNX's"),
+        ({"output": "model.pt2", "opset": 20}, "opset is an option of ONNX"),
         ({"opset": 11}, "opset must be 18 or newer, got 11"),
         ({"size": (16, 64)}, "at least 32 pixels .* got 16x64"),
     ],
@@ -292,5 +330,5 @@ def test_command_says_what_is_wrong_in_one_line(arguments, message, tmp_path, mo
 def test_a_file_that_onnxruntime_does_not_load_is_an_export_error(tmp_path):
     file = tmp_path / "model.onnx"
     file.write_bytes(b"no graph")
-    with pytest.raises(ExportError, match="cannot load the file, perhaps for its opset"):
+    with pytest.raises(ExportError, match="cannot load the file, perhaps because of its opset"):
         _runner(file)

@@ -1,10 +1,13 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """The test protocols of the originals: windows, several scales, mirror images, huge photos."""
 
+import dataclasses
 import json
 import re
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +30,10 @@ from segtransformers.conversion import convert_checkpoint
 from segtransformers.conversion.protocol import read_test_pipeline
 from segtransformers.datasets.scenes import draw_scene
 from segtransformers.inference import (
+    InferenceProtocol,
     image_scores,
+    image_size,
     image_views,
-    multi_scale_options,
     segment_image,
     segment_views,
 )
@@ -57,15 +61,15 @@ def converted(case):
     return model.eval(), read_test_pipeline(pipeline_of(case), reduce_labels=False)
 
 
-def options_of(case, processor) -> dict:
-    return multi_scale_options(processor) if case["img_ratios"] else {}
+def protocol_of(case, processor) -> InferenceProtocol:
+    return InferenceProtocol.multi_scale(processor) if case["img_ratios"] else InferenceProtocol()
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_network_inputs_equal_the_original(recorded, name):
     case = CASES[name]
     _, processor = converted(case)
-    views = image_views(processor, recorded[f"{name}.image"].numpy(), **options_of(case, processor))
+    views = image_views(processor, recorded[f"{name}.image"].numpy(), protocol_of(case, processor))
     assert len(views) == len(case["img_ratios"] or [1]) * (2 if case["flip"] else 1)
     for augmentation in case["augmentations"]:
         index, view = augmentation["index"], views[augmentation["index"]]
@@ -82,10 +86,10 @@ def test_predictions_equal_the_original(recorded, name):
     case = CASES[name]
     model, processor = converted(case)
     image, stride = recorded[f"{name}.image"].numpy(), case["stride_of_maps"]
-    options = options_of(case, processor)
-    scores = image_scores(model, processor, image, **options)
+    protocol = protocol_of(case, processor)
+    scores = image_scores(model, processor, image, protocol)
     assert relative_error(scores[None, :, ::stride, ::stride], recorded[f"{name}.probabilities"]) < 1e-6
-    assert torch.equal(segment_image(model, processor, image, **options), recorded[f"{name}.prediction"].long())
+    assert torch.equal(segment_image(model, processor, image, protocol), recorded[f"{name}.prediction"].long())
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -94,7 +98,7 @@ def test_logits_equal_the_original(recorded, name):
     case = CASES[name]
     model, processor = converted(case)
     image, stride = recorded[f"{name}.image"].numpy(), case["stride_of_maps"]
-    view = image_views(processor, image, **options_of(case, processor))[0]
+    view = image_views(processor, image, protocol_of(case, processor))[0]
     with torch.no_grad():
         logits = model(pixel_values=view.pixel_values.double()).logits[:, :, : view.size[0], : view.size[1]]
     strided = np.s_[:, :, ::stride, ::stride]
@@ -148,7 +152,8 @@ def test_another_window(packaged):
     model, processor = packaged
     before = model.config.to_dict()
     image = scene(4, (150, 230))
-    whole, small = segment_image(model, processor, image), segment_image(model, processor, image, window=(64, 96))
+    whole = segment_image(model, processor, image)
+    small = segment_image(model, processor, image, InferenceProtocol(window=(64, 96)))
     assert 0 < (whole != small).float().mean() < 0.3
     assert model.config.to_dict() == before
     model.config.inference_mode, model.config.window_size, model.config.window_stride = "slide", [64, 96], [42, 64]
@@ -157,8 +162,6 @@ def test_another_window(packaged):
     finally:
         for field in ("inference_mode", "window_size", "window_stride"):
             setattr(model.config, field, before[field])
-    with pytest.raises(ValueError, match="window_stride must not exceed"):
-        segment_image(model, processor, image, window=(64, 64), stride=(65, 64))
     assert model.config.to_dict() == before
 
 
@@ -167,11 +170,11 @@ def test_mirror_images_and_scales_are_averaged(packaged):
     image = scene(5, (96, 128))
     plain = image_scores(model, processor, image)
     mirrored = image_scores(model, processor, image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)).flip(-1)
-    both = image_scores(model, processor, image, flip=True)
+    both = image_scores(model, processor, image, InferenceProtocol(flip=True))
     torch.testing.assert_close(both, (plain + mirrored) / 2)
     double = image_scores(model, processor, image.resize((256, 192), Image.Resampling.BILINEAR))
     assert double.shape == (10, 192, 256)
-    scaled = image_scores(model, processor, image, scales=[1.0, 1.5])
+    scaled = image_scores(model, processor, image, InferenceProtocol(scales=[1.0, 1.5]))
     assert scaled.shape == plain.shape and not torch.equal(scaled, plain)
     torch.testing.assert_close(scaled.sum(0), torch.ones(96, 128))
 
@@ -179,32 +182,34 @@ def test_mirror_images_and_scales_are_averaged(packaged):
 @pytest.mark.parametrize(
     ("size", "options"), [((100, 64), {"flip": True}), ((220, 48), {"scales": [1.0, 1.3], "flip": True})]
 )
-def test_views_in_step_give_what_whole_maps_give(packaged, monkeypatch, size, options):
+def test_views_side_by_side_give_what_whole_maps_give(packaged, monkeypatch, size, options):
     model, processor = packaged
     image, calls = scene(8, size), []
-    in_step = inference.segmentation._labels_in_step
+    side_by_side = inference.segmentation._labels_side_by_side
     monkeypatch.setattr(model.config, "window_batch_size", 2)
     monkeypatch.setattr(
-        inference.segmentation, "_labels_in_step", lambda *given: calls.append(given) or in_step(*given)
+        inference.segmentation, "_labels_side_by_side", lambda *given: calls.append(given) or side_by_side(*given)
     )
-    labels = segment_image(model, processor, image, window=(32, 48), stride=(20, 30), **options)
+    protocol = InferenceProtocol(window=(32, 48), stride=(20, 30), **options)
+    labels = segment_image(model, processor, image, protocol)
     assert len(calls) == 1  # bands of all views are smaller than the whole
-    scores = image_scores(model, processor, image, window=(32, 48), stride=(20, 30), **options)
+    scores = image_scores(model, processor, image, protocol)
     assert torch.equal(labels, scores.argmax(0))
 
 
-@pytest.mark.parametrize(("options", "window"), [({}, None), ({}, (48, 48)), ({"scales": [1.0, 1.5]}, None)])
-def test_images_of_the_same_size_share_calls(packaged, options, window):
+@pytest.mark.parametrize("options", [{}, {"window": (48, 48)}, {"scales": [1.0, 1.5]}])
+def test_images_of_the_same_size_share_calls(packaged, options):
     model, processor = packaged
     images = [scene(9, (64, 96)), scene(10, (50, 70)), scene(11, (64, 96)), scene(12, (64, 96))]
-    views = [image_views(processor, image, **options) for image in images]
+    protocol = InferenceProtocol(**options)
+    views = [image_views(processor, image, protocol) for image in images]
     batches = []
     hook = model.backbone.register_forward_pre_hook(lambda _, given: batches.append(len(given[0])))
-    found = segment_views(model, views, [(image.height, image.width) for image in images], window=window)
+    found = segment_views(model, views, [(image.height, image.width) for image in images], protocol)
     hook.remove()
     assert max(batches) % 3 == 0
     for image, labels in zip(images, found, strict=True):
-        alone = segment_image(model, processor, image, window=window, **options)
+        alone = segment_image(model, processor, image, protocol)
         assert labels.shape == alone.shape and (labels != alone).float().mean() < 1e-3
 
 
@@ -224,23 +229,108 @@ def test_calls_do_not_reach_over_rows_of_many_windows():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("more", [[], ["--flip", "--command"]])
-def test_memory_of_a_huge_photo(more):
+def test_memory_of_a_huge_image(more):
     """The scores of all 150 classes of 2400 x 2400 pixels would be 3.2 GiB."""
     script = Path(__file__).parent.parent / "benchmarks" / "inference_memory.py"
-    words = [sys.executable, script, "photo", "--side", "2400", "--window", "128", *more]
+    words = [sys.executable, script, "image", "--side", "2400", "--window", "128", *more]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     beyond = re.search(r"flip \w+: ([\d.]+) GiB beyond the model", done.stdout)
     assert 0.1 < float(beyond[1]) < 1.2
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
-    [({"scales": [0.0]}, "positive"), ({"scales": [-1]}, "positive")],
+    ("options", "message"),
+    [
+        ({"scales": [0.0]}, r"scales must be positive numbers, .* got \[0.0\]"),
+        ({"scales": [-1]}, "scales must be positive"),
+        ({"scales": [float("nan")]}, "scales must be positive"),
+        ({"scales": [float("inf")]}, "scales must be positive"),
+        ({"scales": []}, "scales must be positive"),
+        ({"scales": 1.5}, "scales must be positive"),
+        ({"scales": "1, 2"}, "scales must be positive"),
+        ({"window": (64, 0)}, r"window must be two whole numbers of pixels .* got \(64, 0\)"),
+        ({"window": 64}, "window must be two whole numbers"),
+        ({"window": (64.5, 64)}, "window must be two whole numbers"),
+        ({"window": (64, 64, 64)}, "window must be two whole numbers"),
+        ({"window": (64, 64), "stride": (65, 64)}, "stride must not exceed window"),
+        ({"window": (64, 64), "stride": (-1, 64)}, "stride must be two whole numbers"),
+        ({"stride": (64, 64)}, "needs a window"),
+    ],
 )
-def test_wrong_options(packaged, options, said):
+def test_protocols_that_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        InferenceProtocol(**options)
+
+
+def test_a_protocol_is_a_frozen_value():
+    protocol = InferenceProtocol(scales=[1, np.float32(1.5)], flip=np.bool_(True), window=[np.int64(9), 8])
+    assert protocol == InferenceProtocol((1.0, 1.5), True, (9, 8)) and hash(protocol)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        protocol.flip = False
+    assert dataclasses.replace(protocol, window=(4, 4), stride=(4, 4)).window == (4, 4)
+
+
+def test_windows_of_a_protocol(packaged):
+    model, _ = packaged
+    assert InferenceProtocol().sliding_window(model) == model.config.sliding_window()
+    assert InferenceProtocol(window=(9, 1)).sliding_window(model) == SlidingWindow(
+        (9, 1), (6, 1), model.config.window_batch_size
+    )
+
+
+def test_files_are_turned_as_their_exif_data_say(packaged, tmp_path):
     model, processor = packaged
-    with pytest.raises(ValueError, match=said):
-        segment_image(model, processor, scene(1, (64, 64)), **options)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a camera held upright
+    image = scene(7, (64, 96))
+    image.save(tmp_path / "plain.png")
+    image.save(tmp_path / "turned.png", exif=exif)
+    Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    upright = image.transpose(Image.Transpose.ROTATE_270)
+    for protocol in (InferenceProtocol(), InferenceProtocol(scales=[0.75], flip=True)):
+        for name, same in (("plain", image), ("turned", upright), ("deep", image.convert("L"))):
+            expected = segment_image(model, processor, same, protocol)
+            for path in (tmp_path / f"{name}.png", str(tmp_path / f"{name}.png")):
+                assert torch.equal(segment_image(model, processor, path, protocol), expected)
+                assert image_size(path) == (same.height, same.width)
+                assert torch.equal(image_scores(model, processor, path, protocol).argmax(0), expected)
+                views, wanted = image_views(processor, path, protocol), image_views(processor, same, protocol)
+                assert all(torch.equal(a.pixel_values, b.pixel_values) for a, b in zip(views, wanted, strict=True))
+    with pytest.raises(ValueError, match="neither a file"):
+        segment_image(model, processor, "nothing here.png")
+
+
+def test_many_threads_share_a_model(packaged, tmp_path):
+    """Each gives the labels that it gives alone, and neither the config nor the processor changes."""
+    model, processor = packaged
+    before, settings = model.config.to_dict(), processor.to_dict()
+    image = scene(9, (100, 140))
+    image.save(tmp_path / "image.png")
+    protocols = [
+        InferenceProtocol(),
+        InferenceProtocol(window=(64, 96)),
+        InferenceProtocol(window=(48, 48), stride=(40, 40), flip=True),
+        InferenceProtocol(scales=[0.75, 1.25]),
+        InferenceProtocol(scales=[0.5], flip=True),
+        InferenceProtocol.multi_scale(processor),
+        InferenceProtocol(window=(200, 200)),
+        InferenceProtocol(scales=[1.5], window=(64, 64)),
+    ]
+    expected = [segment_image(model, processor, image, protocol) for protocol in protocols]
+    assert len({labels.numpy().tobytes() for labels in expected}) == len(protocols)
+    start = threading.Barrier(len(protocols))
+
+    def run(index: int) -> list[torch.Tensor]:
+        start.wait()
+        return [
+            segment_image(model, processor, given, protocols[index]) for given in (image, tmp_path / "image.png", image)
+        ]
+
+    with ThreadPoolExecutor(len(protocols)) as pool:
+        found = list(pool.map(run, range(len(protocols))))
+    for labels, of_thread in zip(expected, found, strict=True):
+        assert all(torch.equal(labels, other) for other in of_thread)
+    assert model.config.to_dict() == before and processor.to_dict() == settings
 
 
 def test_training_mode_is_refused(packaged):
@@ -274,7 +364,7 @@ def test_multi_scale_protocol_is_saved(tmp_path):
     SegmentationImageProcessor(multi_scale=protocol).save_pretrained(tmp_path)
     loaded = AutoImageProcessor.from_pretrained(tmp_path)
     assert loaded.multi_scale == protocol
-    assert multi_scale_options(loaded) == {"scales": (1.0, 2.0), "flip": True}
+    assert InferenceProtocol.multi_scale(loaded) == InferenceProtocol(scales=(1.0, 2.0), flip=True)
 
 
 def test_other_models_of_transformers():
@@ -288,9 +378,9 @@ def test_other_models_of_transformers():
     )
     assert torch.equal(labels, expected)
     with pytest.raises(ValueError, match="no sliding window"):
-        segment_image(model, processor, image, window=(32, 32))
+        segment_image(model, processor, image, InferenceProtocol(window=(32, 32)))
     with pytest.raises(ValueError, match="several scales"):
-        segment_image(model, processor, image, scales=[1.0])
+        segment_image(model, processor, image, InferenceProtocol(scales=[1.0]))
     other = SegformerForImageClassification(config).eval()
-    with pytest.raises(ValueError, match="SegformerForImageClassification gives no maps of logits"):
+    with pytest.raises(ValueError, match="SegformerForImageClassification returns no logits of pixels"):
         segment_image(other, processor, image)

@@ -94,6 +94,36 @@ def test_no_prediction_is_a_wrong_one():
     assert found["per_category_iou"].tolist() == [0.5, 1] and found["overall_accuracy"] == 2 / 3
 
 
+def test_the_documented_call_of_evaluate():
+    """The example of `evaluate.load("mean_iou")`, with its settings as arguments of `compute`, and its figures."""
+    predictions = [[[1, 2], [3, 4], [5, 255]], [[2, 7], [9, 2], [3, 6]], [[2, 2, 3], [8, 2, 4], [3, 255, 2]]]
+    references = [[[0, 3], [5, 4], [6, 255]], [[1, 7], [9, 2], [3, 6]], [[1, 2, 2], [8, 2, 1], [3, 255, 1]]]
+    found = MeanIoU(num_labels=10).compute(
+        predictions=[np.array(one) for one in predictions],
+        references=[np.array(one) for one in references],
+        num_labels=10,
+        ignore_index=255,
+        reduce_labels=False,
+    )
+    iou = [0, 0, 0.375, 0.4, 0.5, 0, 0.5, 1, 1, 1]
+    accuracy = [0, 0, 0.75, 2 / 3, 1, 0, 0.5, 1, 1, 1]
+    np.testing.assert_allclose(found["per_category_iou"], iou)
+    np.testing.assert_allclose(found["per_category_accuracy"], accuracy)
+    assert found["mean_iou"] == pytest.approx(0.4775) and found["mean_accuracy"] == pytest.approx(0.5916666666666666)
+    assert found["overall_accuracy"] == pytest.approx(0.5263157894736842)
+
+
+@pytest.mark.parametrize("setting", [{"num_labels": 4}, {"ignore_index": 254}, {"reduce_labels": True}])
+def test_compute_takes_no_other_settings_than_the_constructor(setting):
+    counted = MeanIoU(3)
+    counted.add(prediction=torch.zeros(4, 4, dtype=int), reference=torch.zeros(4, 4, dtype=int))
+    ((name, value),) = setting.items()
+    with pytest.raises(ValueError, match=f"compute got {name}={value}, but this metric was made with {name}="):
+        counted.compute(**setting)
+    assert counted.confusion.sum() == 16  # still there
+    assert counted.compute(num_labels=3, ignore_index=255, reduce_labels=False)["mean_iou"] == 1
+
+
 def test_with_evaluate_combine(tmp_path, monkeypatch):
     both = evaluate.combine({"plain": metric(), "reduced": metric(reduce_labels=True)})
     both.add_batch(predictions=PREDICTIONS, references=LABELS)
@@ -135,10 +165,14 @@ def test_logits_of_another_size_and_further_outputs():
         (torch.zeros(4, 4, dtype=int), torch.zeros(4, 4, dtype=int), "one label map .height, width., got the shape"),
         (torch.zeros(1, 4, 5, dtype=int), torch.zeros(1, 4, 4, dtype=int), "must have the same size"),
         (torch.zeros(2, 4, 4, dtype=int), torch.zeros(1, 4, 4, dtype=int), "got 2 predictions and 1 references"),
-        (torch.full((1, 4, 4), 3), torch.zeros(1, 4, 4, dtype=int), "predictions hold 3, no class: expected 0 to 2"),
+        (
+            torch.full((1, 4, 4), 3),
+            torch.zeros(1, 4, 4, dtype=int),
+            "predictions hold 3, which is no class: expected 0 to 2",
+        ),
         (torch.full((1, 4, 4), -1), torch.zeros(1, 4, 4, dtype=int), "predictions hold -1"),
         (torch.zeros(1, 4, 4, dtype=int), torch.full((1, 4, 4), 3), "references hold 3.*reduce_labels=True"),
-        (torch.zeros(1, 4, 4, dtype=int), torch.full((1, 4, 4), 7), "references hold 7, no class"),
+        (torch.zeros(1, 4, 4, dtype=int), torch.full((1, 4, 4), 7), "references hold 7, which is no class"),
     ],
 )
 def test_nonsense_is_named_and_not_counted(predictions, references, message):

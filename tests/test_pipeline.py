@@ -1,7 +1,10 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """transformers' own pipeline on our models, ours, and sliding windows."""
 
+import dataclasses
 import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from test_seg_upernet import small_head
 from transformers import pipeline
 
 from segtransformers import SegmentationImageProcessor, SegmentationPipeline, SegUperNetForSemanticSegmentation
-from segtransformers.inference import multi_scale_options, segment_image
+from segtransformers.inference import InferenceProtocol, segment_image
 from segtransformers.models.layers.sliding_windows import SlidingWindow, slide, window_origins
 
 NAMES = ["sky", "wall", "floor", "tree", "car"]
@@ -112,10 +115,11 @@ def test_our_pipeline_without_options_is_transformers_own(folder):
 def test_options_of_our_pipeline(folder, options):
     """Given at once or with each call."""
     segmenter, image = ours(folder), picture()
-    expected = dict(options)
-    if expected.pop("multi_scale", False):
-        expected = {**multi_scale_options(segmenter.image_processor), **expected}
-    labels = segment_image(segmenter.model, segmenter.image_processor, image, **expected).numpy()
+    changes = dict(options)
+    several = changes.pop("multi_scale", False)
+    protocol = InferenceProtocol.multi_scale(segmenter.image_processor) if several else InferenceProtocol()
+    protocol = dataclasses.replace(protocol, **changes)
+    labels = segment_image(segmenter.model, segmenter.image_processor, image, protocol).numpy()
     assert (label_map(segmenter(image, **options)) == labels).all()
     assert (label_map(ours(folder, **options)(image)) == labels).all()
     assert (label_map(segmenter(image)) != labels).any()  # and the next call has none of them
@@ -138,6 +142,42 @@ def test_our_pipeline_takes_batches_of_any_sizes(folder, capsys):
     assert [segment["label"] for segment in streamed[1]] == [segment["label"] for segment in one_by_one[1]]
 
 
+def test_many_threads_share_our_pipeline(folder):
+    segmenter, images = ours(folder), [picture(), picture(size=(120, 90))]
+    before = segmenter.model.config.to_dict()
+    options = [
+        {},
+        {"flip": True},
+        {"scales": [0.75, 1.25]},
+        {"window": (48, 48)},
+        {"window": (48, 64), "flip": True},
+        {"multi_scale": True},
+        {"batch_size": 2},
+        {"scales": [0.5], "progress": True},
+    ]
+    expected = [segmenter(images, **one) for one in options]
+    start = threading.Barrier(len(options))
+
+    def run(one):
+        start.wait()
+        return segmenter(images, **one)
+
+    with ThreadPoolExecutor(len(options)) as pool:
+        found = list(pool.map(run, options))
+    for alone, together in zip(expected, found, strict=True):
+        for first, second in zip(alone, together, strict=True):
+            assert (label_map(first) == label_map(second)).all()
+    assert segmenter.model.config.to_dict() == before
+
+
+def test_our_pipeline_keeps_the_brightness_of_16_bits(folder, tmp_path):
+    segmenter, grey = ours(folder), picture("L")
+    deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    deep.save(tmp_path / "deep.png")
+    for image in (deep, str(tmp_path / "deep.png")):
+        assert (label_map(segmenter(image)) == label_map(segmenter(grey))).all()
+
+
 def test_our_pipeline_reads_in_other_processes(folder):
     pictures = [picture(), picture(size=(120, 90))]
     found = ours(folder, num_workers=1)(pictures, batch_size=2)
@@ -147,6 +187,8 @@ def test_our_pipeline_reads_in_other_processes(folder):
 def test_our_pipeline_names_what_it_does_not_know(folder):
     with pytest.raises(TypeError, match="takes no scale"):
         ours(folder)(picture(), scale=[1.0])
+    with pytest.raises(ValueError, match="stride must not exceed window"):
+        ours(folder, window=(64, 64))(picture(), stride=(65, 64))
     with pytest.raises(ValueError, match="subtask must be 'semantic'"):
         ours(folder)(picture(), subtask="panoptic")
 

@@ -20,7 +20,7 @@ from segtransformers.datasets.scenes import (
     SceneDataset,
     draw_scene,
 )
-from segtransformers.inference import multi_scale_options, segment_image
+from segtransformers.inference import InferenceProtocol, segment_image
 from segtransformers.metrics import MeanIoU
 from segtransformers.packaged import example_image_path, packaged_model_path
 
@@ -122,11 +122,11 @@ def packaged():
     return model.eval(), AutoImageProcessor.from_pretrained(folder)
 
 
-def mean_iou(packaged, seeds, **options) -> float:
+def mean_iou(packaged, seeds, protocol=None) -> float:
     metric = MeanIoU(len(SCENE_CLASSES))
     for seed in seeds:
         image, labels = draw_scene(seed)
-        metric.add(prediction=segment_image(*packaged, Image.fromarray(image), **options), reference=labels)
+        metric.add(prediction=segment_image(*packaged, Image.fromarray(image), protocol), reference=labels)
     return metric.compute()["mean_iou"]
 
 
@@ -143,7 +143,7 @@ def test_packaged_model_is_better_than_a_classifier_of_colours(packaged):
 
 def test_multi_scale_and_flip_do_not_harm_the_packaged_model(packaged):
     """They would if the model relied on the noise of single pixels, which resizing smooths away."""
-    options = multi_scale_options(packaged[1])
-    assert len(options["scales"]) > 1 and options["flip"]
+    protocol = InferenceProtocol.multi_scale(packaged[1])
+    assert len(protocol.scales) > 1 and protocol.flip
     seeds = range(100, 120)
-    assert mean_iou(packaged, seeds, **options) >= mean_iou(packaged, seeds)
+    assert mean_iou(packaged, seeds, protocol) >= mean_iou(packaged, seeds)

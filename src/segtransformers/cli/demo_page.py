@@ -1,30 +1,34 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""A page to try models on pictures: `segtransformers demo`, or a Space.
+"""A page to try models on images: `segtransformers demo`, or a Space.
 
 For a Space of the Hub (SDK gradio), copy this file as `app.py`, put the line `segtransformers[demo]` into
-`requirements.txt`, and name the models in the Space's variable `SEGTRANSFORMERS_MODELS`, with spaces between them; the
-packaged model is there without it. This is why the file imports the package by its full name.
+`requirements.txt`, and name the models in the Space's variable `SEGTRANSFORMERS_MODELS`, with spaces between them.
+Without that variable the page has the packaged model. For such copies the file imports the package by its full name.
 
-The page needs nothing from elsewhere: no fonts, no scripts, no telemetry.
+The page loads no fonts and no scripts from other hosts, and sends no telemetry.
 """
 
+import contextlib
 import functools
 import html
 import logging
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio reads it at more than one place
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported, which reads it in several places
 
 import gradio
 import numpy as np
 import torch
 from PIL import Image
 
-from segtransformers.cli.common import UserError, load_model, read_picture, view_options
+from segtransformers.cli.common import inference_protocol, load_model, read_image_file
+from segtransformers.cli.errors import UserError
 from segtransformers.inference import segment_image
 from segtransformers.packaged import example_image_path, known_model
 from segtransformers.visualization import Palette, class_areas, distinct_colours, draw_overlay
@@ -34,7 +38,7 @@ logger = logging.getLogger(__name__)
 PACKAGED = "drawn scenes (packaged)"
 MODELS_IN_MEMORY = 2
 LARGEST_FILE = "100mb"
-CLEANING, LIFE = 600, 3600  # seconds between cleanings, and that a visitor's files are kept
+CLEANING_INTERVAL, FILE_LIFETIME = 600, 3600  # of the visitors' files that gradio keeps, in seconds
 STYLE = """
 .legend { display: grid; grid-template-columns: auto 1fr auto; gap: 4px 10px; align-items: center; }
 .legend .swatch { width: 1em; height: 1em; border: 1px solid #808080; }
@@ -43,12 +47,12 @@ STYLE = """
 
 
 def label_image(labels: np.ndarray) -> Image.Image:
-    """A label map as a grey PNG whose values are the class indices: of 8 bits, or 16 where they need it."""
+    """Return a label map as a grey image of class indices: 8 bits, or 16 bits for indices above 255."""
     return Image.fromarray(labels.astype(np.uint8 if labels.max(initial=0) < 256 else np.uint16))
 
 
 def palette_image(labels: np.ndarray, palette: Palette) -> Image.Image:
-    """A label map in its colours: an indexed PNG, or RGB where there are more than 256 classes."""
+    """Return a label map in its colours: an image with a palette, or RGB for more than 256 classes."""
     colours = np.asarray(palette, dtype=np.uint8)
     if labels.max(initial=0) >= 256 or len(colours) > 256:
         return Image.fromarray(colours[labels])
@@ -58,7 +62,7 @@ def palette_image(labels: np.ndarray, palette: Palette) -> Image.Image:
 
 
 def legend(names: Mapping[int, str], areas: Mapping[int, float], palette: Palette) -> str:
-    """The classes in a picture as HTML: colour, name and share, largest first."""
+    """Return the classes of an image as HTML: colour, name and share, in the order of `areas`."""
     rows = [
         f'<span class="swatch" style="background: rgb{tuple(palette[index])}"></span>'
         f'<span class="name">{html.escape(str(names.get(index, index)))}</span>'
@@ -69,7 +73,7 @@ def legend(names: Mapping[int, str], areas: Mapping[int, float], palette: Palett
 
 
 class Demo:
-    """What the page does.
+    """The work behind the page. Threads may share it.
 
     Args:
         models: folders or Hub ids by the name that the page shows.
@@ -87,89 +91,102 @@ class Demo:
     def segment(
         self, file: str | None, model: str, multi_scale: bool, scales: str | None, flip: bool, window: str | None
     ) -> tuple[Image.Image, str, str, str]:
-        """The picture under its classes, the legend, and the files of labels and colours.
+        """Segment an image file with the options of the page's fields.
+
+        Returns:
+            the image with its classes drawn over it, the legend as HTML, and the paths of two PNG files: the label map,
+            and the label map in colours.
 
         Raises:
-            gradio.Error: for everything that goes wrong, with a message for the visitor.
+            gradio.Error: for every error, with a message for the visitor.
         """
         try:
             return self._segment(file, model, multi_scale, (scales or "").strip(), flip, (window or "").strip())
         except UserError as error:
-            message = str(error).replace("--", "")  # options of a command are fields here
-        except (ValueError, RuntimeError, OSError, MemoryError) as error:  # too small a picture, too little memory
-            message = f"cannot segment this picture: {' '.join(str(error).split())[:300] or type(error).__name__}"
+            message = str(error).replace("--", "")  # the options of a command are fields of the page
+        except (ValueError, RuntimeError, OSError, MemoryError) as error:  # such as an image that is too small
+            message = f"cannot segment this image: {' '.join(str(error).split())[:300] or type(error).__name__}"
         except Exception as error:
-            logger.exception("a picture could not be segmented")  # this is for whoever runs the page
-            message = f"cannot segment this picture: {type(error).__name__}"
+            logger.exception("an image could not be segmented")  # the traceback is for whoever runs the page
+            message = f"cannot segment this image: {type(error).__name__}"
         raise gradio.Error(html.escape(message[:1].upper() + message[1:]), duration=None, print_exception=False)
 
     def _segment(
         self, file: str | None, model: str, multi_scale: bool, scales: str, flip: bool, window: str
     ) -> tuple[Image.Image, str, str, str]:
         if file is None:
-            raise UserError("drop a picture first, or click the example")
+            raise UserError("drop an image first, or click the example")
         if model not in self.models:
             raise UserError(f"there is no model {model!r} here")
         try:
-            picture = read_picture(Path(file))
-        except UserError as error:
+            image = read_image_file(Path(file))
+        except UserError as error:  # the folder of an upload is of no interest
             raise UserError(str(error).replace(str(Path(file).parent) + os.sep, "")) from None
         network, processor = self.load(model)
-        options = view_options(processor, multi_scale, scales or None, flip, window or None, None)
+        protocol = inference_protocol(processor, multi_scale, scales or None, flip, window or None, None)
         with torch.inference_mode():
-            labels = segment_image(network, processor, picture, **options).cpu().numpy()
+            labels = segment_image(network, processor, image, protocol).cpu().numpy()
         names = network.config.id2label
         palette = getattr(network.config, "palette", None) or distinct_colours(network.config.num_labels)
-        folder = Path(self.folder.name)
-        for old in folder.iterdir():
-            old.unlink()  # gradio has its own copies
+        folder = self._folder_for_files()
         files = [folder / f"{Path(file).stem}-{kind}.png" for kind in ("labels", "colours")]
-        for image, path in zip((label_image(labels), palette_image(labels, palette)), files, strict=True):
-            image.save(path)
+        for result, path in zip((label_image(labels), palette_image(labels, palette)), files, strict=True):
+            result.save(path)
         return (
-            draw_overlay(picture, labels, palette),
+            draw_overlay(image, labels, palette),
             legend(names, class_areas(labels), palette),
             str(files[0]),
             str(files[1]),
         )
 
+    def _folder_for_files(self) -> Path:
+        """Create a folder for the files of one image, and delete the older ones, which gradio has copied."""
+        for folder in Path(self.folder.name).iterdir():
+            with contextlib.suppress(FileNotFoundError):  # another thread may delete it, too
+                if time.time() - folder.stat().st_mtime > CLEANING_INTERVAL:
+                    shutil.rmtree(folder, ignore_errors=True)
+        return Path(tempfile.mkdtemp(dir=self.folder.name))
+
 
 def build_page(demo: Demo) -> gradio.Blocks:
-    """The page around it."""
+    """Build the page for a demo."""
     with gradio.Blocks(
-        title="segtransformers", analytics_enabled=False, delete_cache=(CLEANING, LIFE), fill_width=True
+        title="segtransformers",
+        analytics_enabled=False,
+        delete_cache=(CLEANING_INTERVAL, FILE_LIFETIME),
+        fill_width=True,
     ) as page:
-        gradio.Markdown("# Semantic segmentation\nDrop a picture, choose a model, and see what is where.")
+        gradio.Markdown("# Semantic segmentation\nDrop an image, choose a model, and see its classes.")
         with gradio.Row():
             with gradio.Column():
-                picture = gradio.Image(
-                    label="Picture",
+                image = gradio.Image(
+                    label="Image",
                     type="filepath",
                     sources=["upload", "clipboard"],
                     buttons=["fullscreen"],
                     height=360,
-                    elem_id="picture",
+                    elem_id="image",
                 )
-                # the file as it came: `read_picture` takes more kinds, and says what is wrong with one
-                picture.preprocess = lambda payload: payload.path if payload else None  # type: ignore[method-assign]
+                # gradio would decode the upload, but `read_image_file` reads more kinds and names what is wrong
+                image.preprocess = lambda payload: payload.path if payload else None  # type: ignore[method-assign]
                 model = gradio.Dropdown(list(demo.models), label="Model", elem_id="model")
-                with gradio.Accordion("How the picture is looked at", open=False, elem_id="how"):
+                with gradio.Accordion("Inference options", open=False, elem_id="options"):
                     window = gradio.Textbox(
                         label="Window",
-                        info="Side or HEIGHTxWIDTH in pixels; empty: the model's own.",
+                        info="Side or HEIGHTxWIDTH in pixels. Empty: the window of the model.",
                         elem_id="window",
                     )
                     scales = gradio.Textbox(
                         label="Scales",
-                        info="Factors on the usual size that are averaged, such as 0.75, 1, 1.5; empty: 1.",
+                        info="Average over these factors on the usual size, such as 0.75, 1, 1.5. Empty: 1.",
                         elem_id="scales",
                     )
                     multi_scale = gradio.Checkbox(
-                        label="The scales that the model was tested at", elem_id="multi-scale"
+                        label="Average over the scales that the model was tested at", elem_id="multi-scale"
                     )
-                    flip = gradio.Checkbox(label="Average with the mirror image", elem_id="flip")
+                    flip = gradio.Checkbox(label="Average with the mirrored image", elem_id="flip")
                 button = gradio.Button("Segment", variant="primary", elem_id="segment")
-                gradio.Examples([str(example_image_path())], picture, label="Example: a drawn scene")
+                gradio.Examples([str(example_image_path())], image, label="Example: a drawn scene")
             with gradio.Column():
                 overlay = gradio.Image(
                     label="Classes",
@@ -184,29 +201,29 @@ def build_page(demo: Demo) -> gradio.Blocks:
                     colours = gradio.DownloadButton("Colours (PNG)", elem_id="colours", interactive=False)
 
         def run(*arguments: Any) -> tuple[Any, ...]:
-            image, text, *files = demo.segment(*arguments)
-            return image, text, *(gradio.DownloadButton(value=file, interactive=True) for file in files)
+            drawn, text, *files = demo.segment(*arguments)
+            return drawn, text, *(gradio.DownloadButton(value=file, interactive=True) for file in files)
 
         def clear() -> tuple[Any, ...]:
-            """So that what stands there after an error is not of another picture."""
+            """Remove the results of the last image, which would else remain after an error."""
             return None, "", gradio.DownloadButton(interactive=False), gradio.DownloadButton(interactive=False)
 
         results = [overlay, table, labels, colours]
         button.click(clear, None, results, queue=False, show_progress="hidden", api_visibility="private").then(
             run,
-            [picture, model, multi_scale, scales, flip, window],
+            [image, model, multi_scale, scales, flip, window],
             results,
             show_progress_on=overlay,
-            concurrency_limit=1,  # models take all cores, and much memory
+            concurrency_limit=1,  # a model uses all cores and much memory
             api_name="segment",
         )
     return page
 
 
 def named_models(models: Sequence[str]) -> dict[str, str]:
-    """The page's names of folders or Hub ids: the folder's own name where that is enough to tell them apart.
+    """Return folders or Hub ids by the name that the page shows: of a folder its last part, if that is unique.
 
-    "packaged" is the model that comes with the package; without any, it is the only one.
+    "packaged" is the model that comes with the package, and the only one if `models` is empty.
     """
     named: dict[str, str] = {}
     for model in models or ["packaged"]:
@@ -230,11 +247,12 @@ def launch(
     """Serve the page.
 
     Args:
-        models: folders or Hub ids; none takes the packaged model. The first is loaded at once.
+        models: folders or Hub ids; if empty, the packaged model. The first is loaded at once.
         device: such as cpu or cuda; None takes a GPU if there is one.
-        host, port: to listen at; None is 127.0.0.1 and a free port from 7860 on, or what a Space says.
-        browser: open the page in a browser.
-        wait: until it is interrupted. Otherwise the server ends with the process, or with `close()`.
+        host, port: address to listen at; None takes the settings of a Space, or 127.0.0.1 and a free port from 7860 on.
+        browser: whether to open the page in a browser.
+        wait: whether to return only after an interruption. Otherwise the server ends with the process, or with
+            `close()`.
 
     Raises:
         UserError: if the first model cannot be loaded.

@@ -1,5 +1,8 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""`segtransformers export`: a model as one file for other runtimes."""
+"""`segtransformers export`: a model as one file for other runtimes.
+
+Heavy modules are imported inside functions, so that the help and mistyped options cost no time.
+"""
 
 import importlib.util
 import os
@@ -8,7 +11,8 @@ from typing import Annotated
 
 import typer
 
-from .common import UserError, load_model, one_line_errors
+from .common import load_model
+from .errors import UserError, one_line_errors
 
 
 def export(
@@ -18,22 +22,20 @@ def export(
     ] = None,
     size: Annotated[
         tuple[int, int] | None,
-        typer.Option(metavar="HEIGHT WIDTH", help="Of the images, in pixels; by default the model's window."),
+        typer.Option(metavar="HEIGHT WIDTH", help="Size of the images in pixels; by default the model's window."),
     ] = None,
     dynamic_batch: Annotated[bool, typer.Option("--dynamic-batch", help="Any number of images at once.")] = False,
-    opset: Annotated[int | None, typer.Option(help="ONNX's; by default PyTorch's choice.")] = None,
+    opset: Annotated[
+        int | None, typer.Option(help="Version of the ONNX operators; by default PyTorch's choice.")
+    ] = None,
     check: Annotated[bool, typer.Option(help="Run the file and compare it with the model.")] = True,
 ) -> None:
     """Write a model as one ONNX file or torch.export program, and check that it computes the same.
 
-    Without --model, the packaged model, which knows drawn scenes only. The file takes whole images of one size and
-    holds mean, deviation and class names; of a model that runs in windows, it is one window.
+    Without --model, the packaged model is written, which knows drawn scenes only. The file takes whole images of one
+    size, for a model that runs in windows one window. It holds mean, deviation and class names.
     """
-    from ..export.exporting import (  # it takes time, and only this command needs it
-        ExportError,
-        export_model,
-        export_size,
-    )
+    from ..export import ExportError, export_model, export_size
 
     with one_line_errors(ValueError, ImportError, ExportError):
         if not output.parent.is_dir() or not os.access(output.parent, os.W_OK):

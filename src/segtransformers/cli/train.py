@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..packaged import known_model
-from .common import UserError, check_folder, one_line_errors, sides, why_not_loaded
+from .common import check_folder, sides, why_not_loaded
 from .data_options import ClassesOption, KindOption, LabelMapOption, MaskEndingOption, ReduceLabelsOption, load_data
+from .errors import UserError, one_line_errors
 from .evaluate import write_results
 
 if TYPE_CHECKING:
@@ -214,7 +215,7 @@ def _measure(output: Path, processor: Any, data: "SegmentationDataset", argument
     import torch
     from transformers import AutoModelForSemanticSegmentation
 
-    from ..evaluation.evaluation import evaluate_segmentation, results_table
+    from ..evaluation import evaluate_segmentation, results_table
 
     if arguments.world_size > 1:
         torch.distributed.barrier()  # the main process writes the model

@@ -6,31 +6,26 @@ from typing import TYPE_CHECKING
 from ..lazy import lazy_names
 
 if TYPE_CHECKING:
-    from .evaluation import (
-        JournalError,
-        check_classes,
-        compare_with_published,
-        evaluate_segmentation,
-        results_table,
-        why_not_comparable,
-    )
+    from .class_check import check_classes
+    from .evaluation import evaluate_segmentation
+    from .published_comparison import compare_with_published, why_not_comparable
+    from .results import results_table
+    from .resume_log import ResumeLog, ResumeLogError
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
-            "evaluation": (
-                "JournalError",
-                "check_classes",
-                "compare_with_published",
-                "evaluate_segmentation",
-                "results_table",
-                "why_not_comparable",
-            ),
+            "class_check": ("check_classes",),
+            "evaluation": ("evaluate_segmentation",),
+            "published_comparison": ("compare_with_published", "why_not_comparable"),
+            "results": ("results_table",),
+            "resume_log": ("ResumeLog", "ResumeLogError"),
         },
     )
 
 __all__ = [
-    "JournalError",
+    "ResumeLog",
+    "ResumeLogError",
     "check_classes",
     "compare_with_published",
     "evaluate_segmentation",

@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Export to ONNX and `torch.export` files."""
+"""Export of models to ONNX and `torch.export` files."""
 
 from typing import TYPE_CHECKING
 

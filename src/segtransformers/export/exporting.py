@@ -1,18 +1,20 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Models as single files that run without this package: programs of `torch.export` (.pt2) and ONNX (.onnx).
+"""Export of models to single files that run without this package: `torch.export` programs (.pt2) and ONNX (.onnx).
 
-While a model is traced, deformable layers and BEiT's attention take forms that every runtime has, by themselves. The
-file holds what a user of it has to know as JSON, see [`describe`].
+While a model is traced, deformable layers and BEiT's attention use operators that every runtime has. The file describes
+its input and output as JSON, see [`describe`].
 """
 
 import contextlib
+import copy
 import importlib.util
 import json
 import logging
 import os
 import tempfile
+import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,30 +27,34 @@ from ..operators import compiled_operators
 
 FORMATS = (".onnx", ".pt2")
 INPUT, OUTPUT = "pixel_values", "logits"
-METADATA = "segmentation.json"  # its name in the file
-OLDEST_OPSET = 18  # the exporter writes none below it
-TOLERANCE = 1e-4  # between the file and the model, as a share of the largest logit
-BATCHES = (1, 3)  # that a file for any batch is tried with
+METADATA = "segmentation.json"  # name of the description in the file
+OLDEST_OPSET = 18  # the exporter of PyTorch writes none below it
+TOLERANCE = 1e-4  # largest difference between the file and the model, as a share of the largest logit
+CHECKED_BATCH_SIZES = (1, 3)  # for files with a dynamic batch
+# torch.export and its ONNX exporter change state of the whole process: one export at a time
+_EXPORTING = threading.Lock()
 
 
 class ExportError(RuntimeError):
-    """A model that cannot be exported, or a file that does not compute what the model does."""
+    """The model cannot be exported, or the file computes something else than the model."""
 
 
 class LogitsOnly(nn.Module):
-    """A model for semantic segmentation as a function from pixels to logits."""
+    """Wrap a model for semantic segmentation as a function from pixels to logits, on whole images."""
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
         self.model = model
+        # a file has one input size, so whoever runs it cuts larger images into windows
+        self.options = {"sliding_window": False} if hasattr(model.config, "sliding_window") else {}
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """From `(B, 3, H, W)`, normalised, to `(B, num_labels, H, W)`."""
-        return self.model(pixel_values=pixel_values).logits
+        """Map normalised images `(B, 3, H, W)` to logits `(B, num_labels, H, W)`."""
+        return self.model(pixel_values=pixel_values, **self.options).logits
 
 
 def export_size(model: PreTrainedModel, processor: Any = None) -> tuple[int, int]:
-    """(height, width) that a model is exported at: of its window, or else what its processor resizes to.
+    """Return the (height, width) that a model is exported at: its window, or else the size its processor resizes to.
 
     Raises:
         ValueError: if neither is fixed.
@@ -61,17 +67,21 @@ def export_size(model: PreTrainedModel, processor: Any = None) -> tuple[int, int
         return int(size["height"]), int(size["width"])
     if size.get("shortest_edge"):
         return int(size["shortest_edge"]), int(size["shortest_edge"])
-    raise ValueError("neither the model's window nor its processor says a size to export at: give one")
+    raise ValueError("neither the model's window nor its processor has a size to export at: pass size=(height, width)")
 
 
 def describe(model: PreTrainedModel, processor: Any, size: Sequence[int], dynamic_batch: bool) -> dict[str, Any]:
-    """What the user of an exported file has to know, as JSON.
+    """Describe the input and output of an exported file.
 
     Returns:
-        `input`, `output`: their names. `batch`: 1, or None for any. `height`, `width`: of the input, in pixels.
-        `rescale_factor`, `mean`, `std`: `(pixels * rescale_factor - mean) / std` of RGB pixels 0 ... 255 is the input,
-        `(batch, 3, height, width)`. `classes`: the names in the order of the output's channels. `palette`: their
-        colours, red, green, blue, or None.
+        a dict that JSON can hold.
+        `input`, `output`: their names.
+        `batch`: 1, or None for any number of images.
+        `height`, `width`: of the input, in pixels.
+        `rescale_factor`, `mean`, `std`: for RGB pixels from 0 to 255, `(pixels * rescale_factor - mean) / std` is the
+        input `(batch, 3, height, width)`.
+        `classes`: their names in the order of the output's channels.
+        `palette`: `[red, green, blue]` of each class, or None.
     """
     rescale = getattr(processor, "rescale_factor", 1 / 255) if getattr(processor, "do_rescale", True) else 1.0
     normalised = getattr(processor, "do_normalize", False)
@@ -91,7 +101,10 @@ def describe(model: PreTrainedModel, processor: Any, size: Sequence[int], dynami
 
 
 def read_description(path: str | os.PathLike) -> dict[str, Any]:
-    """[`describe`] of an exported file. (It needs no more than these lines, so it works without this package, too.)"""
+    """Read the description of an exported file, see [`describe`].
+
+    These lines need nothing of this package, so users of a file may copy them.
+    """
     if Path(path).suffix == ".onnx":
         import onnx
 
@@ -104,25 +117,35 @@ def read_description(path: str | os.PathLike) -> dict[str, Any]:
 
 @torch.no_grad()
 def traced(model: PreTrainedModel, size: Sequence[int], dynamic_batch: bool = False) -> torch.export.ExportedProgram:
-    """The `torch.export` program from `pixel_values` `(B, 3, *size)` to `logits`.
+    """Trace the `torch.export` program from `pixel_values` `(B, 3, *size)` to `logits`.
 
-    The model runs on whole images, whatever its `inference_mode` says.
+    The program runs on whole images, also if the model has a sliding window. Other threads may run the model meanwhile.
 
     Args:
         model: in evaluation mode.
         size: (height, width) in pixels, fixed in the program.
-        dynamic_batch: whether the program takes any B, or only 1.
+        dynamic_batch: whether the program takes any B instead of only 1.
 
     Raises:
         ValueError: if the model is in training mode or does not take images of this size.
     """
     if model.training:
         raise ValueError("the model is in training mode: call model.eval() first")
-    # 1 would be taken for a constant
-    images = torch.zeros(2 if dynamic_batch else 1, 3, *size, dtype=model.dtype, device=model.device)
+    batch_size = 2 if dynamic_batch else 1  # torch.export would fix a batch size of 1
+    images = torch.zeros(batch_size, 3, *size, dtype=model.dtype, device=model.device)
     shapes = {INPUT: {0: torch.export.Dim("batch")}} if dynamic_batch else None
-    with _whole_images(model), compiled_operators("off"):
-        return torch.export.export(LogitsOnly(model).eval(), (images,), dynamic_shapes=shapes, strict=False)
+    with _EXPORTING, compiled_operators("off"):
+        module = LogitsOnly(_copy_with_the_same_tensors(model)).eval()
+        return torch.export.export(module, (images,), dynamic_shapes=shapes, strict=False)
+
+
+def _copy_with_the_same_tensors(model: PreTrainedModel) -> PreTrainedModel:
+    """Copy the modules of a model, but neither its parameters nor its buffers.
+
+    While torch.export traces a module it exchanges the parameters, which other threads would see.
+    """
+    tensors: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, tensors)
 
 
 def export_model(
@@ -135,7 +158,7 @@ def export_model(
     opset: int | None = None,
     check: bool = True,
 ) -> float | None:
-    """Write a model as one file (ONNX of more than 2 GB: two, the weights in `output` + ".data").
+    """Write a model as one file. ONNX of more than 2 GB gets a second file, `output` + ".data", with the weights.
 
     The file appears when it is complete and checked.
 
@@ -144,23 +167,23 @@ def export_model(
         processor: its image processor.
         output: the file, ending in .onnx or .pt2.
         size: (height, width) in pixels; None takes [`export_size`].
-        dynamic_batch: whether the file takes any number of images at once, or one.
-        opset: of ONNX, 18 or newer; None takes PyTorch's choice.
-        check: run the file, with onnxruntime or PyTorch, and compare with the model.
+        dynamic_batch: whether the file takes any number of images at once instead of only one.
+        opset: version of the ONNX operators, 18 or newer; None takes the choice of PyTorch.
+        check: whether to run the file, with onnxruntime or PyTorch, and compare its logits with the model's.
 
     Returns:
-        the largest difference from the model's logits, as a share of the largest of them; None if not checked.
+        the largest difference from the model's logits, as a share of the largest of them; None without a check.
 
     Raises:
-        ValueError: for a wrong argument, or a model that does not take images of this size.
-        ImportError: if what writes or runs ONNX is not installed.
-        ExportError: if the model cannot be exported, or the file does not compute what the model does.
+        ValueError: if an argument is wrong, or the model does not take images of this size.
+        ImportError: if a package that writes or runs ONNX is not installed.
+        ExportError: if the model cannot be exported, or the file computes something else than the model.
     """
     output = Path(output)
     if output.suffix not in FORMATS:
         raise ValueError(f"the file must end in {' or '.join(FORMATS)}, got {output.name}")
     if opset is not None and output.suffix != ".onnx":
-        raise ValueError("an opset is ONNX's: leave it out for .pt2")
+        raise ValueError("opset is an option of ONNX: leave it out for .pt2")
     if opset is not None and opset < OLDEST_OPSET:
         raise ValueError(f"opset must be {OLDEST_OPSET} or newer, got {opset}")
     if output.suffix == ".onnx":
@@ -170,11 +193,11 @@ def export_model(
         program = traced(model, size, dynamic_batch)
     except (ValueError, MemoryError):
         raise
-    except Exception as error:  # of many kinds, from a model that is not ours
+    except Exception as error:  # models of others raise errors of many kinds
         raise ExportError(f"torch.export cannot trace {type(model).__name__}: {_reason(error)}") from error
     description = json.dumps(describe(model, processor, size, dynamic_batch))
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
-        file = Path(folder) / output.name  # the name of a file of weights beside it is written into it
+        file = Path(folder) / output.name  # ONNX stores the name of the file with the weights
         if output.suffix == ".pt2":
             torch.export.save(program, file, extra_files={METADATA: description})
         else:
@@ -185,7 +208,7 @@ def export_model(
                 f"the exported file differs from the model by {difference:.1e} of the largest logit, more than "
                 f"{TOLERANCE}"
             )
-        for part in sorted(Path(folder).iterdir(), key=lambda part: part.name == output.name):  # itself comes last
+        for part in sorted(Path(folder).iterdir(), key=lambda part: part.name == output.name):  # the weights first
             part.replace(output.parent / part.name)
     return difference
 
@@ -199,7 +222,7 @@ def _require(*packages: str) -> None:
 
 
 def _write_onnx(program: torch.export.ExportedProgram, file: Path, description: str, opset: int | None) -> None:
-    with _quiet("onnxscript", "onnx_ir", "torch.onnx"):
+    with _EXPORTING, _quiet("onnxscript", "onnx_ir", "torch.onnx"):
         try:
             exported = torch.onnx.export(
                 program,
@@ -211,61 +234,46 @@ def _write_onnx(program: torch.export.ExportedProgram, file: Path, description: 
             )
         except torch.onnx.errors.OnnxExporterError as error:
             raise ExportError(f"ONNX cannot express the model: {_reason(error)}") from error
-        assert exported is not None  # it is for files only
+        assert exported is not None  # None is returned only if the exporter writes the file itself
         exported.model.metadata_props[METADATA] = description
         exported.save(file)
 
 
 @torch.no_grad()
 def _largest_error(model: PreTrainedModel, file: Path, size: Sequence[int], dynamic_batch: bool) -> float:
-    """The largest difference between the logits of a file and a model, as a share of the largest logit."""
+    """Return the largest difference between the logits of a file and of a model, as a share of the largest logit."""
     errors = []
-    run = _runner(file)
+    run, forward = _runner(file), LogitsOnly(model)
     generator = torch.Generator().manual_seed(0)
-    with _whole_images(model):
-        for batch in BATCHES if dynamic_batch else (1,):
-            images = torch.randn(batch, 3, *size, generator=generator).to(model.dtype)
-            expected = model(pixel_values=images.to(model.device)).logits.float().cpu().numpy()
-            difference = np.abs(run(images).astype(np.float32) - expected).max()
-            errors.append(float(difference / np.abs(expected).max()))
+    for batch_size in CHECKED_BATCH_SIZES if dynamic_batch else (1,):
+        images = torch.randn(batch_size, 3, *size, generator=generator).to(model.dtype)
+        expected = forward(images.to(model.device)).float().cpu().numpy()
+        difference = np.abs(run(images).astype(np.float32) - expected).max()
+        errors.append(float(difference / np.abs(expected).max()))
     return max(errors)
 
 
-def _runner(file: Path):
-    """A function from pixels to logits, that of an exported file."""
+def _runner(file: Path) -> Callable[[torch.Tensor], np.ndarray]:
+    """Load an exported file as a function from pixels to logits."""
     if file.suffix == ".onnx":
         import onnxruntime
 
         try:
             session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-        except Exception as error:  # its kinds have nothing in common
+        except Exception as error:  # the errors of onnxruntime have no base class of their own
             raise ExportError(
-                f"onnxruntime {onnxruntime.__version__} cannot load the file, perhaps for its opset: {_reason(error)}"
+                f"onnxruntime {onnxruntime.__version__} cannot load the file, perhaps because of its opset: "
+                f"{_reason(error)}"
             ) from error
         return lambda images: session.run([OUTPUT], {INPUT: images.numpy()})[0]
     program = torch.export.load(file)
-    place = next(iter(program.state_dict.values())).device
-    return lambda images: program.module()(images.to(place)).float().cpu().numpy()
-
-
-@contextlib.contextmanager
-def _whole_images(model: PreTrainedModel) -> Iterator[None]:
-    """No sliding windows for a while: a file has one size, and whoever uses it cuts the windows."""
-    config: Any = model.config
-    if not hasattr(config, "inference_mode"):
-        yield
-        return
-    before = config.inference_mode
-    try:
-        config.inference_mode = "whole"
-        yield
-    finally:
-        config.inference_mode = before
+    device = next(iter(program.state_dict.values())).device
+    return lambda images: program.module()(images.to(device)).float().cpu().numpy()
 
 
 @contextlib.contextmanager
 def _quiet(*names: str) -> Iterator[None]:
-    """No warnings from exporters: they tell how they work, and the file is checked anyway."""
+    """Hide the warnings of exporters, which are about their own code. The file is checked anyway."""
     loggers = [logging.getLogger(name) for name in names]
     before = [logger.level for logger in loggers]
     try:
@@ -280,7 +288,7 @@ def _quiet(*names: str) -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of what began it: exporters put their own advice in front."""
+    """Return the first line of the original error: exporters wrap it in errors with general advice."""
     while error.__cause__ is not None:
         error = error.__cause__
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Inference on whole images: several scales, mirror images, sliding windows, and the pipeline."""
+"""Inference on whole images: scales, mirrored views, sliding windows, and the pipeline."""
 
 from typing import TYPE_CHECKING
 
@@ -7,42 +7,27 @@ from ..lazy import lazy_names
 
 if TYPE_CHECKING:
     from .pipeline import SegmentationPipeline
-    from .segmentation import (
-        View,
-        image_scores,
-        image_size,
-        image_views,
-        multi_scale_options,
-        segment_image,
-        segment_views,
-        window_in_use,
-    )
+    from .protocol import InferenceProtocol
+    from .segmentation import image_scores, segment_image, segment_views
+    from .views import View, image_size, image_views
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
             "pipeline": ("SegmentationPipeline",),
-            "segmentation": (
-                "View",
-                "image_scores",
-                "image_size",
-                "image_views",
-                "multi_scale_options",
-                "segment_image",
-                "segment_views",
-                "window_in_use",
-            ),
+            "protocol": ("InferenceProtocol",),
+            "segmentation": ("image_scores", "segment_image", "segment_views"),
+            "views": ("View", "image_size", "image_views"),
         },
     )
 
 __all__ = [
+    "InferenceProtocol",
     "SegmentationPipeline",
     "View",
     "image_scores",
     "image_size",
     "image_views",
-    "multi_scale_options",
     "segment_image",
     "segment_views",
-    "window_in_use",
 ]

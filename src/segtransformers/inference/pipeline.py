@@ -1,6 +1,6 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""transformers' image-segmentation pipeline with what its own lacks: several scales, mirror images, other windows,
-batches of images of different sizes, and progress.
+"""transformers' image-segmentation pipeline with scales, mirrored views, other windows, batches of images of different
+sizes, and a progress bar.
 
     segmenter = pipeline("image-segmentation", model=folder, pipeline_class=SegmentationPipeline, flip=True)
 
@@ -9,6 +9,7 @@ In a folder or repository that `save_pretrained` wrote, it is a task of its own:
     segmenter = pipeline("semantic-segmentation", model=repository, trust_remote_code=True)
 """
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -17,26 +18,31 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
-from transformers.image_utils import load_image
 from transformers.pipelines import ImageSegmentationPipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
-from .segmentation import image_size, image_views, multi_scale_options, segment_views
+from ..image_processing import load_image
+from .protocol import InferenceProtocol
+from .segmentation import segment_views
+from .views import image_size, image_views
+
+PROTOCOL_FIELDS = tuple(field.name for field in dataclasses.fields(InferenceProtocol))
 
 
 class SegmentationPipeline(ImageSegmentationPipeline):
-    """Semantic segmentation by the checkpoint's protocol or another, label maps made band by band.
+    """Semantic segmentation by the checkpoint's protocol or another one.
 
-    Results are those of transformers' pipeline: for each image a list of `{"score": None, "label": name, "mask": PIL
-    image of the photo's size}`. Options may be given to `pipeline(...)` or to a call:
+    The results are those of transformers' pipeline: for each image a list of `{"score": None, "label": name, "mask":
+    PIL image of the image's size}`. The options are keywords here, not an [`InferenceProtocol`], because transformers
+    passes them by name to `pipeline(...)` and to each call, and merges both:
 
     Args:
-        multi_scale: whether to use the checkpoint's own multi-scale protocol: its scales, and mirror images.
-        scales, flip, window, stride: as of [`~inference.segment_image`]. They override `multi_scale`.
-        batch_size: images that share a call of the network where their sizes after the resize are the same; other
-            images of the batch are run one by one.
-        progress: whether a list of images shows a progress bar.
-        timeout: in seconds, for images that are fetched from the web.
+        multi_scale: whether to use the checkpoint's multi-scale protocol ([`InferenceProtocol.multi_scale`]).
+        scales, flip, window, stride: fields of the [`InferenceProtocol`]. They override those of `multi_scale`.
+        batch_size: number of images in one forward pass, if their sizes after the resize are equal. Other images of
+            the batch are run one by one.
+        progress: whether to show a progress bar for a list of images.
+        timeout: limit for the download of an image, in seconds.
     """
 
     def __init__(self, *args, progress: bool = False, **kwargs):
@@ -44,13 +50,12 @@ class SegmentationPipeline(ImageSegmentationPipeline):
         super().__init__(*args, **kwargs)
 
     def _sanitize_parameters(self, **kwargs):
-        unknown = set(kwargs) - {"multi_scale", "scales", "flip", "window", "stride", "timeout", "subtask"}
+        unknown = set(kwargs) - {"multi_scale", *PROTOCOL_FIELDS, "timeout", "subtask"}
         if unknown:
             raise TypeError(f"{type(self).__name__} takes no {', '.join(sorted(unknown))}")
         if kwargs.get("subtask") not in (None, "semantic"):
             raise ValueError(f"subtask must be 'semantic', got {kwargs['subtask']!r}")
-        views = {name: kwargs[name] for name in ("multi_scale", "scales", "flip", "timeout") if name in kwargs}
-        return views, {name: kwargs[name] for name in ("window", "stride") if name in kwargs}, {}
+        return {name: value for name, value in kwargs.items() if name != "subtask"}, {}, {}
 
     def __call__(self, inputs: Any, progress: bool | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
         if not isinstance(inputs, list) or not (self.progress if progress is None else progress):
@@ -59,28 +64,28 @@ class SegmentationPipeline(ImageSegmentationPipeline):
         return list(tqdm(super().__call__(items, **kwargs), total=len(inputs), unit="image"))
 
     def get_iterator(self, inputs, num_workers, batch_size, preprocess_params, forward_params, postprocess_params):
-        """As transformers has it, but batches are lists, not tensors."""
+        """Iterate as transformers does, but over batches that are lists instead of tensors."""
         dataset: Any
         if hasattr(inputs, "__len__"):
             dataset = PipelineDataset(inputs, self.preprocess, preprocess_params)
         else:
             dataset = PipelineIterator(inputs, self.preprocess, preprocess_params)
-            num_workers = min(num_workers, 1)  # each worker would go through all of it
+            num_workers = min(num_workers, 1)  # every worker would go through all inputs
         loader = DataLoader(dataset, batch_size, num_workers=num_workers, collate_fn=_lists)
         outputs = PipelineIterator(loader, self.forward, forward_params, loader_batch_size=batch_size)
         return PipelineIterator(outputs, self.postprocess, postprocess_params)
 
-    def preprocess(self, image, multi_scale=False, scales=None, flip=None, timeout=None):  # type: ignore[override]
+    def preprocess(self, image, multi_scale=False, timeout=None, **options):  # type: ignore[override]
+        protocol = InferenceProtocol.multi_scale(self.image_processor) if multi_scale else InferenceProtocol()
+        protocol = dataclasses.replace(protocol, **{key: value for key, value in options.items() if value is not None})
         image = load_image(image, timeout=timeout)
-        options: dict[str, Any] = multi_scale_options(self.image_processor) if multi_scale else {}
-        given = {"scales": scales, "flip": flip}
-        options |= {name: value for name, value in given.items() if value is not None}
-        views = image_views(self.image_processor, image, **options)
-        return {"views": [views], "sizes": [image_size(image)]}
+        views = image_views(self.image_processor, image, protocol)
+        return {"views": [views], "sizes": [image_size(image)], "protocols": [protocol]}
 
-    def _forward(self, model_inputs, window=None, stride=None):  # type: ignore[override]
-        views, sizes = model_inputs["views"], model_inputs["sizes"]
-        return {"labels": segment_views(self.model, views, sizes, window=window, stride=stride)}
+    def _forward(self, model_inputs):  # type: ignore[override]
+        # all images of a batch come from one call, with one protocol
+        views, sizes, (protocol, *_) = (model_inputs[key] for key in ("views", "sizes", "protocols"))
+        return {"labels": segment_views(self.model, views, sizes, protocol)}
 
     def postprocess(self, model_outputs):  # type: ignore[override]
         (labels,) = model_outputs["labels"]
@@ -93,7 +98,7 @@ class SegmentationPipeline(ImageSegmentationPipeline):
 
 
 class _ListDataset(Dataset):
-    """A list that transformers iterates over, and gives back nothing before it is asked."""
+    """Wrap a list, so that transformers yields its results one by one instead of returning all of them."""
 
     def __init__(self, items: Sequence[Any]):
         self.items = items

@@ -1,0 +1,86 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""Descriptions of what is evaluated, as JSON can hold them: the model, the data and the protocol.
+
+They stand in the results, and a resume log is continued only if they are equal.
+"""
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import PreTrainedModel
+
+from ..inference import InferenceProtocol
+
+if TYPE_CHECKING:
+    from ..datasets import SegmentationDataset
+
+# fields of a config that change without any change of the model
+VOLATILE_FIELDS = ("_name_or_path", "transformers_version", "dtype", "custom_pipelines", "auto_map")
+# settings of an image processor that decide over the network's input
+PROCESSOR_FIELDS = (
+    "do_resize",
+    "size",
+    "size_divisor",
+    "do_rescale",
+    "do_normalize",
+    "image_mean",
+    "image_std",
+    "multi_scale",
+)
+
+
+def describe_model(model: PreTrainedModel) -> dict[str, Any]:
+    """Describe a model by its class and a digest of its config and its tensors."""
+    config = {key: value for key, value in model.config.to_dict().items() if key not in VOLATILE_FIELDS}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return {
+        "class": type(model).__name__,
+        "num_labels": model.config.num_labels,
+        "source_config": getattr(model.config, "source_config", None),
+        "sha256": digest.hexdigest(),
+    }
+
+
+def describe_data(data: "SegmentationDataset") -> dict[str, Any]:
+    """Describe a data set by its source, its label rule and a digest of the names of its images."""
+    names = hashlib.sha256("\n".join(data.names).encode())
+    return {
+        "source": str(data.source),
+        "kind": data.kind,
+        "split": data.split,
+        "images": len(data),
+        "num_labels": data.num_labels,
+        "ignore_index": data.ignore_index,
+        **data.rule.describe(),
+        "names_sha256": names.hexdigest(),
+    }
+
+
+def describe_protocol(model: PreTrainedModel, processor: Any, protocol: InferenceProtocol) -> dict[str, Any]:
+    """Describe the views, the windows in use, the image processor, the dtype and the device type.
+
+    `window_is_own` says whether the windows are the caller's instead of the checkpoint's.
+    """
+    window = protocol.sliding_window(model)
+    own = processor.to_dict()
+    preparation = {field: own[field] for field in PROCESSOR_FIELDS if field in own}
+    if protocol.scales is None:
+        preparation.pop("multi_scale", None)
+    return {
+        "scales": None if protocol.scales is None else list(protocol.scales),
+        "flip": protocol.flip,
+        "window_size": None if window is None else list(window.size),
+        "window_stride": None if window is None else list(window.stride),
+        "window_is_own": protocol.window is not None,
+        "image_processor": json.loads(json.dumps(preparation, default=dict)),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": model.device.type,
+    }
+
+
+__all__ = ["describe_data", "describe_model", "describe_protocol"]

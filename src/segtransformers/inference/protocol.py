@@ -1,0 +1,123 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""Inference options of an image: scales, mirrored views and sliding windows."""
+
+import math
+import operator
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from ..models.layers.sliding_windows import SlidingWindow
+
+
+@dataclass(frozen=True)
+class InferenceProtocol:
+    """The views of an image whose class probabilities are averaged, and the windows that each view is run in.
+
+    `InferenceProtocol()` is the single-scale protocol of a checkpoint, and [`InferenceProtocol.multi_scale`] its
+    multi-scale protocol.
+
+    Attributes:
+        scales: factors on the size that the processor resizes an image to; None is the single-scale protocol. The
+            resize follows the `multi_scale` settings of the processor, also for a scale of 1.
+        flip: whether each scale has a mirrored view, too.
+        window: (height, width) of the sliding windows in pixels. None takes the windows of the model's config.
+        stride: (vertical, horizontal) step between windows in pixels, at most `window`. None takes two thirds of
+            `window`, as most of the original configs do.
+
+    Raises:
+        ValueError: if a scale is not positive and finite, a side or step is not a positive whole number, the stride
+            exceeds the window, or there is a stride without a window.
+    """
+
+    scales: tuple[float, ...] | None = None
+    flip: bool = False
+    window: tuple[int, int] | None = None
+    stride: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.scales is not None:
+            object.__setattr__(self, "scales", _positive_numbers(self.scales))
+        object.__setattr__(self, "flip", bool(self.flip))
+        for name in ("window", "stride"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, _pair(name, getattr(self, name)))
+        if self.stride is None:
+            return
+        if self.window is None:
+            raise ValueError(f"stride {self.stride} needs a window: pass window=(height, width), too")
+        if self.stride[0] > self.window[0] or self.stride[1] > self.window[1]:
+            raise ValueError(
+                f"stride must not exceed window, got {self.stride} and {self.window}: pixels would be left out"
+            )
+
+    @classmethod
+    def multi_scale(cls, processor: Any) -> "InferenceProtocol":
+        """Return the checkpoint's multi-scale protocol: the scales it was tested at, and mirrored views if it had them.
+
+        Args:
+            processor: a [`SegmentationImageProcessor`].
+
+        Raises:
+            ValueError: if the processor has no `multi_scale` settings.
+        """
+        settings = multi_scale_settings(processor)
+        return cls(scales=tuple(settings["scales"]), flip=settings["flip"])
+
+    def sliding_window(self, model: PreTrainedModel) -> SlidingWindow | None:
+        """Return the windows in which `model` is run, or None if it is run on whole images.
+
+        Raises:
+            ValueError: if this protocol has a window and the model takes none.
+        """
+        config: Any = model.config
+        takes_windows = hasattr(config, "sliding_window")
+        if self.window is None:
+            return config.sliding_window() if takes_windows else None
+        if not takes_windows:
+            raise ValueError(f"{type(model).__name__} has no sliding window: leave window and stride out")
+        height, width = self.window
+        stride = self.stride or (max(height * 2 // 3, 1), max(width * 2 // 3, 1))
+        return SlidingWindow(self.window, stride, config.window_batch_size)
+
+
+def multi_scale_settings(processor: Any) -> dict[str, Any]:
+    """Return the `multi_scale` settings of an image processor: scales, flip, and how images are resized for scales.
+
+    Raises:
+        ValueError: if it has none, as processors of transformers.
+    """
+    settings = getattr(processor, "multi_scale", None)
+    if settings is None:
+        raise ValueError(
+            f"{type(processor).__name__} has no settings for several scales: use a SegmentationImageProcessor, or no "
+            "scales"
+        )
+    return settings
+
+
+def _positive_numbers(scales: Any) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(scale) for scale in scales)
+    except (TypeError, ValueError):
+        numbers = ()
+    if not numbers or not all(math.isfinite(number) and number > 0 for number in numbers):
+        raise ValueError(f"scales must be positive numbers, such as (0.75, 1.0), got {scales!r}")
+    return numbers
+
+
+def _pair(name: str, value: Any) -> tuple[int, int]:
+    try:
+        pair = tuple(operator.index(side) for side in value) if isinstance(value, Iterable) else ()
+    except TypeError:
+        pair = ()
+    if len(pair) != 2 or min(pair) < 1:
+        raise ValueError(
+            f"{name} must be two whole numbers of pixels (vertical, horizontal), at least 1, got {value!r}"
+        )
+    return pair[0], pair[1]
+
+
+__all__ = ["InferenceProtocol", "multi_scale_settings"]

@@ -1,0 +1,115 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""Views of an image: the network inputs of several scales, each with its mirrored one.
+
+Sources: `MultiScaleFlipAug` in `mmseg/datasets/pipelines/test_time_aug.py` of MMSegmentation 0.20; `SETR_Resize` and
+`PadShortSide` in `mmseg_custom/datasets/pipelines/transform.py` of ViT-Adapter.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers.image_utils import get_image_size
+
+from ..image_processing import as_8bit_image, keep_ratio_size, load_image
+from .protocol import InferenceProtocol, multi_scale_settings
+
+
+@dataclass(frozen=True)
+class View:
+    """The network input of one scale and direction, of one image or of several images with equal input sizes.
+
+    Attributes:
+        pixel_values: `(B, 3, h, w)`.
+        size: (height, width) of the part that is not padding, which is at the right and the bottom.
+        flipped: whether left and right are exchanged.
+    """
+
+    pixel_values: torch.Tensor
+    size: tuple[int, int]
+    flipped: bool
+
+
+def image_views(processor: Any, image: Any, protocol: InferenceProtocol | None = None) -> list[View]:
+    """Return the views of one image in the order of the original code: each scale plain, then mirrored.
+
+    Args:
+        processor: a [`SegmentationImageProcessor`]; any image processor, if the protocol has no scales.
+        image: one image, in any form that the processor takes, or a path.
+        protocol: the inference options. None is the single-scale protocol of the checkpoint.
+
+    Raises:
+        ValueError: if the protocol has scales and the processor has no settings for them.
+    """
+    protocol = protocol or InferenceProtocol()
+    image = loaded(image)
+    views = []
+    for scale in [None] if protocol.scales is None else protocol.scales:
+        options, pad_to = ({}, 0) if scale is None else _resize_options(processor, image, scale)
+        pixel_values = processor(images=image, return_tensors="pt", **options)["pixel_values"]
+        size = (pixel_values.shape[2], pixel_values.shape[3])
+        for flipped in (False, True) if protocol.flip else (False,):
+            view = pixel_values.flip(-1) if flipped else pixel_values
+            views.append(View(_padded(processor, view, pad_to), size, flipped))
+    return views
+
+
+def loaded(image: Any) -> Any:
+    """Load an image that is given as a path, an address or base64 text, upright and in RGB. Return others unchanged."""
+    return load_image(image) if isinstance(image, str | os.PathLike) else image
+
+
+def image_size(image: Any) -> tuple[int, int]:
+    """Return (height, width) of an image in pixels.
+
+    Args:
+        image: one image, in any form that the processor takes, or a path.
+    """
+    image = loaded(image)
+    if isinstance(image, Image.Image):
+        return image.height, image.width
+    return get_image_size(np.asarray(as_8bit_image(image)))  # with a channel axis
+
+
+def stacked(views: Sequence[View]) -> View:
+    """Stack the same view of several images, which have equal sizes."""
+    if len(views) == 1:
+        return views[0]
+    return View(torch.cat([view.pixel_values for view in views]), views[0].size, views[0].flipped)
+
+
+def _resize_options(processor: Any, image: Any, scale: float) -> tuple[dict[str, Any], int]:
+    """Return the options of the processor's call for one scale, and the length that each side is padded to."""
+    settings = multi_scale_settings(processor)
+    height, width = image_size(image)
+    if not processor.do_resize:
+        size = {"height": max(int(height * scale + 0.5), 1), "width": max(int(width * scale + 0.5), 1)}
+        return {"do_resize": True, "size": size}, 0
+    size = {key: int(value * scale) for key, value in dict(processor.size).items() if value}
+    options: dict[str, Any] = {"size": size, "size_divisor": settings["size_divisor"]}
+    if settings["shortest_edge_at_least"] and "shortest_edge" in size:
+        short = max(min(size.values()), settings["shortest_edge_at_least"])
+        long = short * max(height, width) / min(height, width)
+        target = keep_ratio_size(height, width, short, long)
+        options = {"size": {"height": target[0], "width": target[1]}}
+    return options, settings["pad_shortest_edge"] or 0
+
+
+def _padded(processor: Any, pixel_values: torch.Tensor, side: int) -> torch.Tensor:
+    """Pad with black at the right and the bottom, until no side is shorter than `side`."""
+    height, width = pixel_values.shape[2:]
+    if min(height, width) >= side:
+        return pixel_values
+    black = torch.zeros(len(pixel_values[0]), dtype=pixel_values.dtype)
+    if processor.do_normalize:
+        black -= torch.tensor(processor.image_mean) / torch.tensor(processor.image_std)
+    padded = black.view(1, -1, 1, 1).repeat(1, 1, max(height, side), max(width, side))
+    padded[:, :, :height, :width] = pixel_values
+    return padded
+
+
+__all__ = ["View", "image_size", "image_views", "loaded", "stacked"]
