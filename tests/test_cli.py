@@ -138,8 +138,8 @@ def test_good_pictures_are_done_although_others_are_bad(tmp_path):
     assert result.exit_code == 1
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.png"]
     for line in (
-        f"cannot read {tmp_path / 'bad.png'} as a picture",
-        f"cannot read {tmp_path / 'cut.png'} as a picture",
+        f"cannot read {tmp_path / 'bad.png'} as an image",
+        f"cannot read {tmp_path / 'cut.png'} as an image",
         f"there is no file {tmp_path / 'absent.png'}",
         "3 of 4 images failed",
     ):
@@ -161,7 +161,7 @@ def test_wrong_arguments(tmp_path):
         assert_refused(run("segment", good, "--output", tmp_path / "file" / place), in_the_way)
     for small in (("--window", 16), ("--scales", 0.1)):
         refused = run("segment", *small, "--output", tmp_path / "o.png")
-        assert_refused(refused, "take a larger image, window or scale")
+        assert_refused(refused, "use a larger image, window or scale")
     assert_refused(run("segment", good, "--model", "no/such-model", "--output", tmp_path / "o.png"), "cannot load")
     assert_refused(run("segment", good, "--model", tmp_path / "empty", "--output", tmp_path / "o.png"), "cannot load")
     assert_refused(run("segment", "--device", "warp"), "error: --device warp: torch has no such device")

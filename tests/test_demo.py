@@ -219,7 +219,7 @@ def test_what_goes_wrong_is_a_message(page, tmp_path):
     broken.write_bytes(example_image_path().read_bytes()[:200])
     upload(page, broken)
     one(page, "#segment").click()
-    assert "Cannot read broken.png as a picture" in shown_error(page)
+    assert "Cannot read broken.png as an image" in shown_error(page)
     assert "Traceback" not in page.find_element("tag name", "body").text
 
 

@@ -299,7 +299,7 @@ def test_wrong_arguments(folder, tmp_path):
     in_the_way = f"{tmp_path / 'file'} is a file, where a folder is needed"
     assert_refused(run(folder, tmp_path / "file" / "x" / "y.json"), in_the_way)
     assert_refused(run(folder, tmp_path / "x" / "y.json", "--save-predictions", tmp_path / "file"), in_the_way)
-    assert_refused(run(folder, out, "--window", "16", "--limit", "1"), "take a larger image, window or scale")
+    assert_refused(run(folder, out, "--window", "16", "--limit", "1"), "use a larger image, window or scale")
     assert os.listdir(tmp_path) == ["file"]
 
 
