@@ -1,9 +1,9 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""What nvcc makes of the CUDA kernels: registers, shared memory, spills, and the width of loads and atomic additions.
+"""Report the registers, shared memory, spills, loads and atomic additions of the compiled CUDA kernels.
 
     python benchmarks/cuda_registers.py [--capabilities 8.0 9.0] [--output benchmarks/cuda_registers.md]
 
-Needs nvcc; loads and additions are counted where cuobjdump and nvdisasm are on the path too. No GPU is used.
+This needs nvcc. Loads and additions are counted if cuobjdump and nvdisasm are on the path. No GPU is used.
 """
 
 import argparse
@@ -42,7 +42,7 @@ class Kernel:
 
 
 def describe(name: str) -> tuple[str, str, int, int]:
-    """Direction, type of value, elements of a load, lanes of an item (0: at run time), from a kernel's mangled name."""
+    """Return direction, type of value, elements of a load and lanes of an item (0: at run time) from a mangled name."""
     found = re.search(r"kernelILb([01])E(?:NS_)?(\w+?)(?:E)?Li(\d+)ELi(\d+)E", name)
     assert found is not None, name
     return ("forward", "backward")[int(found[1])], TYPES[found[2]], int(found[3]), int(found[4])
@@ -50,13 +50,13 @@ def describe(name: str) -> tuple[str, str, int, int]:
 
 def compile_one(nvcc, compiler: str, source: Path, target: Path) -> list[Kernel]:
     flags = [*nvcc.flags(compiler), "-Xptxas=-v", "-c", str(source), "-o", str(target)]
-    said = subprocess.run([nvcc.path, *flags], capture_output=True, text=True, check=True).stderr
+    output = subprocess.run([nvcc.path, *flags], capture_output=True, text=True, check=True).stderr
     kernels = {}
     pattern = (
         r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
         r".*?Used (\d+) registers(?:.*?(\d+) bytes smem)?"
     )
-    for name, stack, stores, loads, registers, shared in re.findall(pattern, said, re.DOTALL):
+    for name, stack, stores, loads, registers, shared in re.findall(pattern, output, re.DOTALL):
         sizes = int(registers), int(shared or 0), int(stack), int(stores) + int(loads)
         kernels[name] = Kernel(*describe(name), *sizes)
     if shutil.which("cuobjdump") is not None:
@@ -69,13 +69,13 @@ def compile_one(nvcc, compiler: str, source: Path, target: Path) -> list[Kernel]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--capabilities", nargs="+", help="by default those of build.toml")
+    parser.add_argument("--capabilities", nargs="+", help="compute capabilities; by default those of build.toml")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".md"))
     arguments = parser.parse_args()
     script, folder = dispatcher.build_script(), dispatcher.sources()
     assert folder is not None
     capabilities = arguments.capabilities or script.read_config(folder)["kernel"]["cuda"]["cuda-capabilities"]
-    compiler = script._compiler()
+    compiler = script.find_compiler()
     sources = sorted((folder / "cuda").glob("*.cu"))
     results: dict[str, list[Kernel]] = {}
     seconds: dict[str, float] = {}
@@ -87,7 +87,7 @@ def main() -> None:
             made = pool.map(compile_one, *zip(*[(nvcc, compiler, *pair) for pair in zip(sources, targets)]))  # noqa: B905
             results[capability] = [kernel for kernels in made for kernel in kernels]
             seconds[capability] = time.perf_counter() - began
-        version = script._version(nvcc.path).split("release ")[1].split(",")[0]
+        version = script.version_of(nvcc.path).split("release ")[1].split(",")[0]
     text = report(version, results)
     arguments.output.write_text(text)
     print(text)
@@ -97,13 +97,13 @@ def main() -> None:
 def report(version: str, results: dict[str, list[Kernel]]) -> str:
     targets = [f"sm_{capability.replace('.', '')}" for capability in results]
     lines = [
-        "# What nvcc makes of the CUDA kernels",
+        "# Registers of the CUDA kernels",
         "",
-        f"Made by `benchmarks/cuda_registers.py` with nvcc {version}. No kernel has run on a GPU yet: this is what can",
-        "be known without one. Blocks have 256 threads at most; a multiprocessor has 65536 registers, so that it takes",
-        "three blocks with up to 80 registers and two with up to 128. A lane is a thread of an item (a query with a",
-        "head); 0 lanes means that their number is known at run time only, and 1 element a number of channels that is",
-        "no multiple of 16 bytes. Elements are those of a load.",
+        f"Written by `benchmarks/cuda_registers.py` with nvcc {version}. No kernel has run on a GPU yet. Blocks have",
+        "up to 256 threads. A multiprocessor has 65536 registers, which are enough for three blocks with up to 80",
+        "registers per thread, or two with up to 128. A lane is a thread of an item (a query with a head). 0 lanes:",
+        "their number is known at run time only. Elements are those of a load; 1 element is for channels that are",
+        "not a multiple of 16 bytes.",
         "",
         f"| kernel | value | elements | lanes | shared bytes | {' | '.join(targets)} |",
         "|---|---|---|---|---|" + "---|" * len(targets),

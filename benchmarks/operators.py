@@ -1,12 +1,12 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Times of the deformable operators side by side, on the shapes of released models: medians, and ratios to grid_sample.
+"""Compare implementations of the deformable operators on shapes of released models: medians, and ratios to grid_sample.
 
     python benchmarks/operators.py [--threads 1 2] [--backward] [--compile] [--only NAME]
     python benchmarks/operators.py --device cuda [--backward] [--only NAME] [--public-kernel FOLDER]
 
-Every round runs each implementation twice and counts the second time: its inputs are in the caches then, as in a model
-that has just computed them, and whatever else the machine does hits all implementations alike. For a GPU see
-operators_gpu.py.
+Every round runs each implementation twice and measures the second run, because its inputs are in the caches then, as in
+a model that has just computed them. The rounds alternate, so that other load on the machine affects all implementations
+alike. For a GPU see operators_gpu.py.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def grids(size: int, *strides: int) -> list[tuple[int, int]]:
 
 
 def attention(queries: list[tuple[int, int]], values: list[tuple[int, int]], heads: int, channels: int) -> dict:
-    """Queries at pixel centres, offsets of a few pixels, four points."""
+    """Return arguments with queries at pixel centres, four points and offsets of a few pixels."""
     references = []
     for height, width in queries:
         y, x = (torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width
@@ -82,7 +82,7 @@ CASES: dict[str, Callable[[], dict]] = {
 
 
 def implementations(case: dict, compiled: bool) -> dict[str, Callable[..., torch.Tensor]]:
-    """Functions of the case's tensors that require gradients."""
+    """Return the implementations by name, as functions of the tensors of the case."""
     is_attention = "spatial_shapes" in case
     rest = {key: value for key, value in case.items() if not isinstance(value, torch.Tensor) and key != "fused"}
     names = [key for key, value in case.items() if isinstance(value, torch.Tensor)]
@@ -97,7 +97,7 @@ def implementations(case: dict, compiled: bool) -> dict[str, Callable[..., torch
         found["embedding_bag, torch.compile"] = torch.compile(bind(fallback), dynamic=False)
     kernel = dispatcher.find_kernel()
     if kernel is None:
-        raise SystemExit("no compiled kernel was found: run `segtransformers build-kernels` first")
+        raise SystemExit("error: no compiled kernel was found: run `segtransformers build-kernels` first")
     found["compiled"] = bind(getattr(kernel.functions, "ms_deform_attn" if is_attention else "dcnv3"))
     found["compiled, bfloat16 values"] = lambda value, *tensors: found["compiled"](value.bfloat16(), *tensors)
     if is_attention:
@@ -109,7 +109,7 @@ def implementations(case: dict, compiled: bool) -> dict[str, Callable[..., torch
 
 
 def interleaved(runs: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
-    """Medians in milliseconds, of as many rounds as fit into `seconds`, at least 3."""
+    """Return medians in milliseconds of 3 to 200 rounds, as many as fit into `seconds`."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     end, rounds = time.perf_counter() + seconds, 0
     while rounds < 3 or (time.perf_counter() < end and rounds < 200):
@@ -141,17 +141,19 @@ def with_backward(run: Callable[..., torch.Tensor], tensors: list[torch.Tensor])
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--backward", action="store_true", help="forward and backward")
-    parser.add_argument("--compile", action="store_true", help="the fallback with torch.compile too")
-    parser.add_argument("--only", default="", help="cases whose name contains this")
-    parser.add_argument("--seconds", type=float, default=5, help="for each case and number of threads")
-    on_a_gpu = parser.add_argument_group("on a GPU", "where --backward is the backward operator alone")
-    on_a_gpu.add_argument("--device", help="cuda: on a GPU, in other ways than on a CPU")
+    parser.add_argument("--backward", action="store_true", help="measure forward and backward")
+    parser.add_argument("--compile", action="store_true", help="also measure the fallback with torch.compile")
+    parser.add_argument("--only", default="", help="run the cases whose name contains this")
+    parser.add_argument("--seconds", type=float, default=5, help="time for each case and number of threads")
+    on_a_gpu = parser.add_argument_group("on a GPU", "--backward measures the backward operator alone")
+    on_a_gpu.add_argument("--device", help="cuda: measure on a GPU, with operators_gpu.py")
     on_a_gpu.add_argument("--rounds", type=int, default=20)
     on_a_gpu.add_argument(
-        "--public-kernel", type=Path, metavar="FOLDER", help="sources of deformable-detr, compiled here"
+        "--public-kernel", type=Path, metavar="FOLDER", help="sources of deformable-detr to compile and compare"
     )
-    on_a_gpu.add_argument("--public-dcnv3", type=Path, metavar="FOLDER", help="sources of InternImage's DCNv3 operator")
+    on_a_gpu.add_argument(
+        "--public-dcnv3", type=Path, metavar="FOLDER", help="sources of InternImage's DCNv3 operator to compare"
+    )
     arguments = parser.parse_args()
     torch.manual_seed(0)
     if arguments.device is not None:
@@ -171,9 +173,9 @@ def main() -> None:
                     runs[key] = lambda function=function, tensors=tensors: function(*tensors)  # type: ignore[misc]
                 elif not key.startswith("compiled,"):
                     runs[key] = with_backward(function, tensors)
-            what = "forward and backward" if arguments.backward else "forward"
+            direction = "forward and backward" if arguments.backward else "forward"
             with torch.set_grad_enabled(arguments.backward):
-                report(f"{name}, {what}, {threads} threads", interleaved(runs, arguments.seconds), "grid_sample")
+                report(f"{name}, {direction}, {threads} threads", interleaved(runs, arguments.seconds), "grid_sample")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""The deformable operators on a GPU, side by side: `python benchmarks/operators.py --device cuda` runs this.
+"""Compare implementations of the deformable operators on a GPU, for `python benchmarks/operators.py --device cuda`.
 
-For every case and dtype: time, how near that is to reading and writing each tensor once at the measured bandwidth of a
-copy, and the error against float64. Beside ours run grid_sample and, where their sources are at hand, the kernel that
-transformers takes from the Hub (`--public-kernel`, the folder deformable-detr of github.com/huggingface/
-kernels-community) and InternImage's DCNv3 (`--public-dcnv3`, the folder ops_dcnv3/src of github.com/OpenGVLab/
-InternImage); both are compiled in the same run, for the GPU at hand.
+The table has, for every case and dtype, the time, the bandwidth relative to that of a copy if each tensor is read or
+written once, and the error against float64. Our kernel is compared with grid_sample and, if their sources are given,
+with the kernel that transformers loads from the Hub (`--public-kernel`, the folder deformable-detr of
+github.com/huggingface/kernels-community) and with InternImage's DCNv3 (`--public-dcnv3`, the folder ops_dcnv3/src of
+github.com/OpenGVLab/InternImage). Both are compiled in the same run for this GPU.
 
-Calls are captured in a graph, so that launches from Python do not count, and its replays are timed: "warm" calls one
-set of tensors again and again, as in a model that has just computed them; "cold" goes round more sets than the cache
-holds. Rounds are interleaved, medians are reported.
+Calls are captured in a graph, so that launches from Python are not measured, and the replays are timed. "warm" repeats
+one set of tensors, as in a model that has just computed them. "cold" uses more sets than the cache holds. The rounds of
+the implementations alternate, and the table has medians.
 """
 
 import statistics
@@ -26,18 +26,18 @@ import torch
 from segtransformers.operators import dcnv3_reference, dispatcher, ms_deform_attn_reference
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-CALLS = 10  # in a graph, at least
+CALLS = 10  # calls in a graph of "warm"
 
 
 def compile_public_attention(folder: Path) -> SimpleNamespace:
-    """The operators of the public deformable-detr kernel, compiled from its folder.
+    """Compile the public deformable-detr kernel from its folder and return its operators.
 
     Raises:
-        SystemExit: if it is not that folder or does not compile.
+        SystemExit: if the folder is another one, or does not compile.
     """
     sources = [*folder.glob("deformable_detr/*.cu"), *folder.glob("torch-ext/*.cpp")]
     if len(sources) < 2:
-        raise SystemExit(f"error: {folder} has no deformable_detr/*.cu and torch-ext/*.cpp: name the kernel's folder")
+        raise SystemExit(f"error: {folder} has no deformable_detr/*.cu and torch-ext/*.cpp: pass the kernel's folder")
     script = dispatcher.build_script()
     capability = ".".join(map(str, torch.cuda.get_device_capability()))
     try:
@@ -52,7 +52,13 @@ def compile_public_attention(folder: Path) -> SimpleNamespace:
     torch_folder = Path(torch.__file__).parent
     systems = [torch_folder / "include", torch_folder / "include/torch/csrc/api/include"]
     systems += sorted(torch_folder.parent.glob("nvidia/cu*/include"))
-    command = [nvcc.path, *nvcc.flags(script._compiler()), "-shared", "-DUSE_CUDA", f"-DTORCH_EXTENSION_NAME={name}"]
+    command = [
+        nvcc.path,
+        *nvcc.flags(script.find_compiler()),
+        "-shared",
+        "-DUSE_CUDA",
+        f"-DTORCH_EXTENSION_NAME={name}",
+    ]
     command += [f"-I{path}" for path in (folder, folder / "torch-ext", work)]
     command += [part for path in systems for part in ("-isystem", str(path))]
     command += [*map(str, sources), f"-L{torch_folder / 'lib'}", "-ltorch", "-ltorch_cpu", "-ltorch_cuda", "-lc10"]
@@ -64,12 +70,16 @@ def compile_public_attention(folder: Path) -> SimpleNamespace:
 
 
 def compile_public_dcnv3(folder: Path):
-    """InternImage's DCNv3 extension, compiled from its folder of sources."""
+    """Compile InternImage's DCNv3 extension from its folder of sources.
+
+    Raises:
+        SystemExit: if the folder is another one.
+    """
     from torch.utils import cpp_extension
 
     sources = [*folder.glob("*.cpp"), *folder.glob("cpu/*.cpp"), *folder.glob("cuda/*.cu")]
     if not any(source.suffix == ".cu" for source in sources):
-        raise SystemExit(f"error: {folder} has no cuda/*.cu: name the folder ops_dcnv3/src")
+        raise SystemExit(f"error: {folder} has no cuda/*.cu: pass the folder ops_dcnv3/src")
     flags = ["-DWITH_CUDA"]
     return cpp_extension.load(
         "public_dcnv3",
@@ -82,7 +92,7 @@ def compile_public_dcnv3(folder: Path):
 
 @dataclass
 class Run:
-    """An implementation on one set of tensors: what to call, and the bytes of all tensors that it reads or writes."""
+    """A call of an implementation, and the tensors that it reads or writes."""
 
     call: Callable[[], object]
     tensors: list[torch.Tensor]
@@ -93,7 +103,7 @@ def cast(tensors: dict[str, torch.Tensor], dtype: torch.dtype, keep: tuple[str, 
 
 
 def attention_runs(case: dict, dtype: torch.dtype, backward: bool, public) -> dict[str, Run]:
-    """The implementations of deformable attention; a result is the output, or the gradients of the first tensors."""
+    """Return the calls of deformable attention by implementation; they return the output or the gradients."""
     ours = dispatcher.find_kernel()
     assert ours is not None
     ops, shapes = ours.functions.ops, case["spatial_shapes"]
@@ -109,11 +119,11 @@ def attention_runs(case: dict, dtype: torch.dtype, backward: bool, public) -> di
     def grid_sample(*tensors):
         return ms_deform_attn_reference(tensors[0], shapes, *tensors[1:])
 
-    def add(name, forward, backward_, tensors):
+    def add(name, forward, backward_function, tensors):
         if not backward:
             runs[name] = Run(lambda: forward(*tensors), tensors)
-        elif backward_ is not None:
-            runs[name] = Run(lambda: backward_(gradient, *tensors), [gradient, *tensors, *tensors])
+        elif backward_function is not None:
+            runs[name] = Run(lambda: backward_function(gradient, *tensors), [gradient, *tensors, *tensors])
 
     add(
         "ours",
@@ -144,7 +154,7 @@ def attention_runs(case: dict, dtype: torch.dtype, backward: bool, public) -> di
 
 
 def convolution_runs(case: dict, dtype: torch.dtype, backward: bool, public) -> dict[str, Run]:
-    """The same for DCNv3."""
+    """Return the calls of DCNv3 by implementation; they return the output or the gradients."""
     ours = dispatcher.find_kernel()
     assert ours is not None
     ops = ours.functions.ops
@@ -158,8 +168,8 @@ def convolution_runs(case: dict, dtype: torch.dtype, backward: bool, public) -> 
     def grid_sample(*tensors):
         return dcnv3_reference(*tensors, *settings)
 
-    def add(name, forward, backward_, tensors):
-        call = (lambda: backward_(gradient, *tensors)) if backward else (lambda: forward(*tensors))
+    def add(name, forward, backward_function, tensors):
+        call = (lambda: backward_function(gradient, *tensors)) if backward else (lambda: forward(*tensors))
         runs[name] = Run(call, [gradient, *tensors, *tensors] if backward else tensors)
 
     add(
@@ -168,7 +178,7 @@ def convolution_runs(case: dict, dtype: torch.dtype, backward: bool, public) -> 
         lambda gradient, *tensors: ops.dcnv3_backward(gradient, *tensors, *lists),
         mixed,
     )
-    if public is not None and dtype != torch.bfloat16:  # it has none
+    if public is not None and dtype != torch.bfloat16:  # not implemented there
         kernel, stride, padding, dilation, groups, scale, _ = settings
         numbers = [*kernel, *stride, *padding, *dilation, groups, case["value"].shape[3] // groups, scale]
         add(
@@ -182,7 +192,7 @@ def convolution_runs(case: dict, dtype: torch.dtype, backward: bool, public) -> 
 
 
 def through_autograd(function):
-    """Forward and backward: a graph of autograd cannot be captured without the forward pass that made it."""
+    """Return a function for forward and backward, because an autograd graph cannot be captured without its forward."""
 
     def both(gradient, *tensors):
         leaves = [tensor.detach().requires_grad_() for tensor in tensors]
@@ -193,7 +203,7 @@ def through_autograd(function):
 
 
 def relative_error(result, expected) -> float:
-    """Of the output, or the largest of the gradients'."""
+    """Return the relative error of the output, or the largest one of the gradients."""
     results = result if isinstance(result, (tuple, list)) else (result,)
     wanted = expected if isinstance(expected, (tuple, list)) else (expected,)
     pairs = zip(results, wanted, strict=True)
@@ -201,7 +211,7 @@ def relative_error(result, expected) -> float:
 
 
 def replay(calls: list[Callable[[], object]], device: torch.device) -> Callable[[], float]:
-    """A function that runs all calls once and gives the seconds of one."""
+    """Return a function that runs all calls once and returns the mean time of a call in seconds."""
     if device.type != "cuda":
 
         def on_cpu() -> float:
@@ -237,14 +247,14 @@ def medians(runs: dict[str, Callable[[], float]], rounds: int) -> dict[str, floa
     times: dict[str, list[float]] = {name: [] for name in runs}
     for index in range(rounds + 1):
         for name, run in runs.items():
-            taken = run()
-            if index > 0:  # the first warms up
-                times[name].append(taken)
-    return {name: statistics.median(taken) for name, taken in times.items()}
+            seconds = run()
+            if index > 0:  # the first round is for warming up
+                times[name].append(seconds)
+    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def copy_bandwidth(device: torch.device) -> float:
-    """Bytes read and written in a second by a copy of a large tensor."""
+    """Return the bytes per second that a copy of a large tensor reads and writes."""
     size = 2**30 if device.type == "cuda" else 2**26
     source = torch.randint(256, (size,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
@@ -252,7 +262,7 @@ def copy_bandwidth(device: torch.device) -> float:
 
 
 def measure(name: str, make: Callable[[], dict], device: torch.device, arguments, publics: dict, bandwidth: float):
-    """Print a table for a case: a line for each dtype and implementation."""
+    """Print a line for each dtype and implementation of a case."""
     is_attention = "spatial_shapes" in make()
     build_runs = attention_runs if is_attention else convolution_runs
     public = publics.get("attention" if is_attention else "dcnv3")
@@ -277,8 +287,8 @@ def measure(name: str, make: Callable[[], dict], device: torch.device, arguments
     if is_attention:
         exact["fused"] = tuple(tensor.double() for tensor in first["fused"])
     expected = {key: run.call() for key, run in build_runs(exact, torch.float64, arguments.backward, None).items()}
-    what = "backward" if arguments.backward else "forward"
-    print(f"\n{name}, {what}: microseconds, times as fast, part of a copy's bandwidth (cold), error against float64")
+    direction = "backward" if arguments.backward else "forward"
+    print(f"\n{name}, {direction}: microseconds, speed-up, share of a copy's bandwidth (cold), error against float64")
     for dtype in DTYPES:
         runs = build_runs(first, dtype, arguments.backward, public)
         size = sum(tensor.nbytes for tensor in next(iter(runs.values())).tensors)
@@ -311,7 +321,7 @@ def main(cases: dict[str, Callable[[], dict]], arguments) -> None:
         raise SystemExit("error: torch finds no CUDA device")
     kernel = dispatcher.find_kernel()
     if kernel is None or device.type not in kernel.devices:
-        raise SystemExit(f"error: no compiled kernel for {device.type}: run `segtransformers build-kernels`")
+        raise SystemExit(f"error: no compiled kernel for {device.type} was found: run `segtransformers build-kernels`")
     publics = {}
     if arguments.public_kernel is not None:
         publics["attention"] = compile_public_attention(arguments.public_kernel.resolve())
@@ -320,7 +330,7 @@ def main(cases: dict[str, Callable[[], dict]], arguments) -> None:
     print(dispatcher.describe())
     bandwidth = copy_bandwidth(device)
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    print(f"{card}; a copy moves {bandwidth / 1e9:.0f} GB/s, reads and writes together")
+    print(f"{card}; a copy reads and writes {bandwidth / 1e9:.0f} GB/s in total")
     with torch.no_grad():
         for name, make in cases.items():
             if arguments.only in name:

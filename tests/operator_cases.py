@@ -4,7 +4,7 @@
 import torch
 from test_deformable_convolution import arguments as convolution_arguments
 from test_operators import arguments as attention_arguments
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.profiler import ProfilerActivity, profile
 
 from segtransformers.operators import (
     DeformableConvolutionV3,
@@ -16,19 +16,21 @@ from segtransformers.operators import (
 )
 
 
-class OperatorCalls(TorchDispatchMode):
-    """Record the names of the operators that run."""
+class OperatorCalls:
+    """Record the names of the operators that run in a block, such as `aten::linear`."""
 
-    def __init__(self):
-        super().__init__()
-        self.names = set()
+    def __enter__(self):
+        self.profile = profile(activities=[ProfilerActivity.CPU])
+        self.profile.__enter__()
+        return self
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.names.add(str(function))
-        return function(*args, **(kwargs or {}))
+    def __exit__(self, *error):
+        self.profile.__exit__(*error)
+        self.names = {event.key for event in self.profile.key_averages()}
 
     def compiled(self) -> set[str]:
-        return {name.split(".")[1] for name in self.names if name.startswith("_deformable_ops")}
+        """Return the names of the compiled operators that ran."""
+        return {name.partition("::")[2] for name in self.names if name.startswith("_deformable_ops")}
 
 
 def case(name: str):

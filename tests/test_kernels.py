@@ -112,7 +112,7 @@ def test_model_runs_the_compiled_operator_by_default(kernel):
     model, images = adapter()
     with OperatorCalls() as calls:
         feature_maps = model(images).feature_maps
-    assert calls.compiled() == {"ms_deform_attn_fused"} and "aten.grid_sampler_2d.default" not in calls.names
+    assert calls.compiled() == {"ms_deform_attn_fused"} and "aten::grid_sampler_2d" not in calls.names
     with compiled_operators("off"), OperatorCalls() as calls:
         expected = model(images).feature_maps
     assert not calls.compiled()
@@ -242,18 +242,14 @@ utils._is_package_available = answered
 utils.is_kernels_available.cache_clear()
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.profiler import profile
 from segtransformers import ViTAdapterBackbone
-
-class Names(TorchDispatchMode):
-    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
-        print(function)
-        return function(*arguments, **(keywords or {}))
 
 model = ViTAdapterBackbone.from_pretrained(sys.argv[1], use_kernels=True)
 assert model.use_kernels
-with torch.no_grad(), Names():
+with torch.no_grad(), profile() as calls:
     model(torch.zeros(1, 3, 64, 64))
+print({event.key for event in calls.key_averages()})
 """
 
 
@@ -490,7 +486,7 @@ def test_build_without_a_compiler_is_an_error(monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", "no-such-compiler")
     result = CliRunner().invoke(app, ["build-kernels", "--output", str(tmp_path)])
     assert result.exit_code == 1
-    assert result.stderr.startswith("error: there is no C++ compiler 'no-such-compiler': install one")
+    assert result.stderr.startswith("error: the C++ compiler 'no-such-compiler' is missing: install one")
     assert not list(tmp_path.iterdir())
 
 

@@ -1,7 +1,7 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""What `kernels benchmark` runs: each operator beside plain PyTorch, on shapes of released models.
+"""Benchmark for `kernels benchmark`: compare each operator with plain PyTorch on shapes of released models.
 
-`benchmarks/operators.py` of the repository has more shapes, both directions and the implementations side by side.
+`benchmarks/operators.py` of the repository has more shapes and implementations, and the backward pass.
 """
 
 import torch
@@ -10,12 +10,12 @@ from torch.nn import functional as F
 
 
 def attention_reference(value, shapes, locations, weights):
-    """Sums of `grid_sample` over levels and points; see the functions of the kernel for the shapes."""
+    """Compute deformable attention by `grid_sample`; the shapes are in `deformable_ops/functions.py`."""
     batch, _, heads, channels = value.shape
-    maps = value.split([height * width for height, width in shapes], dim=1)
+    values = value.split([height * width for height, width in shapes], dim=1)
     total = 0
     for level, (height, width) in enumerate(shapes):
-        image = maps[level].permute(0, 2, 3, 1).reshape(batch * heads, channels, height, width)
+        image = values[level].permute(0, 2, 3, 1).reshape(batch * heads, channels, height, width)
         grid = (2 * locations[:, :, :, level] - 1).transpose(1, 2).flatten(0, 1)
         weight = weights[:, :, :, level].transpose(1, 2).flatten(0, 1)[:, None]
         total = total + (F.grid_sample(image, grid, align_corners=False) * weight).sum(-1)
@@ -23,10 +23,10 @@ def attention_reference(value, shapes, locations, weights):
 
 
 def convolution_reference(value, offset, mask, groups):
-    """DCNv3 with a kernel of 3x3, padding 1: points column by column, offsets (x, y) in pixels."""
+    """Compute DCNv3 with a 3x3 kernel and padding 1."""
     _, height, width, channels = value.shape
     steps = torch.arange(-1.0, 2, device=value.device)
-    points = torch.stack(torch.meshgrid(steps, steps, indexing="ij"), -1).reshape(9, 2)  # x slow, y fast
+    points = torch.stack(torch.meshgrid(steps, steps, indexing="ij"), -1).reshape(9, 2)  # in column order
     y, x = torch.arange(height, device=value.device) + 0.5, torch.arange(width, device=value.device) + 0.5
     centre = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)[:, :, None, None]
     pixels = centre + points + offset.unflatten(-1, (groups, 9, 2))
@@ -44,7 +44,7 @@ class DeformableOps(Benchmark):
 
     def setup(self):
         device = self.device
-        if device == "cuda" and not torch.cuda.is_available():  # torch for a GPU on a machine without one
+        if device == "cuda" and not torch.cuda.is_available():  # a torch for CUDA on a machine without a GPU
             device = "cpu"
         self.shapes = [(64, 64), (32, 32), (16, 16)]
         tokens = sum(height * width for height, width in self.shapes)

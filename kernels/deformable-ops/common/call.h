@@ -1,6 +1,6 @@
 // Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 //
-// From the arguments of an operator, checked, to the Problem that a device computes: the same for every device.
+// Check the arguments of an operator and build the Problem that a device computes. All devices share this code.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -23,7 +23,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Gradients = std::tuple<Tensor, Tensor, Tensor>;
 
-enum class Place { cpu, cuda };
+enum class DeviceKind { cpu, cuda };
 
 // ---- checks --------------------------------------------------------------------------------------------------------
 
@@ -60,10 +60,10 @@ inline Scalar scalar_of(const char* name, const Tensor& tensor) {
   }
 }
 
-// A contiguous tensor of `rank` dimensions; `dimensions` describes them.
-inline Tensor checked(Place place, const char* name, const Tensor& tensor, int64_t rank, const char* dimensions) {
-  if (place == Place::cpu && !tensor.is_cpu()) fail(name, " must be on the CPU as the other tensors are");
-  if (place == Place::cuda && !tensor.is_cuda()) fail(name, " must be on a CUDA device as the other tensors are");
+// Return a contiguous tensor of `rank` dimensions, or fail; `dimensions` describes them in the message.
+inline Tensor checked(DeviceKind kind, const char* name, const Tensor& tensor, int64_t rank, const char* dimensions) {
+  if (kind == DeviceKind::cpu && !tensor.is_cpu()) fail(name, " must be on the CPU as the other tensors are");
+  if (kind == DeviceKind::cuda && !tensor.is_cuda()) fail(name, " must be on a CUDA device as the other tensors are");
   scalar_of(name, tensor);
   if (tensor.dim() != rank) fail(name, " must be ", dimensions, ", got the shape ", shape_of(tensor));
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
@@ -86,8 +86,8 @@ inline void check_grad_output(const Tensor& grad_output, const std::vector<int64
   if (!fits) fail("grad_output must have the shape of the output ", join(expected), ", got ", shape_of(grad_output));
 }
 
-// Tokens fit into 32 bits (element offsets have 64).
-constexpr int64_t kMostTokens = std::numeric_limits<int32_t>::max() / 2;
+// Numbers of tokens have 32 bits, offsets of elements have 64.
+constexpr int64_t kMaxTokens = std::numeric_limits<int32_t>::max() / 2;
 
 inline std::vector<Level> levels_of(const std::vector<int64_t>& spatial_shapes, const Tensor& value) {
   if (spatial_shapes.size() % 2 != 0) {
@@ -97,22 +97,22 @@ inline std::vector<Level> levels_of(const std::vector<int64_t>& spatial_shapes, 
   int64_t tokens = 0;
   for (size_t i = 0; i < spatial_shapes.size(); i += 2) {
     const int64_t height = spatial_shapes[i], width = spatial_shapes[i + 1];
-    if (height < 0 || width < 0 || height > kMostTokens || width > kMostTokens || height * width > kMostTokens ||
-        tokens + height * width > kMostTokens) {
-      fail("spatial_shapes must be sizes of at most ", kMostTokens, " tokens together, got ", join(spatial_shapes));
+    if (height < 0 || width < 0 || height > kMaxTokens || width > kMaxTokens || height * width > kMaxTokens ||
+        tokens + height * width > kMaxTokens) {
+      fail("spatial_shapes must be sizes with at most ", kMaxTokens, " tokens in total, got ", join(spatial_shapes));
     }
     levels.push_back({static_cast<int32_t>(height), static_cast<int32_t>(width), static_cast<int32_t>(tokens)});
     tokens += height * width;
   }
   if (tokens != value.size(1)) {
-    fail("value has ", value.size(1), " tokens, but the levels ", join(spatial_shapes), " add up to ", tokens);
+    fail("value has ", value.size(1), " tokens, but the levels ", join(spatial_shapes), " have ", tokens);
   }
   return levels;
 }
 
 // ---- multi-scale deformable attention ------------------------------------------------------------------------------
 
-// A Problem without outputs and gradients, and what it points at. All tensors are contiguous.
+// A Problem without outputs and gradients, and the contiguous tensors that it points to.
 struct Call {
   Problem problem{};
   std::vector<Level> levels;
@@ -121,17 +121,17 @@ struct Call {
   std::vector<int64_t> output_shape;
 
   Call() = default;
-  Call(Call&&) = default;  // and no copies: `problem` points at `levels`
+  Call(Call&&) = default;  // no copies, because `problem` points to `levels`
 };
 
-inline Call attention_call(Place place, const Tensor& value_, const std::vector<int64_t>& spatial_shapes,
+inline Call attention_call(DeviceKind kind, const Tensor& value_, const std::vector<int64_t>& spatial_shapes,
                            const char* locations_name, const Tensor& locations_, const char* weights_name,
                            const Tensor& weights_) {
-  const Tensor value = checked(place, "value", value_, 4, "(batch, tokens, heads, channels)");
-  const Tensor weights = checked(place, weights_name, weights_, 5, "(batch, queries, heads, levels, points)");
-  const Tensor locations = checked(place, locations_name, locations_, 6, "(batch, queries, heads, levels, points, 2)");
+  const Tensor value = checked(kind, "value", value_, 4, "(batch, tokens, heads, channels)");
+  const Tensor weights = checked(kind, weights_name, weights_, 5, "(batch, queries, heads, levels, points)");
+  const Tensor locations = checked(kind, locations_name, locations_, 6, "(batch, queries, heads, levels, points, 2)");
   if (!same_shape(locations, weights, 5) || locations.size(5) != 2) {
-    fail(locations_name, " must have the shape of ", weights_name, " with (x, y) behind it, got ",
+    fail(locations_name, " must have the shape of ", weights_name, " and a last dimension (x, y), got ",
          shape_of(locations), " and ", shape_of(weights));
   }
   Call call;
@@ -139,7 +139,7 @@ inline Call attention_call(Place place, const Tensor& value_, const std::vector<
   const int64_t levels = static_cast<int64_t>(call.levels.size());
   if (weights.size(0) != value.size(0) || weights.size(2) != value.size(2) || weights.size(3) != levels) {
     fail(weights_name, " ", shape_of(weights), " do not fit value ", shape_of(value), " with ", levels,
-         " levels: batch, heads and levels must agree");
+         " levels: batch, heads and levels must be equal");
   }
   Problem& problem = call.problem;
   problem.batch = value.size(0);
@@ -160,23 +160,23 @@ inline Call attention_call(Place place, const Tensor& value_, const std::vector<
   return call;
 }
 
-inline Call plain_call(Place place, const Tensor& value, const std::vector<int64_t>& spatial_shapes,
+inline Call plain_call(DeviceKind kind, const Tensor& value, const std::vector<int64_t>& spatial_shapes,
                        const Tensor& sampling_locations, const Tensor& attention_weights) {
-  Call call = attention_call(place, value, spatial_shapes, "sampling_locations", sampling_locations,
+  Call call = attention_call(kind, value, spatial_shapes, "sampling_locations", sampling_locations,
                              "attention_weights", attention_weights);
   call.problem.coordinates = Coordinates::normalised;
   return call;
 }
 
-inline Call fused_call(Place place, const Tensor& value, const std::vector<int64_t>& spatial_shapes,
+inline Call fused_call(DeviceKind kind, const Tensor& value, const std::vector<int64_t>& spatial_shapes,
                        const Tensor& reference_points, const Tensor& sampling_offsets,
                        const Tensor& attention_logits) {
-  Call call = attention_call(place, value, spatial_shapes, "sampling_offsets", sampling_offsets, "attention_logits",
+  Call call = attention_call(kind, value, spatial_shapes, "sampling_offsets", sampling_offsets, "attention_logits",
                              attention_logits);
   Problem& problem = call.problem;
   problem.coordinates = Coordinates::offsets;
   const Tensor references =
-      checked(place, "reference_points", reference_points, 4, "(batch or 1, queries, levels or 1, 2)");
+      checked(kind, "reference_points", reference_points, 4, "(batch or 1, queries, levels or 1, 2)");
   const bool fits = (references.size(0) == problem.batch || references.size(0) == 1) &&
                     references.size(1) == problem.queries &&
                     (references.size(2) == problem.levels || references.size(2) == 1) && references.size(3) == 2;
@@ -194,34 +194,34 @@ inline Call fused_call(Place place, const Tensor& value, const std::vector<int64
 // ---- DCNv3 ---------------------------------------------------------------------------------------------------------
 
 inline void check_pair(const char* name, const std::vector<int64_t>& pair, int64_t least) {
-  constexpr int64_t kMost = 1 << 20;
-  if (pair.size() != 2 || pair[0] < least || pair[1] < least || pair[0] > kMost || pair[1] > kMost) {
-    fail(name, " must be (height, width) of at least ", least, ", got ", join(pair));
+  constexpr int64_t kMax = 1 << 20;
+  if (pair.size() != 2 || pair[0] < least || pair[1] < least || pair[0] > kMax || pair[1] > kMax) {
+    fail(name, " must be (height, width), each at least ", least, ", got ", join(pair));
   }
 }
 
-inline Call dcnv3_call(Place place, const Tensor& value_, const Tensor& offset_, const Tensor& mask_,
+inline Call dcnv3_call(DeviceKind kind, const Tensor& value_, const Tensor& offset_, const Tensor& mask_,
                        const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& stride,
                        const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, int64_t groups,
                        double offset_scale, bool remove_center) {
-  const Tensor value = checked(place, "value", value_, 4, "(batch, height, width, groups * channels)");
-  const Tensor offset = checked(place, "offset", offset_, 4, "(batch, out_height, out_width, groups * points * 2)");
-  const Tensor mask = checked(place, "mask", mask_, 4, "(batch, out_height, out_width, groups * points)");
+  const Tensor value = checked(kind, "value", value_, 4, "(batch, height, width, groups * channels)");
+  const Tensor offset = checked(kind, "offset", offset_, 4, "(batch, out_height, out_width, groups * points * 2)");
+  const Tensor mask = checked(kind, "mask", mask_, 4, "(batch, out_height, out_width, groups * points)");
   check_pair("kernel_size", kernel_size, 1);
   check_pair("stride", stride, 1);
   check_pair("padding", padding, 0);
   check_pair("dilation", dilation, 1);
-  if (groups < 1 || groups > kMostTokens || value.size(3) % groups != 0) {
+  if (groups < 1 || groups > kMaxTokens || value.size(3) % groups != 0) {
     fail("groups must divide the ", value.size(3), " channels of value, got ", groups);
   }
   if (remove_center && (kernel_size[0] * kernel_size[1] % 2 == 0 || kernel_size[0] * kernel_size[1] == 1)) {
-    fail("remove_center needs a kernel of odd sides larger than 1x1, got ", join(kernel_size));
+    fail("remove_center needs a kernel with odd sides, larger than 1x1, got ", join(kernel_size));
   }
   const int64_t height = value.size(1), width = value.size(2);
   const int64_t reach_y = dilation[0] * (kernel_size[0] - 1) + 1, reach_x = dilation[1] * (kernel_size[1] - 1) + 1;
   const int64_t room_y = height + 2 * padding[0] - reach_y, room_x = width + 2 * padding[1] - reach_x;
   if (room_y < 0 || room_x < 0) {
-    fail("the kernel reaches over ", reach_y, " by ", reach_x, " pixels, more than the padded value has");
+    fail("the kernel covers ", reach_y, " by ", reach_x, " pixels, which is more than the padded value has");
   }
   const int64_t out_height = room_y / stride[0] + 1, out_width = room_x / stride[1] + 1;
   const int64_t points = kernel_size[0] * kernel_size[1] - (remove_center ? 1 : 0);
@@ -235,8 +235,8 @@ inline Call dcnv3_call(Place place, const Tensor& value_, const Tensor& offset_,
   };
   check("offset", offset, expected(2));
   check("mask", mask, expected(1));
-  if (height > kMostTokens || width > kMostTokens || height * width > kMostTokens) {
-    fail("value may have at most ", kMostTokens, " pixels, got ", shape_of(value));
+  if (height > kMaxTokens || width > kMaxTokens || height * width > kMaxTokens) {
+    fail("value may have at most ", kMaxTokens, " pixels, got ", shape_of(value));
   }
   Call call;
   call.levels = {{static_cast<int32_t>(height), static_cast<int32_t>(width), 0}};

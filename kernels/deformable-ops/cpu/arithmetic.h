@@ -1,6 +1,6 @@
 // Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 //
-// Vectors, element types and exp, for one instruction set (see sampling.h).
+// Vectors, element types and the exponential function for one instruction set (see sampling.h).
 #pragma once
 
 #if defined(DEFORMABLE_OPS_F16C)
@@ -20,8 +20,8 @@ namespace DEFORMABLE_OPS_ARCH {
 
 constexpr int kVectorBytes = DEFORMABLE_OPS_VECTOR_BYTES;
 
-// `lanes` of T, as many 32-bit integers, what comparisons of Ts give, and four of T. Plain vector extensions: where
-// registers are shorter, the compiler uses several.
+// type: a vector with `lanes` elements of T; quad: with four; integers: with `lanes` 32-bit integers; mask: the result
+// of comparing two vectors. These are vector extensions: if registers are shorter, the compiler uses several.
 template <typename T, int lanes = kVectorBytes / sizeof(T)>
 struct VectorOf;
 template <int lanes>
@@ -42,7 +42,7 @@ struct VectorOf<double, lanes> {
 template <typename Vector, typename T>
 DEFORMABLE_OPS_INLINE Vector load_vector(const T* source) {
   Vector vector;
-  __builtin_memcpy(&vector, source, sizeof(Vector));  // not aligned
+  __builtin_memcpy(&vector, source, sizeof(Vector));  // source may be unaligned
   return vector;
 }
 
@@ -51,8 +51,8 @@ DEFORMABLE_OPS_INLINE void store_vector(T* target, Vector vector) {
   __builtin_memcpy(target, &vector, sizeof(Vector));
 }
 
-// The first or second half of `lanes` 32-bit integers, as 64-bit ones. Intrinsics, because GCC makes a dozen shuffles of
-// the conversion of a vector.
+// Convert the first or second half of `lanes` 32-bit integers to 64 bits. By intrinsics, because GCC compiles the
+// conversion of a vector to a dozen shuffles.
 template <int lanes, int half, typename Integers>
 DEFORMABLE_OPS_INLINE typename VectorOf<double, lanes / 2>::mask widened(Integers vector) {
   typedef typename VectorOf<double, lanes / 2>::mask Wide;
@@ -76,7 +76,7 @@ DEFORMABLE_OPS_INLINE typename VectorOf<double, lanes / 2>::mask widened(Integer
   }
 }
 
-// x[0] y[0] x[1] y[1] ..., in two vectors, as x and y.
+// Split x[0] y[0] x[1] y[1] ... in two vectors into x and y.
 template <typename Vector, typename T>
 DEFORMABLE_OPS_INLINE void split_pairs(Vector first, Vector second, Vector& x, Vector& y) {
   constexpr int kLanes = sizeof(Vector) / sizeof(T);
@@ -97,7 +97,7 @@ DEFORMABLE_OPS_INLINE void load_pairs(const T* source, Vector& x, Vector& y) {
   split_pairs<Vector, T>(load_vector<Vector>(source), load_vector<Vector>(source + sizeof(Vector) / sizeof(T)), x, y);
 }
 
-// The inverse of load_pairs.
+// Inverse of load_pairs.
 template <typename Vector, typename T>
 DEFORMABLE_OPS_INLINE void store_pairs(T* target, Vector x, Vector y) {
   constexpr int kLanes = sizeof(Vector) / sizeof(T);
@@ -116,7 +116,7 @@ DEFORMABLE_OPS_INLINE void store_pairs(T* target, Vector x, Vector y) {
   store_vector<Vector>(target + kLanes, second);
 }
 
-// a[0] b[0] c[0] d[0] a[1] ... as four vectors: pairs of pairs.
+// Load a[0] b[0] c[0] d[0] a[1] ... as four vectors, by splitting pairs twice.
 template <typename Vector, typename T>
 DEFORMABLE_OPS_INLINE void load_interleaved(const T* source, Vector (&vectors)[4]) {
   constexpr int kLanes = sizeof(Vector) / sizeof(T);
@@ -178,7 +178,7 @@ DEFORMABLE_OPS_INLINE uint16_t to_float16(float value) {
     magnitude = 0x7e00u;
   } else if (number.bits >= 0x47800000u) {  // 65536 and more
     magnitude = 0x7c00u;
-  } else if (number.bits < 0x38800000u) {  // less than 2^-14: adding 0.5 leaves the multiple of 2^-24 in the last bits
+  } else if (number.bits < 0x38800000u) {  // less than 2^-14: after adding 0.5 the last bits are the multiple of 2^-24
     number.value += 0.5f;
     magnitude = number.bits - 0x3f000000u;
   } else {
@@ -224,19 +224,19 @@ void load_converted(const Array& array, int64_t offset, int64_t count, T* target
 }
 
 template <typename T>
-DEFORMABLE_OPS_INLINE Scalar own_type() {
+DEFORMABLE_OPS_INLINE Scalar compute_type() {
   return sizeof(T) == sizeof(float) ? Scalar::float32 : Scalar::float64;
 }
 
-// `count` elements in the compute type: the array itself where it has that type, else `buffer`.
+// Return `count` elements in the compute type: a pointer into the array if it has this type, else `buffer`.
 template <typename T>
 DEFORMABLE_OPS_INLINE const T* view(const Array& array, int64_t offset, int64_t count, T* buffer) {
-  if (array.type == own_type<T>()) return static_cast<const T*>(array.data) + offset;
+  if (array.type == compute_type<T>()) return static_cast<const T*>(array.data) + offset;
   load_converted(array, offset, count, buffer);
   return buffer;
 }
 
-// For rows too short for a call of memcpy.
+// Copy a row that is too short for a call of memcpy.
 template <typename T>
 DEFORMABLE_OPS_INLINE void copy_row(const T* source, int64_t count, T* target) {
   typedef typename VectorOf<T>::type Vector;
@@ -248,18 +248,18 @@ DEFORMABLE_OPS_INLINE void copy_row(const T* source, int64_t count, T* target) {
   for (; i < count; ++i) target[i] = source[i];
 }
 
-// `count` elements, in the compute type, to `target`.
+// Copy `count` elements to `target` in the compute type.
 template <typename T>
 DEFORMABLE_OPS_INLINE void load_row(const Array& array, int64_t offset, int64_t count, T* target) {
-  if (array.type == own_type<T>()) {
+  if (array.type == compute_type<T>()) {
     copy_row(static_cast<const T*>(array.data) + offset, count, target);
   } else {
     load_converted(array, offset, count, target);
   }
 }
 
-// Rows of one head lie further apart than the processor looks ahead by itself.
-constexpr int64_t kAhead = 8;  // queries
+// The rows of one head are too far apart for the prefetching of the processor.
+constexpr int64_t kPrefetchQueries = 8;
 
 DEFORMABLE_OPS_INLINE void prefetch(const Array& array, int64_t offset, int64_t count) {
   const int64_t size = array.type == Scalar::float64 ? 8 : (array.type == Scalar::float32 ? 4 : 2);
@@ -295,7 +295,7 @@ void store(const Array& array, int64_t offset, int64_t count, const T* source) {
 
 template <typename T>
 DEFORMABLE_OPS_INLINE void store_row(const Array& array, int64_t offset, int64_t count, const T* source) {
-  if (array.type == own_type<T>()) {
+  if (array.type == compute_type<T>()) {
     copy_row(source, count, static_cast<T*>(array.data) + offset);
   } else {
     store(array, offset, count, source);
@@ -304,14 +304,14 @@ DEFORMABLE_OPS_INLINE void store_row(const Array& array, int64_t offset, int64_t
 
 // ---- softmax -------------------------------------------------------------------------------------------------------
 
-// exp for x <= 0, relative error below 2e-7 (of a double: the library's). NaN stays NaN.
+// exp for x <= 0, with a relative error below 2e-7 for float, and that of the library for double. NaN stays NaN.
 DEFORMABLE_OPS_INLINE void exponential(float* numbers, int64_t count) {
   typedef VectorOf<float>::type Vector;
   typedef VectorOf<float>::integers Integers;
   const Vector zero = {};
   for (int64_t i = 0; i < count; i += kVectorBytes / sizeof(float)) {
     const Vector x = load_vector<Vector>(numbers + i);
-    const Vector bounded = x < -87.0f ? zero - 87.0f : x;       // below that the result is zero, not a subnormal
+    const Vector bounded = x < -87.0f ? zero - 87.0f : x;       // smaller x give zero, not a subnormal number
     const Vector shifted = bounded * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23: rounds to an integer
     const Vector power = shifted - 12582912.0f;
     const Vector rest = (bounded - power * 0.693359375f) + power * 2.12194440e-4f;

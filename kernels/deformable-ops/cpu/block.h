@@ -1,6 +1,6 @@
 // Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 //
-// A block of points: from stored pairs to pixels, tokens and bilinear weights (see sampling.h).
+// Convert the stored coordinates of a block of points to memory offsets and bilinear weights (see sampling.h).
 #pragma once
 
 #include "arithmetic.h"
@@ -8,13 +8,13 @@
 namespace deformable_ops {
 namespace DEFORMABLE_OPS_ARCH {
 
-constexpr int64_t kBlock = 144;   // points handled together, at least those of one query
+constexpr int64_t kBlock = 144;  // points of a block; more if one query has more
 
-// Walks over the items of a part.
+// Iterator over the items of a part.
 struct Items {
   int64_t heads, all_heads;
-  int64_t query, head;  // head counts from the part's first
-  int64_t row;          // (image, query, head) as one number
+  int64_t query, head;  // the head relative to the first one of the part
+  int64_t row;          // index of (image, query, head)
 
   Items(const Problem& problem, const Part& part, int64_t begin)
       : heads(part.heads), all_heads(problem.heads), query(begin / part.heads), head(begin % part.heads),
@@ -30,27 +30,27 @@ struct Items {
   }
 };
 
-// Arrays of `capacity` entries each, in the scratch memory of one thread.
+// Arrays with `capacity` entries each, in the scratch memory of one thread.
 template <typename T>
 struct Block {
-  int64_t per_query;  // points of one query: levels * points
-  int64_t items;      // at most this many
+  int64_t per_query;  // points of one query and head: levels * points
+  int64_t items;      // largest number of items in the block
   int64_t capacity;
   T* weight;                      // attention weights after the softmax
-  T *lateral, *vertical;          // fractions to the right and the lower neighbour
-  T *width, *height;              // of the point's level
-  T *grid_x, *grid_y;             // kernel_grid: the kernel element relative to the middle
+  T *lateral, *vertical;          // fractions of a pixel, from the left and the upper neighbour
+  T *width, *height;              // size of the point's level
+  T *grid_x, *grid_y;             // kernel_grid: position of the kernel element relative to the middle
   T* gradient_weight;
-  T* buffer;                      // pairs (x, y): as stored, or their gradients
-  // An array for each corner: upper left, upper right, lower left, lower right
-  T* corner[4];                   // bilinear times attention weight
-  int64_t* place[4];              // bytes from the first row of value to the corner's, or to the row of zeros
-  T* dot;                         // four for each point: the row times the gradient of the output (backward)
+  T* buffer;                      // pairs (x, y) as stored, or their gradients
+  // one array for each corner: upper left, upper right, lower left, lower right
+  T* corner_weight[4];            // bilinear weight times attention weight
+  int64_t* corner_offset[4];      // bytes from the first row of value to the corner's row, or to `outside`
+  T* dot;                         // backward: for each point and corner, the row times the gradient of the output
   int32_t *columns, *rows, *start;
-  int64_t* line;                  // bytes from a row of value to the one below
-  int64_t row_bytes, to_outside;  // from a row to the next, from the first row to `outside`
-  const T *pairs, *factors;       // of the points at hand: in `buffer` and `weight`, or where they are stored
-  T* outside;                     // a row for what lies outside: zeros, or what takes their gradient
+  int64_t* line;                  // bytes from a row of value to that of the pixel below
+  int64_t row_bytes, to_outside;  // bytes from a row to the next, and from the first row to `outside`
+  const T *pairs, *factors;       // of the current points: in `buffer` and `weight`, or in the tensors
+  T* outside;                     // row for corners outside of a level: zeros, or their unused gradient
   T* channels;                    // output or gradient of one query and head
 
   static int64_t row_of(const Problem& problem) { return problem.heads * problem.channels; }
@@ -59,11 +59,11 @@ struct Block {
   static int64_t items_of(const Problem& problem) {
     const int64_t per_query = points_of(problem);
     int64_t items = per_query == 0 || per_query > kBlock ? 1 : kBlock / per_query;
-    while (items > 1 && items * per_query % kPadding != 0) --items;  // whole vectors, see `load`
+    while (items > 1 && items * per_query % kPadding != 0) --items;  // `load` reads whole vectors
     return items;
   }
 
-  // Whole vectors are computed, so the arrays end at a multiple of the longest.
+  // Arrays end at a multiple of the longest vector, because whole vectors are computed.
   static constexpr int64_t kPadding = 16;
   static int64_t padded(int64_t points) { return (points + kPadding - 1) / kPadding * kPadding; }
 
@@ -80,14 +80,15 @@ struct Block {
     capacity = items * per_query;
     const int64_t each = padded(capacity);
     int64_t* wide = static_cast<int64_t*>(scratch);
-    for (int64_t*& array : place) {
+    for (int64_t*& array : corner_offset) {
       array = wide;
       wide += each;
     }
     line = wide;
     T* next = reinterpret_cast<T*>(wide + each);
-    T** const arrays[] = {&weight, &lateral, &vertical,        &width,     &height,    &grid_x,
-                          &grid_y, &gradient_weight, &corner[0], &corner[1], &corner[2], &corner[3]};
+    T** const arrays[] = {&weight,           &lateral,          &vertical,         &width,
+                          &height,           &grid_x,           &grid_y,           &gradient_weight,
+                          &corner_weight[0], &corner_weight[1], &corner_weight[2], &corner_weight[3]};
     for (T** array : arrays) {
       *array = next;
       next += each;
@@ -122,7 +123,7 @@ struct Block {
       height[i] = static_cast<T>(level.height);
     }
     if (problem.coordinates == Coordinates::kernel_grid) {
-      const int64_t middle = per_query / 2;  // of kernel_height * kernel_width = per_query + 1 elements, both odd
+      const int64_t middle = per_query / 2;  // used if kernel_height * kernel_width = per_query + 1, which is odd
       for (int64_t i = 0; i < capacity; ++i) {
         int64_t element = i % per_query;
         if (problem.remove_center && element >= middle) ++element;
@@ -138,10 +139,10 @@ struct Block {
     return problem.dilation_height * (problem.kernel_height - 1) / 2;
   }
 
-  // Corners and their weights for the items [begin, begin + count) of a part.
+  // Compute the corners and their weights for the items [begin, begin + count) of a part.
   void load(const Problem& problem, const Part& part, int64_t begin, int64_t count) {
     const int64_t used = count * per_query;
-    const bool together = part.heads == problem.heads;  // then all that is read lies together
+    const bool together = part.heads == problem.heads;  // then the coordinates of all items are contiguous
     Items item(problem, part, begin);
     pairs = buffer;
     factors = weight;
@@ -156,7 +157,7 @@ struct Block {
          first += per_query, item.next()) {
       if (!together) {
         const int64_t row = item.row * per_query;
-        const int64_t ahead = row + kAhead * problem.heads * per_query;  // past the end at the end: only a hint
+        const int64_t ahead = row + kPrefetchQueries * problem.heads * per_query;  // may exceed the array: only a hint
         prefetch(problem.locations, 2 * ahead, 2 * per_query);
         prefetch(problem.weights, ahead, per_query);
         load_row(problem.locations, 2 * row, 2 * per_query, buffer + 2 * first);
@@ -190,7 +191,7 @@ struct Block {
     for (int64_t i = 0; i < per_query; ++i) logits[i] -= largest;
   }
 
-  // Until find_corners overwrites them, `lateral` and `vertical` hold what the pairs are relative to.
+  // `lateral` and `vertical` hold the origin of the pairs until find_corners overwrites them.
   void set_reference(const Problem& problem, int64_t image, int64_t query, int64_t first) {
     const int64_t stored_levels = problem.reference_level_stride == 0 ? 1 : problem.levels;
     const int64_t row = image * problem.reference_batch_stride + query * stored_levels;
@@ -209,7 +210,7 @@ struct Block {
     int64_t column = begin / part.heads % problem.output_width, line = begin / part.heads / problem.output_width;
     const int64_t to_x = half_width(problem) - problem.padding_width;
     const int64_t to_y = half_height(problem) - problem.padding_height;
-    int64_t points = (part.heads - begin % part.heads) * per_query;  // left of this output pixel
+    int64_t points = (part.heads - begin % part.heads) * per_query;  // remaining points of this output pixel
     for (int64_t i = 0; i < used;) {
       const T middle_x = static_cast<T>(column * problem.stride_width + to_x);
       const T middle_y = static_cast<T>(line * problem.stride_height + to_y);
@@ -227,7 +228,7 @@ struct Block {
     }
   }
 
-  // Where the four neighbours of each point are, and their weights.
+  // Compute the offsets and weights of the four neighbours of each point.
   template <Coordinates coordinates>
   void find_corners(const Problem& problem, int64_t used) {
     typedef typename VectorOf<T>::type Vector;
@@ -252,7 +253,7 @@ struct Block {
       }
       const Mask inside = (x_ > -one) & (x_ < width_) & (y_ > -one) & (y_ < height_);
       const Vector near_x = inside ? x_ : zero, near_y = inside ? y_ : zero;
-      Integers column = __builtin_convertvector(near_x, Integers);  // towards zero: one too large below zero
+      Integers column = __builtin_convertvector(near_x, Integers);  // rounds towards zero: too large by one below zero
       Integers row = __builtin_convertvector(near_y, Integers);
       column += __builtin_convertvector(__builtin_convertvector(column, Vector) > near_x, Integers);
       row += __builtin_convertvector(__builtin_convertvector(row, Vector) > near_y, Integers);
@@ -263,25 +264,25 @@ struct Block {
       store_vector<Vector>(vertical + i, lower);
       const Vector attention = load_vector<Vector>(factors + i);
       const Vector lower_weight = lower * attention, upper_weight = (one - lower) * attention;
-      store_vector<Vector>(corner[0] + i, upper_weight * (one - right));
-      store_vector<Vector>(corner[1] + i, upper_weight * right);
-      store_vector<Vector>(corner[2] + i, lower_weight * (one - right));
-      store_vector<Vector>(corner[3] + i, lower_weight * right);
+      store_vector<Vector>(corner_weight[0] + i, upper_weight * (one - right));
+      store_vector<Vector>(corner_weight[1] + i, upper_weight * right);
+      store_vector<Vector>(corner_weight[2] + i, lower_weight * (one - right));
+      store_vector<Vector>(corner_weight[3] + i, lower_weight * right);
 
       const Integers columns_ = load_vector<Integers>(columns + i), rows_ = load_vector<Integers>(rows + i);
-      const Integers beside = ~__builtin_convertvector(inside, Integers);
-      const Integers left = beside | (column < 0), beyond = beside | (column + 1 >= columns_);
+      const Integers off_level = ~__builtin_convertvector(inside, Integers);
+      const Integers left = off_level | (column < 0), beyond = off_level | (column + 1 >= columns_);
       const Integers above = row < 0, below = row + 1 >= rows_;
       const Integers first = load_vector<Integers>(start + i) + row * columns_ + column;
       const Integers hidden[4] = {left | above, beyond | above, left | below, beyond | below};
-      store_places<0, kLanes>(i, first, hidden);
-      store_places<1, kLanes>(i, first, hidden);
+      store_offsets<0, kLanes>(i, first, hidden);
+      store_offsets<1, kLanes>(i, first, hidden);
     }
   }
 
-  // For half of the lanes, because bytes need 64 bits.
+  // Store the offsets of half of the lanes, because offsets have 64 bits.
   template <int half, int lanes, typename Integers>
-  DEFORMABLE_OPS_INLINE void store_places(int64_t i, Integers first, const Integers (&hidden)[4]) {
+  DEFORMABLE_OPS_INLINE void store_offsets(int64_t i, Integers first, const Integers (&hidden)[4]) {
     typedef typename VectorOf<double, lanes / 2>::mask Wide;
     i += half * lanes / 2;
     const Wide upper = widened<lanes, half>(first) * row_bytes, lower = upper + load_vector<Wide>(line + i);
@@ -289,11 +290,11 @@ struct Block {
 #pragma GCC unroll 4
     for (int corner = 0; corner < 4; ++corner) {
       const Wide hide = widened<lanes, half>(hidden[corner]);
-      store_vector<Wide>(place[corner] + i, (bytes[corner] & ~hide) | (hide & to_outside));
+      store_vector<Wide>(corner_offset[corner] + i, (bytes[corner] & ~hide) | (hide & to_outside));
     }
   }
 
-  // From `dot` the gradients of weights and of the pairs in `buffer` (before the softmax, of the stored x and y).
+  // Compute the gradients of the weights after the softmax, and those of the stored x and y, from `dot`.
   void differentiate(const Problem& problem, int64_t used) {
     typedef typename VectorOf<T>::type Vector;
     constexpr int64_t kLanes = sizeof(Vector) / sizeof(T);

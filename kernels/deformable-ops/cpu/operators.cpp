@@ -1,6 +1,6 @@
 // Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 //
-// The operators on a CPU: memory and threads. The arithmetic is in sampling.h.
+// Memory and threads of the operators on a CPU. The arithmetic is in sampling.h.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -31,7 +31,7 @@ struct FreeDeleter {
 using Memory = std::unique_ptr<void, FreeDeleter>;
 
 Memory allocate(size_t bytes) {
-  constexpr size_t kLine = 64;  // vectors that cross lines of the cache are slow
+  constexpr size_t kLine = 64;  // vectors across two cache lines are slow
   void* memory = std::aligned_alloc(kLine, std::max<size_t>((bytes + kLine - 1) / kLine, 1) * kLine);
   if (memory == nullptr) throw std::bad_alloc();
   return Memory(memory);
@@ -45,7 +45,7 @@ bool is_float64(const Problem& problem) {
 
 const Kernels& kernels_for(bool float64) {
 #if defined(__x86_64__)
-  // DEFORMABLE_OPS_INSTRUCTIONS=baseline or avx2 is for tests of those
+  // the tests set DEFORMABLE_OPS_INSTRUCTIONS to baseline or avx2
   static const char* const most = std::getenv("DEFORMABLE_OPS_INSTRUCTIONS");
   static const bool baseline = most != nullptr && std::strcmp(most, "baseline") == 0;
   static const bool avx2 = !baseline && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
@@ -59,7 +59,7 @@ const Kernels& kernels_for(bool float64) {
   return baseline_kernels(float64);
 }
 
-// Runs `work(begin, end, scratch)` over parts of [0, count) on torch's threads. An exception may not leave a thread.
+// Run `work(begin, end, scratch)` for ranges of [0, count) on torch's threads. No exception may leave a thread.
 template <typename Work>
 void in_parallel(int64_t count, size_t scratch_bytes, const Work& work) {
   std::atomic<bool> out_of_memory{false};
@@ -74,11 +74,10 @@ void in_parallel(int64_t count, size_t scratch_bytes, const Work& work) {
   if (out_of_memory) throw std::runtime_error("deformable_ops: out of memory");
 }
 
-// The parts that a problem is worked off in. DCNv3 samples near the output pixel, so all heads of an image go together
-// and everything is read in the order of memory. Attention samples anywhere: there one head of value, which may fit the
-// cache, comes after the other.
+// The order in which a problem is computed. DCNv3 samples near the output pixel, so a part has all heads of an image
+// and reads memory in order. Attention samples anywhere, so a part has one head, whose values may fit into the cache.
 struct Parts {
-  int64_t heads, each, count;  // heads of an image, heads of a part, parts
+  int64_t heads, each, count;  // number of heads of an image, of heads of a part, and of parts
 
   explicit Parts(const Problem& problem)
       : heads(problem.heads), each(problem.coordinates == Coordinates::kernel_grid ? problem.heads : 1),
@@ -90,9 +89,9 @@ struct Parts {
   }
 };
 
-// `work(part, begin, end, scratch)` for stretches of [0, length) of every part in [first, last).
+// Call `work(part, begin, end, scratch)` for ranges of [0, length) of every part in [first, last).
 template <typename Work>
-void over_parts(int64_t first, int64_t last, int64_t length, size_t scratch_bytes, const Work& work) {
+void for_each_part(int64_t first, int64_t last, int64_t length, size_t scratch_bytes, const Work& work) {
   in_parallel((last - first) * length, scratch_bytes, [&](int64_t begin, int64_t end, void* scratch) {
     while (begin < end) {
       const int64_t part = begin / length, from = begin % length;
@@ -103,12 +102,12 @@ void over_parts(int64_t first, int64_t last, int64_t length, size_t scratch_byte
   });
 }
 
-// Calls `work(part, begin, end, rows, row_stride, scratch)` for all items of all parts.
+// Call `work(part, begin, end, rows, row_stride, scratch)` for all items of all parts.
 //
-// Where the rows of a part lie far apart and each is read often, or has another type than the arithmetic, the rows of
-// as many parts as there are threads are first copied together: into the cache, and converted once.
+// If the rows of a part are far apart and each is read often, or if they need a conversion, the rows of one part per
+// thread are first copied into a contiguous buffer, which is in the cache then, and converted once.
 template <typename Work>
-void over_items(const Problem& problem, const Kernels& kernels, const Work& work) {
+void for_each_item(const Problem& problem, const Kernels& kernels, const Work& work) {
   const bool float64 = is_float64(problem);
   const size_t element = float64 ? sizeof(double) : sizeof(float);
   const size_t scratch_bytes = kernels.scratch_bytes(problem);
@@ -117,7 +116,7 @@ void over_items(const Problem& problem, const Kernels& kernels, const Work& work
   const bool converted = problem.value.type != (float64 ? Scalar::float64 : Scalar::float32);
   const int64_t reads = 4 * problem.queries * problem.levels * problem.points;
   if (!converted && (problem.heads == parts.each || reads < 4 * problem.tokens)) {
-    over_parts(0, parts.count, items, scratch_bytes, [&](int64_t index, int64_t begin, int64_t end, void* scratch) {
+    for_each_part(0, parts.count, items, scratch_bytes, [&](int64_t index, int64_t begin, int64_t end, void* scratch) {
       const Part part = parts[index];
       const char* rows =
           static_cast<const char*>(problem.value.data) +
@@ -134,10 +133,10 @@ void over_items(const Problem& problem, const Kernels& kernels, const Work& work
     const auto rows_of = [&](int64_t index) {
       return static_cast<char*>(packed.get()) + (index - first) * problem.tokens * row * element;
     };
-    over_parts(first, last, problem.tokens, 0, [&](int64_t index, int64_t begin, int64_t end, void*) {
+    for_each_part(first, last, problem.tokens, 0, [&](int64_t index, int64_t begin, int64_t end, void*) {
       kernels.pack(problem, parts[index], begin, end, rows_of(index));
     });
-    over_parts(first, last, items, scratch_bytes, [&](int64_t index, int64_t begin, int64_t end, void* scratch) {
+    for_each_part(first, last, items, scratch_bytes, [&](int64_t index, int64_t begin, int64_t end, void* scratch) {
       work(parts[index], begin, end, rows_of(index), row, scratch);
     });
   }
@@ -146,13 +145,13 @@ void over_items(const Problem& problem, const Kernels& kernels, const Work& work
 void run_forward(const Problem& problem) {
   if (problem.batch * problem.queries * problem.heads * problem.channels == 0) return;
   const Kernels& kernels = kernels_for(is_float64(problem));
-  over_items(problem, kernels,
+  for_each_item(problem, kernels,
              [&](const Part& part, int64_t begin, int64_t end, const void* rows, int64_t stride, void* scratch) {
                kernels.forward(problem, part, begin, end, rows, stride, scratch);
              });
 }
 
-// What one thread sums of the gradient of value: the channels [first, first + count) of each head.
+// The part of the gradient of value that one thread sums: channels [first, first + count) of each head.
 struct Share {
   Part part;
   int64_t first, count;
@@ -160,7 +159,7 @@ struct Share {
 
 std::vector<Share> shares_of(const Problem& problem, int64_t threads) {
   std::vector<Share> shares;
-  const int64_t wanted = (threads + problem.batch - 1) / problem.batch;  // for each image
+  const int64_t wanted = (threads + problem.batch - 1) / problem.batch;  // shares of an image
   if (problem.coordinates == Coordinates::kernel_grid && wanted < problem.heads) {
     for (int64_t image = 0; image < problem.batch; ++image) {
       for (int64_t i = 0; i < wanted; ++i) {
@@ -170,13 +169,13 @@ std::vector<Share> shares_of(const Problem& problem, int64_t threads) {
     }
     return shares;
   }
-  // With more threads than heads the channels are shared out too, down to 8 at a time.
+  // If threads outnumber heads, channels are split too, into at least 8.
   int64_t width = 64;
   while (width > 8 && problem.heads * ((problem.channels + width - 1) / width) < wanted) width /= 2;
   for (int64_t image = 0; image < problem.batch; ++image) {
     for (int64_t head = 0; head < problem.heads; ++head) {
       for (int64_t first = 0; first < problem.channels;) {
-        const int64_t count = std::min(width, widest(problem.channels - first));
+        const int64_t count = std::min(width, largest_width(problem.channels - first));
         shares.push_back({{image, head, 1}, first, count});
         first += count;
       }
@@ -185,14 +184,14 @@ std::vector<Share> shares_of(const Problem& problem, int64_t threads) {
   return shares;
 }
 
-// Every gradient row has one thread that sums it, always in the order of the queries: the result is the same bit by
-// bit in every run and with any number of threads.
+// One thread sums a row of the gradient, in the order of the queries. So the result is bitwise equal in every run and
+// with any number of threads.
 void run_backward(const Problem& problem) {
   if (problem.batch * problem.heads == 0) return;
   const bool float64 = is_float64(problem);
   const Kernels& kernels = kernels_for(float64);
   if (problem.queries * problem.levels * problem.points > 0) {
-    over_items(problem, kernels,
+    for_each_item(problem, kernels,
                [&](const Part& part, int64_t begin, int64_t end, const void* rows, int64_t stride, void* scratch) {
                  kernels.backward_points(problem, part, begin, end, rows, stride, scratch);
                });
@@ -200,7 +199,7 @@ void run_backward(const Problem& problem) {
   if (problem.tokens * problem.channels == 0) return;
   const size_t element = float64 ? sizeof(double) : sizeof(float);
   const int64_t stride = problem.heads * problem.channels;
-  // Where heads go together, and have the right type, the sums are made in place.
+  // If a part has all heads and the gradient has the compute type, sum in place.
   const bool in_place = problem.coordinates == Coordinates::kernel_grid &&
                         problem.grad_value.type == (float64 ? Scalar::float64 : Scalar::float32);
   char* grad_value = static_cast<char*>(problem.grad_value.data);
@@ -241,7 +240,7 @@ Tensor Cpu::forward(Call call) {
 Gradients Cpu::backward(Call call, const Tensor& grad_output) {
   check_grad_output(grad_output, call.output_shape);
   const int64_t rank = static_cast<int64_t>(call.output_shape.size());
-  const Tensor gradient = checked(Place::cpu, "grad_output", grad_output, rank, "");
+  const Tensor gradient = checked(DeviceKind::cpu, "grad_output", grad_output, rank, "");
   Tensor grad_value = empty_like_shape(call.value), grad_locations = empty_like_shape(call.locations),
          grad_weights = empty_like_shape(call.weights);
   call.problem.grad_output = array_of("grad_output", gradient);

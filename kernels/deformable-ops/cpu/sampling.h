@@ -1,14 +1,15 @@
 // Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 //
-// Bilinear sampling of value rows and its gradients, for one instruction set. Included by one translation unit per
-// instruction set, each with its own DEFORMABLE_OPS_ARCH namespace: two sets may never share an inline function,
-// or the linker could hand the wide one to an old processor. For the same reason nothing of the standard library is
-// used here.
+// Bilinear sampling of value rows and its gradients for one instruction set. One translation unit per instruction set
+// includes this file, with its own namespace DEFORMABLE_OPS_ARCH: if two sets shared an inline function, the linker
+// could choose the version that an old processor does not support. For the same reason the standard library is not used
+// here.
 //
-// Points are handled in blocks of a hundred or more: first the coordinates of the whole block become places in memory
-// and bilinear weights (loops that are vectorised over points), then rows are gathered or scattered (vectorised over
-// channels). The place of a corner outside its level is a row of zeros: nothing outside is ever read, a NaN stored there
-// cannot spread, and no branch is needed, which nobody could predict. A location that is not finite makes its own query and head NaN, as grid_sample does.
+// Points are computed in blocks of a hundred or more. First the coordinates of the block become memory offsets and
+// bilinear weights, in loops that are vectorised over points. Then rows are gathered or scattered, vectorised over
+// channels. The offset of a corner outside its level is that of a row of zeros. So memory outside the level is never
+// read, a NaN stored there cannot spread, and the loops have no unpredictable branch. A location that is not finite
+// makes its own query and head NaN, as in grid_sample.
 #pragma once
 
 #include "block.h"
@@ -21,44 +22,44 @@ namespace DEFORMABLE_OPS_ARCH {
 // The loops over points and corners, for `Width` channels.
 template <typename T, int Width>
 struct Rows {
-  // the longest vectors that fit, but none shorter than 32 bytes
+  // the longest vectors that fit, at least 32 bytes
   static constexpr int kLongest = kVectorBytes / sizeof(T), kShortest = 32 / sizeof(T);
   static constexpr int kLanes = Width >= kLongest ? kLongest : kShortest;
   typedef typename VectorOf<T, kLanes>::type Vector;
   static constexpr int kVectors = Width / kLanes > 0 ? Width / kLanes : 1;
-  static constexpr bool kWide = Width >= kLanes;
+  static constexpr bool kIsVectorized = Width >= kLanes;
 
-  // Where the corners of the points from `first` on are, and how much each counts. Copies, because the compiler has to
-  // assume that storing a row changes the arrays of the block.
+  // Offsets and weights of the corners of the points from `first` on. These are copies of the block's pointers, because
+  // the compiler has to assume that storing a row changes the block.
   struct Corners {
-    const int64_t* place[4];
+    const int64_t* offset[4];
     const T* factor[4];
 
     DEFORMABLE_OPS_INLINE Corners(const Block<T>& block, int64_t first) {
       for (int corner = 0; corner < 4; ++corner) {
-        place[corner] = block.place[corner] + first;
-        factor[corner] = block.corner[corner] + first;
+        offset[corner] = block.corner_offset[corner] + first;
+        factor[corner] = block.corner_weight[corner] + first;
       }
     }
 
     DEFORMABLE_OPS_INLINE void advance(int64_t points) {
       for (int corner = 0; corner < 4; ++corner) {
-        place[corner] += points;
+        offset[corner] += points;
         factor[corner] += points;
       }
     }
 
     template <typename Element>
     DEFORMABLE_OPS_INLINE Element* row(Element* rows, int corner, int64_t point) const {
-      return reinterpret_cast<Element*>(reinterpret_cast<uintptr_t>(rows) + place[corner][point]);
+      return reinterpret_cast<Element*>(reinterpret_cast<uintptr_t>(rows) + offset[corner][point]);
     }
   };
 
-  // Output of the items of a block from `start` on, for the channels from `channel` on.
+  // Compute `Width` channels, from `channel` on, of the output of `count` items, from `start` on.
   static void gather(const Problem& problem, const Part& part, const Block<T>& block, int64_t start, int64_t count,
                      const T* rows, int64_t channel) {
     const int64_t points = block.per_query, channels = problem.channels;
-    const bool is_own = problem.output.type == own_type<T>();
+    const bool is_own = problem.output.type == compute_type<T>();
     T* const output = static_cast<T*>(problem.output.data);
     Items item(problem, part, start);
     Corners corners(block, 0);
@@ -66,8 +67,8 @@ struct Rows {
       const T* source = rows + item.head * channels + channel;
       const int64_t offset = item.row * channels + channel;
       T* target = is_own ? output + offset : block.channels;
-      if constexpr (kWide) {
-        // separate sums, because an addition has to wait for the one before it
+      if constexpr (kIsVectorized) {
+        // several sums, because an addition waits for the previous one
         constexpr int kSums = kVectors >= 8 ? 1 : (kVectors >= 4 ? 2 : 4);
         Vector sums[kSums][kVectors] = {};
         for (int64_t point = 0; point < points; ++point) {
@@ -99,12 +100,12 @@ struct Rows {
     }
   }
 
-  // dot += row of the corner times gradient
+  // dot += row of the corner * gradient
   static DEFORMABLE_OPS_INLINE void dots(const Block<T>& block, int64_t first, const T* rows, const T* gradient) {
     const Corners corners(block, first);
     const int64_t points = block.per_query;
     T* dot = block.dot + 4 * first;
-    if constexpr (kWide) {
+    if constexpr (kIsVectorized) {
       typedef typename VectorOf<T>::quad Quad;
       Vector own[kVectors];
       for (int v = 0; v < kVectors; ++v) own[v] = load_vector<Vector>(gradient + v * kLanes);
@@ -131,7 +132,7 @@ struct Rows {
     }
   }
 
-  // The sums over the lanes of four vectors.
+  // Return the sums over the lanes of four vectors.
   static DEFORMABLE_OPS_INLINE typename VectorOf<T>::quad four_sums(const Vector (&v)[4]) {
     typename VectorOf<T, kShortest>::type half[4];
     for (int i = 0; i < 4; ++i) {
@@ -161,11 +162,11 @@ struct Rows {
     }
   }
 
-  // sums[token] += weight * gradient, for `Width` channels
+  // sums[token] += weight * gradient for `Width` channels
   static DEFORMABLE_OPS_INLINE void scatter(const Block<T>& block, int64_t first, T* sums, const T* gradient) {
     const Corners corners(block, first);
     const int64_t points = block.per_query;
-    if constexpr (kWide) {
+    if constexpr (kIsVectorized) {
       Vector own[kVectors];
       for (int v = 0; v < kVectors; ++v) own[v] = load_vector<Vector>(gradient + v * kLanes);
       for (int64_t i = 0; i < points; ++i) {
@@ -175,8 +176,8 @@ struct Rows {
           const T factor = corners.factor[corner][i];
 #pragma GCC unroll 16
           for (int v = 0; v < kVectors; ++v) {
-            T* place = row + v * kLanes;
-            store_vector<Vector>(place, load_vector<Vector>(place) + own[v] * factor);
+            T* target = row + v * kLanes;
+            store_vector<Vector>(target, load_vector<Vector>(target) + own[v] * factor);
           }
         }
       }
@@ -191,7 +192,7 @@ struct Rows {
   }
 };
 
-// `call` of the Rows whose width equals `width`, one of kWidths.
+// Call `call` of the Rows with this width, one of kWidths.
 #define DEFORMABLE_OPS_BY_WIDTH(T, width, call)                    \
   switch (width) {                                                 \
     case 64: Rows<T, 64>::call; break;                             \
@@ -220,9 +221,9 @@ void pack(const Problem& problem, const Part& part, int64_t begin, int64_t end, 
   }
 }
 
-// Where output pixels lie on those of value, read the lines of value around these items in the order of memory: at the
-// start of a stretch all of those lines, later what comes into reach. Left to the samples, which jump about, every
-// line would have to be waited for. Loads, because prefetch instructions were measured to change nothing here.
+// If output pixels coincide with pixels of value, read the lines of value around these items in the order of memory:
+// all lines at the start of a range, later only the new ones. Otherwise the samples, which are not in order, would wait
+// for every cache line. By loads, because prefetch instructions were measured to have no effect here.
 template <typename T>
 void read_ahead(const Problem& problem, const Part& part, const Items& item, int64_t count, bool start) {
   constexpr int64_t kLines = 5;
@@ -230,10 +231,10 @@ void read_ahead(const Problem& problem, const Part& part, const Items& item, int
   const int64_t line = problem.output_width * problem.heads, end = (part.image + 1) * problem.tokens * problem.heads;
   const int64_t from = item.row + (start ? 0 : kLines * line);
   const int64_t to = item.row + count + kLines * line;
-  if (problem.value.type != own_type<T>()) return;  // then `pack` has just read it
+  if (problem.value.type != compute_type<T>()) return;  // `pack` has just read it
   const T* first = static_cast<const T*>(problem.value.data) + from * problem.channels;
   const T* last = static_cast<const T*>(problem.value.data) + (to < end ? to : end) * problem.channels;
-  constexpr int64_t kStep = 64 / sizeof(T);  // one load for each line of the cache
+  constexpr int64_t kStep = 64 / sizeof(T);  // one load for each cache line
   for (; first < last; first += kStep) static_cast<void>(*static_cast<const volatile T*>(first));
 }
 
@@ -246,7 +247,7 @@ void forward(const Problem& problem, const Part& part, int64_t begin, int64_t en
     block.load(problem, part, start, count);
     read_ahead<T>(problem, part, Items(problem, part, start), count, start == begin);
     for (int64_t channel = 0; channel < problem.channels;) {
-      const int64_t width = widest(problem.channels - channel);
+      const int64_t width = largest_width(problem.channels - channel);
       DEFORMABLE_OPS_BY_WIDTH(T, width,
                               gather(problem, part, block, start, count, static_cast<const T*>(rows), channel));
       channel += width;
@@ -267,10 +268,10 @@ void backward_points(const Problem& problem, const Part& part, int64_t begin, in
     Items item(problem, part, start);
     read_ahead<T>(problem, part, item, count, start == begin);
     for (int64_t i = 0; i < count; ++i, item.next()) {
-      prefetch(problem.grad_output, (item.row + kAhead * problem.heads) * problem.channels, problem.channels);
+      prefetch(problem.grad_output, (item.row + kPrefetchQueries * problem.heads) * problem.channels, problem.channels);
       const T* gradient = view(problem.grad_output, item.row * problem.channels, problem.channels, block.channels);
       for (int64_t channel = 0; channel < problem.channels;) {
-        const int64_t width = widest(problem.channels - channel);
+        const int64_t width = largest_width(problem.channels - channel);
         const T* source = static_cast<const T*>(rows) + item.head * problem.channels + channel;
         DEFORMABLE_OPS_BY_WIDTH(T, width, dots(block, i * per_query, source, gradient + channel));
         channel += width;
@@ -304,10 +305,10 @@ void backward_value(const Problem& problem, const Part& part, int64_t first, int
     block.load(problem, part, start, items);
     Items item(problem, part, start);
     for (int64_t i = 0; i < items; ++i, item.next()) {
-      prefetch(problem.grad_output, (item.row + kAhead * problem.heads) * problem.channels + first, count);
+      prefetch(problem.grad_output, (item.row + kPrefetchQueries * problem.heads) * problem.channels + first, count);
       const T* gradient = view(problem.grad_output, item.row * problem.channels + first, count, block.channels);
       for (int64_t channel = 0; channel < count;) {
-        const int64_t width = widest(count - channel);
+        const int64_t width = largest_width(count - channel);
         T* target = static_cast<T*>(sums) + item.head * count + channel;
         DEFORMABLE_OPS_BY_WIDTH(T, width, scatter(block, i * block.per_query, target, gradient + channel));
         channel += width;

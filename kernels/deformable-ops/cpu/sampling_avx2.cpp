@@ -1,7 +1,7 @@
 // Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 //
-// For x86-64 processors with AVX2, FMA and F16C; the caller asks the processor before it comes here. The pragmas make
-// compiler flags unnecessary, so that one list of sources serves every machine; elsewhere this file is empty.
+// For x86-64 processors with AVX2, FMA and F16C; the caller checks the processor first. The pragmas make compiler flags
+// unnecessary, so that one list of sources serves every machine. On other machines this file is empty.
 #if defined(__x86_64__)
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)

@@ -1,6 +1,6 @@
 // Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 //
-// For every processor: what the compiler's default instruction set offers (SSE2 on x86-64, NEON on arm64).
+// For every processor, with the compiler's default instruction set (SSE2 on x86-64, NEON on arm64).
 #define DEFORMABLE_OPS_ARCH baseline
 #define DEFORMABLE_OPS_VECTOR_BYTES 32
 #include "sampling.h"

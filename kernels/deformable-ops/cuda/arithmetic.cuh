@@ -1,7 +1,7 @@
 // Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 //
-// Element types, 16-byte loads, conversions, atomics, shuffles. All that differs between a GPU and the emulation of the
-// tests (tests/emulation.h) is here, under DEFORMABLE_OPS_EMULATED.
+// Element types, 16-byte loads, conversions, atomics, shuffles. Code under DEFORMABLE_OPS_EMULATED is for the emulation
+// in the tests (tests/emulation.h); no other file of the kernels differs from a GPU's.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@ namespace deformable_ops {
 
 // ---- element types -------------------------------------------------------------------------------------------------
 
-// The type of sums, and how many elements 16 bytes hold.
+// The type of sums, and the number of elements in 16 bytes.
 template <typename V>
 struct Element {
   typedef float Compute;
@@ -58,7 +58,7 @@ DEFORMABLE_OPS_DEVICE void from_compute(float x, BFloat16& y) {
 
 // ---- rows of value -------------------------------------------------------------------------------------------------
 
-// kElements neighbouring elements as they are stored: 16 bytes, or one.
+// kElements neighbouring elements as stored: 16 bytes or one element.
 template <typename V, int kElements>
 struct Stored {
   static_assert(kElements * sizeof(V) == 16, "whole vectors or single elements");
@@ -66,7 +66,7 @@ struct Stored {
 
   DEFORMABLE_OPS_DEVICE Stored zero() { return {make_uint4(0, 0, 0, 0)}; }
 
-  // read-only for as long as the kernel runs, aligned to 16 bytes
+  // `source` is aligned to 16 bytes, and constant while the kernel runs
   DEFORMABLE_OPS_DEVICE Stored load(const V* source) { return {__ldg(reinterpret_cast<const uint4*>(source))}; }
 };
 
@@ -109,7 +109,7 @@ DEFORMABLE_OPS_DEVICE void unpack(const Stored<V, 1>& stored, typename Element<V
   x[0] = to_compute(stored.element);
 }
 
-// Write kElements sums to where they lie; 16 bytes at once where they make up a vector.
+// Store kElements sums; a whole vector in one store of 16 bytes.
 template <typename V, int kElements>
 DEFORMABLE_OPS_DEVICE void store(V* target, const typename Element<V>::Compute (&x)[kElements]) {
   struct alignas(kElements * sizeof(V)) Vector {
@@ -122,7 +122,7 @@ DEFORMABLE_OPS_DEVICE void store(V* target, const typename Element<V>::Compute (
 
 // ---- tensors whose type is known at run time only ------------------------------------------------------------------
 
-// Where one tensor is float64 all are (operators.cpp), so that T tells.
+// If one tensor is float64, all are (operators.cpp).
 template <typename T>
 constexpr bool kIsDouble = sizeof(T) == sizeof(double);
 
@@ -157,7 +157,7 @@ DEFORMABLE_OPS_DEVICE void store_element(const Array& array, int64_t index, T x)
   }
 }
 
-// A pair (x, y) at once: tensors are aligned to 16 bytes.
+// A pair (x, y) for one load or store; tensors are aligned to 16 bytes.
 template <typename V>
 struct alignas(2 * sizeof(V)) Pair {
   V x, y;
@@ -206,8 +206,8 @@ DEFORMABLE_OPS_DEVICE void store_pair(const Array& array, int64_t index, T x, T 
 
 // ---- atomic sums ---------------------------------------------------------------------------------------------------
 
-// target += x, in global memory: of a plain pointer the compiler has to assume that it may be shared memory, and makes a
-// loop for that.
+// target += x in global memory. By assembly, because for a plain pointer the compiler also adds a loop for shared
+// memory.
 DEFORMABLE_OPS_DEVICE void add_one(float* target, float x) {
 #if defined(DEFORMABLE_OPS_EMULATED)
   atomicAdd(target, x);
@@ -223,7 +223,7 @@ DEFORMABLE_OPS_DEVICE void add_one(double* target, double x) {
 #endif
 }
 
-// target[0..3] += x[0..3]: one instruction where the chip has it
+// target[0..3] += x[0..3], in one instruction if the GPU has it
 DEFORMABLE_OPS_DEVICE void add_four(float* target, const float* x) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};"
@@ -258,11 +258,11 @@ DEFORMABLE_OPS_DEVICE T from_lane(T x, int lane) {
 }
 
 template <typename T>
-DEFORMABLE_OPS_DEVICE T across(T x, int mask) {
+DEFORMABLE_OPS_DEVICE T shuffle_xor(T x, int mask) {
   return __shfl_xor_sync(kAllLanes, x, mask);
 }
 
-// index / divisor for index below kMostPoints, from reciprocal_of(divisor)
+// Return index / divisor for an index below kMaxPoints, from reciprocal_of(divisor).
 DEFORMABLE_OPS_DEVICE int quotient(int index, uint32_t reciprocal) {
   return static_cast<int>((static_cast<uint64_t>(index) * reciprocal) >> 31);
 }

@@ -1,6 +1,7 @@
 // Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 //
-// Kernels for one type of value, and their launch. Included by one file for each type, so that they compile side by side.
+// Kernels for one type of value, and their launch. One file per type includes this one, so that they compile in
+// parallel.
 #pragma once
 
 #include <algorithm>
@@ -9,14 +10,14 @@
 
 namespace deformable_ops {
 
-// Blocks of a multiprocessor at least: this bounds registers, so that none is spilled and several warps hide each
-// other's waiting (benchmarks/cuda_registers.md).
+// Smallest number of blocks on a multiprocessor. It bounds the registers so that several warps hide each other's
+// latency, and is low enough that no register is spilled (benchmarks/cuda_registers.md).
 template <bool kBackward, typename V>
 constexpr int kBlocks = (kBackward ? 2 : 3) - (sizeof(V) == sizeof(double) ? 1 : 0);
 
 template <bool kBackward, typename V, int kElements, int kLanes>
-__global__ void __launch_bounds__(kMostThreads, (kBlocks<kBackward, V>)) kernel(const __grid_constant__ Task task) {
-  __shared__ Slots<typename Element<V>::Compute, kLanes> slots[kMostThreads / kWarp];
+__global__ void __launch_bounds__(kMaxThreads, (kBlocks<kBackward, V>)) kernel(const __grid_constant__ Task task) {
+  __shared__ Slots<typename Element<V>::Compute, kLanes> slots[kMaxThreads / kWarp];
   auto& own = slots[threadIdx.x / kWarp];
   const int32_t blocks = static_cast<int32_t>(task.problem.heads) / task.heads_together;
   for (int64_t image = blockIdx.z; image < task.problem.batch; image += gridDim.z) {
@@ -40,9 +41,9 @@ static inline int multiprocessors_of(int device) {
 
 static inline int64_t divide_up(int64_t number, int64_t divisor) { return (number + divisor - 1) / divisor; }
 
-// Which items a block of `threads` has; the number of blocks.
-static inline int64_t share_out(Task& task, int64_t item_bytes, int threads) {
-  constexpr int64_t kLine = 128;  // bytes of a line of the cache
+// Assign items to blocks of `threads` threads, and return the number of blocks.
+static inline int64_t assign_items(Task& task, int64_t item_bytes, int threads) {
+  constexpr int64_t kLine = 128;  // bytes of a cache line
   const Problem& problem = task.problem;
   const int64_t items = threads / task.lanes;
   int64_t heads = 1;
@@ -64,7 +65,7 @@ static inline int64_t share_out(Task& task, int64_t item_bytes, int threads) {
 
 template <typename V, int kElements, int kLanes>
 int launch_kernel(Task task, bool backward, const Launch& launch) {
-  constexpr int64_t kMostBlocks = 65535;  // of y and z
+  constexpr int64_t kMaxBlocks = 65535;  // limit of y and z
   const Problem& problem = task.problem;
   if (kLanes > 0) {
     task.lanes = kLanes;
@@ -74,16 +75,16 @@ int launch_kernel(Task task, bool backward, const Launch& launch) {
   }
   const int64_t divisor = problem.coordinates == Coordinates::kernel_grid ? problem.kernel_height : problem.points;
   task.reciprocal = reciprocal_of(divisor);
-  // blocks are large, so that neighbours share what they read, but all multiprocessors get some
+  // large blocks, in which neighbouring items read the same rows, but enough blocks for all multiprocessors
   const int64_t enough = 2 * multiprocessors_of(launch.device);
-  int threads = kMostThreads;
-  while (share_out(task, problem.channels * static_cast<int64_t>(sizeof(V)), threads) < enough &&
+  int threads = kMaxThreads;
+  while (assign_items(task, problem.channels * static_cast<int64_t>(sizeof(V)), threads) < enough &&
          threads > 64) {
     threads /= 2;
   }
   const dim3 blocks(static_cast<unsigned>(task.tiles),
-                    static_cast<unsigned>(std::min(problem.heads / task.heads_together, kMostBlocks)),
-                    static_cast<unsigned>(std::min(problem.batch, kMostBlocks)));
+                    static_cast<unsigned>(std::min(problem.heads / task.heads_together, kMaxBlocks)),
+                    static_cast<unsigned>(std::min(problem.batch, kMaxBlocks)));
 #if defined(DEFORMABLE_OPS_EMULATED)
   emulate(blocks, threads, [&] {
     backward ? kernel<true, V, kElements, kLanes>(task) : kernel<false, V, kElements, kLanes>(task);

@@ -1,8 +1,8 @@
 // Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 //
-// The operators on a CUDA device: memory and launches. The arithmetic is in sampling.cuh.
+// Memory and launches of the operators on a CUDA device. The arithmetic is in sampling.cuh.
 #if !defined(USE_CUDA)
-#define USE_CUDA  // the parts of torch's stable interface that are about CUDA
+#define USE_CUDA  // declares the CUDA part of torch's stable interface
 #endif
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
@@ -23,7 +23,7 @@
 namespace deformable_ops {
 namespace {
 
-#if defined(DEFORMABLE_OPS_EMULATED)  // the tests, without a GPU: see tests/emulation.h
+#if defined(DEFORMABLE_OPS_EMULATED)  // for the tests without a GPU, see tests/emulation.h
 struct Device {
   explicit Device(const Call&) {}
   Launch launch() const { return {nullptr, 0}; }
@@ -32,7 +32,7 @@ struct Device {
   }
 };
 #else
-// While it lives, the device of a call's tensors is the current one.
+// Makes the device of a call's tensors the current one while it exists.
 struct Device {
   int32_t index;
   torch::stable::accelerator::DeviceGuard guard;
@@ -56,7 +56,7 @@ struct Device {
 };
 #endif
 
-// Vectors of 16 bytes are loaded: a view may begin elsewhere.
+// Return the tensor, or a copy if it is not aligned to the 16 bytes of a vector, as a view may be.
 Tensor aligned(const Tensor& tensor) {
   return reinterpret_cast<uintptr_t>(tensor.data_ptr()) % 16 == 0 ? tensor : torch::stable::clone(tensor);
 }
@@ -65,7 +65,7 @@ Tensor converted(const Tensor& tensor, ScalarType type) {
   return tensor.scalar_type() == type ? tensor : torch::stable::to(tensor, type);
 }
 
-// What kernels take: aligned, and all of it in double where any of it is.
+// The inputs of a kernel: aligned tensors, all in double if any is.
 struct Inputs {
   Tensor value, locations, weights;
   std::optional<Tensor> references;
@@ -93,7 +93,7 @@ void check_device(const Call& call, const Tensor& tensor) {
   if (first != second) fail("all tensors must be on one device, got cuda:", first, " and cuda:", second);
 }
 
-// The task of a call, but for its outputs.
+// Return the task of a call, without its outputs.
 Task task_of(const Call& call, const Inputs& inputs) {
   check_device(call, call.locations);
   check_device(call, call.weights);
@@ -101,13 +101,13 @@ Task task_of(const Call& call, const Inputs& inputs) {
   Task task{};
   Problem& problem = task.problem;
   problem = call.problem;
-  constexpr int64_t kMost = std::numeric_limits<int32_t>::max() / 2;
-  if (problem.levels > kMostLevels || problem.levels * problem.points > kMostPoints) {
-    fail("on a CUDA device at most ", kMostLevels, " levels and ", kMostPoints, " points in all of them are possible, ",
-         "got ", problem.levels, " levels and ", problem.points, " points in each");
+  constexpr int64_t kMax = std::numeric_limits<int32_t>::max() / 2;
+  if (problem.levels > kMaxLevels || problem.levels * problem.points > kMaxPoints) {
+    fail("on a CUDA device the limits are ", kMaxLevels, " levels with ", kMaxPoints, " points in total, got ",
+         problem.levels, " levels with ", problem.points, " points each");
   }
-  if (problem.queries > kMost || problem.heads * problem.channels * 8 > kMost) {
-    fail("on a CUDA device at most ", kMost, " queries, and ", kMost / 8, " channels in all heads, are possible, got ",
+  if (problem.queries > kMax || problem.heads * problem.channels * 8 > kMax) {
+    fail("on a CUDA device the limits are ", kMax, " queries and ", kMax / 8, " channels of all heads, got ",
          problem.queries, " and ", problem.heads * problem.channels);
   }
   std::copy(call.levels.begin(), call.levels.end(), task.level);
@@ -141,12 +141,12 @@ Tensor Cuda::forward(Call call) {
   return converted(output, call.value.scalar_type());
 }
 
-// Gradients of value are sums of atomic additions, in float or double: their order, and so the last bits, differ from
-// run to run. functions.py refuses them where torch is to be deterministic.
+// The gradient of value is a sum of atomic additions in float or double, so its last bits differ from run to run.
+// functions.py refuses it in torch's deterministic mode.
 Gradients Cuda::backward(Call call, const Tensor& grad_output) {
   check_grad_output(grad_output, call.output_shape);
   const int64_t rank = static_cast<int64_t>(call.output_shape.size());
-  const Tensor gradient = checked(place, "grad_output", grad_output, rank, "");
+  const Tensor gradient = checked(kind, "grad_output", grad_output, rank, "");
   check_device(call, gradient);
   const Device device(call);
   const Inputs inputs(call);

@@ -3,12 +3,12 @@
 // Bilinear sampling of value rows and its gradients on a GPU.
 //
 // An item is a query with a head (DCNv3: an output pixel with a group). Its `lanes`, neighbouring threads of a warp,
-// hold 16 bytes of its channels each. A warp goes through the points of its items in rounds: first its threads work out
-// where points lie, one point each, and leave that in shared memory; then all lanes of an item read the rows of its
-// points, eight loads at a time. So no coordinate is computed twice, and no block has to wait at a barrier.
+// hold 16 bytes of its channels each. A warp computes the points of its items in rounds. First each of its threads
+// computes the position of one point and stores it in shared memory. Then all lanes of an item read the rows of its
+// points, eight loads at a time. So no coordinate is computed twice, and no block waits at a barrier.
 //
-// A block's items are some heads (a line of the cache together) of queries that follow each other, because those sample
-// nearby; for DCNv3, of a rectangle of pixels.
+// The items of a block are some heads (one cache line) of consecutive queries, because these sample nearby; for DCNv3,
+// of a rectangle of pixels.
 #pragma once
 
 #include "arithmetic.cuh"
@@ -16,14 +16,14 @@
 namespace deformable_ops {
 
 constexpr int kWarp = 32;
-constexpr int kMostThreads = 256;
+constexpr int kMaxThreads = 256;
 
-// A lane gets 0 for a row outside of its level and reads nothing: a NaN stored there cannot spread. A location that is
-// not finite makes its own query and head NaN, as grid_sample does.
+// A lane uses 0 for a corner outside its level and reads nothing, so a NaN stored there cannot spread. A location that
+// is not finite makes its own query and head NaN, as in grid_sample.
 constexpr int32_t kOutside = -1;
 
 struct alignas(16) Corners {
-  int32_t token[4];  // upper left, upper right, lower left, lower right; or kOutside
+  int32_t token[4];  // of the upper left, upper right, lower left, lower right row, or kOutside
 };
 
 template <typename T>
@@ -34,7 +34,7 @@ struct alignas(4 * sizeof(T)) Four {
 template <typename T>
 struct Point {
   Corners corners;
-  T lateral, vertical;  // fractions to the right and the lower neighbour
+  T lateral, vertical;  // fractions of a pixel, from the left and the upper neighbour
   T attention;
 };
 
@@ -42,11 +42,11 @@ struct Point {
 
 struct Item {
   int32_t query, head;
-  int32_t x, y;  // of the output pixel; kernel_grid only
-  bool exists;   // not behind the last query, in the last tile
+  int32_t x, y;  // the output pixel; kernel_grid only
+  bool exists;   // false after the last query, in the last tile
 };
 
-// Item `index` of the block.
+// Return item `index` of the block.
 DEFORMABLE_OPS_DEVICE Item item_of(const Task& task, int32_t tile, int32_t first_head, int32_t index) {
   const int32_t queries = static_cast<int32_t>(task.problem.queries);
   const int32_t width = static_cast<int32_t>(task.problem.output_width);
@@ -64,7 +64,7 @@ DEFORMABLE_OPS_DEVICE Item item_of(const Task& task, int32_t tile, int32_t first
     const int32_t tile_height = task.queries_together / task.tile_width;
     item.x = tile % task.tile_columns * task.tile_width + in_tile % task.tile_width;
     item.y = tile / task.tile_columns * tile_height + in_tile / task.tile_width;
-    const int64_t query = static_cast<int64_t>(item.y) * width + item.x;  // behind the last one it may need 64 bits
+    const int64_t query = static_cast<int64_t>(item.y) * width + item.x;  // may need 64 bits after the last query
     item.query = static_cast<int32_t>(query);
     item.exists = item.x < width && query < queries;
   }
@@ -88,12 +88,12 @@ DEFORMABLE_OPS_DEVICE int level_of(const Task& task, int index) {
   return task.problem.coordinates == Coordinates::kernel_grid ? 0 : quotient(index, task.reciprocal);
 }
 
-// What all points of an item share.
+// The origin of all points of an item.
 template <typename T>
 struct Origin {
-  int64_t first;  // of its points among all points
+  int64_t first;  // index of its first point among all points
   T x, y;         // kernel_grid: the middle of the kernel
-  int64_t pair;   // offsets: its first reference point
+  int64_t pair;   // offsets: index of its first reference point
 };
 
 template <typename T>
@@ -110,16 +110,16 @@ DEFORMABLE_OPS_DEVICE Origin<T> origin_of(const Task& task, int64_t image, const
   return origin;
 }
 
-// Where point `index` of an item lies in its level, in pixels.
+// Compute the position of point `index` of an item in pixels of its level.
 template <typename T>
-DEFORMABLE_OPS_DEVICE void place_of(const Task& task, const Origin<T>& origin, int index, T& x, T& y) {
+DEFORMABLE_OPS_DEVICE void position_of(const Task& task, const Origin<T>& origin, int index, T& x, T& y) {
   const Problem& problem = task.problem;
   load_pair(problem.locations, origin.first + index, x, y);
   if (problem.coordinates == Coordinates::kernel_grid) {
     const int kernel_height = static_cast<int>(problem.kernel_height);
     const int middle = static_cast<int>(problem.points / 2);
-    const int place = index + (problem.remove_center && index >= middle ? 1 : 0);
-    const int column = quotient(place, task.reciprocal), row = place - column * kernel_height;
+    const int element = index + (problem.remove_center && index >= middle ? 1 : 0);
+    const int column = quotient(element, task.reciprocal), row = element - column * kernel_height;
     const T scale = static_cast<T>(problem.offset_scale);
     x = (static_cast<T>(column * problem.dilation_width - half_width(problem)) + x) * scale + origin.x;
     y = (static_cast<T>(row * problem.dilation_height - half_height(problem)) + y) * scale + origin.y;
@@ -138,7 +138,7 @@ DEFORMABLE_OPS_DEVICE void place_of(const Task& task, const Origin<T>& origin, i
   y += reference_y * height - T(0.5);
 }
 
-// The four neighbours of a place in a level.
+// Return the four neighbours of a position in a level.
 template <typename T>
 DEFORMABLE_OPS_DEVICE Point<T> neighbours(const Level& level, T x, T y, T attention) {
   const bool inside = x > T(-1) && x < static_cast<T>(level.width) && y > T(-1) && y < static_cast<T>(level.height);
@@ -159,7 +159,7 @@ DEFORMABLE_OPS_DEVICE Point<T> neighbours(const Level& level, T x, T y, T attent
   return point;
 }
 
-// How much each corner counts.
+// Return the weight of each corner.
 template <typename T>
 DEFORMABLE_OPS_DEVICE Four<T> corner_weights(T lateral, T vertical, T attention) {
   const T lower = vertical * attention, upper = (T(1) - vertical) * attention;
@@ -168,7 +168,7 @@ DEFORMABLE_OPS_DEVICE Four<T> corner_weights(T lateral, T vertical, T attention)
 
 // ---- softmax -------------------------------------------------------------------------------------------------------
 
-// Of one item: exp(logit - largest) / sum.
+// The softmax of one item: exp(logit - largest) / sum.
 template <typename T>
 struct Softmax {
   T largest, sum;
@@ -178,7 +178,7 @@ struct Softmax {
   }
 };
 
-// Over an item's points, by its lanes together; each gets it.
+// Compute the softmax over an item's points; its lanes share the work, and each returns the result.
 template <typename T>
 DEFORMABLE_OPS_DEVICE Softmax<T> softmax_of(const Array& logits, int64_t first, int per_query, bool exists, int lane,
                                             int lanes) {
@@ -188,89 +188,89 @@ DEFORMABLE_OPS_DEVICE Softmax<T> softmax_of(const Array& logits, int64_t first, 
     const T logit = load_element<T>(logits, first + i);
     softmax.largest = i == lane || logit > softmax.largest ? logit : softmax.largest;
   }
-  if (lane >= end && end > 0) softmax.largest = load_element<T>(logits, first);  // no point of its own
+  if (lane >= end && end > 0) softmax.largest = load_element<T>(logits, first);  // this lane has no point
   for (int mask = 1; mask < lanes; mask *= 2) {
-    const T other = across(softmax.largest, mask);
+    const T other = shuffle_xor(softmax.largest, mask);
     softmax.largest = other > softmax.largest ? other : softmax.largest;
   }
   for (int i = lane; i < end; i += lanes) softmax.sum += exp(load_element<T>(logits, first + i) - softmax.largest);
-  for (int mask = 1; mask < lanes; mask *= 2) softmax.sum += across(softmax.sum, mask);
+  for (int mask = 1; mask < lanes; mask *= 2) softmax.sum += shuffle_xor(softmax.sum, mask);
   return softmax;
 }
 
-// ---- what a warp shares --------------------------------------------------------------------------------------------
+// ---- shared memory of a warp ---------------------------------------------------------------------------------------
 
-// kLanes is the number of lanes of an item, or 0 where it is in task.lanes.
+// kLanes is the number of lanes of an item, or 0 if task.lanes has it.
 template <int kLanes>
 struct Round {
-  static constexpr int kPoints = kLanes > 4 ? kLanes : 4;  // of an item in a round; with more lanes than 4, one each
+  static constexpr int kPoints = kLanes > 4 ? kLanes : 4;  // points of an item in a round, at least one per lane
   static constexpr int kSlots = kLanes == 0 ? 4 * kWarp : kWarp / (kLanes > 0 ? kLanes : 1) * kPoints;
 
   DEFORMABLE_OPS_DEVICE int points(int lanes) { return kLanes > 0 ? kPoints : (lanes > 4 ? lanes : 4); }
 };
 
-// Slot point * items + item: lanes that read at the same time find neighbouring slots.
+// The slot is point * items + item, so that lanes that read at the same time read neighbouring slots.
 template <typename T, int kLanes>
 struct Slots {
   Corners corners[Round<kLanes>::kSlots];
   Four<T> factors[Round<kLanes>::kSlots];  // corner weights (forward); lateral, vertical, attention (backward)
 };
 
-// What a thread knows of its place.
+// The position of a thread in its warp, its item, and the item whose points it computes.
 template <typename T, int kLanes>
-struct Place {
-  int lane, lanes;       // in its item's group
-  int items, group;      // of the warp; the number of its item among them
-  bool exists;           // its item
-  int64_t row;           // of its item, among all
+struct Thread {
+  int lane, lanes;   // index in its item, and number of lanes of an item
+  int items, group;  // number of items of the warp, and index of its item among them
+  bool exists;       // its item exists
+  int64_t row;       // index of its item among all items
   int32_t head;
-  // whose points it works out: another item's, so that neighbouring threads write neighbouring slots
-  bool seen_exists;
-  Origin<T> seen;
-  Softmax<T> softmax, seen_softmax;  // offsets only
+  // the item whose points it computes: another one, so that neighbouring threads write neighbouring slots
+  bool prepared_exists;
+  Origin<T> prepared;
+  Softmax<T> softmax, prepared_softmax;  // offsets only
 
-  DEFORMABLE_OPS_DEVICE Place of(const Task& task, int64_t image, int32_t tile, int32_t first_head, int per_query) {
-    Place place;
-    const int thread = static_cast<int>(threadIdx.x), warp_lane = thread % kWarp;
-    place.lanes = kLanes > 0 ? kLanes : task.lanes;
-    place.lane = warp_lane % place.lanes;
-    place.items = kWarp / place.lanes;
-    place.group = warp_lane / place.lanes;
-    const int first = thread / kWarp * place.items;
-    const Item own = item_of(task, tile, first_head, first + place.group);
-    place.exists = own.exists;
-    place.row = row_of(task, image, own);
-    place.head = own.head;
-    const Item seen = item_of(task, tile, first_head, first + warp_lane % place.items);
-    place.seen_exists = seen.exists;
-    place.seen = origin_of<T>(task, image, seen, per_query);
+  DEFORMABLE_OPS_DEVICE Thread of(const Task& task, int64_t image, int32_t tile, int32_t first_head, int per_query) {
+    Thread thread;
+    const int index = static_cast<int>(threadIdx.x), warp_lane = index % kWarp;
+    thread.lanes = kLanes > 0 ? kLanes : task.lanes;
+    thread.lane = warp_lane % thread.lanes;
+    thread.items = kWarp / thread.lanes;
+    thread.group = warp_lane / thread.lanes;
+    const int first = index / kWarp * thread.items;
+    const Item own = item_of(task, tile, first_head, first + thread.group);
+    thread.exists = own.exists;
+    thread.row = row_of(task, image, own);
+    thread.head = own.head;
+    const Item prepared = item_of(task, tile, first_head, first + warp_lane % thread.items);
+    thread.prepared_exists = prepared.exists;
+    thread.prepared = origin_of<T>(task, image, prepared, per_query);
     if (task.problem.coordinates == Coordinates::offsets) {
-      place.softmax = softmax_of<T>(task.problem.weights, place.row * per_query, per_query, place.exists, place.lane,
-                                    place.lanes);
-      const int source = warp_lane % place.items * place.lanes;
-      place.seen_softmax = {from_lane(place.softmax.largest, source), from_lane(place.softmax.sum, source)};
+      thread.softmax = softmax_of<T>(task.problem.weights, thread.row * per_query, per_query, thread.exists,
+                                     thread.lane, thread.lanes);
+      const int source = warp_lane % thread.items * thread.lanes;
+      thread.prepared_softmax = {from_lane(thread.softmax.largest, source), from_lane(thread.softmax.sum, source)};
     } else {
-      place.softmax = place.seen_softmax = {T(0), T(1)};
+      thread.softmax = thread.prepared_softmax = {T(0), T(1)};
     }
-    return place;
+    return thread;
   }
 };
 
-// The points [first, first + round) of all items of the warp; what is beyond the last counts nothing.
+// Compute the points [first, first + round) of all items of the warp; points after the last one get the weight zero.
 template <bool kBackward, typename T, int kLanes>
-DEFORMABLE_OPS_DEVICE void work_out(const Task& task, const Place<T, kLanes>& place, int first, int per_query,
+DEFORMABLE_OPS_DEVICE void compute_points(const Task& task, const Thread<T, kLanes>& thread, int first, int per_query,
                                     Slots<T, kLanes>& slots) {
-  const int points = Round<kLanes>::points(place.lanes);
-  for (int slot = static_cast<int>(threadIdx.x) % kWarp; slot < points * place.items; slot += kWarp) {
+  const int points = Round<kLanes>::points(thread.lanes);
+  for (int slot = static_cast<int>(threadIdx.x) % kWarp; slot < points * thread.items; slot += kWarp) {
     Corners corners = {{kOutside, kOutside, kOutside, kOutside}};
     Four<T> factors = {{T(0), T(0), T(0), T(0)}};
-    const int index = first + slot / place.items;
-    if (place.seen_exists && index < per_query) {
+    const int index = first + slot / thread.items;
+    if (thread.prepared_exists && index < per_query) {
       T x, y;
-      place_of(task, place.seen, index, x, y);
-      T attention = load_element<T>(task.problem.weights, place.seen.first + index);
+      position_of(task, thread.prepared, index, x, y);
+      T attention = load_element<T>(task.problem.weights, thread.prepared.first + index);
       if (task.problem.coordinates == Coordinates::offsets) {
-        attention = Softmax<T>::weight(place.seen_softmax, attention);
+        attention = Softmax<T>::weight(thread.prepared_softmax, attention);
       }
       const Point<T> point = neighbours(task.level[level_of(task, index)], x, y, attention);
       corners = point.corners;
@@ -287,7 +287,7 @@ DEFORMABLE_OPS_DEVICE void work_out(const Task& task, const Place<T, kLanes>& pl
 
 // ---- output --------------------------------------------------------------------------------------------------------
 
-// The row of a token; `row_bytes` apart.
+// Return the row of a token; rows are `row_bytes` apart.
 template <typename V>
 DEFORMABLE_OPS_DEVICE V* row_at(V* rows, int32_t row_bytes, int32_t token) {
   return reinterpret_cast<V*>(reinterpret_cast<uintptr_t>(rows) + static_cast<int64_t>(token) * row_bytes);
@@ -311,27 +311,27 @@ DEFORMABLE_OPS_DEVICE void forward_items(const Task& task, int64_t image, int32_
   typedef typename Element<V>::Compute T;
   const Problem& problem = task.problem;
   const int per_query = static_cast<int>(problem.levels * problem.points);
-  const Place<T, kLanes> place = Place<T, kLanes>::of(task, image, tile, first_head, per_query);
-  const int points = Round<kLanes>::points(place.lanes);
+  const Thread<T, kLanes> thread = Thread<T, kLanes>::of(task, image, tile, first_head, per_query);
+  const int points = Round<kLanes>::points(thread.lanes);
   const int32_t row_bytes = static_cast<int32_t>(problem.heads * problem.channels * sizeof(V));
   const V* rows = static_cast<const V*>(problem.value.data) +
-                  (image * problem.tokens * problem.heads + place.head) * problem.channels;
-  // once, where kLanes is not 0
-  for (int64_t start = 0; start < problem.channels; start += place.lanes * kElements) {
-    const int64_t channel = start + place.lane * kElements;
-    const bool active = place.exists && channel < problem.channels;
+                  (image * problem.tokens * problem.heads + thread.head) * problem.channels;
+  // one iteration if kLanes is not 0
+  for (int64_t start = 0; start < problem.channels; start += thread.lanes * kElements) {
+    const int64_t channel = start + thread.lane * kElements;
+    const bool active = thread.exists && channel < problem.channels;
     T sums[kElements] = {};
     for (int first = 0; first < per_query; first += points) {
-      __syncwarp();  // the slots of the round before have been read
-      work_out<false>(task, place, first, per_query, slots);
+      __syncwarp();  // the slots of the previous round have been read
+      compute_points<false>(task, thread, first, per_query, slots);
       __syncwarp();
       const int end = per_query - first < points ? per_query - first : points;
-      for (int point = 0; point < end; point += 2) {  // a round has an even number, the last may count nothing
+      for (int point = 0; point < end; point += 2) {  // a round has an even number of points, the last with weight zero
         Stored<V, kElements> stored[2][4];
         Four<T> factors[2];
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-          const int slot = (point + i) * place.items + place.group;
+          const int slot = (point + i) * thread.items + thread.group;
           const Corners corners = slots.corners[slot];
           load_corners(rows + channel, row_bytes, active, corners, stored[i]);
           factors[i] = slots.factors[slot];
@@ -348,14 +348,15 @@ DEFORMABLE_OPS_DEVICE void forward_items(const Task& task, int64_t image, int32_
         }
       }
     }
-    if (active) store<V, kElements>(static_cast<V*>(problem.output.data) + place.row * problem.channels + channel, sums);
+    V* output = static_cast<V*>(problem.output.data) + thread.row * problem.channels + channel;
+    if (active) store<V, kElements>(output, sums);
     if constexpr (kLanes > 0) break;
   }
 }
 
 // ---- gradients -----------------------------------------------------------------------------------------------------
 
-// A lane's part of the gradients of a point's attention weight, x and y (in pixels), from its rows times gradient.
+// Compute a lane's part of the gradients of a point's attention weight, x and y (in pixels), from the dot products.
 template <typename T>
 DEFORMABLE_OPS_DEVICE void differentiate(const T (&dots)[4], const Four<T>& factors, T (&gradients)[3]) {
   const T right = factors.x[0], lower = factors.x[1], attention = factors.x[2];
@@ -365,11 +366,12 @@ DEFORMABLE_OPS_DEVICE void differentiate(const T (&dots)[4], const Four<T>& fact
   gradients[2] = attention * (left * (dots[2] - dots[0]) + right * (dots[3] - dots[1]));
 }
 
-// Sum the parts of four points over the lanes of an item. Lanes share out the points on the way, which takes a third of
-// the shuffles of summing one after the other: with four lanes and more, each of the first four ends with one point.
+// Sum the parts of four points over the lanes of an item. The lanes distribute the points between them on the way,
+// which needs a third of the shuffles of four separate sums. With four or more lanes, each of the first four gets one
+// point.
 template <typename T>
 DEFORMABLE_OPS_DEVICE void sum_over_lanes(T (&gradients)[4][3], int lane, int lanes) {
-  if (lanes >= 2) {  // of lanes 2 i and 2 i + 1 the first keeps points 0 and 1, the second 2 and 3
+  if (lanes >= 2) {  // lane 2 i keeps points 0 and 1, lane 2 i + 1 keeps 2 and 3
     const bool second = lane % 2 != 0;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -377,7 +379,7 @@ DEFORMABLE_OPS_DEVICE void sum_over_lanes(T (&gradients)[4][3], int lane, int la
       for (int k = 0; k < 3; ++k) {
         const T given = second ? gradients[i][k] : gradients[i + 2][k];
         const T kept = second ? gradients[i + 2][k] : gradients[i][k];
-        gradients[i][k] = kept + across(given, 1);
+        gradients[i][k] = kept + shuffle_xor(given, 1);
       }
     }
   }
@@ -387,16 +389,16 @@ DEFORMABLE_OPS_DEVICE void sum_over_lanes(T (&gradients)[4][3], int lane, int la
     for (int k = 0; k < 3; ++k) {
       const T given = second ? gradients[0][k] : gradients[1][k];
       const T kept = second ? gradients[1][k] : gradients[0][k];
-      gradients[0][k] = kept + across(given, 2);
+      gradients[0][k] = kept + shuffle_xor(given, 2);
     }
   }
   for (int mask = 4; mask < lanes; mask *= 2) {
 #pragma unroll
-    for (int k = 0; k < 3; ++k) gradients[0][k] += across(gradients[0][k], mask);
+    for (int k = 0; k < 3; ++k) gradients[0][k] += shuffle_xor(gradients[0][k], mask);
   }
 }
 
-// Write the gradients of a point.
+// Store the gradients of a point.
 template <typename T>
 DEFORMABLE_OPS_DEVICE void finish_point(const Task& task, int64_t row, int per_query, int index,
                                         const T (&gradients)[3]) {
@@ -423,26 +425,26 @@ DEFORMABLE_OPS_DEVICE void backward_items(const Task& task, int64_t image, int32
   typedef typename Element<V>::Compute T;
   const Problem& problem = task.problem;
   const int per_query = static_cast<int>(problem.levels * problem.points);
-  const Place<T, kLanes> place = Place<T, kLanes>::of(task, image, tile, first_head, per_query);
+  const Thread<T, kLanes> thread = Thread<T, kLanes>::of(task, image, tile, first_head, per_query);
   const bool fused = problem.coordinates == Coordinates::offsets;
-  const int points = Round<kLanes>::points(place.lanes);
+  const int points = Round<kLanes>::points(thread.lanes);
   const int32_t row_bytes = static_cast<int32_t>(problem.heads * problem.channels * sizeof(V));
   const int32_t sums_bytes = static_cast<int32_t>(problem.heads * problem.channels * sizeof(T));
-  const int64_t head = (image * problem.tokens * problem.heads + place.head) * problem.channels;
+  const int64_t head = (image * problem.tokens * problem.heads + thread.head) * problem.channels;
   const V* rows = static_cast<const V*>(problem.value.data) + head;
   T* sums = static_cast<T*>(problem.grad_value.data) + head;
-  const V* grad_output = static_cast<const V*>(problem.grad_output.data) + place.row * problem.channels;
+  const V* grad_output = static_cast<const V*>(problem.grad_output.data) + thread.row * problem.channels;
 
   T own[kElements] = {};
   const auto load_own = [&](int64_t channel, bool active) {
     unpack(active ? Stored<V, kElements>::load(grad_output + channel) : Stored<V, kElements>::zero(), own);
   };
-  if constexpr (kLanes > 0) load_own(place.lane * kElements, place.exists);
+  if constexpr (kLanes > 0) load_own(thread.lane * kElements, thread.exists);
 
-  T mean = T(0);  // of the gradients of the softmax's weights
+  T mean = T(0);  // weighted mean of the gradients of the softmax's output
   for (int first = 0; first < per_query; first += points) {
     __syncwarp();
-    work_out<true>(task, place, first, per_query, slots);
+    compute_points<true>(task, thread, first, per_query, slots);
     __syncwarp();
     const int end = per_query - first < points ? per_query - first : points;
     for (int four = 0; four < end; four += 4) {
@@ -450,19 +452,19 @@ DEFORMABLE_OPS_DEVICE void backward_items(const Task& task, int64_t image, int32
 #pragma unroll
       for (int two = 0; two < 4; two += 2) {
         T dots[2][4] = {};
-        for (int64_t start = 0; start < problem.channels; start += place.lanes * kElements) {
-          const int64_t channel = start + place.lane * kElements;
-          const bool active = place.exists && channel < problem.channels;
+        for (int64_t start = 0; start < problem.channels; start += thread.lanes * kElements) {
+          const int64_t channel = start + thread.lane * kElements;
+          const bool active = thread.exists && channel < problem.channels;
           if constexpr (kLanes == 0) load_own(channel, active);
           Stored<V, kElements> stored[2][4];
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
-            const Corners corners = slots.corners[(four + two + i) * place.items + place.group];
+            const Corners corners = slots.corners[(four + two + i) * thread.items + thread.group];
             load_corners(rows + channel, row_bytes, active, corners, stored[i]);
           }
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
-            const int slot = (four + two + i) * place.items + place.group;
+            const int slot = (four + two + i) * thread.items + thread.group;
             const Corners corners = slots.corners[slot];
             const Four<T> factors = slots.factors[slot];
             const Four<T> weights = corner_weights(factors.x[0], factors.x[1], factors.x[2]);
@@ -484,30 +486,30 @@ DEFORMABLE_OPS_DEVICE void backward_items(const Task& task, int64_t image, int32
         }
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-          const Four<T> factors = slots.factors[(four + two + i) * place.items + place.group];
+          const Four<T> factors = slots.factors[(four + two + i) * thread.items + thread.group];
           differentiate(dots[i], factors, gradients[two + i]);
           if (fused) mean += factors.x[2] * gradients[two + i][0];
         }
       }
-      sum_over_lanes(gradients, place.lane, place.lanes);
-      const int held = place.lanes >= 4 ? 1 : 4 / place.lanes;
-      const int point = first + four + (place.lanes >= 2 ? place.lane % 2 * 2 : 0) + place.lane / 2 % 2;
+      sum_over_lanes(gradients, thread.lane, thread.lanes);
+      const int held = thread.lanes >= 4 ? 1 : 4 / thread.lanes;
+      const int point = first + four + (thread.lanes >= 2 ? thread.lane % 2 * 2 : 0) + thread.lane / 2 % 2;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        if (i < held && place.lane < 4 && place.exists && point + i < per_query) {
-          finish_point(task, place.row, per_query, point + i, gradients[i]);
+        if (i < held && thread.lane < 4 && thread.exists && point + i < per_query) {
+          finish_point(task, thread.row, per_query, point + i, gradients[i]);
         }
       }
     }
   }
   if (!fused) return;
-  for (int mask = 1; mask < place.lanes; mask *= 2) mean += across(mean, mask);
-  __syncwarp();  // the raw gradients are written
-  if (!place.exists) return;
-  for (int i = place.lane; i < per_query; i += place.lanes) {
-    const T weight = Softmax<T>::weight(place.softmax, load_element<T>(problem.weights, place.row * per_query + i));
-    const T raw = static_cast<const T*>(task.raw_weights)[place.row * per_query + i];
-    store_element(problem.grad_weights, place.row * per_query + i, weight * (raw - mean));
+  for (int mask = 1; mask < thread.lanes; mask *= 2) mean += shuffle_xor(mean, mask);
+  __syncwarp();  // the raw gradients have been written
+  if (!thread.exists) return;
+  for (int i = thread.lane; i < per_query; i += thread.lanes) {
+    const T weight = Softmax<T>::weight(thread.softmax, load_element<T>(problem.weights, thread.row * per_query + i));
+    const T raw = static_cast<const T*>(task.raw_weights)[thread.row * per_query + i];
+    store_element(problem.grad_weights, thread.row * per_query + i, weight * (raw - mean));
   }
 }
 

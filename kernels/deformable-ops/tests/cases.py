@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Arguments for the operators, and what the operators should compute, corner by corner."""
+"""Arguments for the operators, and their expected results."""
 
 import json
 from pathlib import Path
@@ -16,14 +16,14 @@ def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return (difference / expected.double().norm().clamp_min(1e-300).cpu()).item()
 
 
-def moved(arguments: dict, device: str) -> dict:
-    """The arguments with their tensors on a device."""
+def on_device(arguments: dict, device: str) -> dict:
+    """Return the arguments with their tensors on a device."""
     return {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in arguments.items()}
 
 
 def recorded(name: str, device: str) -> tuple[dict[str, torch.Tensor], dict]:
-    """A recorded case of the original operator: its tensors, and the settings that are not tensors."""
-    tensors = moved(load_file(REFERENCE / name / "tensors.safetensors"), device)
+    """Return the tensors of a recorded case of the original operator, and its other arguments."""
+    tensors = on_device(load_file(REFERENCE / name / "tensors.safetensors"), device)
     if name.startswith("ms_deform_attn"):
         return tensors, {"spatial_shapes": [tuple(shape) for shape in tensors.pop("spatial_shapes").tolist()]}
     params = json.loads((REFERENCE / name / "manifest.json").read_text())["params"]
@@ -49,7 +49,7 @@ def attention(
     dtype=torch.float64,
     device="cpu",
 ) -> dict:
-    """Arguments of ms_deform_attn: most points inside, some outside."""
+    """Return arguments of ms_deform_attn, with most points inside the levels and some outside."""
     levels = len(shapes)
     tokens = sum(height * width for height, width in shapes)
     weights = torch.randn(batch, queries, heads, levels * points, dtype=dtype, device=device).softmax(-1)
@@ -65,7 +65,7 @@ def attention(
 def convolution(
     batch=2, height=6, width=7, groups=3, channels=4, stride=1, dtype=torch.float64, device="cpu", remove_center=False
 ) -> dict:
-    """Arguments of dcnv3 with a 3x3 kernel."""
+    """Return arguments of dcnv3 with a 3x3 kernel."""
     out_height, out_width = (height - 1) // stride + 1, (width - 1) // stride + 1
     points = 8 if remove_center else 9
     mask = torch.randn(batch, out_height, out_width, groups, points, dtype=dtype, device=device).softmax(-1)
@@ -84,7 +84,11 @@ def convolution(
 
 
 def fused(arguments: dict, levels: int | None = None, batch: int | None = None) -> dict:
-    """Arguments of ms_deform_attn_fused in the sizes of those of ms_deform_attn; reference points may be broadcast."""
+    """Return arguments of ms_deform_attn_fused in the sizes of arguments of ms_deform_attn.
+
+    Args:
+        levels, batch: sizes of the reference points, which may be 1.
+    """
     weights = arguments["attention_weights"]
     options = {"dtype": weights.dtype, "device": weights.device}
     return {
@@ -99,7 +103,7 @@ def fused(arguments: dict, levels: int | None = None, batch: int | None = None) 
 
 
 def unfused(arguments: dict) -> dict:
-    """The arguments of ms_deform_attn that stand for those of ms_deform_attn_fused."""
+    """Convert arguments of ms_deform_attn_fused into equivalent arguments of ms_deform_attn."""
     offsets, logits = arguments["sampling_offsets"], arguments["attention_logits"]
     sides = torch.tensor(arguments["spatial_shapes"], dtype=offsets.dtype, device=offsets.device).flip(-1)
     return {
@@ -113,7 +117,7 @@ def unfused(arguments: dict) -> dict:
 def as_attention(
     value, offset, mask, kernel_size, stride, padding, dilation, groups, offset_scale, remove_center
 ) -> dict:
-    """The arguments of ms_deform_attn that stand for those of dcnv3: one level, a query for each output pixel."""
+    """Convert arguments of dcnv3 into equivalent ones of ms_deform_attn: one level, and a query per output pixel."""
     batch, height, width, channels = value.shape
     out_height, out_width = offset.shape[1:3]
     steps = [dilation[axis] * torch.arange(kernel_size[axis]) for axis in (0, 1)]
@@ -122,20 +126,20 @@ def as_attention(
     if remove_center:
         grid = torch.cat([grid[: len(grid) // 2], grid[len(grid) // 2 + 1 :]])
     points = len(grid)
-    places = [stride[axis] * torch.arange(size) - padding[axis] for axis, size in ((0, out_height), (1, out_width))]
-    y, x = torch.meshgrid(places[0] + middle[0], places[1] + middle[1], indexing="ij")
+    starts = [stride[axis] * torch.arange(size) - padding[axis] for axis, size in ((0, out_height), (1, out_width))]
+    y, x = torch.meshgrid(starts[0] + middle[0], starts[1] + middle[1], indexing="ij")
     centre = torch.stack([x, y], -1).reshape(-1, 1, 1, 2)
-    moved = (grid + offset.reshape(batch, -1, groups, points, 2)) * offset_scale
+    shifts = (grid + offset.reshape(batch, -1, groups, points, 2)) * offset_scale
     return {
         "value": value.reshape(batch, height * width, groups, channels // groups),
         "spatial_shapes": [(height, width)],
-        "sampling_locations": ((centre + moved + 0.5) / torch.tensor([width, height]))[:, :, :, None],
+        "sampling_locations": ((centre + shifts + 0.5) / torch.tensor([width, height]))[:, :, :, None],
         "attention_weights": mask.reshape(batch, -1, groups, 1, points),
     }
 
 
 def expected_attention(value, spatial_shapes, sampling_locations, attention_weights) -> torch.Tensor:
-    """Corner by corner, by indexing, in float64: slow, and nothing like the compiled code."""
+    """Compute deformable attention in float64, corner by corner, without code of the kernel or `grid_sample`."""
     batch, _, heads, channels = value.shape
     queries = attention_weights.shape[1]
     output = torch.zeros(batch, queries, heads, channels, dtype=torch.float64)

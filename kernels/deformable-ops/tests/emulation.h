@@ -1,15 +1,15 @@
 // Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 //
-// As much of CUDA's language as the kernels use, on a CPU: for tests without a GPU. Included before the kernels' sources,
-// which a C++ compiler then takes as they are.
+// Emulation of the part of CUDA's language that the kernels use, for tests without a GPU. It is included before the
+// kernels' sources, which a C++ compiler can compile unchanged then.
 //
-// The threads of a block are fibers of one thread of the CPU. One runs until it waits (at a barrier of its warp, or in a
-// shuffle, where all 32 have to meet), then the next does; which is next changes from block to block, so that what
-// depends on the order shows. Blocks run one after the other. A warp whose threads wait in different functions, or of
-// which some have ended, is an error, as it would hang or give garbage on a GPU.
+// The threads of a block are fibers of one CPU thread. A fiber runs until it waits at a barrier of its warp or in a
+// shuffle, which all 32 threads have to reach; then the next fiber runs. The order of the fibers changes from block to
+// block, to reveal results that depend on it. Blocks run one after the other. It is an error if the threads of a warp
+// wait in different functions, or if only some have ended, because a GPU would hang or return wrong values.
 #pragma once
 
-#undef _FORTIFY_SOURCE  // jumps between stacks are what this is about
+#undef _FORTIFY_SOURCE  // it forbids jumps between stacks
 
 #include <setjmp.h>
 #include <ucontext.h>
@@ -61,7 +61,7 @@ inline double __hiloint2double(int high, int low) {
   return x;
 }
 
-// A load of 16 bytes at a place that is no multiple of 16 ends the program, as on a GPU.
+// Abort the program on a load of 16 bytes from an address that is not a multiple of 16, as on a GPU.
 inline void check_alignment(const void* pointer) {
   if (reinterpret_cast<uintptr_t>(pointer) % 16 == 0) return;
   std::fprintf(stderr, "emulation: misaligned load\n");
@@ -90,7 +90,7 @@ inline uint16_t emulated_float_to_half(float x) {
   const float size = std::fabs(x);
   if (!(size == size)) return 0x7fff;
   if (size >= 65520.0f) return sign | 0x7c00;
-  if (size < 6.103515625e-05f) {  // subnormal: multiples of 2 ** -24, rounded to even
+  if (size < 6.103515625e-05f) {  // subnormal: a multiple of 2 ** -24, ties to even
     return sign | static_cast<uint16_t>(std::nearbyint(std::ldexp(size, 24)));
   }
   const uint32_t bits = __float_as_uint(size);
@@ -113,15 +113,15 @@ constexpr size_t kStack = 64 * 1024;
 
 struct Fiber {
   ucontext_t start;
-  jmp_buf place;
+  jmp_buf context;
   std::unique_ptr<char[]> stack{new char[kStack]};
   bool begun = false, ended = false, waiting = false;
-  int where = 0;  // what it waits in
+  int function = 0;  // identifies the function that it waits in
 };
 
 struct Block {
   std::vector<Fiber> fibers;
-  std::vector<char> exchanged;  // what threads give each other in shuffles
+  std::vector<char> exchanged;  // values of the threads in a shuffle
   jmp_buf scheduler;
   ucontext_t home;
   int current = 0;
@@ -141,12 +141,12 @@ inline void begin() {
   _longjmp(block.scheduler, 1);
 }
 
-// Until all threads of the warp are here.
-inline void meet(int where) {
+// Wait until all threads of the warp are in this function.
+inline void meet(int function) {
   Fiber& fiber = block.fibers[block.current];
   fiber.waiting = true;
-  fiber.where = where;
-  if (_setjmp(fiber.place) == 0) _longjmp(block.scheduler, 1);
+  fiber.function = function;
+  if (_setjmp(fiber.context) == 0) _longjmp(block.scheduler, 1);
 }
 
 inline void resume(int index) {
@@ -154,7 +154,7 @@ inline void resume(int index) {
   block.current = index;
   threadIdx = dim3(index);
   if (_setjmp(block.scheduler) != 0) return;
-  if (fiber.begun) _longjmp(fiber.place, 1);
+  if (fiber.begun) _longjmp(fiber.context, 1);
   fiber.begun = true;
   getcontext(&fiber.start);
   fiber.start.uc_stack.ss_sp = fiber.stack.get();
@@ -174,23 +174,25 @@ inline void run_warp(int first, unsigned order) {
       ended += block.fibers[index].ended;
     }
     if (ended == kWarpThreads) return;
-    if (ended > 0) fail("some threads of a warp have ended, others wait for them");
+    if (ended > 0) fail("some threads of a warp have ended, but others wait for them");
     for (int i = 0; i < kWarpThreads; ++i) {
       Fiber& fiber = block.fibers[first + i];
-      if (!fiber.waiting || fiber.where != block.fibers[first].where) fail("threads of a warp wait in different functions");
+      if (!fiber.waiting || fiber.function != block.fibers[first].function) {
+        fail("threads of a warp wait in different functions");
+      }
       fiber.waiting = false;
     }
   }
 }
 
 template <typename T>
-T exchange(T x, int source, int where) {
+T exchange(T x, int source, int function) {
   std::memcpy(block.exchanged.data() + block.current * sizeof(double), &x, sizeof(T));
-  meet(where);
+  meet(function);
   T other;
   const int lane = block.current / kWarpThreads * kWarpThreads + source;
   std::memcpy(&other, block.exchanged.data() + lane * sizeof(double), sizeof(T));
-  meet(where);
+  meet(function);
   return other;
 }
 
@@ -207,11 +209,11 @@ T __shfl_xor_sync(unsigned, T x, int mask) {
   return emulation::exchange(x, emulation::block.current % emulation::kWarpThreads ^ mask, 2 + mask);
 }
 
-// Runs `work` as every thread of every block.
+// Run `work` as every thread of every block.
 inline void emulate(const dim3& blocks, int threads, const std::function<void()>& work) {
   static std::mutex one_at_a_time;
   const std::lock_guard<std::mutex> guard(one_at_a_time);
-  if (threads % emulation::kWarpThreads != 0) emulation::fail("blocks have whole warps");
+  if (threads % emulation::kWarpThreads != 0) emulation::fail("blocks need a multiple of 32 threads");
   emulation::block.work = &work;
   emulation::block.fibers.resize(static_cast<size_t>(threads));
   emulation::block.exchanged.resize(static_cast<size_t>(threads) * sizeof(double));

@@ -1,8 +1,9 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""The CUDA kernels under compute-sanitizer: `python sanitize.py`, on a machine with a GPU.
+"""Check the CUDA kernels with compute-sanitizer on a machine with a GPU: `python sanitize.py`.
 
-Runs itself under each tool (memcheck, racecheck, initcheck, synccheck): every operator, forward and backward, in every
-dtype and kind of kernel. Only our kernels are watched. The exit status is 1 if a tool has something to say.
+The script runs every operator, forward and backward, in every dtype and kind of kernel, under each tool (memcheck,
+racecheck, initcheck, synccheck). Only the kernels of this project are checked. The exit status is 1 if a tool finds an
+error.
 """
 
 import os
@@ -40,12 +41,12 @@ def program() -> None:
 
 def main() -> None:
     if shutil.which("compute-sanitizer") is None:
-        sys.exit("error: there is no compute-sanitizer on the path: it comes with CUDA's toolkit")
+        sys.exit("error: compute-sanitizer is not on the path: install CUDA's toolkit")
     failed = []
     for tool in TOOLS:
         options = ["--tool", tool, "--error-exitcode", "1", "--kernel-name", "kernel_substring=deformable_ops"]
         command = ["compute-sanitizer", *options, sys.executable, __file__, "--program"]
-        # each tensor its own allocation, so that reading beside it shows
+        # separate allocations, so that reading outside of a tensor is an error
         environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
         print(" ".join(command), flush=True)
         if subprocess.run(command, env=environment).returncode != 0:

@@ -1,10 +1,10 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""What only a GPU can show: graphs, streams, several devices, large tensors. `python -m pytest -m gpu` runs it all."""
+"""Graphs, streams, several devices and large tensors on a GPU; `python -m pytest -m gpu` runs all GPU tests."""
 
 import kernels
 import pytest
 import torch
-from cases import attention, convolution, expected_attention, fused, moved, relative_error
+from cases import attention, convolution, expected_attention, fused, on_device, relative_error
 from conftest import FOLDER
 from test_integration import flat
 from transformers.models.rf_detr.modeling_rf_detr import MultiScaleDeformableAttention as TransformersLayer
@@ -20,7 +20,7 @@ DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
 
 def both(ops, name: str):
-    """The operator and its gradients, as the schemas have them: a function of all tensors."""
+    """Return a function of an operator's arguments that computes its output and gradients."""
     forward, backward = getattr(ops.ops, name), getattr(ops.ops, f"{name}_backward")
 
     def run(*arguments):
@@ -32,14 +32,14 @@ def both(ops, name: str):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", MAKERS)
-def test_a_graph_replays(ops, name, dtype):
+def test_graph_replays(ops, name, dtype):
     run = both(ops, name)
     static = flat(MAKERS[name](dtype=dtype, device="cuda"))
     other = flat(MAKERS[name](dtype=dtype, device="cuda"))
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        run(*static)  # modules are loaded before a capture
+        run(*static)  # loads the modules before the capture
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -49,7 +49,7 @@ def test_a_graph_replays(ops, name, dtype):
             mine.copy_(new)
     for result in results:
         result.fill_(float("nan"))
-    for _ in range(2):  # sums start from zero again
+    for _ in range(2):  # the second replay must not add to the sums of the first
         graph.replay()
     expected = run(*other)
     bound = {torch.float64: 1e-13, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}[dtype]
@@ -59,7 +59,7 @@ def test_a_graph_replays(ops, name, dtype):
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_nothing_waits_for_the_gpu(ops, name):
+def test_calls_do_not_synchronize(ops, name):
     arguments = flat(MAKERS[name](dtype=torch.float32, device="cuda"))
     run = both(ops, name)
     run(*arguments)
@@ -72,15 +72,17 @@ def test_nothing_waits_for_the_gpu(ops, name):
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_runs_on_the_current_stream(ops, name):
-    """What the stream does before comes first: there the inputs are written late."""
+    """The operators wait for earlier work on the stream, which writes their inputs late."""
     arguments = flat(MAKERS[name](dtype=torch.float32, device="cuda"))
     run = both(ops, name)
     expected = run(*arguments)
+    busy = torch.zeros(8192, 8192, device="cuda")
     late = [torch.zeros_like(value) if isinstance(value, torch.Tensor) else value for value in arguments]
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        torch.cuda._sleep(100_000_000)  # tens of milliseconds
+        for _ in range(20):  # tens of milliseconds
+            busy = busy @ busy
         for mine, right in zip(late, arguments, strict=True):
             if isinstance(mine, torch.Tensor):
                 mine.copy_(right, non_blocking=True)
@@ -92,8 +94,8 @@ def test_runs_on_the_current_stream(ops, name):
 
 @pytest.mark.parametrize("name", MAKERS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_is_the_same_in_every_run(ops, name, dtype):
-    """All but the gradient of value, whose atomic sums come in any order."""
+def test_deterministic_results(ops, name, dtype):
+    """All results except the gradient of value, a sum of atomic additions, are equal in every run."""
     arguments = flat(MAKERS[name](dtype=dtype, device="cuda"))
     run = both(ops, name)
     first = run(*arguments)
@@ -105,7 +107,7 @@ def test_what_is_the_same_in_every_run(ops, name, dtype):
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_determinism_is_refused(ops, name):
+def test_deterministic_mode_raises_an_error(ops, name):
     arguments = MAKERS[name](dtype=torch.float32, device="cuda")
     arguments["value"].requires_grad_()
     torch.use_deterministic_algorithms(True)
@@ -113,7 +115,7 @@ def test_determinism_is_refused(ops, name):
         output = getattr(ops, name)(**arguments)
         with pytest.raises(RuntimeError, match="does not have a deterministic implementation"):
             output.sum().backward()
-        with torch.no_grad():  # and without a gradient of value all is well
+        with torch.no_grad():  # no error without a gradient
             getattr(ops, name)(**arguments)
     finally:
         torch.use_deterministic_algorithms(False)
@@ -132,18 +134,18 @@ def test_tensors_on_several_devices_are_refused(ops):
 @pytest.mark.parametrize("name", MAKERS)
 def test_another_device_than_the_current_one(ops, name):
     if torch.cuda.device_count() < 2:
-        pytest.skip("there is one GPU")
+        pytest.skip("needs two GPUs")
     arguments = MAKERS[name](dtype=torch.float64)
     run = both(ops, name)
-    expected = run(*flat(moved(arguments, "cuda:0")))
-    results = run(*flat(moved(arguments, "cuda:1")))
+    expected = run(*flat(on_device(arguments, "cuda:0")))
+    results = run(*flat(on_device(arguments, "cuda:1")))
     assert torch.cuda.current_device() == 0
     for result, right in zip(results, expected, strict=True):
         assert result.device == torch.device("cuda:1") and relative_error(result, right) < 1e-12
 
 
-def test_more_elements_than_32_bits_count(ops):
-    """The last rows of a value of more than 2 ** 32 elements, and their gradients."""
+def test_offsets_of_elements_have_64_bits(ops):
+    """Sample the last row of a value with more than 2 ** 32 elements, and compute its gradient."""
     height, width, heads, channels = 4096, 8192, 4, 64
     elements = height * width * heads * channels  # 2 ** 33 bytes of float16, four times that with the gradient
     free, _ = torch.cuda.mem_get_info()
@@ -155,7 +157,7 @@ def test_more_elements_than_32_bits_count(ops):
     locations = locations.expand(1, 3, heads, 1, 2, 2).contiguous().cuda()
     weights = torch.full((1, 3, heads, 1, 2), 0.5, device="cuda")
     output = ops.ms_deform_attn(value, [(height, width)], locations, weights)
-    assert relative_error(output[0, 0], value[0, -1].flatten()) < 2e-3  # float32 places are 5e-4 pixels apart
+    assert relative_error(output[0, 0], value[0, -1].flatten()) < 2e-3  # positions in float32 are 5e-4 pixels apart
     gradient = torch.ones_like(output)
     grad_value, _, _ = ops.ops.ms_deform_attn_backward(gradient, value, [height, width], locations, weights)
     torch.testing.assert_close(grad_value[0, -1], torch.full_like(value[0, -1], 3.0), rtol=5e-3, atol=0)
@@ -163,7 +165,7 @@ def test_more_elements_than_32_bits_count(ops):
 
 
 @pytest.mark.parametrize("mode", [kernels.Mode.INFERENCE, kernels.Mode.TRAINING | kernels.Mode.TORCH_COMPILE])
-def test_takes_the_place_of_the_layer_of_transformers(ops, mode):
+def test_kernelize_replaces_the_layer_of_transformers(ops, mode):
     arguments = attention(device="cuda")
     shapes = arguments["spatial_shapes"]
     model = torch.nn.Sequential(TransformersLayer())
@@ -186,10 +188,10 @@ def test_takes_the_place_of_the_layer_of_transformers(ops, mode):
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_equals_the_cpu(ops, name):
-    """The same call on both: a backward pass through autograd in every dtype, at sizes of several blocks."""
+    """Compare outputs and gradients of CPU and GPU in every dtype, for sizes of several blocks."""
     for dtype, bound in zip(DTYPES, (1e-5, 1e-12, 2e-3, 1e-2), strict=True):
         arguments = MAKERS[name](dtype=dtype)
         run = both(ops, name)
-        expected, results = run(*flat(arguments)), run(*flat(moved(arguments, "cuda")))
+        expected, results = run(*flat(arguments)), run(*flat(on_device(arguments, "cuda")))
         for result, right in zip(results, expected, strict=True):
             assert relative_error(result, right) < bound

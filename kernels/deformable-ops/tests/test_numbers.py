@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""What the operators compute: the recorded originals, every dtype, odd shapes, borders, and what is not a number."""
+"""Results of the operators: recorded originals, every dtype, random shapes, borders, NaN and infinity."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ from cases import (
     convolution,
     expected_attention,
     fused,
-    moved,
+    on_device,
     recorded,
     relative_error,
     unfused,
@@ -32,14 +32,14 @@ CASES = sorted(folder.name for folder in REFERENCE.iterdir())
 
 
 def with_gradients(function, arguments: dict, names, gradient=None) -> tuple[torch.Tensor, dict]:
-    """Output of a function and the gradients of its tensors."""
+    """Return the output of a function and the gradients of its tensors."""
     inputs = {name: arguments[name].detach().clone().requires_grad_() for name in names}
     output = function(**{**arguments, **inputs})
     output.backward(torch.ones_like(output) if gradient is None else gradient)
     return output.detach(), {name: tensor.grad for name, tensor in inputs.items()}
 
 
-def test_all_cases_are_here():
+def test_number_of_recorded_cases():
     assert len(CASES) == 25
 
 
@@ -52,7 +52,7 @@ def test_equals_the_original(ops, device, name):
     assert relative_error(output, tensors["output"]) < 1e-10
     compared = 0
     for key, gradient in gradients.items():
-        if f"grad_{key}" not in tensors:  # not recorded where points stand on pixel centres
+        if f"grad_{key}" not in tensors:  # not recorded: bilinear interpolation has no derivative at pixel centres
             assert name in ("ms_deform_attn-pixel-centers", "dcnv3-3x3-zero-offsets")
             continue
         expected = tensors[f"grad_{key}"]
@@ -61,12 +61,12 @@ def test_equals_the_original(ops, device, name):
     assert compared >= 2
 
 
-@pytest.mark.skipif(sys.platform == "darwin", reason="there is one instruction set on this machine")
+@pytest.mark.skipif(sys.platform == "darwin", reason="this machine has one instruction set only")
 @pytest.mark.parametrize("instructions", ["baseline", "avx2"])
 def test_other_instruction_sets_equal_the_original(instructions):
-    """The kernel asks the processor once in a process, so that the other code needs a process of its own."""
+    """The kernel chooses the instruction set once per process, so this test starts another process."""
     if "DEFORMABLE_OPS_INSTRUCTIONS" in os.environ:
-        pytest.skip("this is that process")
+        pytest.skip("this process runs the tests with another instruction set")
     command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", str(Path(__file__))]
     environment = {**os.environ, "DEFORMABLE_OPS_INSTRUCTIONS": instructions}
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -93,7 +93,7 @@ def test_fused_equals_its_parts(ops, device, levels, batch):
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.float16, 1e-3), (torch.bfloat16, 5e-3)])
 @pytest.mark.parametrize("channels", [16, 32, 64, 7])
 def test_precision(ops, device, dtype, bound, channels):
-    """Values and weights in half precision, coordinates in float32; the output is compared with float64."""
+    """Compare values and weights in half precision, with coordinates in float32, with float64."""
     arguments = attention(shapes=((40, 60), (20, 30), (10, 15)), queries=200, channels=channels, device=device)
     expected = expected_attention(**arguments)
     lower = {
@@ -127,7 +127,7 @@ def test_precision(ops, device, dtype, bound, channels):
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.float16, 2e-3), (torch.bfloat16, 1e-2)])
 def test_precision_of_gradients(ops, device, dtype, bound):
-    """All tensors rounded to the dtype first, so that the bound is that of rounding the results."""
+    """All tensors are rounded to the dtype first, so the bound is for the rounding of the results only."""
     arguments = attention(shapes=((20, 30), (10, 15)), queries=100, channels=32, device=device)
     names = TENSORS["ms_deform_attn"]
     rounded = {name: arguments[name].to(dtype) for name in names}
@@ -140,8 +140,8 @@ def test_precision_of_gradients(ops, device, dtype, bound):
         assert relative_error(gradients[name], expected[name]) < bound, name
 
 
-def test_half_precision_keeps_every_value(ops, device):
-    """All finite float16 and bfloat16 numbers go in and come out, subnormal ones and the largest too."""
+def test_half_precision_numbers_are_converted_exactly(ops, device):
+    """Sample every finite float16 and bfloat16 number, including subnormal and the largest ones."""
     for dtype in (torch.float16, torch.bfloat16):
         numbers = torch.arange(-(2**15), 2**15, dtype=torch.int32, device=device).to(torch.int16).view(dtype)
         numbers = numbers[numbers.isfinite()]
@@ -151,14 +151,16 @@ def test_half_precision_keeps_every_value(ops, device):
         ones = torch.ones(1, count, 1, 1, 1, device=device)
         locations = torch.stack([x, torch.full_like(x, 0.5)], -1).view(1, count, 1, 1, 1, 2)
         output = ops.ms_deform_attn(value, [(1, count)], locations, ones)
-        # a neighbour's weight is 0 or a rounding of it, and some neighbours are huge
+        # a neighbour's weight is 0 or a rounding error, which matters if the neighbour is huge
         assert (output.flatten() == numbers).double().mean() > 0.98
         exact = ops.ms_deform_attn(value[:, :1024], [(1, 1024)], locations[:, :0], ones[:, :0])
         assert exact.shape == (1, 0, 1)
 
 
-# the borders: the last pixel of the map, a pixel outside, exactly on them and just beside
-PLACES = st.one_of(st.sampled_from([-1.0, -0.5, 0.0, 0.5, 1.0]), st.floats(-2, 3), st.floats(-1e6, 1e6), st.just(1e30))
+# coordinates at the borders of a level, near them and far away
+COORDINATES = st.one_of(
+    st.sampled_from([-1.0, -0.5, 0.0, 0.5, 1.0]), st.floats(-2, 3), st.floats(-1e6, 1e6), st.just(1e30)
+)
 
 
 CHANNELS = st.sampled_from([1, 2, 3, 5, 8, 13, 16, 31, 32, 64, 65, 127])
@@ -166,7 +168,7 @@ CHANNELS = st.sampled_from([1, 2, 3, 5, 8, 13, 16, 31, 32, 64, 65, 127])
 
 @st.composite
 def attention_arguments(draw):
-    """Small arguments of any shape, with points on and around the borders."""
+    """Draw small arguments of any shape, with points on and near the borders."""
     levels = draw(st.integers(1, 5))
     shapes = [(draw(st.integers(1, 4)), draw(st.integers(1, 4))) for _ in range(levels)]
     arguments = attention(
@@ -182,24 +184,24 @@ def attention_arguments(draw):
     for _ in range(draw(st.integers(0, 8))):
         level = draw(st.integers(0, levels - 1))
         height, width = shapes[level]
-        place = flat[draw(st.integers(0, len(flat) - 1)), level, draw(st.integers(0, flat.shape[2] - 1))]
-        # in pixels: -1, 0, the last and beyond come out exactly
+        location = flat[draw(st.integers(0, len(flat) - 1)), level, draw(st.integers(0, flat.shape[2] - 1))]
+        # pixels -1, 0, the last one and the next
         x, y = (draw(st.sampled_from([-1.0, 0.0, side - 1.0, float(side)])) for side in (width, height))
-        place[0], place[1] = (x + 0.5) / width, (y + 0.5) / height
+        location[0], location[1] = (x + 0.5) / width, (y + 0.5) / height
         if draw(st.booleans()):
-            place[draw(st.integers(0, 1))] = draw(PLACES)
+            location[draw(st.integers(0, 1))] = draw(COORDINATES)
     return arguments
 
 
 @settings(max_examples=150, deadline=None)
 @given(arguments=attention_arguments())
-def test_any_shape_and_place(ops, device, arguments):
-    output, gradients = with_gradients(ops.ms_deform_attn, moved(arguments, device), TENSORS["ms_deform_attn"])
+def test_any_shape_and_location(ops, device, arguments):
+    output, gradients = with_gradients(ops.ms_deform_attn, on_device(arguments, device), TENSORS["ms_deform_attn"])
     expected = expected_attention(**arguments)
     scale = expected.abs().max().clamp_min(1e-3)
     assert ((output.cpu() - expected).abs() <= 1e-9 * scale).all()
     assert all(gradient.isfinite().all() for gradient in gradients.values())
-    # the sum of the gradients of the values is the sum of the weights that fell inside
+    # the gradients of the values add up to the weights of all samples inside
     ones = {**arguments, "value": torch.ones_like(arguments["value"])}
     inside = expected_attention(**ones).sum()
     assert abs(gradients["value"].sum() - inside) <= 1e-8 * max(1, abs(inside))
@@ -231,10 +233,10 @@ def test_any_convolution(ops, data):
     batch, groups, channels = data.draw(st.sampled_from([1, 2, 3])), data.draw(st.integers(1, 4)), data.draw(CHANNELS)
     points = kernel_size[0] * kernel_size[1] - remove_center
     torch.manual_seed(data.draw(st.integers(0, 1000)))
-    far = data.draw(st.sampled_from([1, 9]))
+    spread = data.draw(st.sampled_from([1, 9]))
     arguments = {
         "value": torch.randn(batch, *size, groups * channels, dtype=torch.float64),
-        "offset": torch.randn(batch, *out, groups * points * 2, dtype=torch.float64) * far,
+        "offset": torch.randn(batch, *out, groups * points * 2, dtype=torch.float64) * spread,
         "mask": torch.randn(batch, *out, groups * points, dtype=torch.float64),
         "kernel_size": kernel_size,
         "stride": stride,
@@ -251,34 +253,34 @@ def test_any_convolution(ops, data):
 
 @settings(max_examples=100, deadline=None)
 @given(data=st.data(), bad=st.sampled_from([float("nan"), float("inf"), float("-inf")]))
-def test_not_a_number_stays_where_it_belongs(ops, device, data, bad):
-    """A bad location spoils its own query and head; a bad value only those that read it. Nothing else is touched."""
+def test_nan_and_infinity_do_not_spread(ops, device, data, bad):
+    """A location that is not finite affects its own query and head only, a value only those that read it."""
     arguments = attention(shapes=((3, 4), (2, 2)), batch=2, queries=4, heads=2, channels=8, points=2)
     locations = arguments["sampling_locations"].clamp_(0.2, 0.8)
     index = tuple(data.draw(st.integers(0, size - 1)) for size in locations.shape)
     locations[index] = bad
-    output, gradients = with_gradients(ops.ms_deform_attn, moved(arguments, device), TENSORS["ms_deform_attn"])
-    output, gradients = output.cpu(), moved(gradients, "cpu")
-    spoiled = torch.zeros(2, 4, 2, dtype=torch.bool)
-    spoiled[index[:3]] = True
-    assert torch.equal(output.unflatten(2, (2, 8)).isnan(), spoiled[..., None].expand(2, 4, 2, 8))
+    output, gradients = with_gradients(ops.ms_deform_attn, on_device(arguments, device), TENSORS["ms_deform_attn"])
+    output, gradients = output.cpu(), on_device(gradients, "cpu")
+    affected = torch.zeros(2, 4, 2, dtype=torch.bool)
+    affected[index[:3]] = True
+    assert torch.equal(output.unflatten(2, (2, 8)).isnan(), affected[..., None].expand(2, 4, 2, 8))
     assert gradients["value"].isfinite().all()
-    assert gradients["attention_weights"].isfinite().sum() == 2 * 4 * 2 * 2 * 2 - 1  # the sample there is no number
+    assert gradients["attention_weights"].isfinite().sum() == 2 * 4 * 2 * 2 * 2 - 1  # one sample is not finite
     assert not gradients["attention_weights"][index[:5]].isfinite()
     assert gradients["sampling_locations"].isfinite().flatten(0, 4).all(-1).sum() == 2 * 4 * 2 * 2 * 2 - 1
 
     locations[index] = 0.5
     image, token, head = (data.draw(st.integers(0, size - 1)) for size in (2, 16, 2))
     arguments["value"][image, token, head] = bad
-    output = ops.ms_deform_attn(**moved(arguments, device)).cpu()
+    output = ops.ms_deform_attn(**on_device(arguments, device)).cpu()
     expected = expected_attention(**arguments)
     assert torch.equal(output.isfinite(), expected.isfinite())
     torch.testing.assert_close(output[expected.isfinite()], expected[expected.isfinite()], rtol=1e-9, atol=1e-9)
 
 
-def test_the_middle_of_a_kernel_that_is_no_square(ops, device):
-    """Left out, it counts as with weight zero."""
-    points, middle = 15, 7  # column by column, and the middle of both sides
+def test_remove_center_of_a_rectangular_kernel(ops, device):
+    """Removing the middle point equals a weight of zero for it."""
+    points, middle = 15, 7  # in column order
     tensors = {
         "value": torch.randn(2, 6, 7, 12, dtype=torch.float64, device=device),
         "offset": torch.randn(2, 6, 7, 3, points, 2, dtype=torch.float64, device=device),
@@ -292,8 +294,8 @@ def test_the_middle_of_a_kernel_that_is_no_square(ops, device):
     assert relative_error(ops.dcnv3(tensors["value"], offset, mask, *settings, True), whole) < 1e-14
 
 
-def test_what_lies_outside_is_not_read(ops, device):
-    """Rows of other levels, heads and images beside the map are infinite."""
+def test_rows_outside_a_level_are_not_read(ops, device):
+    """All rows are infinite except those of one level, head and image."""
     arguments = attention(shapes=((2, 3), (3, 3), (2, 2)), batch=3, queries=500, heads=3, channels=16, points=4)
     locations = arguments["sampling_locations"]
     locations.mul_(8).sub_(4)
@@ -303,14 +305,14 @@ def test_what_lies_outside_is_not_read(ops, device):
     weights = torch.zeros_like(arguments["attention_weights"])
     weights[:, :, :, 1] = 1.0
     for level in (0, 2):
-        locations[:, :, :, level] = 50.0  # outside: the infinite rows of these levels do not count
+        locations[:, :, :, level] = 50.0  # outside, so these levels add zero
     arguments["attention_weights"] = weights
-    output = ops.ms_deform_attn(**moved(arguments, device)).unflatten(2, (3, 16))
+    output = ops.ms_deform_attn(**on_device(arguments, device)).unflatten(2, (3, 16))
     assert output[1, :, 1].isfinite().all() and output[1, :, 1].any()
 
 
 def test_outputs_are_written_completely(ops, device):
-    """New tensors start as NaN in this mode, so that whatever is left out shows."""
+    """In deterministic mode new tensors are filled with NaN, which would remain in elements that are not written."""
     torch.use_deterministic_algorithms(True, warn_only=device == "cuda")
     try:
         assert torch.empty(3, device=device).isnan().all()
@@ -342,7 +344,7 @@ def test_outputs_are_written_completely(ops, device):
     ],
     ids=str,
 )
-def test_empty(ops, device, changes):
+def test_empty_dimensions(ops, device, changes):
     arguments = attention(**changes, device=device)
     output, gradients = with_gradients(ops.ms_deform_attn, arguments, TENSORS["ms_deform_attn"])
     assert relative_error(output, expected_attention(**arguments)) < 1e-12
@@ -353,7 +355,7 @@ def test_empty(ops, device, changes):
 
 
 def test_strides_do_not_matter(ops, device):
-    """Views, expanded and transposed tensors give what their copies give."""
+    """Views, expanded and transposed tensors give the results of contiguous ones."""
     arguments = attention(channels=16, device=device)
     expected = ops.ms_deform_attn(**arguments)
     views = {
@@ -368,13 +370,13 @@ def test_strides_do_not_matter(ops, device):
     _, expected_gradients = with_gradients(ops.ms_deform_attn, arguments, names, gradient.contiguous())
     _, gradients = with_gradients(ops.ms_deform_attn, {**arguments, **views}, names, gradient)
     for name in names:
-        same = name != "value" or device == "cpu"  # there, atomic sums come in any order
+        same = name != "value" or device == "cpu"  # on a GPU the order of atomic sums varies
         assert relative_error(gradients[name], expected_gradients[name]) <= (0 if same else 1e-14), name
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_tensors_begin_anywhere(ops, device, dtype):
-    """Views into larger tensors are contiguous and not aligned to the vectors that are loaded."""
+def test_unaligned_tensors(ops, device, dtype):
+    """Views of larger tensors are contiguous, but not aligned to the vectors that the kernel loads."""
     for name, make in {"ms_deform_attn": attention, "ms_deform_attn_fused": attention, "dcnv3": convolution}.items():
         arguments = make(channels=16, dtype=torch.float32, device=device)
         arguments = fused(arguments) if name == "ms_deform_attn_fused" else arguments
@@ -402,7 +404,7 @@ def test_tensors_begin_anywhere(ops, device, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("heads", [1, 3])
-def test_the_same_in_every_run_and_with_any_number_of_threads(ops, dtype, heads):
+def test_results_are_equal_in_every_run_and_with_any_number_of_threads(ops, dtype, heads):
     arguments = attention(shapes=((20, 30),), queries=300, heads=heads, channels=32, dtype=torch.float32)
     arguments["value"] = arguments["value"].to(dtype)
     gradient = torch.randn(2, 300, heads * 32).to(dtype)

@@ -5,8 +5,8 @@
 
 #include "registration.h"
 
-// Shapes are SymInt[]: with int[] torch.compile would compile again for every size.
-// Shapes and meanings are in torch-ext/deformable_ops/functions.py.
+// spatial_shapes is SymInt[], because with int[] torch.compile would recompile for every size. The arguments are
+// described in torch-ext/deformable_ops/functions.py.
 STABLE_TORCH_LIBRARY_EXPAND(TORCH_EXTENSION_NAME, ops) {
   ops.def(
       "ms_deform_attn(Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, Tensor attention_weights) "
@@ -38,7 +38,7 @@ STABLE_TORCH_LIBRARY_EXPAND(TORCH_EXTENSION_NAME, ops) {
   ops.impl("dcnv3", TORCH_BOX(&Code::dcnv3));                                                                \
   ops.impl("dcnv3_backward", TORCH_BOX(&Code::dcnv3_backward));
 
-// In every variant: a model may stay on the CPU where torch was built for something else.
+// Every variant has the CPU code, because a model may run on the CPU also if torch was built for CUDA.
 #if defined(DEFORMABLE_OPS_EMULATED)  // tests of the CUDA code, see tests/emulation.h
 STABLE_TORCH_LIBRARY_IMPL_EXPAND(TORCH_EXTENSION_NAME, CPU, ops) { DEFORMABLE_OPS_IMPLEMENT(Cuda) }
 #else

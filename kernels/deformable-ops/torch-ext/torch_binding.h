@@ -8,18 +8,18 @@
 
 namespace deformable_ops {
 
-// What a kind of device can do with a call.
+// The implementations of a call, one struct for each kind of device.
 struct Cpu {
-  static constexpr Place place = Place::cpu;
+  static constexpr DeviceKind kind = DeviceKind::cpu;
   static Tensor forward(Call call);
   static Gradients backward(Call call, const Tensor& grad_output);
 };
 
 struct Cuda {
 #if defined(DEFORMABLE_OPS_EMULATED)
-  static constexpr Place place = Place::cpu;
+  static constexpr DeviceKind kind = DeviceKind::cpu;
 #else
-  static constexpr Place place = Place::cuda;
+  static constexpr DeviceKind kind = DeviceKind::cuda;
 #endif
   static Tensor forward(Call call);
   static Gradients backward(Call call, const Tensor& grad_output);
@@ -27,45 +27,45 @@ struct Cuda {
 
 using Numbers = std::vector<int64_t>;
 
-// The operators of the schemas, for one of these.
+// The operators of the schemas for one kind of device.
 template <typename Device>
 struct Operators {
   static Tensor ms_deform_attn(Tensor value, Numbers spatial_shapes, Tensor sampling_locations,
                                Tensor attention_weights) {
     return Device::forward(
-        plain_call(Device::place, value, spatial_shapes, sampling_locations, attention_weights));
+        plain_call(Device::kind, value, spatial_shapes, sampling_locations, attention_weights));
   }
 
   static Gradients ms_deform_attn_backward(Tensor grad_output, Tensor value, Numbers spatial_shapes,
                                            Tensor sampling_locations, Tensor attention_weights) {
-    return Device::backward(plain_call(Device::place, value, spatial_shapes, sampling_locations, attention_weights),
+    return Device::backward(plain_call(Device::kind, value, spatial_shapes, sampling_locations, attention_weights),
                             grad_output);
   }
 
   static Tensor ms_deform_attn_fused(Tensor value, Numbers spatial_shapes, Tensor reference_points,
                                      Tensor sampling_offsets, Tensor attention_logits) {
-    return Device::forward(fused_call(Device::place, value, spatial_shapes, reference_points, sampling_offsets,
+    return Device::forward(fused_call(Device::kind, value, spatial_shapes, reference_points, sampling_offsets,
                                       attention_logits));
   }
 
   static Gradients ms_deform_attn_fused_backward(Tensor grad_output, Tensor value, Numbers spatial_shapes,
                                                  Tensor reference_points, Tensor sampling_offsets,
                                                  Tensor attention_logits) {
-    return Device::backward(fused_call(Device::place, value, spatial_shapes, reference_points, sampling_offsets,
+    return Device::backward(fused_call(Device::kind, value, spatial_shapes, reference_points, sampling_offsets,
                                        attention_logits),
                             grad_output);
   }
 
   static Tensor dcnv3(Tensor value, Tensor offset, Tensor mask, Numbers kernel_size, Numbers stride, Numbers padding,
                       Numbers dilation, int64_t groups, double offset_scale, bool remove_center) {
-    return Device::forward(dcnv3_call(Device::place, value, offset, mask, kernel_size, stride, padding, dilation,
+    return Device::forward(dcnv3_call(Device::kind, value, offset, mask, kernel_size, stride, padding, dilation,
                                       groups, offset_scale, remove_center));
   }
 
   static Gradients dcnv3_backward(Tensor grad_output, Tensor value, Tensor offset, Tensor mask, Numbers kernel_size,
                                   Numbers stride, Numbers padding, Numbers dilation, int64_t groups,
                                   double offset_scale, bool remove_center) {
-    return Device::backward(dcnv3_call(Device::place, value, offset, mask, kernel_size, stride, padding, dilation,
+    return Device::backward(dcnv3_call(Device::kind, value, offset, mask, kernel_size, stride, padding, dilation,
                                        groups, offset_scale, remove_center),
                             grad_output);
   }

@@ -33,7 +33,7 @@ _CHUNK = 2**20
 
 @dataclass
 class _Known:
-    """What is known about a file before its download.
+    """Expected properties of a file; None if unknown.
 
     Attributes:
         sha256: its SHA-256 in hexadecimal digits, or the first eight of them.

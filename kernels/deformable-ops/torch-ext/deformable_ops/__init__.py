@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Deformable attention and DCNv3: bilinear sampling at learned places, weighted and summed."""
+"""Compiled deformable attention and DCNv3: weighted sums of bilinear samples at learned positions."""
 
 from . import layers
 from ._ops import add_op_namespace_prefix, ops

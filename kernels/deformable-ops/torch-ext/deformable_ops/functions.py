@@ -1,12 +1,13 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""The operators as functions, with what torch.compile (shapes) and autograd (gradients) need.
+"""The operators as functions, with their gradients for autograd and their output shapes for torch.compile.
 
-All tensors may be float32, float64, bfloat16 or float16, each its own. Coordinates, softmax and sums are float32, or
-float64 where any tensor is. The output has the dtype of `value`, a gradient that of its tensor. Second derivatives and
-forward-mode derivatives (`torch.func.jvp`) are not implemented: they are refused.
+Each tensor may be float32, float64, bfloat16 or float16, independently of the others. Coordinates, softmax and sums are
+float32, or float64 if any tensor is. The output has the dtype of `value`, a gradient that of its tensor. Second
+derivatives and forward-mode derivatives (`torch.func.jvp`) are not implemented and raise an error.
 
-On a CPU gradients are the same bit by bit in every run. On a CUDA device the gradient of `value` is a sum of atomic
-additions in float32 (float64), whose order differs: under `torch.use_deterministic_algorithms(True)` it is refused.
+On a CPU, gradients are bitwise equal in every run. On a CUDA device, the gradient of `value` is a sum of atomic
+additions in float32 or float64, in varying order, so it raises an error under
+`torch.use_deterministic_algorithms(True)`.
 """
 
 import warnings
@@ -26,19 +27,20 @@ def ms_deform_attn(
 ) -> torch.Tensor:
     """Multi-scale deformable attention (Deformable DETR, https://arxiv.org/abs/2010.04159, equation 3).
 
-    Bilinear with align_corners False and zeros outside. A location that is not finite makes its query and head NaN.
+    Sampling is bilinear with align_corners False and zeros outside a level. A location that is not finite gives NaN for
+    its query and head.
 
     Args:
         value: `(B, sum(h * w), heads, channels)`, the levels one after another, each row by row.
-        spatial_shapes: `(h, w)` of each level, as numbers.
-        sampling_locations: `(B, queries, heads, levels, points, 2)`, (x, y) with 0 and 1 at the edges of a level.
+        spatial_shapes: `(h, w)` of each level, as integers.
+        sampling_locations: `(B, queries, heads, levels, points, 2)`, (x, y) with 0 and 1 at the outer edges of a level.
         attention_weights: `(B, queries, heads, levels, points)`.
 
     Returns:
         `(B, queries, heads * channels)`.
 
     Raises:
-        RuntimeError: if shapes, dtypes or devices do not fit.
+        RuntimeError: if shapes, dtypes or devices do not fit together.
     """
     _refuse_forward_mode(value, sampling_locations, attention_weights)
     return ops.ms_deform_attn(value, _flat(spatial_shapes), sampling_locations, attention_weights)
@@ -51,13 +53,13 @@ def ms_deform_attn_fused(
     sampling_offsets: torch.Tensor,
     attention_logits: torch.Tensor,
 ) -> torch.Tensor:
-    """[`ms_deform_attn`] with what comes before it inside.
+    """Compute [`ms_deform_attn`] from predicted offsets and logits.
 
-    The locations are `reference_points + sampling_offsets / (w, h)`, the weights a softmax of `attention_logits` over
-    levels and points together.
+    The locations are `reference_points + sampling_offsets / (w, h)`. The weights are the softmax of `attention_logits`
+    over all levels and points.
 
     Args:
-        reference_points: `(B or 1, queries, levels or 1, 2)`, (x, y) with 0 and 1 at the edges of a level.
+        reference_points: `(B or 1, queries, levels or 1, 2)`, (x, y) with 0 and 1 at the outer edges of a level.
         sampling_offsets: `(B, queries, heads, levels, points, 2)`, (x, y) in pixels of the level.
         attention_logits: `(B, queries, heads, levels, points)`.
     """
@@ -77,19 +79,20 @@ def dcnv3(
     offset_scale: float,
     remove_center: bool,
 ) -> torch.Tensor:
-    """The sampling of DCNv3 (InternImage, https://arxiv.org/abs/2211.05778).
+    """Compute the sampling of DCNv3 (InternImage, https://arxiv.org/abs/2211.05778).
 
-    Points run column by column (x slow, y fast); `offset_scale` multiplies the kernel grid as well as the offsets.
+    The points of the kernel are in column order (y changes fastest). `offset_scale` scales the kernel's grid as well as
+    the offsets.
 
     Args:
         value: `(B, H, W, groups * channels)`, not padded.
         offset: `(B, h, w, groups * points * 2)`, (x, y) in pixels.
-        mask: `(B, h, w, groups * points)`, already a softmax over the points.
+        mask: `(B, h, w, groups * points)`, the weights, already normalised.
         kernel_size, stride, padding, dilation: (height, width).
-        remove_center: leave the middle point of a kernel of odd sides out.
+        remove_center: leave out the middle point of a kernel with odd sides.
 
     Returns:
-        `(B, h, w, groups * channels)`, with h and w as those of a convolution.
+        `(B, h, w, groups * channels)`, with the h and w of a convolution.
     """
     _refuse_forward_mode(value, offset, mask)
     return ops.dcnv3(
@@ -111,9 +114,7 @@ def _flat(spatial_shapes: Sequence[tuple[int, int]]) -> list[int]:
 
 
 def _refuse_forward_mode(*tensors):
-    """torch would take an operator of Python's for a constant, and give zero."""
-    if forward_ad._current_level < 0:
-        return
+    """Raise an error, because torch treats such operators as constants and would return zero."""
     if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
         raise RuntimeError("deformable_ops has no forward-mode derivatives: use the plain PyTorch reference for them")
 
@@ -123,10 +124,12 @@ def _refuse_second_derivative(ctx, *gradients):
 
 
 def _alert_not_deterministic(ctx, name, gradient):
-    """As torch does for operators of its own. Called where the gradient of `value` is wanted: the others are sums in a
-    fixed order."""
-    wanted = ctx.needs_input_grad[0] and torch.are_deterministic_algorithms_enabled()
-    if not wanted or gradient.device.type != "cuda":
+    """Raise torch's error for nondeterministic operators if the gradient of `value` is needed on a CUDA device.
+
+    The other gradients are sums in a fixed order.
+    """
+    is_refused = ctx.needs_input_grad[0] and torch.are_deterministic_algorithms_enabled()
+    if not is_refused or gradient.device.type != "cuda":
         return
     message = (
         f"{name} does not have a deterministic implementation, but you set 'torch.use_deterministic_algorithms(True)'. "
@@ -150,14 +153,20 @@ def _register(name, fake, setup_context, backward, fake_backward):
 
 def _check_devices(*tensors):
     devices = {str(tensor.device) for tensor in tensors}
-    torch._check(len(devices) == 1, lambda: f"all tensors must be on one device, got {' and '.join(sorted(devices))}")
+    if len(devices) > 1:
+        raise RuntimeError(f"all tensors must be on one device, got {' and '.join(sorted(devices))}")
+
+
+def _check_rank(name, tensor, rank):
+    if tensor.dim() != rank:
+        raise RuntimeError(f"{name} must have {rank} dimensions, got the shape {tuple(tensor.shape)}")
 
 
 def _attention_fake(value, spatial_shapes, locations, weights):
     _check_devices(value, locations, weights)
-    torch._check(value.dim() == 4, lambda: f"value must be (batch, tokens, heads, channels), got {value.shape}")
-    torch._check(weights.dim() == 5, lambda: f"weights must be (.., levels, points), got {weights.shape}")
-    torch._check(locations.dim() == 6, lambda: f"locations must be (.., levels, points, 2), got {locations.shape}")
+    _check_rank("value", value, 4)
+    _check_rank("attention weights or logits", weights, 5)
+    _check_rank("sampling locations or offsets", locations, 6)
     batch, _, heads, channels = value.shape
     return value.new_empty((batch, weights.shape[1], heads * channels))
 
@@ -186,7 +195,7 @@ _register("ms_deform_attn", _attention_fake, _attention_context, _attention_back
 
 def _fused_fake(value, spatial_shapes, references, offsets, logits):
     _check_devices(value, references)
-    torch._check(references.dim() == 4, lambda: f"reference_points must be (.., 2), got {references.shape}")
+    _check_rank("reference_points", references, 4)
     return _attention_fake(value, spatial_shapes, offsets, logits)
 
 
@@ -205,13 +214,13 @@ def _fused_backward(ctx, gradient):
     )
     grad_references = None
     if ctx.needs_input_grad[2]:
-        # one unit of a reference is a whole side of each level
-        levels = []
         if offsets.shape[3] == 0:
             return grad_value, None, torch.zeros_like(references), grad_offsets, grad_logits
+        levels = []
         for level in range(offsets.shape[3]):
-            moved = grad_offsets[:, :, :, level].to(torch.promote_types(references.dtype, torch.float32)).sum((2, 3))
-            levels.append(torch.stack([moved[..., 0] * shapes[2 * level + 1], moved[..., 1] * shapes[2 * level]], -1))
+            # a reference point's unit is a side of the level, that of an offset a pixel
+            pixels = grad_offsets[:, :, :, level].to(torch.promote_types(references.dtype, torch.float32)).sum((2, 3))
+            levels.append(torch.stack([pixels[..., 0] * shapes[2 * level + 1], pixels[..., 1] * shapes[2 * level]], -1))
         grad_references = torch.stack(levels, dim=2).sum_to_size(references.shape).to(references.dtype)
     return grad_value, None, grad_references, grad_offsets, grad_logits
 
@@ -229,7 +238,7 @@ _register("ms_deform_attn_fused", _fused_fake, _fused_context, _fused_backward, 
 def _dcnv3_fake(value, offset, mask, *options):
     _check_devices(value, offset, mask)
     for name, tensor in (("value", value), ("offset", offset), ("mask", mask)):
-        torch._check(tensor.dim() == 4, lambda: f"{name} must have four dimensions, got {tensor.shape}")  # noqa: B023
+        _check_rank(name, tensor, 4)
     batch, height, width, _ = offset.shape
     return value.new_empty((batch, height, width, value.shape[3]))
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Layers for `kernels.kernelize`: a model's own layer keeps its state and gets the `forward` of these."""
+"""Layers for `kernels.kernelize`, which replaces the `forward` of a model's layer by that of the layer here."""
 
 import torch
 from torch import nn
@@ -23,12 +23,12 @@ class MultiScaleDeformableAttention(nn.Module):
         attention_weights: torch.Tensor,
         im2col_step: int,
     ) -> torch.Tensor:
-        """See [`functions.ms_deform_attn`]. What follows from `value_spatial_shapes_list` is not looked at."""
+        """See [`functions.ms_deform_attn`]; the other arguments are not read."""
         return functions.ms_deform_attn(value, value_spatial_shapes_list, sampling_locations, attention_weights)
 
 
 class DeformableConvolutionV3(nn.Module):
-    """The sampling of DCNv3."""
+    """For the layer of this name in segtransformers: the sampling of DCNv3."""
 
     has_backward = True
     can_torch_compile = True
