@@ -13,7 +13,13 @@ from PIL import Image
 from test_seg_upernet import small_head
 from transformers import pipeline
 
-from segtransformers import SegmentationImageProcessor, SegmentationPipeline, SegUperNetForSemanticSegmentation
+from segtransformers import (
+    SegmentationImageProcessor,
+    SegmentationPipeline,
+    SegUperNetForSemanticSegmentation,
+    example_image_path,
+    packaged_model_path,
+)
 from segtransformers.inference import InferenceProtocol, segment_image
 from segtransformers.models.layers.sliding_windows import SlidingWindow, slide, window_origins
 
@@ -266,3 +272,20 @@ def test_model_slides_in_evaluation_only(size):
         shapes.clear()
         small = images[:, :, :40, :40]
         assert model.eval()(small).logits.shape == (2, 5, *small.shape[2:]) and shapes == [(2, 3, *small.shape[2:])]
+
+
+def test_a_pipeline_optimizes_the_model_that_it_loads():
+    folder, image = packaged_model_path(), str(example_image_path())
+    loaded = SegmentationPipeline(folder)
+    assert loaded.model.is_optimized
+    assert not SegmentationPipeline(str(folder), optimize=False).model.is_optimized
+    plain = pipeline("image-segmentation", model=str(folder), pipeline_class=SegmentationPipeline)
+    assert not plain.model.is_optimized
+    copied = SegmentationPipeline(plain.model, image_processor=plain.image_processor, optimize=True)
+    assert copied.model.is_optimized and not plain.model.is_optimized
+    expected = [(segment["label"], np.asarray(segment["mask"])) for segment in plain(image)]
+    for segmenter in (loaded, copied):
+        segments = segmenter(image)
+        assert [segment["label"] for segment in segments] == [label for label, _ in expected]
+        for segment, (_, mask) in zip(segments, expected, strict=True):
+            assert (np.asarray(segment["mask"]) != mask).mean() < 1e-4

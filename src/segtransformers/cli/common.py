@@ -38,12 +38,13 @@ StrideOption = Annotated[
 ]
 
 
-def load_model(name: str, device: str | None) -> "tuple[PreTrainedModel, Any]":
+def load_model(name: str, device: str | None, optimize: bool = False) -> "tuple[PreTrainedModel, Any]":
     """Load a model in float32, whatever dtype its file has, and its image processor.
 
     Args:
         name: a folder, a Hub id, or packaged.
         device: such as cpu or cuda; None takes a GPU if there is one.
+        optimize: whether to run `optimize_for_inference` on the model.
 
     Raises:
         UserError: if the device does not exist, or the model cannot be loaded.
@@ -63,6 +64,10 @@ def load_model(name: str, device: str | None) -> "tuple[PreTrainedModel, Any]":
         processor = AutoImageProcessor.from_pretrained(folder)
     except Exception as error:  # missing files, no network, another kind of model, too little memory
         raise UserError(f"cannot load the model {name}: {why_not_loaded(name, error)}") from None
+    if optimize:
+        from ..models.optimize import optimize_if_ours
+
+        model = optimize_if_ours(model, inplace=True)
     return model, processor
 
 

@@ -86,7 +86,7 @@ class Demo:
         self.folder = tempfile.TemporaryDirectory(prefix="segtransformers-demo-")
 
     def _load(self, name: str) -> tuple[Any, Any]:
-        return load_model(self.models[name], self.device)
+        return load_model(self.models[name], self.device, optimize=True)
 
     def segment(
         self, file: str | None, model: str, multi_scale: bool, scales: str | None, flip: bool, window: str | None

@@ -120,6 +120,7 @@ def evaluate(
             resume=resume,
             num_workers=(2 if network.device.type == "cuda" else 0) if workers is None else workers,
             progress=True,
+            optimize=True,
         )
         if rank > 0:
             return

@@ -64,7 +64,7 @@ def segment(
     with one_line_errors():
         paths = _with_contents_of_folders(images) if images else [example_image_path()]
         targets = _targets(paths, output, single=not images or (len(images) == 1 and not images[0].is_dir()))
-        network, processor = load_model(model or "packaged", device)
+        network, processor = load_model(model or "packaged", device, optimize=True)
         protocol = inference_protocol(processor, multi_scale, scales, flip, window, stride)
     names: Any = network.config.id2label
     palette = getattr(network.config, "palette", None)  # models of others have none

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from ..inference import InferenceProtocol, segment_image
 from ..metrics import MeanIoU
+from ..models.optimize import optimize_if_ours
 from .class_check import check_classes
 from .results import results_of
 from .resume_log import ResumeLog, add_counts
@@ -41,6 +42,7 @@ def evaluate_segmentation(
     resume: bool = False,
     num_workers: int = 0,
     progress: bool = False,
+    optimize: bool = False,
 ) -> dict[str, Any]:
     """Segment every image of a data set and compare the result with its labels.
 
@@ -61,6 +63,7 @@ def evaluate_segmentation(
         resume: whether to continue from that resume log, if it exists.
         num_workers: number of processes that read images ahead.
         progress: whether the first process shows a bar with the mean IoU so far and the rate.
+        optimize: whether to run [`optimize_for_inference`] on `model` itself, which then serves only for inference.
 
     Returns:
         a dict that JSON can hold: `mean_iou`, `mean_accuracy`, `overall_accuracy`, `mean_dice`, from 0 to 1; `classes`,
@@ -94,6 +97,8 @@ def evaluate_segmentation(
         return subject, sorted(counts)
 
     subject, done = _in_first_process(begin)
+    if optimize:  # only now, so that the results describe the model as it was loaded
+        model = optimize_if_ours(model, inplace=True)
     own = sorted(set(range(len(data))) - set(done))[rank::world]
     counted = len(done) if rank == 0 else 0
 

@@ -2,14 +2,17 @@
 """transformers' image-segmentation pipeline with scales, mirrored views, other windows, batches of images of different
 sizes, and a progress bar.
 
+    segmenter = SegmentationPipeline(folder, flip=True)
     segmenter = pipeline("image-segmentation", model=folder, pipeline_class=SegmentationPipeline, flip=True)
 
-In a folder or repository that `save_pretrained` wrote, it is a task of its own:
+The first loads the model itself and optimizes it for inference. In a folder or repository that `save_pretrained` wrote,
+it is a task of its own:
 
     segmenter = pipeline("semantic-segmentation", model=repository, trust_remote_code=True)
 """
 
 import dataclasses
+import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -18,10 +21,12 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedModel
 from transformers.pipelines import ImageSegmentationPipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
 from ..image_processing import load_image
+from ..models.optimize import optimize_for_inference, optimize_if_ours
 from .protocol import InferenceProtocol
 from .segmentation import segment_views
 from .views import image_size, image_views
@@ -41,13 +46,30 @@ class SegmentationPipeline(ImageSegmentationPipeline):
         scales, flip, window, stride: fields of the [`InferenceProtocol`]. They override those of `multi_scale`.
         batch_size: number of images in one forward pass, if their sizes after the resize are equal. Other images of
             the batch are run one by one.
+        model: a model, or the folder or Hub id of one, which is then loaded with its image processor.
+        optimize: whether to run [`optimize_for_inference`] on the model, on a copy if it was passed as an object. None
+            does so for a model that is loaded here.
         progress: whether to show a progress bar for a list of images.
         timeout: limit for the download of an image, in seconds.
     """
 
-    def __init__(self, *args, progress: bool = False, **kwargs):
+    def __init__(
+        self,
+        model: PreTrainedModel | str | os.PathLike,
+        *args,
+        optimize: bool | None = None,
+        progress: bool = False,
+        **kwargs,
+    ):
+        if isinstance(model, str | os.PathLike):
+            if kwargs.get("image_processor") is None:
+                kwargs["image_processor"] = AutoImageProcessor.from_pretrained(model)
+            loaded = AutoModelForSemanticSegmentation.from_pretrained(model)
+            model = loaded if optimize is False else optimize_if_ours(loaded, inplace=True)
+        elif optimize:
+            model = optimize_for_inference(model)
         self.progress = progress
-        super().__init__(*args, **kwargs)
+        super().__init__(model, *args, **kwargs)
 
     def _sanitize_parameters(self, **kwargs):
         unknown = set(kwargs) - {"multi_scale", *PROTOCOL_FIELDS, "timeout", "subtask"}

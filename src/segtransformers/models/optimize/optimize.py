@@ -67,6 +67,11 @@ def optimize_for_inference(model: Model, *, inplace: bool = False, without: Coll
     return optimized
 
 
+def optimize_if_ours(model: Model, *, inplace: bool = False) -> Model:
+    """Optimize a model of this package, and return any other model as it is."""
+    return optimize_for_inference(model, inplace=inplace) if isinstance(model, SegmentationModelMixin) else model
+
+
 class _NoAdapters(dict):
     """Refuse the adapters that PEFT adds to a model's `peft_config` before it changes a layer."""
 
@@ -77,4 +82,4 @@ class _NoAdapters(dict):
         self["adapter"] = None
 
 
-__all__ = ["OPTIMIZATIONS", "optimize_for_inference"]
+__all__ = ["OPTIMIZATIONS", "optimize_for_inference", "optimize_if_ours"]
