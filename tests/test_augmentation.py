@@ -62,7 +62,7 @@ def test_colors_are_opencvs():
 
 @pytest.mark.parametrize("index", range(len(DRAWS)))
 def test_steps_are_opencvs(index, monkeypatch):
-    """The original's order, with its draws written down: every byte is the same."""
+    """With the recorded draws of the original, in its order, every byte is equal."""
     draws = DRAWS[index]
     coins, numbers = [draws["brightness"] is not None, draws["contrast_first"]], []
     numbers += [draws["brightness"]] if coins[0] else []
@@ -84,7 +84,7 @@ def test_steps_are_opencvs(index, monkeypatch):
 
 
 def original_distortion(pixel: list[int], count: int) -> np.ndarray:
-    """What `PhotoMetricDistortion` does to a pixel, `count` times, written down once more with numpy's numbers."""
+    """Apply `PhotoMetricDistortion` to a pixel `count` times, with random numbers of numpy."""
     random = np.random.default_rng(0)
     levels = np.repeat(np.array(pixel, dtype=np.uint8)[:, None], count, axis=1)
 
@@ -118,7 +118,7 @@ def original_distortion(pixel: list[int], count: int) -> np.ndarray:
 
 @pytest.mark.parametrize("pixel", [[128, 128, 128], [200, 90, 40], [20, 60, 240]])
 def test_distribution_of_colors(pixel):
-    """Samples of ours and of the original's cannot be told apart."""
+    """Our samples and those of the original have the same distribution."""
     image = torch.tensor(pixel, dtype=torch.uint8)[:, None, None]
     distort = PhotometricDistortion()
     torch.manual_seed(0)
@@ -126,7 +126,7 @@ def test_distribution_of_colors(pixel):
     theirs = original_distortion(pixel, 30000)
     for view in ([1, 0, 0], [0, 1, 0], [0, 0, 1], [1, -1, 0], [10, -20, 7]):
         assert stats.ks_2samp(ours @ view, theirs.astype(int) @ view).pvalue > 1e-3
-    # the order of the steps shows in how often nothing changes, or the colour is cut off
+    # the order of the steps determines how often nothing changes and how often the colour is truncated
     for event in (lambda x: (x == pixel).all(1), lambda x: (x == 0).any(1), lambda x: (x == 255).any(1)):
         mine, other = event(ours).mean(), event(theirs).mean()
         assert mine == pytest.approx(other, abs=3 * (max(other, 0.001) / 3000) ** 0.5)
@@ -134,7 +134,7 @@ def test_distribution_of_colors(pixel):
 
 @pytest.mark.parametrize("step", ["brightness", "contrast first", "saturation", "hue", "contrast last"])
 def test_distribution_of_each_step(step, monkeypatch):
-    """One step alone: the range that it draws from."""
+    """The range of each step alone."""
     coins = {
         "brightness": (1, 1, 0, 0, 0),
         "contrast first": (0, 1, 1, 0, 0),
@@ -169,11 +169,11 @@ def test_coins_are_fair():
     assert np.mean([augmentation._coin(None) for _ in range(4000)]) == pytest.approx(0.5, abs=3 * 0.5 / 4000**0.5)
 
 
-# scale, crop, mirror image
+# scale, crop, flip
 
 
 def test_distribution_of_scales():
-    """Factors are uniform, and sizes are mmcv's: limits are cut to whole pixels, sides are rounded."""
+    """Factors are uniform. As in mmcv, limits are truncated to whole pixels and sides are rounded."""
     augment = TrainingAugmentation.from_recipe(RECIPE)
     torch.manual_seed(0)
     sizes = [augment._scaled_size(480, 640, None) for _ in range(4000)]
@@ -201,14 +201,14 @@ def test_distribution_of_crops():
 
 
 def test_trials_of_crops():
-    """Ten crops are looked at, and then an eleventh is taken as it is."""
+    """Ten crops are checked, and an eleventh is taken unchecked."""
     labels = torch.zeros(1, 4, 131, dtype=torch.uint8)
     labels[..., 65:] = 1
     augment = plain(cat_max_ratio=0.75, crop_size=(4, 32))
     torch.manual_seed(0)
     crops = (augment._crop(labels, (4, 131), None)[1] for _ in range(4000))
     mixed = np.mean([0.25 < float(crop.float().mean()) < 0.75 for crop in crops])
-    # of the 100 places, those with 9 to 23 columns of either class will do
+    # of 100 positions, those with 9 to 23 columns of either class are accepted
     expected = 1 - 0.85**11
     deviation = (expected * (1 - expected) / 4000) ** 0.5
     assert mixed == pytest.approx(expected, abs=3 * deviation)
@@ -331,7 +331,7 @@ def test_workers_and_epochs_draw_other_numbers():
     assert torch.equal(seeded, epochs(5, 0))
 
 
-# what goes in and comes out
+# input and output
 
 
 def test_recipe_and_processor():

@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Learning rate and weight decay of every parameter, against what the originals' optimizer constructors gave."""
+"""Learning rate and weight decay of every parameter against the recorded values of the original code."""
 
 import dataclasses
 import json
@@ -36,7 +36,7 @@ def changed(recipe: Recipe | str, **optimizer) -> Recipe:
 
 
 def by_name(groups: list[dict]) -> dict[str, tuple[float, float]]:
-    """Factor on the learning rate, and weight decay, of each parameter; none may be in two groups."""
+    """Return (learning rate factor, weight decay) of each parameter, and assert that no parameter is in two groups."""
     found = {}
     for group in groups:
         assert len(group["params"]) == len(group["param_names"])
@@ -47,7 +47,7 @@ def by_name(groups: list[dict]) -> dict[str, tuple[float, float]]:
 
 
 def our_names(names, rules) -> dict[str, str]:
-    """Our names of an original's tensors, and the original's: through the maps that convert checkpoints."""
+    """Return our names of original tensors, mapped to the original names by the rules of the conversion."""
     found = {}
     for name in names:
         rule, new_name = find_rule(name, rules)
@@ -59,7 +59,7 @@ def our_names(names, rules) -> dict[str, str]:
 
 
 def compare(model, recipe, rules, expected: dict[str, tuple[float, float]]) -> None:
-    """Every parameter of the model against the treatment that an original gave to the tensor it is made of."""
+    """Assert that every parameter is treated as its original tensor."""
     actual = by_name(parameter_groups(model, recipe))
     originals = our_names(expected, rules)
     parameters = dict(model.named_parameters())
@@ -80,7 +80,7 @@ def test_adapters_as_recorded(case):
     expected = {name: (how["lr_scale"], how["weight_decay"]) for name, how in recorded["parameters"].items()}
     model, rules, _ = empty_model(ReferenceCase(f"vit_adapter/{case}").config)
     for name in [name for name in expected if name.endswith("spatial_pos_embed.weight")]:
-        # Uni-Perceiver's positions in space and time are one parameter of ours; both were treated alike
+        # our model has one parameter for Uni-Perceiver's spatial and temporal positions, which are treated alike
         spatial, temporal = expected.pop(name), expected.pop(name.replace("spatial", "temporal"))
         assert spatial == temporal
         expected[name.replace("spatial_pos_embed.weight", "pos_embed")] = spatial
@@ -88,7 +88,7 @@ def test_adapters_as_recorded(case):
 
 
 def test_comer_as_its_authors_describe_it():
-    """Their constructor is ViT-Adapter's; written down here once more, on their names."""
+    """ViT-CoMer uses ViT-Adapter's constructor, which `treatment` repeats with the original names."""
     case = ReferenceCase("vit_comer/tiny-mask2former")
     depth = case.config["backbone"]["depth"]
     recipe = changed(BEIT_MASK2FORMER, layer_decay=0.8)
@@ -113,7 +113,7 @@ def test_comer_as_its_authors_describe_it():
 
 @pytest.mark.parametrize("row", INTERNIMAGE)
 def test_internimage_as_recorded(row):
-    """Examples by name, and how many tensors and numbers of which kind each group holds, of the full models."""
+    """Examples by name, and the numbers of tensors and parameters in each group of the full models."""
     recipe = get_recipe(row)
     model, rules, _ = empty_model(published_rows("internimage")[row]["model"])
     groups = parameter_groups(model, recipe)
@@ -148,7 +148,7 @@ def test_internimage_with_mask2former():
 
 
 def test_keywords_as_mmcv_reads_them():
-    """The one row without layer decay; mmcv's rule written down once more, on the original's names."""
+    """The one row without layer decay, against mmcv's rule on the original names."""
     row = "upernet_augreg_adapter_base_512_160k_ade20k"
     source = json.loads((FOLDER / "vit_adapter/training_recipes.json").read_text())["rows"][row]["optimizer"]
     keywords = source["paramwise_cfg"]["custom_keys"]
@@ -157,14 +157,14 @@ def test_keywords_as_mmcv_reads_them():
     model, rules, _ = empty_model(published_rows("vit_adapter")[row]["model"])
     checked = set()
     actual = by_name(parameter_groups(model, recipe))
-    # its tensors have the names of those in the tiny model
+    # the tiny model has the same tensor names
     for name, _, _ in ReferenceCase("vit_adapter/full-upernet_deit_adapter_tiny_512_160k_ade20k").manifest[
         "state_dict"
     ]:
         first = next((keyword for keyword in ordered if keyword in name), None)
         changes = keywords.get(first, {})
         expected = changes.get("lr_mult", 1.0), source["weight_decay"] * changes.get("decay_mult", 1.0)
-        for ours in set(our_names([name], rules)) & set(actual):  # batch norms' statistics are none
+        for ours in set(our_names([name], rules)) & set(actual):  # statistics of batch norms are not parameters
             assert actual[ours] == expected, name
             checked.add(ours)
     assert checked == set(actual)
@@ -268,10 +268,10 @@ def test_any_trunk(trunk):
             assert scale == 1.0, name
 
 
-@pytest.mark.slow  # a minute: models of up to three thousand million parameters, without memory for them
+@pytest.mark.slow  # a minute: models of up to three billion parameters on the meta device
 @pytest.mark.parametrize(("family", "row"), [(family, row) for family in FAMILIES for row in published_rows(family)])
 def test_every_published_model(family, row):
-    """Every parameter is in one group; the slowest one is the patch embedding, and the heads learn at the full rate."""
+    """Each parameter is in one group, the patch embedding has the lowest rate, and the heads have the full rate."""
     recipe = get_recipe(row)
     model, _, _ = empty_model(published_rows(family)[row]["model"])
     actual = by_name(parameter_groups(model, recipe))
@@ -343,7 +343,7 @@ def test_wrapped_models_have_the_same_groups():
 
 
 def test_a_step_of_the_optimizer():
-    """Groups are what torch takes; the names stay with them."""
+    """torch accepts the groups and keeps their names."""
     model = nn.Linear(3, 3)
     optimizer = create_optimizer(model, get_recipe(TINY_VIT))
     assert isinstance(optimizer, torch.optim.AdamW)
@@ -351,6 +351,6 @@ def test_a_step_of_the_optimizer():
     before = model.weight.detach().clone()
     model(torch.ones(1, 3)).sum().backward()
     optimizer.step()
-    # Adam's first step is the learning rate, whatever the gradient; before it comes the decay
+    # Adam's first step has the size of the learning rate for any gradient, after the weight decay
     assert torch.allclose(model.weight, before * (1 - 1.2e-4 * 0.01) - 1.2e-4, atol=1e-8)
     optimizer.load_state_dict(optimizer.state_dict())

@@ -34,7 +34,7 @@ from segtransformers.training.starting_points import class_parameters, starting_
 
 RECIPE = "upernet_deit_adapter_tiny_512_160k_ade20k"
 OWN_CLASSES = ["nature", "built", "moving"]
-MERGED = np.array([0, 0, 0, 0, 1, 1, 1, 0, 2, 2], np.uint8)  # the drawn classes as these
+MERGED = np.array([0, 0, 0, 0, 1, 1, 1, 0, 2, 2], np.uint8)  # the drawn classes -> OWN_CLASSES
 (COMMAND,) = [
     shlex.split(code) for kind, code in BLOCKS if kind == "bash" and code.startswith("segtransformers train --data")
 ]
@@ -115,7 +115,7 @@ def test_resumes_an_interrupted_run(data, tiny, tmp_path):
     assert status == 1 and "holds checkpoints of another run: continue it with --resume" in output
     parts = options(data, tmp_path / "parts", tiny, *common)
     words = [sys.executable, "-m", "segtransformers", "train", *map(str, parts), "--logging_steps", "1"]
-    # as many threads as here, because the last bits depend on them
+    # the same number of threads, because the last bits depend on it
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(words, text=True, env=environment, **pipes) as process:

@@ -70,7 +70,7 @@ def test_trains_evaluates_and_saves(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_evaluation_is_that_of_each_image_alone(tmp_path, kind):
-    """Sizes differ within a batch, and the labels are larger than what the processor makes of the image."""
+    """Sizes differ within a batch, and label maps are larger than the processed images."""
     model, scenes = small_model(kind).eval(), Scenes(5, sizes=((SIDE, 96), (SIDE, 96), (80, 72)))
     shrunk = processor(do_resize=True, size={"height": SIDE, "width": 80})
     run = trainer(model, tmp_path, eval_dataset=EvaluationDataset(scenes, shrunk))
@@ -102,7 +102,7 @@ def still_norms(model: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_accumulation_changes_nothing(tmp_path, monkeypatch, kind):
-    """Though the images have different numbers of classes: so many masks is the loss of Mask2Former a mean of."""
+    """Images have different numbers of classes, and so of masks in the mean of Mask2Former's loss."""
     fixed_points(monkeypatch)
     scenes = [sample["labels"] for sample in TrainingDataset(Scenes(8), crop)]
     assert len({len(labels.unique()) for labels in scenes[:4]}) > 1
@@ -128,7 +128,7 @@ def test_accumulation_changes_nothing(tmp_path, monkeypatch, kind):
         torch.testing.assert_close(weights[other], weights[0], rtol=1e-4, atol=1e-5)
 
 
-def test_only_accumulated_batches_say_how_many_masks_there_are(tmp_path, monkeypatch):
+def test_only_accumulated_batches_get_the_number_of_masks(tmp_path, monkeypatch):
     run = trainer(small_model("mask2former"), tmp_path)
     samples = TrainingDataset(Scenes(4), crop)
     batches = [{name: tensor[None] for name, tensor in sample.items()} for sample in samples]
@@ -142,7 +142,7 @@ def test_only_accumulated_batches_say_how_many_masks_there_are(tmp_path, monkeyp
 
 @pytest.mark.parametrize(("kind", "remove"), [("upernet", True), ("mask2former", False), ("segmenter", False)])
 def test_plain_trainer_works(tmp_path, kind, remove):
-    """With what stock transformers needs: `MeanIoU` as metric, images of one size in evaluation."""
+    """Stock transformers needs `MeanIoU` as metric and images of one size in evaluation."""
     data = EvaluationDataset(Scenes(3), processor())
     model = small_model(kind)
     metric = MeanIoU(10)
@@ -163,7 +163,7 @@ def test_plain_trainer_works(tmp_path, kind, remove):
 
 @pytest.mark.parametrize(("kind", "workers"), [("upernet", 2), ("mask2former", 0), ("segmenter", 0)])
 def test_resumed_run_is_the_uninterrupted_one(tmp_path, kind, workers):
-    """In the middle of an epoch and at its end: the order of the data, augmentation, dropout and random points."""
+    """Data order, augmentation, dropout and random points continue, in the middle of an epoch and at its end."""
     settings = {
         "max_steps": 6,
         "save_strategy": "steps",
@@ -176,7 +176,7 @@ def test_resumed_run_is_the_uninterrupted_one(tmp_path, kind, workers):
     run.train()
     whole, weights = losses(run), run.model.state_dict()
     assert len(set(whole)) == 6
-    for step in (3, 4):  # an epoch has four
+    for step in (3, 4):  # an epoch has four steps
         again = trainer(small_model(kind, seed=7, backbone=backbone), tmp_path / str(step), **settings)
         again.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
         assert losses(again) == whole
@@ -189,7 +189,7 @@ def rates(run) -> list[float]:
 
 
 def test_warm_up_fits_the_epochs_and_another_schedule_wins(tmp_path):
-    """A recipe's warm-up of 1500 steps, in 20 of them; and `lr_scheduler_type`."""
+    """A recipe with 1500 warm-up steps in a run of 20 steps, and with another `lr_scheduler_type`."""
     recipe = get_recipe("segmenter_vit-t_mask_8x1_512x512_160k_ade20k")
     recipe = dataclasses.replace(recipe, schedule=dataclasses.replace(recipe.schedule, warmup_steps=1500))
     changes = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "logging_steps": 1, "use_cpu": True}
@@ -232,7 +232,7 @@ class PressCtrlC(TrainerCallback):
     def on_step_begin(self, args, state, control, **_):
         if state.global_step == self.step:
             for _ in range(self.times):
-                signal.raise_signal(signal.SIGINT)  # handled before the next one, while those of os.kill may merge
+                signal.raise_signal(signal.SIGINT)  # is handled at once, while signals of os.kill may merge
 
 
 def test_ctrl_c_saves_a_checkpoint(tmp_path):
@@ -242,7 +242,7 @@ def test_ctrl_c_saves_a_checkpoint(tmp_path):
     with pytest.raises(KeyboardInterrupt, match="after step 3; a checkpoint is saved"):
         run.train()
     assert signal.getsignal(signal.SIGINT) is handler and run.state.global_step == 3
-    assert not any("eval_loss" in entry for entry in run.state.log_history)  # that would have to be waited for
+    assert not any("eval_loss" in entry for entry in run.state.log_history)  # an evaluation would delay the end
     loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "checkpoint-3")
     for name, tensor in loaded.state_dict().items():
         assert torch.equal(tensor, model.state_dict()[name]), name
@@ -280,7 +280,7 @@ def test_second_ctrl_c_stops_at_once(tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_loss_that_is_no_number_names_the_batch(tmp_path, kind):
+def test_nan_loss_names_the_batch(tmp_path, kind):
     def spoilt(image, labels, seed):
         sample = crop(image, labels, seed)
         if seed[2] == 5:
@@ -334,7 +334,7 @@ def test_frozen_trunk(tmp_path, kind):
     model = small_model(kind)
     freeze_trunk(model)
     before = {name: tensor.clone() for name, tensor in model.named_parameters()}
-    # injectors start with a factor of zero: it takes a step until what is behind it has a gradient
+    # injectors start with a factor of zero, so the parameters behind it get a gradient from the second step on
     run = trainer(model, tmp_path, max_steps=3, gradient_checkpointing=kind == "upernet")
     run.train()
     changed = {name for name, tensor in model.named_parameters() if not torch.equal(tensor, before[name])}
@@ -373,7 +373,7 @@ def test_bfloat16_autocast(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_float16_autocast(kind):
-    """accelerate has it on GPUs only, so without Trainer: no NaN, and gradients as in float32."""
+    """No NaN, and gradients as in float32. Without Trainer, because accelerate has float16 on GPUs only."""
     found = []
     for enabled in (False, True):
         model = still_norms(small_model(kind)).train()
@@ -421,7 +421,7 @@ def test_low_rank_updates_of_the_trunk(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_saved_adapter_gives_the_trained_outputs(tmp_path, kind):
-    """peft saves no running statistics of batch norms, unless the config names their modules."""
+    """peft saves running statistics of batch norms only if the config names their modules."""
     from peft import PeftModel, get_peft_model
 
     base = small_model(kind)
@@ -514,7 +514,7 @@ def test_unused_parameters_are_found(kind):
 def test_nothing_is_claimed_of_other_models():
     assert not uses_all_parameters(nn.Linear(2, 2))
     model = small_model("segmenter")
-    model.decode_head = nn.Identity()  # the check itself fails
+    model.decode_head = nn.Identity()  # the forward of the check fails
     assert not uses_all_parameters(model)
 
 

@@ -41,7 +41,7 @@ ADAMW = {"optim": "adamw_torch", "learning_rate": 1e-3}
 
 def run_of(kind: str, folder: str, per_device: int, model=None, **changes):
     model = still_norms(settled_model(kind)) if model is None else model
-    # five images of two sizes: the processes' shares differ, and the last is padded with images seen before
+    # five images of two sizes: processes get different images, and Trainer pads the last batch with earlier ones
     data = EvaluationDataset(Scenes(5, sizes=((SIDE, 96), (80, 72))), processor())
     settings = {**SETTINGS, "per_device_train_batch_size": per_device, "eval_dataset": data, **changes}
     return trainer(model, folder, train_dataset=TrainingDataset(Scenes(12), crop), **settings)
@@ -74,7 +74,7 @@ def data_parallel(folder: str) -> None:
                 wrapped = run.model_wrapped
                 assert type(wrapped).__name__ == "DistributedDataParallel" and not wrapped.find_unused_parameters
                 report(folder, f"{kind}-{accumulation}", run)
-    # evaluation of fewer images than processes have room for
+    # evaluation of fewer images than processes
     one = run_of("segmenter", folder, 2, eval_dataset=EvaluationDataset(Scenes(1), processor()), eval_strategy="no")
     one.evaluate()
     report(folder, "one image", one)
@@ -83,7 +83,7 @@ def data_parallel(folder: str) -> None:
 
 
 def unused_parameters(folder: str) -> None:
-    """Plain DDP raises at the second step, if it does not look for parameters without a gradient."""
+    """Without a search for unused parameters, DDP raises at the second step."""
     for kind in ("adapter", "swin", "segmenter", "four"):
         for checkpointing in (False, True):
             model = still_norms(settled_model("upernet") if kind == "four" else three_stages(kind))
@@ -101,26 +101,29 @@ def unused_parameters(folder: str) -> None:
 
 
 def synchronised_norms(folder: str) -> None:
-    """torch synchronises batch norms on GPUs only; here its module computes the same in plain steps on the CPU."""
+    """torch synchronises batch norms on GPUs only, so this forward computes the same on the CPU."""
 
-    def forward(self, maps):
+    def forward(self, features):
         if not self.training:
             return torch.nn.functional.batch_norm(
-                maps, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+                features, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
             )
-        sums = torch.stack([maps.sum((0, 2, 3)), maps.square().sum((0, 2, 3)), maps.new_full((maps.shape[1],), 1)])
-        sums[2] = maps.numel() / maps.shape[1]
+        channels = features.shape[1]
+        sums = torch.stack(
+            [features.sum((0, 2, 3)), features.square().sum((0, 2, 3)), features.new_full((channels,), 1)]
+        )
+        sums[2] = features.numel() / channels
         sums = distributed.nn.functional.all_reduce(sums)
         mean, square = sums[0] / sums[2], sums[1] / sums[2]
         variance = square - mean.square()
         shape = (1, -1, 1, 1)
-        scaled = (maps - mean.view(shape)) / (variance.view(shape) + self.eps).sqrt()
+        scaled = (features - mean.view(shape)) / (variance.view(shape) + self.eps).sqrt()
         return scaled * self.weight.view(shape) + self.bias.view(shape)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.nn.SyncBatchNorm, "forward", forward)
         parallel = torch.nn.parallel.DistributedDataParallel
-        patch.setattr(parallel, "_passing_sync_batchnorm_handle", lambda *_: None)  # it refuses them on a CPU
+        patch.setattr(parallel, "_passing_sync_batchnorm_handle", lambda *_: None)  # DDP refuses SyncBatchNorm on a CPU
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(settled_model("upernet"))
         run = run_of("upernet", folder, per_device=2, model=model, eval_strategy="no")
         run.train()
@@ -138,7 +141,7 @@ def interrupted(folder: str) -> None:
 
 
 def sharded(folder: str) -> None:
-    """accelerate shards on GPUs only: it is told that these processes have some. Tensors stay on the CPU."""
+    """accelerate shards on GPUs only, so it is told that these processes have GPUs. Tensors stay on the CPU."""
     from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import DistributedType
 
@@ -193,12 +196,12 @@ def launch_case(case: str, folder: Path, wait: bool = True):
 
 
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-# its --cpu starts one process: more of them are for GPUs, or need MPI
+# with --cpu accelerate starts several processes through MPI only
 ACCELERATE = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
 
 
 def test_two_processes_train_as_one_with_the_joined_batch(tmp_path, monkeypatch):
-    """Losses, gradients and the evaluation of every image once; plain DDP, which complains of unused parameters."""
+    """Losses, gradients and evaluation agree. Plain DDP would raise for unused parameters."""
     launch_case("data_parallel", tmp_path)
     fixed_points(monkeypatch)
     for kind in KINDS:
@@ -209,7 +212,7 @@ def test_two_processes_train_as_one_with_the_joined_batch(tmp_path, monkeypatch)
             found = json.loads((tmp_path / f"{kind}-{accumulation}.json").read_text())
             np.testing.assert_allclose(found["losses"], expected["losses"], rtol=1e-5)
             np.testing.assert_allclose(found["norms"], expected["norms"], rtol=1e-4)
-            np.testing.assert_allclose(found["iou"], expected["iou"], atol=2e-3)  # a pixel or two may fall otherwise
+            np.testing.assert_allclose(found["iou"], expected["iou"], atol=2e-3)  # rounding may change a pixel or two
     one = json.loads((tmp_path / "one image.json").read_text())
     single = run_of(
         "segmenter", str(tmp_path), 2, eval_dataset=EvaluationDataset(Scenes(1), processor()), eval_strategy="no"
@@ -235,7 +238,7 @@ def test_two_processes_train_models_with_unused_parameters(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])
 def test_command_in_two_processes_is_that_in_one(tmp_path, launcher):
-    """The recipe's batch, shuffled, cropped and coloured alike, and the same loss in every step."""
+    """Both runs have the same batches, augmentation and losses."""
     data = own_data(tmp_path / "data")
     settled_model("segmenter").save_pretrained(tmp_path / "tiny")
     AutoImageProcessor.from_pretrained(segtransformers.packaged_model_path()).save_pretrained(tmp_path / "tiny")
@@ -284,7 +287,7 @@ def test_ctrl_c_stops_both_after_the_same_step(tmp_path):
 
 
 def test_sharded_parameters(tmp_path):
-    """FSDP: the same losses as one process, checkpoints to go on from, and a model that loads without it."""
+    """FSDP gives the same losses as one process, resumable checkpoints, and a model that loads without FSDP."""
     launch_case("sharded", tmp_path)
     found = json.loads((tmp_path / "sharded.json").read_text())
     single = run_of("segmenter", str(tmp_path / "single"), per_device=4, **ADAMW)
