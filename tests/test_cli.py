@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""The command line as a user types it: good pictures, odd ones, and everything that can be wrong."""
+"""The command line as a user types it: images of many kinds and sizes, and wrong arguments."""
 
 import subprocess
 import sys
@@ -29,7 +29,7 @@ def run(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def picture(mode="RGB", size=(96, 64)) -> Image.Image:
+def random_image(mode="RGB", size=(96, 64)) -> Image.Image:
     values = np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
     return Image.fromarray(values).convert(mode)
 
@@ -45,14 +45,14 @@ def test_example_scene_with_the_packaged_model(tmp_path):
         [sys.executable, "-m", "segtransformers", "segment", "--output", tmp_path / "out.png"],
         capture_output=True,
         text=True,
-        # without compiled operators, one line would say how to make them
+        # otherwise a line on stderr says how to build the compiled operators
         env={"HF_HUB_OFFLINE": "1", "PATH": "", "SEGTRANSFORMERS_KERNELS": "off"},
     )
     assert done.returncode == 0, done.stderr
     assert "example_scene.png" in done.stdout and " %  " in done.stdout
     assert done.stderr == ""
     result, scene = Image.open(tmp_path / "out.png"), Image.open(example_image_path())
-    assert result.height == scene.height and result.width > scene.width  # the legend stands beside it
+    assert result.height == scene.height and result.width > scene.width  # because of the legend
     assert [path.name for path in tmp_path.iterdir()] == ["out.png"]
 
 
@@ -63,9 +63,9 @@ def test_packaged_model_is_complete():
 
 
 def test_packaged_model_recognises_the_example():
-    """Through processor and pipeline, as a user sees it: more than nine pixels in ten are right."""
+    """With processor and pipeline, as a user calls it, most pixels are right."""
     segmenter = pipeline("image-segmentation", model=str(packaged_model_path()))
-    assert segmenter.model.dtype == torch.float32  # it is stored in half precision, which is slow on CPUs
+    assert segmenter.model.dtype == torch.float32  # the file has half precision, which is slow on CPUs
     names, predicted = [], {}
     for segment in segmenter(str(example_image_path())):
         predicted[segment["label"]] = np.asarray(segment["mask"]) == 255
@@ -77,7 +77,7 @@ def test_packaged_model_recognises_the_example():
     assert right / labels.size > 0.95
 
 
-def test_packaged_is_a_name_for_the_packaged_model_unless_a_folder_is_called_so(tmp_path, monkeypatch):
+def test_packaged_means_the_packaged_model_unless_a_folder_has_that_name(tmp_path, monkeypatch):
     network, _ = load_model("packaged", "cpu")
     assert network.config.id2label[9] == "balloon" and network.dtype == torch.float32
     monkeypatch.chdir(tmp_path)
@@ -86,8 +86,8 @@ def test_packaged_is_a_name_for_the_packaged_model_unless_a_folder_is_called_so(
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1", "LA", "I;16"])
-def test_pictures_of_every_kind(tmp_path, mode):
-    image = picture("L") if mode == "I;16" else picture(mode)
+def test_images_of_every_mode(tmp_path, mode):
+    image = random_image("L") if mode == "I;16" else random_image(mode)
     if mode == "I;16":
         image = Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
     file = tmp_path / ("in.tif" if mode == "CMYK" else "in.png")
@@ -97,9 +97,9 @@ def test_pictures_of_every_kind(tmp_path, mode):
 
 
 @pytest.mark.parametrize("size", [(1, 50), (50, 1), (1, 1), (700, 40), (33, 45)])
-def test_pictures_of_odd_sizes(tmp_path, size):
-    """The packaged model takes pictures as they are, from 32 pixels on."""
-    picture(size=size).save(tmp_path / "in.png")
+def test_images_of_odd_sizes(tmp_path, size):
+    """The processor of the packaged model does not resize, and the model takes images from 32 pixels on."""
+    random_image(size=size).save(tmp_path / "in.png")
     result = run("segment", tmp_path / "in.png", "--output", tmp_path / "out.png")
     if min(size) < 32:
         assert result.exit_code == 1 and "at least 32 pixels high and wide" in result.stderr
@@ -108,29 +108,29 @@ def test_pictures_of_odd_sizes(tmp_path, size):
         assert result.exit_code == 0 and Image.open(tmp_path / "out.png").width > size[0]
 
 
-def test_turned_pictures(tmp_path):
+def test_images_are_turned_as_their_exif_data_say(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture().save(tmp_path / "in.jpg", exif=exif)
+    random_image().save(tmp_path / "in.jpg", exif=exif)
     assert run("segment", tmp_path / "in.jpg", "--output", tmp_path / "out.png").exit_code == 0
     assert Image.open(tmp_path / "out.png").height == 96
 
 
-def test_several_pictures_and_folders(tmp_path):
-    inside = tmp_path / "photos"
+def test_several_images_and_folders(tmp_path):
+    inside = tmp_path / "images"
     inside.mkdir()
     for name in ("a.png", "b.jpg"):
-        picture().save(inside / name)
-    (inside / "notes.txt").write_text("no picture")
-    picture().save(tmp_path / "a.png")
+        random_image().save(inside / name)
+    (inside / "notes.txt").write_text("no image")
+    random_image().save(tmp_path / "a.png")
     result = run("segment", inside, tmp_path / "a.png", "--output", tmp_path / "out")
     assert result.exit_code == 0, result.stderr
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a-1.png", "a-3.png", "b-2.png"]
 
 
-def test_good_pictures_are_done_although_others_are_bad(tmp_path):
-    picture().save(tmp_path / "good.png")
-    (tmp_path / "bad.png").write_bytes(b"not a picture")
+def test_damaged_images_do_not_stop_the_others(tmp_path):
+    random_image().save(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_bytes(b"not an image")
     whole = (tmp_path / "good.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
     names = ["bad.png", "cut.png", "absent.png", "good.png"]
@@ -148,11 +148,11 @@ def test_good_pictures_are_done_although_others_are_bad(tmp_path):
 
 def test_wrong_arguments(tmp_path):
     good = tmp_path / "good.png"
-    picture().save(good)
+    random_image().save(good)
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("x")
     assert_refused(run("segment", tmp_path / "empty", "--output", tmp_path / "o"), "holds no images")
-    for suffix in (".xyz", ".psd", ""):  # Pillow reads .psd, but does not write it
+    for suffix in (".xyz", ".psd", ""):  # Pillow can read .psd, but not write it
         assert_refused(run("segment", good, "--output", tmp_path / f"out{suffix}"), "must end like an image")
     assert_refused(run("segment", good, "--output", good), "would overwrite one of the images")
     assert_refused(run("segment", good, good, "--output", tmp_path / "out.png"), "must be a folder")
@@ -173,7 +173,7 @@ def test_models_of_transformers_work_too(tmp_path):
     config = SegformerConfig(num_labels=3, hidden_sizes=[8] * 4, depths=[1] * 4, num_attention_heads=[1] * 4)
     SegformerForSemanticSegmentation(config).save_pretrained(tmp_path / "model")
     SegformerImageProcessor().save_pretrained(tmp_path / "model")
-    picture().save(tmp_path / "in.png")
+    random_image().save(tmp_path / "in.png")
     result = run("segment", tmp_path / "in.png", "--model", tmp_path / "model", "--output", tmp_path / "out.png")
     assert result.exit_code == 0, result.stderr
     ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1).save_pretrained(tmp_path / "other")
@@ -207,13 +207,13 @@ def test_distinct_colours():
     assert len(colours) == 150 and all(0 <= value <= 255 for colour in colours for value in colour)
 
 
-def test_legends_of_many_classes_end_with_a_count():
+def test_long_legends_are_cut():
     labels = np.arange(64 * 96).reshape(64, 96) % 150
-    picture_ = draw_segmentation(Image.new("RGB", (96, 64)), labels, {index: f"class {index}" for index in range(150)})
-    assert picture_.height == 64
+    drawn = draw_segmentation(Image.new("RGB", (96, 64)), labels, {index: f"class {index}" for index in range(150)})
+    assert drawn.height == 64
 
 
-def test_a_folder_that_is_not_there_is_called_that(tmp_path):
+def test_a_missing_folder_is_named(tmp_path):
     done = CliRunner().invoke(
         app, ["segment", "--model", str(tmp_path / "nowhere"), "--output", str(tmp_path / "o.png")]
     )
@@ -223,7 +223,7 @@ def test_a_folder_that_is_not_there_is_called_that(tmp_path):
     )
 
 
-def test_a_wrong_setting_of_the_kernels_is_one_line(monkeypatch):
+def test_a_wrong_kernel_setting_is_an_error_in_one_line(monkeypatch):
     monkeypatch.setenv("SEGTRANSFORMERS_KERNELS", "nonsense")
     done = CliRunner().invoke(app, ["info"])
     assert done.exit_code == 1 and not done.stdout

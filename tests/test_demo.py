@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""The demo page, in a browser as a visitor uses it, and what it is made of without one."""
+"""The demo page: in a browser, as a visitor uses it, and its parts without a browser."""
 
 import contextlib
 import json
@@ -35,7 +35,7 @@ from segtransformers.datasets.scenes import SCENE_CLASSES, draw_scene
 from segtransformers.inference import InferenceProtocol, segment_image
 from segtransformers.visualization import distinct_colours
 
-PATIENCE = 120  # seconds, on a machine that is busy
+PATIENCE = 120  # seconds; the machine may be busy
 FLAGS = [
     "--headless",
     "--no-sandbox",
@@ -58,7 +58,7 @@ CHROMIUM, DRIVER = find("chromium", "chromium-browser", "google-chrome"), find("
 
 @contextlib.contextmanager
 def serving(words, log, **environment):
-    """The address of the page that Python serves with these words, which must not print a traceback."""
+    """Serve the page with a Python command and yield its address. The server must not print a traceback."""
     environment = {**os.environ, "SEGTRANSFORMERS_KERNELS": "off", **environment}
     with open(log, "w") as output:
         server = subprocess.Popen([sys.executable, *words], stdout=output, stderr=subprocess.STDOUT, env=environment)
@@ -76,7 +76,7 @@ def serving(words, log, **environment):
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    """Of the page that the command serves, with a second model that is not there."""
+    """Return the address of the page of the command, which has a second model that cannot be loaded."""
     models = ["--model", str(packaged_model_path()), "--model", "missing-model"]
     words = ["-m", "segtransformers", "demo", *models, "--no-browser"]
     with serving(words, tmp_path_factory.mktemp("server") / "log") as found:
@@ -109,13 +109,13 @@ def wait_for(driver, condition):
 
 
 def one(driver, selector):
-    """The element, when it is there."""
+    """Wait for an element and return it."""
     return wait_for(driver, lambda: driver.find_elements("css selector", selector))[0]
 
 
 @pytest.fixture
 def page(browser, address):
-    """The page, fresh."""
+    """Return the page, loaded anew."""
     browser.get(address)
     one(browser, "#segment")
     return browser
@@ -131,7 +131,7 @@ def shown_error(page):
 
 
 def downloaded(page, button):
-    """The file that a click on a button of the page gives."""
+    """Click a button of the page and return the file that is downloaded."""
     before = set(page.downloads.iterdir())
     one(page, f"#{button}:not([disabled])").click()
     return wait_for(
@@ -140,16 +140,16 @@ def downloaded(page, button):
 
 
 def test_upload_segment_download(page, tmp_path):
-    picture = tmp_path / "photo.png"
-    shutil.copy(example_image_path(), picture)
-    upload(page, picture)
+    image = tmp_path / "photo.png"
+    shutil.copy(example_image_path(), image)
+    upload(page, image)
     one(page, "#segment").click()
     one(page, "#overlay img")
     said = one(page, "#legend .legend").text.split("\n")
     names, shares = said[::2], [float(share.removesuffix(" %")) for share in said[1::2]]
     assert set(names) <= set(SCENE_CLASSES) and shares == sorted(shares, reverse=True) and 99 < sum(shares) < 101
 
-    _, wanted = draw_scene(141, (256, 384))  # what the example shows
+    _, wanted = draw_scene(141, (256, 384))  # the labels of the example
     file = downloaded(page, "labels")
     labels = np.asarray(Image.open(file))
     assert file.name == "photo-labels.png" and (labels == wanted).mean() > 0.95
@@ -160,7 +160,7 @@ def test_upload_segment_download(page, tmp_path):
 
 
 def hosts(page):
-    """Whom the browser has asked for something."""
+    """Return the hosts that the browser sent requests to."""
     asked = set()
     for entry in page.get_log("performance"):
         message = json.loads(entry["message"])["message"]
@@ -169,8 +169,8 @@ def hosts(page):
     return asked
 
 
-def test_views_of_the_picture(page):
-    """Windows, scales and the mirror image are fields of the page."""
+def test_inference_options(page):
+    """Windows, scales and flip are fields of the page."""
     upload(page, example_image_path())
     one(page, "#options button").click()
     one(page, "#window input, #window textarea").send_keys("96x128")
@@ -190,7 +190,7 @@ def test_views_of_the_picture(page):
     assert (labels == wanted.numpy()).mean() > 0.999
 
 
-def test_what_goes_wrong_is_a_message(page, tmp_path):
+def test_errors_are_messages(page, tmp_path):
     one(page, "#segment").click()
     assert "Drop an image first" in shown_error(page)
 
@@ -203,7 +203,7 @@ def test_what_goes_wrong_is_a_message(page, tmp_path):
     one(page, "#segment").click()
     assert "Window must be positive numbers" in shown_error(page)
     one(page, "#labels[disabled]")
-    assert not page.find_elements("css selector", "#legend .legend")  # nothing is left of what was there
+    assert not page.find_elements("css selector", "#legend .legend")  # the results of the last image are gone
 
     page.refresh()
     upload(page, example_image_path())
@@ -238,7 +238,7 @@ def test_files_of_labels_and_colours():
     assert palette_image(many, distinct_colours(300)).mode == "RGB"
 
 
-def test_names_are_text():
+def test_names_are_escaped():
     table = legend({0: "<b>sky</b>"}, {0: 0.75, 1: 0.25}, [[1, 2, 3], [4, 5, 6]])
     assert "&lt;b&gt;sky" in table and "rgb(1, 2, 3)" in table and "75.0 %" in table and ">1<" in table
 
@@ -253,9 +253,9 @@ def test_models_have_names(tmp_path):
     assert list(named) == ["model", str(folders[1]), "some/repository"] and named["model"] == str(folders[0])
 
 
-def test_every_error_is_one_for_the_visitor(demo, monkeypatch):
-    """Also the one that nobody thought of."""
-    picture = str(example_image_path())
+def test_every_error_gets_a_message(demo, monkeypatch):
+    """This includes unexpected errors."""
+    image = str(example_image_path())
     (name,) = demo.models
     for error, message in [
         (RuntimeError("out of memory\nat 0x1"), "^Cannot segment this image: out of memory at 0x1$"),
@@ -267,14 +267,14 @@ def test_every_error_is_one_for_the_visitor(demo, monkeypatch):
 
         monkeypatch.setattr(demo_module, "segment_image", fail)
         with pytest.raises(gradio.Error) as raised:
-            demo.segment(picture, name, False, None, False, None)
+            demo.segment(image, name, False, None, False, None)
         assert re.search(message, raised.value.message) and not raised.value.print_exception
     with pytest.raises(gradio.Error, match="There is no model"):
-        demo.segment(picture, "/etc", False, "", False, "")
+        demo.segment(image, "/etc", False, "", False, "")
 
 
 def test_many_threads_share_a_demo(demo, tmp_path):
-    """Each gets the files of its own image and options."""
+    """Every thread gets the files of its own image and options."""
     (name,) = demo.models
     network, _ = demo.load(name)
     before = network.config.to_dict()
@@ -316,7 +316,7 @@ def test_old_files_are_deleted(demo):
 
 
 def test_space(tmp_path):
-    """The file alone, as `app.py` of a Space."""
+    """The file runs alone, as `app.py` of a Space."""
     shutil.copy(demo_module.__file__, tmp_path / "app.py")
     with serving([tmp_path / "app.py"], tmp_path / "log", GRADIO_SERVER_NAME="127.0.0.1") as address:
         page = urllib.request.urlopen(address, timeout=PATIENCE).read().decode()
@@ -346,6 +346,6 @@ def test_command_says_what_is_missing(monkeypatch):
         (["--host", "a" * 70], 1, "is no address of this machine"),
     ],
 )
-def test_places_that_are_none(words, status, message):
+def test_wrong_addresses(words, status, message):
     result = CliRunner().invoke(app, ["demo", "--no-browser", *words])
     assert result.exit_code == status and message in result.stderr and "Traceback" not in result.stderr

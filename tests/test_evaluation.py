@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Evaluation of a data set: the figures, several processes, kills, resume logs of something else, and the command."""
+"""Evaluation of a data set: results, several processes and threads, interruptions, resume logs, and the command."""
 
 import json
 import os
@@ -63,7 +63,7 @@ def run(*arguments):
 
 
 def environment() -> dict[str, str]:
-    """As many threads as in this process: so the numbers are the same."""
+    """Return an environment with as many threads as this process has, so that the numbers are equal."""
     return {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
 
 
@@ -74,7 +74,7 @@ def assert_refused(result, message):
 
 
 @pytest.mark.parametrize("options", [{}, {"scales": [0.9, 1.1], "flip": True, "window": (64, 64)}])
-def test_figures_are_those_of_image_by_image(folder, packaged, options):
+def test_results_equal_those_of_single_images(folder, packaged, options):
     model, processor = packaged
     data = load_segmentation_dataset(folder)
     metric, protocol = MeanIoU(10), InferenceProtocol(**options)
@@ -105,13 +105,13 @@ def test_command(folder, tmp_path):
     assert ["|", "car", "|", f"{100 * car['iou']:.2f}", "|", f"{100 * car['accuracy']:.2f}", "|"] in [
         line.split() for line in lines
     ]
-    # predictions are label maps, from which the figures follow
+    # the saved predictions are label maps that give the same results
     data = load_segmentation_dataset(folder)
     metric = MeanIoU(10)
     for sample in data:
-        with Image.open(tmp_path / "p" / f"{sample.name}.png") as picture:
-            assert picture.mode == "P" and picture.getpalette()[:3] == [135, 190, 235]
-            metric.add(prediction=np.array(picture), reference=sample.labels)
+        with Image.open(tmp_path / "p" / f"{sample.name}.png") as saved:
+            assert saved.mode == "P" and saved.getpalette()[:3] == [135, 190, 235]
+            metric.add(prediction=np.array(saved), reference=sample.labels)
     assert metric.compute()["mean_iou"] == results["mean_iou"]
     limited = run(folder, tmp_path / "two.json", "--limit", "2", "--scales", "1,1.1", "--flip")
     assert limited.exit_code == 0
@@ -123,11 +123,11 @@ def test_command(folder, tmp_path):
     "launcher",
     [
         "torch.distributed.run --standalone --nproc-per-node 2",
-        # accelerate's --cpu starts several processes through MPI only; this is how it starts them itself
+        # --cpu of accelerate starts several processes only through MPI
         pytest.param("accelerate.commands.launch --multi_gpu --num_processes 2", marks=pytest.mark.slow),
     ],
 )
-def test_two_processes_give_what_one_gives(folder, tmp_path, launcher):
+def test_two_processes_give_the_results_of_one(folder, tmp_path, launcher):
     """Nine images: one process takes five, the other four."""
     alone = run(folder, tmp_path / "one.json")
     assert alone.exit_code == 0, alone.stderr
@@ -141,7 +141,7 @@ def test_two_processes_give_what_one_gives(folder, tmp_path, launcher):
 
 
 def test_killed_and_resumed(folder, tmp_path):
-    """Killed by SIGKILL halfway, and once more a line of the resume log is cut off: the same file in the end."""
+    """After SIGKILL and a cut line in the resume log, the results file is the same in the end."""
     assert run(folder, tmp_path / "whole.json").exit_code == 0
     words = [sys.executable, "-m", "segtransformers", *command(folder, tmp_path / "two.json")]
     process = subprocess.Popen(words, env=environment(), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
@@ -176,7 +176,7 @@ class Interrupted(Exception):
 
 
 def interrupted(model, processor, data, after: int, **options):
-    """Evaluate until so many images are done."""
+    """Evaluate, and raise `Interrupted` after some images."""
 
     class Until:
         def __init__(self):
@@ -204,7 +204,7 @@ def test_the_file_of_a_resume_log_is_closed_after_an_error(folder, packaged, tmp
 
 
 def test_many_threads_share_a_model(folder, packaged, tmp_path):
-    """Each gets the results that it gets alone."""
+    """Every thread gets the results of a single thread."""
     model, processor = packaged
     data = load_segmentation_dataset(folder).select(range(3))
     before = model.config.to_dict()
@@ -245,7 +245,7 @@ def test_another_model_does_not_continue(folder, packaged, tmp_path):
     assert found == evaluate_segmentation(model, processor, data)
 
 
-def test_lost_predictions_are_made_again_and_counted_once(folder, packaged, tmp_path):
+def test_missing_predictions_are_made_again_and_counted_once(folder, packaged, tmp_path):
     model, processor = packaged
     data = load_segmentation_dataset(folder).select(range(4))
     options = {"resume_log": tmp_path / "log", "save_predictions": tmp_path / "p"}
@@ -254,7 +254,7 @@ def test_lost_predictions_are_made_again_and_counted_once(folder, packaged, tmp_
     found = evaluate_segmentation(model, processor, data, **options, resume=True)
     assert len(list((tmp_path / "p").iterdir())) == 4
     assert found == evaluate_segmentation(model, processor, data)
-    # even when all is done, and with a resume log that has an image twice
+    # also if all images are done, and the resume log has an image twice
     assert found == evaluate_segmentation(model, processor, data, **options, resume=True)
     ResumeLog(tmp_path / "log", {}).remove()
     assert not (tmp_path / "log").exists()
@@ -276,7 +276,7 @@ def test_a_resume_log_without_an_image_does_no_harm(tmp_path):
     assert log.read(resume=True) == {3: [[0, 1, 5]]}
 
 
-def test_what_is_wrong_with_an_image_is_said_with_its_name(folder, packaged, tmp_path):
+def test_errors_name_the_image(folder, packaged, tmp_path):
     shutil.copytree(folder, tmp_path / "data")
     Image.fromarray(np.zeros((20, 40, 3), np.uint8)).save(tmp_path / "data" / "images" / "3.png")
     Image.fromarray(np.zeros((20, 40), np.uint8)).save(tmp_path / "data" / "masks" / "3.png")
@@ -304,7 +304,7 @@ def test_wrong_arguments(folder, tmp_path):
 
 
 def test_options_of_the_data(folder, tmp_path):
-    """Masks that count from 1, with names of another ending, and without class names: the same figures."""
+    """Masks that count from 1 and have another file name ending give the same results by both options."""
     other, names = tmp_path / "other", ["3.png", "4.png"]
     for part in ("images", "masks"):
         (other / part).mkdir(parents=True)
@@ -342,8 +342,8 @@ def test_classes_must_fit(packaged, folder):
         check_classes(model, data)
 
 
-def test_outputs_beyond_the_classes_are_never_right(packaged, folder, monkeypatch):
-    """As in the original, where they fall out of the histogram; some published rows have such."""
+def test_outputs_beyond_the_classes_are_always_wrong(packaged, folder, monkeypatch):
+    """In the original code they fall out of the histogram. Some published rows have such outputs."""
     model, processor = packaged
     data = load_segmentation_dataset(folder).select([0])
     (sample,) = data
@@ -395,7 +395,7 @@ def test_comparison_with_the_published_figures():
 
 
 def test_exit_status_says_whether_the_published_figure_was_met(folder, tmp_path, monkeypatch):
-    """The comparison itself is that of the test above; here, drawn scenes stand for ADE20K."""
+    """Drawn scenes stand for ADE20K here. The comparison itself is tested above."""
     assert_status = {0.5: 0, 0.01: 2}
     row = {**published_row(NAME), "dataset": "folders"}
     needs = "error: --tolerance needs a published figure to compare with: "
@@ -405,7 +405,7 @@ def test_exit_status_says_whether_the_published_figure_was_met(folder, tmp_path,
     ):
         refused = run(folder, tmp_path / "r" / "a.json", "--tolerance", "1", *options)
         assert_refused(refused, needs + reason)
-        assert "image/s" not in refused.stderr and not os.listdir(tmp_path)  # before anything was evaluated
+        assert "image/s" not in refused.stderr and not os.listdir(tmp_path)  # nothing was evaluated
     assert run(folder, tmp_path / "a.json", "--limit", "2").exit_code == 0
     measured = json.loads((tmp_path / "a.json").read_text())["mean_iou"]
     row["miou"] = round(100 * measured + 0.2, 4)
@@ -422,7 +422,7 @@ def test_exit_status_says_whether_the_published_figure_was_met(folder, tmp_path,
         assert f"published for {NAME}: {row['miou']} (-0.20)" in done.stdout
 
 
-def test_figures_of_nothing():
+def test_table_without_figures():
     table = results_table(
         {
             "classes": [{"name": "sky", "iou": None, "accuracy": None}],

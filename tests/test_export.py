@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Files for other runtimes: each family with each of its heads, run by onnxruntime and by torch.export's loader."""
+"""Exported files of each family with each of its heads, run by onnxruntime and by the loader of torch.export."""
 
 import importlib.util
 import json
@@ -92,7 +92,7 @@ MODELS = {
 
 
 def small(name):
-    """A small model that would run in windows, and its processor."""
+    """Return a small model that runs in windows, and its processor."""
     model = randomise(MODELS[name]()).eval()
     model.config.inference_mode, model.config.window_size, model.config.window_stride = "slide", [32, 32], [32, 32]
     return model, SegmentationImageProcessor()
@@ -116,7 +116,7 @@ def assert_close(actual, wanted):
 
 
 def in_turn(quick):
-    """All models, of which the default run takes a few: each takes seconds, in which the exporters think."""
+    """Return all models as parameters. Those not in `quick` are slow tests, because each export takes seconds."""
     return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in MODELS]
 
 
@@ -152,11 +152,11 @@ def test_torch_export(name, dynamic_batch, tmp_path):
     images = torch.randn(3 if dynamic_batch else 1, 3, *SIZE)
     with torch.no_grad():
         assert_close(program.module()(images), expected(model, images))
-    assert not [node for node in program.graph.nodes if "segtransformers" in str(node.target)]  # no operator of ours
+    assert not [node for node in program.graph.nodes if "segtransformers" in str(node.target)]  # no custom operator
     assert read_description(file) == describe(model, processor, SIZE, dynamic_batch)
 
 
-def test_beit_attends_without_the_fused_operator_while_it_is_exported():
+def test_beit_is_exported_without_fused_attention():
     model, _ = small("vit_adapter_beit-upernet")
     attentions = [module for module in model.modules() if hasattr(module, "fused_attn")]
     program = traced(model, SIZE)
@@ -164,15 +164,15 @@ def test_beit_attends_without_the_fused_operator_while_it_is_exported():
     assert not [node for node in program.graph.nodes if "scaled_dot_product" in str(node.target)]
 
 
-def test_attention_in_windows_has_the_dimensions_that_onnx_knows():
+def test_attention_in_windows_has_four_dimensions_for_onnx():
     model, _ = small("vit_adapter_windowed-upernet")
     program = traced(model, SIZE, dynamic_batch=True)
     queries = [node.args[0] for node in program.graph.nodes if "scaled_dot_product" in str(node.target)]
     assert queries and all(query.meta["val"].dim() == 4 for query in queries)
 
 
-def test_the_file_says_how_to_use_it(tmp_path):
-    """As somebody without this package reads it."""
+def test_the_file_describes_its_use(tmp_path):
+    """The description is read here without this package."""
     model, processor = small("segmenter-linear")
     model.config.id2label = dict(enumerate(["sky", "sea", "sand", "shell", "gull"]))
     model.config.palette = [[index, 0, 255] for index in range(5)]
@@ -184,10 +184,10 @@ def test_the_file_says_how_to_use_it(tmp_path):
     assert (said["batch"], said["height"], said["width"]) == (None, *SIZE)
     assert read_description(tmp_path / "model.onnx") == said
 
-    photo = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
-    pixels = (photo * said["rescale_factor"] - said["mean"]) / said["std"]
+    image = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+    pixels = (image * said["rescale_factor"] - said["mean"]) / said["std"]
     pixels = pixels.transpose(2, 0, 1)[None].astype(np.float32)
-    own = processor(photo, do_resize=False, return_tensors="pt")["pixel_values"]
+    own = processor(image, do_resize=False, return_tensors="pt")["pixel_values"]
     np.testing.assert_allclose(pixels, own.numpy(), rtol=1e-5, atol=1e-5)
 
 
@@ -226,7 +226,7 @@ def test_other_threads_run_the_model_while_it_is_exported(tmp_path):
     assert model.config.to_dict() == before
 
 
-def test_weights_of_two_gigabytes_lie_beside_the_file(tmp_path, monkeypatch):
+def test_weights_of_two_gigabytes_get_a_file_of_their_own(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.onnx._internal.exporter._onnx_program, "_LARGE_MODEL_THRESHOLD", 0)
     model, processor = small("segmenter-linear")
     export_model(model, processor, tmp_path / "model.onnx", size=SIZE)
@@ -235,7 +235,7 @@ def test_weights_of_two_gigabytes_lie_beside_the_file(tmp_path, monkeypatch):
     assert_close(run_onnx(tmp_path / "model.onnx", images), expected(model, images))
 
 
-def test_what_the_size_is():
+def test_size_of_the_export():
     model, processor = small("segmenter-linear")
     assert export_size(model, processor) == (32, 32)  # its window
     model.config.window_size = None
@@ -246,7 +246,7 @@ def test_what_the_size_is():
         export_size(model, None)
 
 
-def test_a_file_that_computes_something_else_does_not_appear(tmp_path, monkeypatch):
+def test_a_file_with_wrong_logits_does_not_appear(tmp_path, monkeypatch):
     monkeypatch.setattr("segtransformers.export.exporting.TOLERANCE", -1.0)
     model, processor = small("segmenter-linear")
     with pytest.raises(ExportError, match=r"differs from the model by .* of the largest logit"):
@@ -320,14 +320,14 @@ def test_command_without_onnxruntime(tmp_path, monkeypatch):
         (["--output", "model.pt2", "--model", "nothing-here"], "cannot load the model nothing-here"),
     ],
 )
-def test_command_says_what_is_wrong_in_one_line(arguments, message, tmp_path, monkeypatch):
+def test_errors_of_the_command_are_one_line(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = run(*arguments)
     assert done.exit_code == 1 and done.stderr.startswith("error: ") and message in done.stderr, done.stderr
     assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())
 
 
-def test_a_file_that_onnxruntime_does_not_load_is_an_export_error(tmp_path):
+def test_a_file_that_onnxruntime_cannot_load_is_an_export_error(tmp_path):
     file = tmp_path / "model.onnx"
     file.write_bytes(b"no graph")
     with pytest.raises(ExportError, match="cannot load the file, perhaps because of its opset"):

@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""The test protocols of the originals: windows, several scales, mirror images, huge photos."""
+"""Inference on whole images as in the original code: windows, scales, mirrored views, huge images, threads."""
 
 import dataclasses
 import json
@@ -76,7 +76,7 @@ def test_network_inputs_equal_the_original(recorded, name):
         assert list(view.pixel_values.shape) == augmentation["shape"] and view.flipped == augmentation["flip"]
         assert list(view.size) == augmentation["img_shape"][:2]
         if f"{name}.input.{index}" in recorded:
-            # the original multiplies by the reciprocal of the deviation: one rounding more
+            # the original code multiplies by the reciprocal of the deviation, which rounds once more
             expected = recorded[f"{name}.input.{index}"]
             torch.testing.assert_close(view.pixel_values[:, :, ::2, ::2], expected, rtol=1e-6, atol=1e-6)
 
@@ -94,7 +94,7 @@ def test_predictions_equal_the_original(recorded, name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_logits_equal_the_original(recorded, name):
-    """Those of the first view, before and after the resize to the image's size."""
+    """Compare the logits of the first view, before and after the resize to the size of the image."""
     case = CASES[name]
     model, processor = converted(case)
     image, stride = recorded[f"{name}.image"].numpy(), case["stride_of_maps"]
@@ -112,7 +112,7 @@ def scene(seed: int, size: tuple[int, int]) -> Image.Image:
 
 
 class Blurred(torch.nn.Module):
-    """Stands for a network: logits depend on the whole window."""
+    """A stand-in for a network: its logits depend on the whole window."""
 
     def forward(self, windows):
         means = windows.mean(dim=(2, 3), keepdim=True)
@@ -121,7 +121,7 @@ class Blurred(torch.nn.Module):
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 100])
 @pytest.mark.parametrize("size", [(70, 50), (32, 90), (33, 24), (20, 90), (90, 20), (10, 10)])
-def test_bands_are_the_whole(size, batch):
+def test_bands_together_equal_the_whole_logits(size, batch):
     images = torch.randn(2, 3, *size)
     arguments = (Blurred(), images, SlidingWindow((32, 24), (20, 20), batch))
     bands = list(slide_bands(*arguments))
@@ -165,7 +165,7 @@ def test_another_window(packaged):
     assert model.config.to_dict() == before
 
 
-def test_mirror_images_and_scales_are_averaged(packaged):
+def test_mirrored_views_and_scales_are_averaged(packaged):
     model, processor = packaged
     image = scene(5, (96, 128))
     plain = image_scores(model, processor, image)
@@ -182,7 +182,7 @@ def test_mirror_images_and_scales_are_averaged(packaged):
 @pytest.mark.parametrize(
     ("size", "options"), [((100, 64), {"flip": True}), ((220, 48), {"scales": [1.0, 1.3], "flip": True})]
 )
-def test_views_side_by_side_give_what_whole_maps_give(packaged, monkeypatch, size, options):
+def test_views_side_by_side_equal_whole_scores(packaged, monkeypatch, size, options):
     model, processor = packaged
     image, calls = scene(8, size), []
     side_by_side = inference.segmentation._labels_side_by_side
@@ -192,13 +192,13 @@ def test_views_side_by_side_give_what_whole_maps_give(packaged, monkeypatch, siz
     )
     protocol = InferenceProtocol(window=(32, 48), stride=(20, 30), **options)
     labels = segment_image(model, processor, image, protocol)
-    assert len(calls) == 1  # bands of all views are smaller than the whole
+    assert len(calls) == 1  # the bands of all views take less memory than the scores of the whole image
     scores = image_scores(model, processor, image, protocol)
     assert torch.equal(labels, scores.argmax(0))
 
 
 @pytest.mark.parametrize("options", [{}, {"window": (48, 48)}, {"scales": [1.0, 1.5]}])
-def test_images_of_the_same_size_share_calls(packaged, options):
+def test_images_of_equal_size_share_forward_passes(packaged, options):
     model, processor = packaged
     images = [scene(9, (64, 96)), scene(10, (50, 70)), scene(11, (64, 96)), scene(12, (64, 96))]
     protocol = InferenceProtocol(**options)
@@ -213,8 +213,8 @@ def test_images_of_the_same_size_share_calls(packaged, options):
         assert labels.shape == alone.shape and (labels != alone).float().mean() < 1e-3
 
 
-def test_calls_do_not_reach_over_rows_of_many_windows():
-    """Else two rows of windows were held. The calls of a row are as even as can be."""
+def test_a_forward_pass_takes_windows_of_one_row():
+    """Otherwise two rows of windows would be in memory. The passes of a row take about equally many windows."""
     shapes = []
 
     def forward(windows):
@@ -301,7 +301,7 @@ def test_files_are_turned_as_their_exif_data_say(packaged, tmp_path):
 
 
 def test_many_threads_share_a_model(packaged, tmp_path):
-    """Each gives the labels that it gives alone, and neither the config nor the processor changes."""
+    """Every thread gets the labels of a single thread, and neither the config nor the processor changes."""
     model, processor = packaged
     before, settings = model.config.to_dict(), processor.to_dict()
     image = scene(9, (100, 140))
@@ -344,8 +344,8 @@ def test_training_mode_is_refused(packaged):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_published_row_knows_its_multi_scale_protocol(family):
-    """The authors' config for several scales, or what their test.py does without one."""
+def test_every_published_row_has_its_multi_scale_protocol(family):
+    """The protocol is that of the authors' config for several scales, or of their test.py without such a config."""
     for name, row in published_rows(family).items():
         processor = read_test_pipeline(row["test_pipeline"], False, multi_scale_pipeline=row["multi_scale_pipeline"])
         protocol = processor.multi_scale
@@ -368,7 +368,7 @@ def test_multi_scale_protocol_is_saved(tmp_path):
 
 
 def test_other_models_of_transformers():
-    """Their logits are smaller than the image, and their processors know nothing of scales."""
+    """Their logits are smaller than the image, and their processors have no settings for scales."""
     config = SegformerConfig(depths=[1] * 4, hidden_sizes=[8, 16, 24, 32], decoder_hidden_size=16, num_labels=3)
     model, processor = SegformerForSemanticSegmentation(config).eval(), SegformerImageProcessor(size=64)
     image = scene(6, (80, 120))

@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Mean IoU against the original's recorded figures, streamed, merged, in `Trainer`, and fed with nonsense."""
+"""Mean IoU against recorded figures of the original code, streamed, merged, in `Trainer`, and with wrong inputs."""
 
 import json
 import math
@@ -54,7 +54,7 @@ def test_areas_of_the_original(reduced):
 
 
 @pytest.mark.parametrize("convert", [torch.Tensor.numpy, torch.Tensor.tolist, lambda x: Image.fromarray(x.numpy())])
-def test_whatever_holds_numbers_is_taken(convert):
+def test_arrays_lists_and_images_are_taken(convert):
     whole = metric().compute(predictions=PREDICTIONS, references=LABELS)
     streamed = metric()
     for prediction, label in zip(PREDICTIONS, LABELS, strict=True):
@@ -63,7 +63,7 @@ def test_whatever_holds_numbers_is_taken(convert):
     assert found.keys() == whole.keys()
     for name, value in whole.items():
         np.testing.assert_array_equal(found[name], value)
-    assert math.isnan(streamed.compute()["mean_iou"])  # computing starts anew
+    assert math.isnan(streamed.compute()["mean_iou"])  # the counts are zero again
 
 
 def test_any_division_among_processes_gives_the_same_counts():
@@ -86,9 +86,8 @@ def test_large_maps_are_counted_in_pieces(monkeypatch):
     assert torch.equal(pieces.confusion, whole.confusion)
 
 
-def test_no_prediction_is_a_wrong_one():
-    """As in the original, where a prediction beyond the classes falls out of the histogram, but stays in the label's
-    area."""
+def test_no_prediction_is_wrong():
+    """In the original code a prediction beyond the classes falls out of the histogram, but its label counts."""
     labels = torch.tensor([[0, 0, 1, 255]])
     found = MeanIoU(2).compute(predictions=[torch.tensor([[0, 255, 1, 255]])], references=[labels])
     assert found["per_category_iou"].tolist() == [0.5, 1] and found["overall_accuracy"] == 2 / 3
@@ -120,7 +119,7 @@ def test_compute_takes_no_other_settings_than_the_constructor(setting):
     ((name, value),) = setting.items()
     with pytest.raises(ValueError, match=f"compute got {name}={value}, but this metric was made with {name}="):
         counted.compute(**setting)
-    assert counted.confusion.sum() == 16  # still there
+    assert counted.confusion.sum() == 16  # the counts are kept
     assert counted.compute(num_labels=3, ignore_index=255, reduce_labels=False)["mean_iou"] == 1
 
 
@@ -175,7 +174,7 @@ def test_logits_of_another_size_and_further_outputs():
         (torch.zeros(1, 4, 4, dtype=int), torch.full((1, 4, 4), 7), "references hold 7, which is no class"),
     ],
 )
-def test_nonsense_is_named_and_not_counted(predictions, references, message):
+def test_wrong_inputs_are_named_and_not_counted(predictions, references, message):
     refusing = MeanIoU(3)
     with pytest.raises(ValueError, match=message):
         refusing.add_batch(predictions=predictions, references=references)

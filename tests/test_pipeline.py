@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""transformers' own pipeline on our models, ours, and sliding windows."""
+"""The pipeline of transformers on our models, our own pipeline, and sliding windows."""
 
 import dataclasses
 import logging
@@ -36,7 +36,7 @@ def folder(tmp_path_factory):
     return str(path)
 
 
-def picture(mode="RGB", size=(150, 100)) -> Image.Image:
+def random_image(mode="RGB", size=(150, 100)) -> Image.Image:
     values = np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
     return Image.fromarray(values).convert(mode)
 
@@ -54,7 +54,7 @@ def test_pipeline(folder, caplog):
     logging.getLogger("transformers").propagate = True
     with caplog.at_level(logging.INFO):
         segmenter = pipeline("image-segmentation", model=folder)
-        check(segmenter(picture()), (150, 100))
+        check(segmenter(random_image()), (150, 100))
     assert "not supported" not in caplog.text
     assert type(segmenter.model) is SegUperNetForSemanticSegmentation
     assert type(segmenter.image_processor) is SegmentationImageProcessor
@@ -62,18 +62,18 @@ def test_pipeline(folder, caplog):
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1", "LA"])
 def test_pipeline_on_odd_modes(folder, mode):
-    check(pipeline("image-segmentation", model=folder)(picture(mode)), (150, 100))
+    check(pipeline("image-segmentation", model=folder)(random_image(mode)), (150, 100))
 
 
 @pytest.mark.parametrize("size", [(1, 40), (40, 1), (1, 1), (33, 700)])
 def test_pipeline_on_odd_sizes(folder, size):
-    check(pipeline("image-segmentation", model=folder)(picture(size=size)), size)
+    check(pipeline("image-segmentation", model=folder)(random_image(size=size)), size)
 
 
 def test_pipeline_in_batches(folder):
     segmenter = pipeline("image-segmentation", model=folder)
-    pictures = [picture(), picture().rotate(180), picture().rotate(180), picture(), picture()]
-    one_by_one, batched = segmenter(pictures), segmenter(pictures, batch_size=4)
+    images = [random_image(), random_image().rotate(180), random_image().rotate(180), random_image(), random_image()]
+    one_by_one, batched = segmenter(images), segmenter(images, batch_size=4)
     assert len(batched) == 5
     for alone, together in zip(one_by_one, batched, strict=True):
         check(together, (150, 100))
@@ -82,10 +82,10 @@ def test_pipeline_in_batches(folder):
             assert (np.asarray(first["mask"]) != np.asarray(second["mask"])).mean() < 1e-3
 
 
-def test_pipeline_turns_pictures_as_their_exif_data_says(folder, tmp_path):
+def test_pipeline_turns_images_as_their_exif_data_say(folder, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # a camera held upright
-    picture().save(tmp_path / "upright.jpg", exif=exif)
+    random_image().save(tmp_path / "upright.jpg", exif=exif)
     check(pipeline("image-segmentation", model=folder)(str(tmp_path / "upright.jpg")), (100, 150))
 
 
@@ -102,7 +102,7 @@ def label_map(segments) -> np.ndarray:
 
 def test_our_pipeline_without_options_is_transformers_own(folder):
     plain, segmenter = pipeline("image-segmentation", model=folder), ours(folder)
-    for image in (picture(), picture("L", size=(33, 70))):
+    for image in (random_image(), random_image("L", size=(33, 70))):
         check(segmenter(image), image.size)
         assert (label_map(segmenter(image)) == label_map(plain(image))).all()
 
@@ -119,8 +119,8 @@ def test_our_pipeline_without_options_is_transformers_own(folder):
     ],
 )
 def test_options_of_our_pipeline(folder, options):
-    """Given at once or with each call."""
-    segmenter, image = ours(folder), picture()
+    """Options may be given at construction or with each call."""
+    segmenter, image = ours(folder), random_image()
     changes = dict(options)
     several = changes.pop("multi_scale", False)
     protocol = InferenceProtocol.multi_scale(segmenter.image_processor) if several else InferenceProtocol()
@@ -128,28 +128,34 @@ def test_options_of_our_pipeline(folder, options):
     labels = segment_image(segmenter.model, segmenter.image_processor, image, protocol).numpy()
     assert (label_map(segmenter(image, **options)) == labels).all()
     assert (label_map(ours(folder, **options)(image)) == labels).all()
-    assert (label_map(segmenter(image)) != labels).any()  # and the next call has none of them
+    assert (label_map(segmenter(image)) != labels).any()  # options of a call do not stay
 
 
 def test_our_pipeline_takes_batches_of_any_sizes(folder, capsys):
     segmenter = ours(folder, flip=True)
-    pictures = [picture(), picture(size=(120, 90)), picture().rotate(180), picture(size=(30, 44)), picture()]
-    one_by_one = segmenter(pictures)
+    images = [
+        random_image(),
+        random_image(size=(120, 90)),
+        random_image().rotate(180),
+        random_image(size=(30, 44)),
+        random_image(),
+    ]
+    one_by_one = segmenter(images)
     shapes = []
     hook = segmenter.model.backbone.register_forward_pre_hook(lambda _, args: shapes.append(len(args[0])))
-    batched = segmenter(pictures, batch_size=4, progress=True)
+    batched = segmenter(images, batch_size=4, progress=True)
     hook.remove()
     assert max(shapes) == 2 and len(batched) == 5
-    for alone, together, image in zip(one_by_one, batched, pictures, strict=True):
+    for alone, together, image in zip(one_by_one, batched, images, strict=True):
         check(together, image.size)
         assert (label_map(alone) != label_map(together)).mean() < 1e-3
     assert "5/5" in capsys.readouterr().err
-    streamed = list(segmenter(one for one in pictures))
+    streamed = list(segmenter(one for one in images))
     assert [segment["label"] for segment in streamed[1]] == [segment["label"] for segment in one_by_one[1]]
 
 
 def test_many_threads_share_our_pipeline(folder):
-    segmenter, images = ours(folder), [picture(), picture(size=(120, 90))]
+    segmenter, images = ours(folder), [random_image(), random_image(size=(120, 90))]
     before = segmenter.model.config.to_dict()
     options = [
         {},
@@ -177,7 +183,7 @@ def test_many_threads_share_our_pipeline(folder):
 
 
 def test_our_pipeline_keeps_the_brightness_of_16_bits(folder, tmp_path):
-    segmenter, grey = ours(folder), picture("L")
+    segmenter, grey = ours(folder), random_image("L")
     deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
     deep.save(tmp_path / "deep.png")
     for image in (deep, str(tmp_path / "deep.png")):
@@ -185,28 +191,28 @@ def test_our_pipeline_keeps_the_brightness_of_16_bits(folder, tmp_path):
 
 
 def test_our_pipeline_reads_in_other_processes(folder):
-    pictures = [picture(), picture(size=(120, 90))]
-    found = ours(folder, num_workers=1)(pictures, batch_size=2)
+    images = [random_image(), random_image(size=(120, 90))]
+    found = ours(folder, num_workers=1)(images, batch_size=2)
     assert [segments[0]["mask"].size for segments in found] == [(150, 100), (120, 90)]
 
 
-def test_our_pipeline_names_what_it_does_not_know(folder):
+def test_our_pipeline_names_unknown_options(folder):
     with pytest.raises(TypeError, match="takes no scale"):
-        ours(folder)(picture(), scale=[1.0])
+        ours(folder)(random_image(), scale=[1.0])
     with pytest.raises(ValueError, match="stride must not exceed window"):
-        ours(folder, window=(64, 64))(picture(), stride=(65, 64))
+        ours(folder, window=(64, 64))(random_image(), stride=(65, 64))
     with pytest.raises(ValueError, match="subtask must be 'semantic'"):
-        ours(folder)(picture(), subtask="panoptic")
+        ours(folder)(random_image(), subtask="panoptic")
 
 
 def test_pipeline_of_a_repository(folder, tmp_path):
-    """Declared under a name of its own, so that the plain pipeline needs no trust."""
+    """The pipeline is declared under a task name of its own, so the plain pipeline needs no trust."""
     SegUperNetForSemanticSegmentation.from_pretrained(folder).save_pretrained(tmp_path)
     SegmentationImageProcessor.from_pretrained(folder).save_pretrained(tmp_path)
     assert type(pipeline("image-segmentation", model=str(tmp_path))).__name__ == "ImageSegmentationPipeline"
     declared = pipeline("semantic-segmentation", model=str(tmp_path), trust_remote_code=True)
     assert isinstance(declared, SegmentationPipeline)
-    assert (label_map(declared(picture(), flip=True)) == label_map(ours(folder)(picture(), flip=True))).all()
+    assert (label_map(declared(random_image(), flip=True)) == label_map(ours(folder)(random_image(), flip=True))).all()
     with pytest.raises(ValueError, match="trust_remote_code=True"):
         pipeline("semantic-segmentation", model=str(tmp_path))
 
