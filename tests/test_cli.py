@@ -79,7 +79,8 @@ def test_packaged_model_recognises_the_example():
 
 def test_packaged_means_the_packaged_model_unless_a_folder_has_that_name(tmp_path, monkeypatch):
     network, _ = load_model("packaged", "cpu")
-    assert network.config.id2label[9] == "balloon" and network.dtype == torch.float32
+    assert network.config.id2label[9] == "balloon" and network.dtype == torch.float32 and not network.is_optimized
+    assert load_model("packaged", "cpu", optimize=True)[0].is_optimized
     monkeypatch.chdir(tmp_path)
     (tmp_path / "packaged").mkdir()
     assert known_model("packaged") == "packaged"

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from segtransformers import SegmentationImageProcessor, packaged_model_path
 from segtransformers.cli import app
+from segtransformers.cli.common import load_model
 from segtransformers.datasets import load_segmentation_dataset
 from segtransformers.datasets.scenes import SCENE_CLASSES, draw_scene
 from segtransformers.evaluation import check_classes, compare_with_published, evaluate_segmentation, results_table
@@ -201,6 +202,16 @@ def test_the_file_of_a_resume_log_is_closed_after_an_error(folder, packaged, tmp
     monkeypatch.setattr(ResumeLogWriter, "_open", lambda self: opened.append(real(self)) or opened[-1])
     interrupted(*packaged, load_segmentation_dataset(folder), 1, resume_log=tmp_path / "log")
     assert len(opened) == 1 and opened[0].closed
+
+
+def test_an_optimized_model_is_described_as_it_was(folder, tmp_path):
+    """So the command, which optimizes, can continue a resume log on another machine."""
+    model, processor = load_model("packaged", "cpu")
+    data = load_segmentation_dataset(folder).select(range(3))
+    plain = evaluate_segmentation(model, processor, data)
+    optimized = evaluate_segmentation(model, processor, data, optimize=True)
+    assert model.is_optimized and optimized["model"] == plain["model"]
+    assert optimized["mean_iou"] == pytest.approx(plain["mean_iou"], abs=1e-4)
 
 
 def test_many_threads_share_a_model(folder, packaged, tmp_path):

@@ -25,7 +25,7 @@ from transformers import (
     SegformerImageProcessor,
 )
 
-from segtransformers import SegmentationImageProcessor, inference, packaged_model_path
+from segtransformers import SegmentationImageProcessor, inference, optimize_for_inference, packaged_model_path
 from segtransformers.conversion import convert_checkpoint
 from segtransformers.conversion.protocol import read_test_pipeline
 from segtransformers.datasets.scenes import draw_scene
@@ -300,9 +300,11 @@ def test_files_are_turned_as_their_exif_data_say(packaged, tmp_path):
         segment_image(model, processor, "nothing here.png")
 
 
-def test_many_threads_share_a_model(packaged, tmp_path):
+@pytest.mark.parametrize("optimized", [False, True])
+def test_many_threads_share_a_model(packaged, tmp_path, optimized):
     """Every thread gets the labels of a single thread, and neither the config nor the processor changes."""
     model, processor = packaged
+    model = optimize_for_inference(model) if optimized else model
     before, settings = model.config.to_dict(), processor.to_dict()
     image = scene(9, (100, 140))
     image.save(tmp_path / "image.png")
