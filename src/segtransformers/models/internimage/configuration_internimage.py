@@ -31,9 +31,9 @@ class InternImageConfig(BackboneConfigMixin, ChecksArguments, RemoteCodeConfigMi
         mlp_ratio (`float`, defaults to 4.0):
             Width of a block's feed-forward network over its channels.
         post_norm (`bool`, defaults to `False`):
-            Whether a block normalises the results of its two branches, and not their inputs.
+            Whether a block normalizes the results of its two branches, and not their inputs.
         res_post_norm (`bool`, defaults to `False`):
-            Whether it normalises inputs and results. Means nothing with `post_norm` or a layer scale.
+            Whether it normalizes inputs and results. Means nothing with `post_norm` or a layer scale.
         layer_scale_init_value (`float`, *optional*, defaults to 1.0):
             Initial value of the scale on both branches. None: there is no scale.
         offset_scale (`float`, defaults to 1.0):
@@ -46,13 +46,13 @@ class InternImageConfig(BackboneConfigMixin, ChecksArguments, RemoteCodeConfigMi
         remove_center (`bool`, defaults to `False`):
             Whether the deformable convolutions leave out the middle of their nine points.
         stage3_norm_block_ids (`list[int]`, *optional*):
-            Blocks of the third stage after which the features themselves are normalised.
+            Blocks of the third stage after which the features themselves are normalized.
         drop_path_rate (`float`, defaults to 0.0):
             Highest rate of stochastic depth; it grows linearly from 0 over all blocks.
         layer_norm_eps (`float`, defaults to 1e-6):
             Epsilon of all layer norms.
         initializer_range (`float`, defaults to 0.02):
-            Standard deviation of newly initialised linear layers.
+            Standard deviation of newly initialized linear layers.
         out_features, out_indices:
             Which of `stem`, `stage1`, ..., `stage4` to return, by name or by index. None: the last, as in transformers;
             layers behind those that are returned get no gradient.

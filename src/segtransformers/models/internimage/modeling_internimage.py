@@ -27,8 +27,8 @@ from ..layers.keywords import check_transformers_kwargs
 from .configuration_internimage import KERNEL_SIZE, InternImageConfig
 
 
-def _channels_last(map_: torch.Tensor) -> torch.Tensor:
-    return map_.permute(0, 2, 3, 1)
+def _channels_last(feature_map: torch.Tensor) -> torch.Tensor:
+    return feature_map.permute(0, 2, 3, 1)
 
 
 def _channels_first(features: torch.Tensor) -> torch.Tensor:
@@ -36,7 +36,7 @@ def _channels_first(features: torch.Tensor) -> torch.Tensor:
 
 
 class InternImageEmbeddings(nn.Module):
-    """The stem: two convolutions of stride 2, each with a norm."""
+    """Two convolutions of stride 2, each with a norm: the stem."""
 
     def __init__(self, config: InternImageConfig):
         super().__init__()
@@ -48,22 +48,23 @@ class InternImageEmbeddings(nn.Module):
         self.norm2 = nn.LayerNorm(channels, eps=config.layer_norm_eps)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """From `(B, 3, H, W)` to `(B, ceil(H / 4), ceil(W / 4), C)`."""
+        """From `(B, num_channels, H, W)` to `(B, C, ceil(H / 4), ceil(W / 4))`."""
         features = self.act(self.norm1(_channels_last(self.conv1(pixel_values))))
-        return self.norm2(_channels_last(self.conv2(_channels_first(features))))
+        features = self.norm2(_channels_last(self.conv2(_channels_first(features))))
+        return _channels_first(features).contiguous()
 
 
 class InternImageDownsample(nn.Module):
-    """From one stage to the next: half the size, twice the channels."""
+    """Halve the size of a feature map and double its channels, between two stages."""
 
     def __init__(self, config: InternImageConfig, channels: int):
         super().__init__()
         self.conv = nn.Conv2d(channels, 2 * channels, kernel_size=3, stride=2, padding=1, bias=False)
         self.norm = nn.LayerNorm(2 * channels, eps=config.layer_norm_eps)
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """From `(B, h, w, C)` to `(B, ceil(h / 2), ceil(w / 2), 2 * C)`."""
-        return self.norm(_channels_last(self.conv(_channels_first(features))))
+    def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
+        """From `(B, C, h, w)` to `(B, 2 * C, ceil(h / 2), ceil(w / 2))`."""
+        return _channels_first(self.norm(_channels_last(self.conv(feature_map))))
 
 
 class InternImageDeformableConvolution(nn.Module):
@@ -119,7 +120,7 @@ class InternImageDeformableConvolution(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Every point at its place in the kernel, all with equal weights, and gates half open."""
+        """Start with no offsets, equal weights of all points, and gates half open."""
         for linear in (self.offset, self.mask, self.center_gate):
             if linear is not None:
                 init.zeros_(linear.weight)
@@ -144,11 +145,11 @@ class InternImageMLP(nn.Module):
 
 
 class InternImageBranch(nn.Module):
-    """What a block adds to its input: a layer between norms, scaled, and sometimes dropped in training.
+    """Residual branch of a block: a layer with norms and a layer scale, dropped at random in training.
 
     Args:
         layer: from and to `(B, h, w, C)`.
-        drop_path_rate: how often the branch is dropped.
+        drop_path_rate: probability of dropping the branch.
     """
 
     def __init__(self, config: InternImageConfig, channels: int, layer: nn.Module, drop_path_rate: float):
@@ -188,11 +189,11 @@ class InternImageBlock(GradientCheckpointingLayer):
 
 
 class InternImageStage(nn.Module):
-    """Blocks on maps of one size.
+    """Blocks on feature maps of one size.
 
     Args:
         index: of the stage, from 0.
-        drop_path_rates: of its blocks.
+        drop_path_rates: one for each block.
     """
 
     def __init__(self, config: InternImageConfig, index: int, drop_path_rates: list[float]):
@@ -204,25 +205,28 @@ class InternImageStage(nn.Module):
         has_norm = not config.post_norm or config.center_feature_scale
         self.norm = nn.LayerNorm(channels, eps=config.layer_norm_eps) if has_norm else None
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """From and to `(B, h, w, C)`."""
+    def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
+        """From and to `(B, C, h, w)`."""
         norms = dict(zip(self.norm_block_ids, self.block_norms, strict=True))
+        features = _channels_last(feature_map).contiguous()
         for index, block in enumerate(self.blocks):
             features = block(features)
             if index in norms:
                 features = norms[index](features)
-        return features if self.norm is None else self.norm(features)
+        if self.norm is not None:
+            features = self.norm(features)
+        return _channels_first(features).contiguous()
 
 
 class InternImagePreTrainedModel(SegmentationModelMixin, PreTrainedModel):
-    """Weight initialisation, and what transformers asks of a family of models."""
+    """Weight initialization and class attributes of InternImage models."""
 
     config: InternImageConfig
     base_model_prefix = "backbone"
     main_input_name = "pixel_values"
     input_modalities = ["image"]
     supports_gradient_checkpointing = True
-    _supports_sdpa = True  # there is no attention to choose for
+    _supports_sdpa = True  # any setting is accepted, because the model has no attention
     _no_split_modules = ["InternImageEmbeddings", "InternImageBlock", "InternImageDownsample"]
 
     @torch.no_grad()
@@ -242,11 +246,11 @@ class InternImagePreTrainedModel(SegmentationModelMixin, PreTrainedModel):
 
 
 class InternImageBackbone(BackboneMixin, InternImagePreTrainedModel):
-    """InternImage.
+    """InternImage, whose deformable convolutions choose their sampling points.
 
     Feature maps: `stem` (stride 4) and `stage1` to `stage4` (strides 4, 8, 16 and 32). Images of at least 32 pixels on
-    each side may have any size: as in the original nothing is padded but the convolutions themselves, and each halves a
-    side rounding up, so maps have `ceil(side / stride)`.
+    each side may have any size: every strided convolution rounds its output size up, so a feature map has
+    `ceil(side / stride)` rows or columns.
 
     Args:
         config: an [`InternImageConfig`].
@@ -282,9 +286,9 @@ class InternImageBackbone(BackboneMixin, InternImagePreTrainedModel):
     ) -> BackboneOutput:
         """
         Args:
-            pixel_values: `(B, 3, H, W)`, normalised, at least 32 pixels on each side.
-            output_hidden_states: also return the maps after the stem and after each stage. With indices, only those;
-                the others are None.
+            pixel_values: `(B, num_channels, H, W)`, normalized, at least 32 pixels on each side.
+            output_hidden_states: also return the feature maps after the stem and after each stage. A list of indices
+                returns only those; the others are None.
             output_attentions: has no effect, because the model has no attention.
             kwargs: other names of `TransformersKwargs`, which transformers' heads pass on. They have no effect.
 
@@ -293,23 +297,32 @@ class InternImageBackbone(BackboneMixin, InternImagePreTrainedModel):
             `(B, C, ceil(H / stride), ceil(W / stride))`.
 
         Raises:
-            ValueError: if `pixel_values` is no batch of RGB images or an image is too small.
+            ValueError: if `pixel_values` is no batch of images with `num_channels` channels, or an image is too small.
+
+        Example, with a folder written by `convert_internimage.py`:
+
+        ```python
+        >>> import torch
+        >>> from segtransformers import InternImageBackbone
+
+        >>> backbone = InternImageBackbone.from_pretrained("upernet_internimage_t_512_160k_ade20k")
+        >>> feature_maps = backbone(torch.randn(1, 3, 512, 512)).feature_maps
+        >>> [tuple(feature_map.shape) for feature_map in feature_maps]
+        [(1, 64, 128, 128), (1, 128, 64, 64), (1, 256, 32, 32), (1, 512, 16, 16)]
+        ```
         """
         check_transformers_kwargs(kwargs)
         check_image_size(pixel_values, self.config.num_channels, min_side=32)
-        features = self.embeddings(pixel_values.to(self.get_input_embeddings().weight.dtype))
-        maps = [_channels_first(features)]
+        feature_map = self.embeddings(pixel_values.to(self.get_input_embeddings().weight.dtype))
+        feature_maps = [feature_map]
         for index, stage in enumerate(self.stages):
-            if index:
-                features = self.downsamples[index - 1](features)
-            features = stage(features)
-            maps.append(_channels_first(features))
-        named = dict(zip(self.stage_names, maps, strict=True))
-        output_hidden_states = hidden_states_selection(self, output_hidden_states)
-        hidden_states = [map_.contiguous() for map_ in maps] if output_hidden_states is not False else None
+            feature_map = stage(self.downsamples[index - 1](feature_map) if index else feature_map)
+            feature_maps.append(feature_map)
+        named = dict(zip(self.stage_names, feature_maps, strict=True))
+        selection = hidden_states_selection(self, output_hidden_states)
         return BackboneOutput(
-            feature_maps=tuple(named[name].contiguous() for name in self.out_features),
-            hidden_states=select_hidden_states(self, hidden_states, output_hidden_states),
+            feature_maps=tuple(named[name] for name in self.out_features),
+            hidden_states=select_hidden_states(self, None if selection is False else feature_maps, selection),
         )
 
 

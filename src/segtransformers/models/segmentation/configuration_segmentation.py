@@ -178,7 +178,7 @@ class BackboneSegmentationConfig(SegmentationConfigWithBackbone):
         classifier_dropout (`float`, defaults to 0.1):
             Share of channels dropped in front of the classifiers in training.
         initializer_range (`float`, defaults to 0.01):
-            Standard deviation of newly initialised classifiers.
+            Standard deviation of newly initialized classifiers.
 
     Raises:
         ValueError: if the backbone is unknown or gives too few feature maps, or a number is out of range.

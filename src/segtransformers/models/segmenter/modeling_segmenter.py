@@ -2,9 +2,10 @@
 """Segmenter: Transformer for Semantic Segmentation (https://arxiv.org/abs/2105.05633).
 
 Behaviour follows `mmseg/models/{backbones/vit,decode_heads/segmenter_mask_head}.py` of MMSegmentation 0.30, or
-`segm/model` of rstrudel/segmenter where its checkpoints come from: the config tells them apart.
+`segm/model` of rstrudel/segmenter for its checkpoints. The config distinguishes them.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,18 +20,19 @@ from ..layers.hidden_states import hidden_states_selection, select_hidden_states
 from ..layers.input_checks import check_image_size
 from ..layers.keywords import check_transformers_kwargs
 from ..layers.losses import semantic_cross_entropy
-from ..layers.resize import pad_to_multiple
+from ..layers.resize import pad_to_multiple, resize
 from ..layers.sliding_windows import SlidingWindow
+from ..layers.token_grid import grid_of
 from ..segmentation.modeling_segmentation import BackboneForSemanticSegmentation
 from ..trunk import TrunkBackbone, plain_block
 from .configuration_segmenter import SegmenterConfig, SegmenterViTConfig
 
 
 class SegmenterViTBackbone(TrunkBackbone):
-    """A plain ViT whose patch tokens are feature maps.
+    """A plain ViT that returns its patch tokens as feature maps.
 
-    Feature maps: `stem`, and `stage1`, `stage2`, ... after each block, all of `config.hidden_size` channels at the
-    stride `config.token_stride`; only the last one is behind the final norm. Images of any size are padded with zeros
+    Feature maps: `stem`, and `stage1`, `stage2`, ... after each block, all with `config.hidden_size` channels at the
+    stride `config.token_stride`. The final norm applies to the last one only. Images of any size are padded with zeros
     at the right and the bottom to multiples of the stride.
 
     Args:
@@ -54,9 +56,9 @@ class SegmenterViTBackbone(TrunkBackbone):
     ) -> BackboneOutput:
         """
         Args:
-            pixel_values: `(B, 3, H, W)`, normalised.
-            output_hidden_states: also return the tokens, `(B, prefix + h * w, C)`: embedded, and after each block,
-                before the final norm. With indices, only those; the others are None.
+            pixel_values: `(B, num_channels, H, W)`, normalized.
+            output_hidden_states: also return the tokens `(B, prefix + h * w, C)`, embedded and after each block, before
+                the final norm. A list of indices returns only those; the others are None.
             output_attentions: has no effect, because the blocks' attention does not return its weights.
             kwargs: other names of `TransformersKwargs`, which transformers' heads pass on. They have no effect.
 
@@ -65,42 +67,48 @@ class SegmenterViTBackbone(TrunkBackbone):
             `(B, C, ceil(H / stride), ceil(W / stride))`.
 
         Raises:
-            ValueError: if `pixel_values` is no batch of RGB images.
+            ValueError: if `pixel_values` is no batch of images with `num_channels` channels.
+
+        Example, with a folder written by `convert_segmenter.py`:
+
+        ```python
+        >>> import torch
+        >>> from segtransformers import SegmenterViTBackbone
+
+        >>> backbone = SegmenterViTBackbone.from_pretrained("segmenter_vit-t_mask_8x1_512x512_160k_ade20k")
+        >>> tuple(backbone(torch.randn(1, 3, 512, 512)).feature_maps[-1].shape)
+        (1, 192, 32, 32)
+        ```
         """
         check_transformers_kwargs(kwargs)
         check_image_size(pixel_values, self.config.num_channels)
         pixel_values = pad_to_multiple(
             pixel_values.to(self.get_input_embeddings().weight.dtype), self.config.token_stride
         )
-        trunk, wanted = self.trunk, set(self.out_features)
+        trunk = self.trunk
         tokens, layout = trunk.embed(pixel_values)
-
-        output_hidden_states = hidden_states_selection(self, output_hidden_states)
-        hidden_states = [tokens] if output_hidden_states is not False else None
-        kept = {"stem": tokens}
-        blocks = trunk.run_blocks(tokens, 0, len(trunk.blocks) - 1, layout)
-        for name, tokens in zip(self.stage_names[1:], blocks, strict=True):
-            if hidden_states is not None:
-                hidden_states.append(tokens)
-            if name in wanted:
-                kept[name] = tokens
+        selection = hidden_states_selection(self, output_hidden_states)
+        wanted = self.out_features if selection is False else self.stage_names
+        states = itertools.chain([tokens], trunk.run_blocks(tokens, 0, len(trunk.blocks) - 1, layout))
+        named = {name: tokens for name, tokens in zip(self.stage_names, states, strict=True) if name in wanted}
+        hidden_states = None if selection is False else list(named.values())
         last = self.stage_names[-1]
-        if trunk.norm is not None and last in wanted:
-            kept[last] = trunk.norm(kept[last])
+        if trunk.norm is not None and last in self.out_features:
+            named[last] = trunk.norm(named[last])
         return BackboneOutput(
             feature_maps=tuple(
-                kept[name][:, trunk.num_prefix_tokens :].transpose(1, 2).unflatten(2, layout.grid)
+                named[name][:, trunk.num_prefix_tokens :].transpose(1, 2).unflatten(2, layout.grid)
                 for name in self.out_features
             ),
-            hidden_states=select_hidden_states(self, hidden_states, output_hidden_states),
+            hidden_states=select_hidden_states(self, hidden_states, selection),
         )
 
 
 class SegmenterMaskTransformer(nn.Module):
-    """Blocks over patch tokens and one token for each class; logits are the products of the two, normalised.
+    """Blocks over patch tokens and one token for each class. The logits are the normalized products of the two.
 
     Args:
-        in_channels: of the feature map.
+        in_channels: channels of the feature map.
 
     Raises:
         ValueError: if the heads do not divide the width.
@@ -135,14 +143,14 @@ class SegmenterMaskTransformer(nn.Module):
         self.mask_norm = nn.LayerNorm(config.num_labels, eps=eps)
 
     def forward(self, feature_maps: Sequence[torch.Tensor]) -> torch.Tensor:
-        """From the last map `(B, C, h, w)` to logits `(B, num_labels, h, w)`."""
-        map_ = feature_maps[-1]
-        grid = (map_.shape[2], map_.shape[3])
-        patches = self.input_proj(map_.flatten(2).transpose(1, 2))
-        classes = self.class_embeddings.expand(map_.shape[0], -1, -1).to(patches.dtype)
+        """From the last feature map `(B, C, h, w)` to logits `(B, num_labels, h, w)`."""
+        feature_map = feature_maps[-1]
+        grid = grid_of(feature_map)
+        patches = self.input_proj(feature_map.flatten(2).transpose(1, 2))
+        classes = self.class_embeddings.expand(feature_map.shape[0], -1, -1).to(patches.dtype)
         tokens = torch.cat([patches, classes], dim=1)
         for layer in self.layers:
-            tokens = layer(tokens, grid, None)
+            tokens = layer(tokens, grid)
         patches, classes = self.norm(tokens).split([patches.shape[1], classes.shape[1]], dim=1)
         patches = F.normalize(self.patch_proj(patches), dim=-1)
         classes = F.normalize(self.class_proj(classes), dim=-1)
@@ -158,22 +166,35 @@ class SegmenterLinearDecoder(nn.Module):
         self.classifier = nn.Conv2d(in_channels, config.num_labels, kernel_size=1)
 
     def forward(self, feature_maps: Sequence[torch.Tensor]) -> torch.Tensor:
-        """From the last map `(B, C, h, w)` to logits `(B, num_labels, h, w)`."""
+        """From the last feature map `(B, C, h, w)` to logits `(B, num_labels, h, w)`."""
         return self.classifier(self.dropout(feature_maps[-1]))
 
 
 class SegmenterForSemanticSegmentation(BackboneForSemanticSegmentation):
-    """Segmenter, with its mask transformer or its linear decoder.
+    """Segmenter with its mask transformer or its linear decoder.
 
     Args:
         config: a [`SegmenterConfig`].
+
+    Example, with a folder written by `convert_segmenter.py`; the arguments of `forward` are those of
+    [`BackboneForSemanticSegmentation`]:
+
+    ```python
+    >>> from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+
+    >>> folder = "segmenter_vit-t_mask_8x1_512x512_160k_ade20k"
+    >>> model = AutoModelForSemanticSegmentation.from_pretrained(folder).eval()
+    >>> inputs = AutoImageProcessor.from_pretrained(folder)(images=image, return_tensors="pt")
+    >>> labels = model(**inputs).logits.argmax(dim=1)
+    ```
     """
 
     config: SegmenterConfig
 
     def build_decode_head(self, in_channels: list[int]) -> nn.Module:
-        kind = SegmenterMaskTransformer if self.config.decoder_type == "mask_transformer" else SegmenterLinearDecoder
-        return kind(self.config, in_channels[-1])
+        if self.config.decoder_type == "mask_transformer":
+            return SegmenterMaskTransformer(self.config, in_channels[-1])
+        return SegmenterLinearDecoder(self.config, in_channels[-1])
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -184,10 +205,12 @@ class SegmenterForSemanticSegmentation(BackboneForSemanticSegmentation):
             init.trunc_normal_(module.class_embeddings, std=self.config.initializer_range)
 
     def _enlarge(self, logits: torch.Tensor, size: torch.Size) -> torch.Tensor:
+        logits = logits.contiguous()  # tokens lie channels last, which is slow to resize and stays so in the result
         divisor = self.config.padding_divisor
         if divisor is None:
             return super()._enlarge(logits, size)
-        padded = torch.Size(side + -side % divisor for side in size)
+        # not `side + -side % divisor`: inductor has no such expression for dynamic sizes
+        padded = torch.Size((side + divisor - 1) // divisor * divisor for side in size)
         return super()._enlarge(logits, padded)[:, :, : size[0], : size[1]]
 
     def _pixel_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -198,22 +221,21 @@ class SegmenterForSemanticSegmentation(BackboneForSemanticSegmentation):
         return super()._needs_windows(size, window) or self._is_enlarged(size, window)
 
     def _is_enlarged(self, size: torch.Size, window: SlidingWindow) -> bool:
-        """Return whether an image is enlarged until a window fits into it."""
+        """Return whether an image of (height, width) `size` is enlarged until a window fits into it."""
         return self.config.enlarge_to_window and (size[0] < window.size[0] or size[1] < window.size[1])
 
     def _slide(self, pixel_values: torch.Tensor, window: SlidingWindow) -> torch.Tensor:
         size = pixel_values.shape[2:]
         if self._is_enlarged(size, window):
-            new_size = _covering(size, window.size)
-            enlarged = F.interpolate(pixel_values, size=new_size, mode="bilinear", align_corners=False)
+            enlarged = resize(pixel_values, _covering(size, window.size))
             return super()._enlarge(super()._slide(enlarged, window), size)
         return super()._slide(pixel_values, window)
 
 
 def _covering(size: Sequence[int], window: Sequence[int]) -> tuple[int, int]:
-    """The smallest size of the same aspect that a window fits into; the longer side is rounded down."""
+    """Return the smallest size of the same aspect ratio that a window fits into, with the longer side rounded down."""
     height, width = size
-    if window[0] * width > window[1] * height:  # the height lacks more
+    if window[0] * width > window[1] * height:  # the height has to grow by the larger factor
         return window[0], max(int(width / height * window[0]), window[1])
     return max(int(height / width * window[1]), window[0]), window[1]
 

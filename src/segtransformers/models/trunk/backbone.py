@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""What backbones around a trunk share."""
+"""The base class of backbones around a trunk."""
 
 import torch
 from torch import nn
@@ -9,16 +9,15 @@ from transformers.backbone_utils import BackboneMixin
 from transformers.utils import logging
 
 from ..layers.initialization import SegmentationModelMixin
-from .blocks import TRUNK_BLOCKS
 from .configuration_trunk import TrunkConfig
-from .modeling_trunk import Trunk, TrunkEmbeddings, init_trunk_weights
+from .modeling_trunk import Trunk, init_trunk_weights
 from .pretrained import FromTrunkMixin
 
 logger = logging.get_logger(__name__)
 
 
 class TrunkBackbone(FromTrunkMixin, BackboneMixin, SegmentationModelMixin, PreTrainedModel):
-    """A backbone with a plain ViT inside. Subclasses add the rest and call `post_init`.
+    """A backbone with a plain ViT as `self.trunk`. Subclasses add the rest and call `post_init`.
 
     Args:
         config: a [`TrunkConfig`] that is a backbone's config.
@@ -29,9 +28,9 @@ class TrunkBackbone(FromTrunkMixin, BackboneMixin, SegmentationModelMixin, PreTr
     main_input_name = "pixel_values"
     input_modalities = ["image"]
     supports_gradient_checkpointing = True
-    # what device maps and FSDP must not split: a weight is used outside the module that owns it
-    _no_split_modules = [TrunkEmbeddings.__name__, *(block.__name__ for block in TRUNK_BLOCKS.values())]
-    _supports_sdpa = True  # timm's blocks call it themselves
+    # device maps and FSDP must not split these, whose forward reads parameters of their own
+    _no_split_modules = ["TrunkEmbeddings", "PlainTrunkBlock", "BeitTrunkBlock", "EvaTrunkBlock"]
+    _supports_sdpa = True  # the blocks call it whatever the config says
     has_attentions = False
 
     def __init__(self, config: TrunkConfig):

@@ -78,7 +78,7 @@ class TrunkConfig(ChecksArguments, RemoteCodeConfigMixin, PreTrainedConfig):
         drop_path_rate (`float`, defaults to 0.0):
             Stochastic depth of the last block; it rises linearly from 0 at the first.
         initializer_range (`float`, defaults to 0.02):
-            Standard deviation of newly initialised linear weights and position embeddings.
+            Standard deviation of newly initialized linear weights and position embeddings.
         timm_version (`str`, *optional*):
             The timm that resolved the fields above. For the record only.
 

@@ -1,8 +1,8 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Plain vision transformers from timm behind one interface: embed, run a slice of blocks, token grid.
+"""Plain vision transformers from timm behind one interface: embed an image, run a slice of blocks.
 
-This folder is the only one that knows timm. The blocks are timm's own; the embedding is ours, because the originals
-resize position embeddings in their own way and because only what takes part in the forward pass may own parameters.
+This folder is the only one that knows timm. The layers are timm's own; the embedding is ours, because the originals
+resize position embeddings in their own way and because only modules of the forward pass may own parameters.
 
 Sources: An Image is Worth 16x16 Words (https://arxiv.org/abs/2010.11929); the behaviour around the blocks follows
 `segmentation/mmseg_custom/models/backbones/base/{vit,beit,uniperceiver}.py` of czczup/ViT-Adapter.
@@ -11,46 +11,67 @@ Sources: An Image is Worth 16x16 Words (https://arxiv.org/abs/2010.11929); the b
 import copy
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.layers import LayerScale, RmsNorm
+from timm.layers import LayerScale, PatchEmbed, RmsNorm
 from timm.layers.pos_embed_sincos import (
     RotaryEmbeddingMixed,
     get_mixed_freqs,
     get_mixed_grid,
     init_random_2d_freqs,
 )
-from timm.models.beit import Attention as BeitAttention
-from timm.models.eva import EvaAttention
 from torch import nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
+from ..layers.token_grid import Grid
 from .architectures import build_architecture
-from .blocks import BeitTrunkBlock, EvaTrunkBlock, as_trunk_block
+from .attention import BeitTrunkAttention, EvaTrunkAttention
+from .blocks import BeitTrunkBlock, EvaTrunkBlock, trunk_block
 from .configuration_trunk import TrunkConfig
-from .positions import Grid, resize_positions
+from .positions import offset_interpolation, resize_positions
 
 
-@dataclass
+@dataclass(frozen=True)
 class TokenLayout:
-    """Where the patch tokens of a batch stand.
+    """Positions of the patch tokens of a batch.
 
     Attributes:
         grid: `(h, w)` of the patch tokens.
-        rotary: what rotates queries and keys, for one block after another or the same for all; None for most trunks.
-        scratch: memory that one block leaves for the next.
+        positions: for BEiT, see [`offset_interpolation`]; where queries and keys are rotated, sines and cosines
+            `(h * w, .)` for all blocks or `(blocks, heads, h * w, .)`; None for other trunks.
     """
 
     grid: Grid
-    rotary: torch.Tensor | None = None
-    scratch: list[torch.Tensor] = field(default_factory=list)
+    positions: torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None = None
 
-    def rotary_of(self, index: int) -> torch.Tensor | None:
-        """What block `index` gets: learned rotations `(blocks, heads, h * w, .)` differ from block to block."""
-        return self.rotary[index] if self.rotary is not None and self.rotary.dim() == 4 else self.rotary
+    def positions_of(self, index: int) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None:
+        """Return the positions for block `index`."""
+        each_block_has_its_own = isinstance(self.positions, torch.Tensor) and self.positions.dim() == 4
+        return self.positions[index] if each_block_has_its_own else self.positions
+
+
+class TrunkPatchEmbedding(nn.Module):
+    """Convolution of an image to one token for each patch.
+
+    Args:
+        patch_embed: timm's patch embedding, whose layers are taken over.
+        bias: whether the convolution has a bias. timm drops it where a norm follows.
+    """
+
+    def __init__(self, patch_embed: PatchEmbed, bias: bool):
+        super().__init__()
+        self.proj = patch_embed.proj
+        if bias != (self.proj.bias is not None):
+            parameter = nn.Parameter(torch.zeros(self.proj.out_channels)) if bias else None
+            self.proj.register_parameter("bias", parameter)
+        self.norm = patch_embed.norm
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """From images `(B, num_channels, H, W)` to tokens `(B, h, w, C)`."""
+        return self.norm(self.proj(pixel_values).permute(0, 2, 3, 1))
 
 
 class TrunkEmbeddings(nn.Module):
@@ -67,11 +88,7 @@ class TrunkEmbeddings(nn.Module):
         self.patch_size, self.token_stride = config.patch_size, config.token_stride
         self.position_interpolation = config.position_interpolation
         self.keep_positions_of_same_count = config.keep_positions_of_same_count
-        self.patch_embed = model.patch_embed
-        projection = self.patch_embed.proj
-        if config.patch_bias != (projection.bias is not None):  # timm drops the bias where a norm follows
-            bias = nn.Parameter(torch.zeros(projection.out_channels)) if config.patch_bias else None
-            projection.register_parameter("bias", bias)
+        self.patch_embed = TrunkPatchEmbedding(model.patch_embed, config.patch_bias)
         self.norm_pre = getattr(model, "norm_pre", nn.Identity())
         names = ("cls_token", "dist_token", "reg_token") if config.use_prefix_tokens else ()
         self.prefix_names = [name for name in names if getattr(model, name, None) is not None]
@@ -84,13 +101,13 @@ class TrunkEmbeddings(nn.Module):
         self.register_parameter("pos_embed", positions)
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, Grid]:
-        """See [`Trunk.embed`]."""
+        """Return the embedded tokens and their grid, see [`Trunk.embed`]."""
         if self.patch_size != self.token_stride:
             size = [side * self.patch_size // self.token_stride for side in pixel_values.shape[2:]]
             pixel_values = F.interpolate(pixel_values, size=size, mode="bilinear", align_corners=False)
-        patches = self.patch_embed.proj(pixel_values)
-        grid = (patches.shape[2], patches.shape[3])
-        patches = self.patch_embed.norm(patches.flatten(2).transpose(1, 2))
+        patches = self.patch_embed(pixel_values)
+        grid = (patches.shape[1], patches.shape[2])
+        patches = patches.flatten(1, 2)
         prefix_positions = None
         if self.pos_embed is not None:
             count = math.prod(self.grid)
@@ -101,44 +118,51 @@ class TrunkEmbeddings(nn.Module):
             patches = patches + positions.to(patches.dtype)
         if self.prefix_names:
             prefix = torch.cat([getattr(self, name) for name in self.prefix_names], dim=1)
-            if prefix_positions is not None and prefix_positions.shape[1]:  # some give the prefix no positions
+            if prefix_positions is not None and prefix_positions.shape[1]:  # empty in some architectures
                 prefix = prefix + prefix_positions
             patches = torch.cat([prefix.expand(patches.shape[0], -1, -1).to(patches.dtype), patches], dim=1)
         return self.norm_pre(patches), grid
 
 
 class TrunkRotary(nn.Module):
-    """Rotary position embeddings of timm, for any grid."""
+    """Rotary position embeddings for any token grid.
+
+    Args:
+        rope: timm's rotary embedding.
+    """
 
     def __init__(self, rope: nn.Module):
         super().__init__()
         self.rope = rope
 
     def forward(self, grid: Grid) -> torch.Tensor:
-        """Sines and cosines `(h * w, .)`."""
+        """Return sines and cosines `(h * w, .)`."""
         return self.rope.get_embed(shape=list(grid))
 
 
 class TrunkLearnedRotary(nn.Module):
-    """Rotations whose frequencies are learned for every block and head."""
+    """Rotary position embeddings whose frequencies are learned for every block and head.
+
+    Args:
+        rope: timm's rotary embedding, whose frequencies are taken over.
+    """
 
     def __init__(self, rope: RotaryEmbeddingMixed):
         super().__init__()
         self.temperature, self.grid_indexing = rope.temperature, rope.grid_indexing
-        self.freqs = rope.freqs  # used in this forward, so that this module owns them
+        self.freqs = rope.freqs  # owned by the module whose forward uses them
 
     def forward(self, grid: Grid) -> torch.Tensor:
-        """Sines and cosines `(blocks, heads, h * w, .)`."""
-        places = get_mixed_grid(list(grid), grid_indexing=self.grid_indexing, device=self.freqs.device)
-        return get_mixed_freqs(self.freqs, *places)
+        """Return sines and cosines `(blocks, heads, h * w, .)`."""
+        positions = get_mixed_grid(list(grid), grid_indexing=self.grid_indexing, device=self.freqs.device)
+        return get_mixed_freqs(self.freqs, *positions)
 
 
 class Trunk(nn.Module):
-    """The patch embedding and blocks of a plain ViT, and the final norm where wanted. Heads, pooling and unused tokens
-    are left out.
+    """Patch embedding and blocks of a plain ViT, with the final norm where `config.final_norm` asks for it.
 
-    There is one token for `token_stride` x `token_stride` pixels: where patches are of another size, the trunk's own
-    input is resized.
+    Heads, pooling and unused tokens of timm's model are left out. One token stands for `token_stride` x `token_stride`
+    pixels: where patches have another size, the trunk resizes its input.
 
     Args:
         config: a resolved [`TrunkConfig`].
@@ -152,45 +176,54 @@ class Trunk(nn.Module):
         model = build_architecture(config)
         self.embeddings = TrunkEmbeddings(model, config)
         self.num_prefix_tokens = self.embeddings.num_prefix_tokens
+        self.table_grid = config.pretrain_grid if config.use_relative_position_bias else None
         rope = getattr(model, "rope", None)
         self.rotary: TrunkRotary | TrunkLearnedRotary | None = None
         if rope is not None:
             self.rotary = TrunkLearnedRotary(rope) if isinstance(rope, RotaryEmbeddingMixed) else TrunkRotary(rope)
         self.blocks = nn.ModuleList(
-            as_trunk_block(block, config, index, self.num_prefix_tokens) for index, block in enumerate(model.blocks)
+            trunk_block(block, config, index, self.num_prefix_tokens) for index, block in enumerate(model.blocks)
         )
-        # timm has the final norm in one of several places, but always of the kind that its blocks have
+        # timm keeps the final norm under several names, but always of the kind of its blocks' norms
         self.norm = copy.deepcopy(self.blocks[0].norm1) if config.final_norm else None
 
     def embed(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, TokenLayout]:
-        """Prefix and patch tokens with their positions added.
+        """Embed images as prefix and patch tokens with their positions.
 
         Args:
-            pixel_values: `(B, 3, H, W)`, both sides multiples of the token stride.
+            pixel_values: `(B, num_channels, H, W)`, both sides multiples of the token stride.
 
         Returns:
-            tokens `(B, num_prefix_tokens + h * w, C)` and their layout, for `run_blocks`.
+            tokens `(B, num_prefix_tokens + h * w, C)`, and their layout for `run_blocks`.
         """
         tokens, grid = self.embeddings(pixel_values)
-        return tokens, TokenLayout(grid, None if self.rotary is None else self.rotary(grid))
+        positions = None
+        if self.rotary is not None:
+            positions = self.rotary(grid)
+        elif self.table_grid is not None:
+            positions = offset_interpolation(self.table_grid, grid, tokens.dtype, tokens.device)
+        return tokens, TokenLayout(grid, positions)
 
     def run_blocks(self, tokens: torch.Tensor, first: int, last: int, layout: TokenLayout) -> Iterator[torch.Tensor]:
         """Run blocks `first` to `last`, both included.
 
         Args:
             tokens: `(B, num_prefix_tokens + h * w, C)`.
-            layout: as `embed` gave it.
+            layout: as returned by `embed`.
 
         Yields:
-            the tokens after each of these blocks, in the same layout.
+            the tokens after each of these blocks, of the same shape.
         """
         for index in range(first, last + 1):
-            tokens = self.blocks[index](tokens, layout.grid, layout.rotary_of(index), layout.scratch)
+            tokens = self.blocks[index](tokens, layout.grid, layout.positions_of(index))
             yield tokens
 
 
 def init_trunk_weights(module: nn.Module, config: TrunkConfig) -> None:
-    """Initialise what the trunk adds to the usual linear, convolution and norm layers. For use in `_init_weights`."""
+    """Initialize the parameters of a trunk that do not belong to linear, convolution and layer norm layers.
+
+    For use in `_init_weights`.
+    """
     if isinstance(module, TrunkEmbeddings):
         for name in ("pos_embed", *module.prefix_names):
             if getattr(module, name) is not None:
@@ -199,7 +232,7 @@ def init_trunk_weights(module: nn.Module, config: TrunkConfig) -> None:
         init.constant_(module.gamma, config.layer_scale_init_value)
     elif isinstance(module, RmsNorm):
         init.ones_(module.weight)
-    elif isinstance(module, (BeitAttention, EvaAttention)):
+    elif isinstance(module, (BeitTrunkAttention, EvaTrunkAttention)):
         for bias in (module.q_bias, module.v_bias):
             if bias is not None:
                 init.zeros_(bias)
@@ -213,5 +246,5 @@ def init_trunk_weights(module: nn.Module, config: TrunkConfig) -> None:
         _, depth, heads, half = module.freqs.shape
         frequencies = init_random_2d_freqs(2 * half, depth, heads, temperature=module.temperature, rotate=True)
         init.copy_(module.freqs, frequencies)
-    if hasattr(module, "init_non_persistent_buffers"):  # timm's own hook: what is not saved must be made again
+    if hasattr(module, "init_non_persistent_buffers"):  # timm's hook for buffers that checkpoints lack
         module.init_non_persistent_buffers()

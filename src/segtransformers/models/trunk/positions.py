@@ -5,18 +5,16 @@ Sources: BEiT (https://arxiv.org/abs/2106.08254); `segmentation/mmcv_custom/chec
 """
 
 import functools
-import math
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ..layers.cache import in_inference, remembered
 from ..layers.token_grid import Grid
 
 
 def num_relative_positions(grid: Grid) -> int:
-    """How many offsets (rows, columns) there are between two tokens of a grid `(h, w)`."""
+    """Return the number of different offsets (rows, columns) between two tokens of a grid `(h, w)`."""
     return (2 * grid[0] - 1) * (2 * grid[1] - 1)
 
 
@@ -25,83 +23,110 @@ def relative_position_bias(
     table_grid: Grid,
     grid: Grid,
     num_prefix_tokens: int,
-    scratch: list[torch.Tensor] | None = None,
+    interpolation: tuple[torch.Tensor, torch.Tensor] | None,
 ) -> torch.Tensor:
-    """What is added to the attention logits of every head.
+    """Expand a table of relative position biases to the bias on the attention logits of every head.
 
-    The table is used as it is on the grid that it was made for and, where the grid is smaller, in part: an offset of so
-    many patches keeps its bias. On a larger grid, the distances that the table knows are spread in a geometric
-    progression, fine near the middle, as the original spreads them when it enlarges a pre-trained table, and biases
-    between them are interpolated linearly.
+    The table serves the grid that it was made for and, in part, any smaller grid: the same offset keeps its bias. On a
+    larger grid, the known offsets are spread in a geometric progression, finest near the middle, as the original
+    spreads them when it enlarges a pre-trained table, and biases between them are interpolated linearly.
+
+    No index of `(tokens, tokens)` is built on the way.
 
     Args:
         table: `((2 * h' - 1) * (2 * w' - 1) + 3, heads)` for `table_grid` `(h', w')`: query minus key, rows first; then
-            class token to patch, patch to class token, class token to itself. Without prefix tokens there are no three
-            last rows.
+            class token to patch, patch to class token, class token to itself. Without prefix tokens the last three rows
+            are missing.
         grid: `(h, w)` of the patch tokens.
         num_prefix_tokens: 0 or 1, the class token in front of the patches.
-        scratch: a list that the blocks of one forward pass share. In inference the memory of one block's biases is kept
-            there for those of the next: fresh memory of that size costs a CPU several times what the biases do.
+        interpolation: see [`offset_interpolation`].
 
     Returns:
-        `(1, heads, tokens, tokens)`, queries first, where tokens = num_prefix_tokens + h * w. No index of that size is
-        made on the way. With `scratch` in inference, it holds until the next call: clone it to keep it.
+        `(1, heads, tokens, tokens)`, queries first, where tokens = num_prefix_tokens + h * w.
+    """
+    rows, columns = (2 * side - 1 for side in table_grid)
+    offsets = table[: rows * columns].t().unflatten(1, (rows, columns))
+    if interpolation is not None:
+        vertical, horizontal = interpolation
+        offsets = (vertical @ offsets.to(vertical.dtype) @ horizontal.t()).to(table.dtype)
+    corner = table[-3:, :, None, None] if num_prefix_tokens else None
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or table.device.type != "cpu":
+        return _expanded(offsets, grid, corner)
+    # no gradient flows through these writes, which take an eighth of the time on a CPU
+    tokens = num_prefix_tokens + grid[0] * grid[1]
+    bias = offsets.new_empty((1, table.shape[1], tokens, tokens))
+    write_relative_position_bias(bias, offsets, grid, corner)
+    return bias
+
+
+def _expanded(offsets: torch.Tensor, grid: Grid, corner: torch.Tensor | None) -> torch.Tensor:
+    """Expand the biases of all offsets to `(1, heads, tokens, tokens)`.
+
+    Args:
+        offsets: biases of all offsets on the grid `(h, w)`, `(heads, 2 * h - 1, 2 * w - 1)`.
+        corner: biases of class token to patch, patch to class token, and class token to itself, `(3, heads, 1, 1)`.
     """
     height, width = grid
-    heads, tokens = table.shape[1], num_prefix_tokens + height * width
-    maps = table[: num_relative_positions(table_grid)].t().unflatten(1, (2 * table_grid[0] - 1, 2 * table_grid[1] - 1))
-    if grid != table_grid:
-        dtype = torch.promote_types(maps.dtype, torch.float32)
-        rows, columns = (
-            # len(range(n)) is n, also where a compiler that saw another size has made a symbol of it
-            _interpolation_matrix(known, len(range(wanted)), dtype, maps.device)
-            for known, wanted in zip(table_grid, grid, strict=True)
-        )
-        maps = (rows @ maps.to(rows.dtype) @ columns.t()).to(table.dtype)
-    # queries in column b and keys in column l: place width - 1 - b + l of the reversed rows
-    columns = maps.flip(1, 2).unfold(2, width, 1).flip(2)  # (heads, 2 * height - 1, width, width)
-    aligned = math.ceil(tokens / 8) * 8  # rows of a multiple of 8, which fused attention on a GPU wants of a bias
-    shape = (1, heads, tokens, aligned if num_prefix_tokens else tokens)
-    like = (table.dtype, table.device)
-    reuse = scratch is not None and in_inference(table)
-    if reuse and scratch and scratch[0].shape == shape and (scratch[0].dtype, scratch[0].device) == like:
-        full = scratch[0][..., :tokens]
-    else:
-        full = columns.new_empty(shape)
-        if reuse:
-            scratch[:] = [full]
-        full = full[..., :tokens]
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or table.device.type != "cpu":
-        windows = columns.unfold(1, height, 1).flip(1)  # (heads, rows, width, width, rows of keys)
-        full[:, :, num_prefix_tokens:, num_prefix_tokens:] = windows.permute(0, 1, 2, 4, 3).reshape(
-            heads, height * width, height * width
-        )
-    else:  # each element is written once, where it belongs, and a query's keys in one piece
-        lines = columns.transpose(1, 2).flatten(2)  # (heads, width, (2 * height - 1) * width)
-        patches = full[0, :, num_prefix_tokens:, num_prefix_tokens:].unflatten(1, grid)
-        for row in range(height):
-            patches[:, row] = lines[:, :, (height - 1 - row) * width : (2 * height - 1 - row) * width]
-    if num_prefix_tokens:
-        to_patch, from_patch, to_itself = table[-3:].unsqueeze(-1).unsqueeze(-1)
-        full[:, :, :1, 1:] = to_patch
-        full[:, :, 1:, :1] = from_patch
-        full[:, :, :1, :1] = to_itself
-    return full
+    count = height * width
+    # from query (row, column) to key (row', column'): offset (row + height - 1 - row', column + width - 1 - column')
+    windows = offsets.unfold(1, height, 1).unfold(2, width, 1).flip(3, 4)
+    patches = windows.reshape(-1, count, count)
+    if corner is None:
+        return patches[None]
+    to_patch, from_patch, to_itself = corner
+    # fused attention on a GPU wants rows of a multiple of 8 elements in memory
+    filler = patches.new_zeros((patches.shape[0], 1, (8 - (1 + count) % 8) % 8))
+    first = torch.cat([to_itself, to_patch.expand(-1, 1, count), filler], dim=2)
+    others = torch.cat([from_patch.expand(-1, count, 1), patches, filler.expand(-1, count, -1)], dim=2)
+    return torch.cat([first, others], dim=1)[None, ..., : 1 + count]
 
 
-@remembered(maxsize=16)
-def _interpolation_matrix(known: int, wanted: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    return torch.tensor(_interpolation(known, wanted), dtype=dtype, device=device)
+def write_relative_position_bias(
+    bias: torch.Tensor, offsets: torch.Tensor, grid: Grid, corner: torch.Tensor | None
+) -> None:
+    """Write what [`_expanded`] returns into `bias`, each element once and the keys of a query in one piece."""
+    height, width = grid
+    # all keys of a query in column b, from the top row of offsets to the bottom one
+    keys = offsets.flip(1, 2).unfold(2, width, 1).flip(2).transpose(1, 2).flatten(2)
+    prefix = 0 if corner is None else 1
+    patches = bias[0, :, prefix:, prefix:].unflatten(1, grid)
+    for row in range(height):
+        patches[:, row] = keys[:, :, (height - 1 - row) * width : (2 * height - 1 - row) * width]
+    if corner is not None:
+        to_patch, from_patch, to_itself = corner
+        bias[0, :, :1, 1:] = to_patch
+        bias[0, :, 1:, :1] = from_patch
+        bias[0, :, :1, :1] = to_itself
+
+
+def offset_interpolation(
+    table_grid: Grid, grid: Grid, dtype: torch.dtype, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Return the matrices that resize a table for `table_grid` to another grid, see [`relative_position_bias`].
+
+    Returns:
+        `(2 * h - 1, 2 * h' - 1)` and `(2 * w - 1, 2 * w' - 1)` for a grid `(h, w)` and a table for `(h', w')`, float32
+        or wider; None where the two grids are equal.
+    """
+    if grid == table_grid:
+        return None
+    dtype = torch.promote_types(dtype, torch.float32)
+    vertical, horizontal = (
+        # len(range(n)) is n even where a compiler that saw another size has made a symbol of it
+        torch.tensor(_interpolation(known, len(range(wanted))), dtype=dtype, device=device)
+        for known, wanted in zip(table_grid, grid, strict=True)
+    )
+    return vertical, horizontal
 
 
 @torch.compiler.assume_constant_result
 def _interpolation(known: int, wanted: int) -> list[list[float]]:
-    return _cached_interpolation(known, wanted)  # the compiler looks through a cache, and would trace the bisection
+    return _cached_interpolation(known, wanted)  # not cached itself: the compiler looks through a cache's wrapper
 
 
 @functools.lru_cache(maxsize=64)
 def _cached_interpolation(known: int, wanted: int) -> list[list[float]]:
-    """Weights `(2 * wanted - 1, 2 * known - 1)` that turn biases at known offsets into those at wanted ones.
+    """Return weights `(2 * wanted - 1, 2 * known - 1)` that interpolate biases at known offsets to wanted ones.
 
     Plain numbers, because a tensor in the cache would keep the device and the mode of its first caller.
     """
@@ -111,17 +136,17 @@ def _cached_interpolation(known: int, wanted: int) -> list[list[float]]:
         if known > 1:
             reach *= (wanted - 1) / reach[-1]
         offsets = np.sign(offsets) * np.interp(np.abs(offsets), reach, np.arange(known))
-    places = np.arange(-(known - 1), known, dtype=np.float64)
-    return np.maximum(1 - np.abs(offsets[:, None] - places), 0).tolist()
+    known_offsets = np.arange(-(known - 1), known, dtype=np.float64)
+    return np.maximum(1 - np.abs(offsets[:, None] - known_offsets), 0).tolist()
 
 
 def _distances(terms: int, ratio: float) -> np.ndarray:
-    """0, 1, 1 + q, ..., each step `ratio` times as long as the one before: `(terms + 1,)` float64."""
+    """Return the partial sums 0, 1, 1 + q, ... of a geometric series with the ratio q, `(terms + 1,)` float64."""
     return np.concatenate([[0.0], np.cumsum(ratio ** np.arange(terms, dtype=np.float64))])
 
 
 def _growth(terms: int, total: float, low: float, high: float) -> float:
-    """The ratio between `low` and `high` whose geometric series of `terms` terms adds up to `total`, by bisection."""
+    """Find by bisection the ratio between `low` and `high` whose geometric series of `terms` terms sums to `total`."""
     ratio = (low + high) / 2
     while high - low > 1e-6:
         ratio = (low + high) / 2
@@ -133,10 +158,10 @@ def _growth(terms: int, total: float, low: float, high: float) -> float:
 
 
 def resize_relative_position_table(table: torch.Tensor, old_grid: Grid, new_grid: Grid) -> torch.Tensor:
-    """A pre-trained table for another grid, as the original makes it before fine-tuning.
+    """Resize a pre-trained table to another grid, as the original does before fine-tuning.
 
-    Offsets that the table knows are spread in a geometric progression, and a cubic spline through them gives the
-    others. The rows of the class token stay. Where the grids agree, so does the table.
+    The known offsets are spread in a geometric progression, and a cubic spline through them gives the others. The rows
+    of the class token stay. A table for `new_grid` is returned as it is.
 
     timm's `resize_rel_pos_bias_table` has the same coordinates but another interpolation: on the recorded tables it is
     off by 0.4 to 0.6 in relative L2.
@@ -146,6 +171,9 @@ def resize_relative_position_table(table: torch.Tensor, old_grid: Grid, new_grid
 
     Returns:
         `(num_relative_positions(new_grid) + 0 or 3, heads)` in the dtype of `table`.
+
+    Raises:
+        ValueError: if `old_grid` is too small for cubic splines.
     """
     if tuple(old_grid) == tuple(new_grid):
         return table
@@ -160,8 +188,8 @@ def resize_relative_position_table(table: torch.Tensor, old_grid: Grid, new_grid
         sources.append(np.concatenate([-reach[:0:-1], reach]))
         targets.append(np.arange(-(target // 2), target // 2 + 1, dtype=np.float64))
     count = num_relative_positions((old_grid[0], old_grid[1]))
-    maps = table[:count].detach().t().double().reshape(-1, *known)
-    resized = [torch.from_numpy(RectBivariateSpline(*sources, map_.cpu().numpy())(*targets)) for map_ in maps]
+    heads = table[:count].detach().t().double().reshape(-1, *known)
+    resized = [torch.from_numpy(RectBivariateSpline(*sources, head.cpu().numpy())(*targets)) for head in heads]
     patches = torch.stack(resized).flatten(1).t().to(table)
     return torch.cat([patches, table[count:].detach()])
 
@@ -169,12 +197,12 @@ def resize_relative_position_table(table: torch.Tensor, old_grid: Grid, new_grid
 def resize_positions(
     positions: torch.Tensor, old_grid: Grid, new_grid: Grid, interpolation: str = "bicubic"
 ) -> torch.Tensor:
-    """Learned positions `(1, h * w, C)` for another grid.
+    """Resize position embeddings `(1, h * w, C)` to another token grid.
 
-    Bicubic (or bilinear), align_corners False, no antialiasing, as the originals resize them at every forward pass.
+    By `interpolation` with align_corners=False and without antialiasing, as the originals do at every forward pass.
     """
     if old_grid == new_grid:
         return positions
-    maps = positions.transpose(1, 2).unflatten(2, old_grid)
-    maps = maps if maps.dtype == torch.float64 else maps.float()
-    return F.interpolate(maps, size=new_grid, mode=interpolation, align_corners=False).flatten(2).transpose(1, 2)
+    feature_map = positions.transpose(1, 2).unflatten(2, old_grid)
+    feature_map = feature_map if feature_map.dtype == torch.float64 else feature_map.float()
+    return F.interpolate(feature_map, size=new_grid, mode=interpolation, align_corners=False).flatten(2).transpose(1, 2)

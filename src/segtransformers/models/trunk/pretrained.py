@@ -8,10 +8,11 @@ from typing import Any
 import timm
 import torch
 
+from ..layers.token_grid import Grid
 from .architectures import describe_trunk
 from .configuration_trunk import TrunkConfig
 from .modeling_trunk import Trunk
-from .positions import Grid, num_relative_positions, resize_positions, resize_relative_position_table
+from .positions import num_relative_positions, resize_positions, resize_relative_position_table
 
 _EMBEDDINGS = ("patch_embed.", "norm_pre.", "pos_embed", "cls_token", "dist_token", "reg_token")
 _OPTIONAL = (r".+\.ls[12]\.gamma", r"norm\..+")  # layer scales and the final norm: none or all must be there
@@ -60,7 +61,7 @@ def _check_weights(name: str) -> None:
 
 
 def trunk_normalization(name: str) -> dict[str, list[float]]:
-    """How images must be normalised for timm's pre-trained weights, as keywords of an image processor.
+    """How images must be normalized for timm's pre-trained weights, as keywords of an image processor.
 
     Args:
         name: as for `from_trunk`.

@@ -1,0 +1,149 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""Self-attention of a trunk where timm's own does not fit.
+
+Each class takes over the layers of timm's attention under their names, and calls each layer's own `forward`.
+
+Sources: the windows follow `segmentation/mmseg_custom/models/backbones/base/{vit,uniperceiver}.py` of
+czczup/ViT-Adapter; BEiT (https://arxiv.org/abs/2106.08254); EVA-02 (https://arxiv.org/abs/2303.11331).
+"""
+
+import math
+
+import torch
+from timm.layers import Attention as PlainAttention
+from timm.layers import apply_rot_embed_cat
+from timm.models.beit import Attention as TimmBeitAttention
+from timm.models.eva import EvaAttention as TimmEvaAttention
+from torch import nn
+from torch.nn import functional as F
+
+from ..layers.token_grid import Grid
+
+
+class WindowAttention(nn.Module):
+    """Attention among the tokens of each window of `window x window` tokens.
+
+    The token grid is padded with zeros at the right and the bottom to full windows, and padded keys take part in the
+    softmax: ViT-Adapter pads queries, keys and values, so padded keys are exactly zero; its Uni-Perceiver pads the
+    tokens before the projection, so they equal the projection's bias.
+
+    Args:
+        attention: timm's attention, whose layers are taken over.
+        window: side of a window in tokens.
+        pad_before_projection: pads as Uni-Perceiver.
+    """
+
+    def __init__(self, attention: PlainAttention, window: int, pad_before_projection: bool):
+        super().__init__()
+        self.window, self.pad_before_projection = window, pad_before_projection
+        self.num_heads, self.head_dim = attention.num_heads, attention.head_dim
+        self.qkv = attention.qkv
+        self.q_norm, self.k_norm = attention.q_norm, attention.k_norm
+        self.norm = attention.norm
+        self.proj = attention.proj
+
+    def forward(self, tokens: torch.Tensor, grid: Grid) -> torch.Tensor:
+        """Attend in the windows of a grid `(h, w)`: from `(B, h * w, C)` to the same."""
+        (height, width), window = grid, self.window
+        rows, columns = math.ceil(height / window), math.ceil(width / window)
+        padding = (0, 0, 0, columns * window - width, 0, rows * window - height)
+        if self.pad_before_projection:
+            qkv = self.qkv(F.pad(tokens.unflatten(1, grid), padding))
+        else:
+            qkv = F.pad(self.qkv(tokens).unflatten(1, grid), padding)
+        qkv = qkv.unflatten(1, (rows, window)).unflatten(3, (columns, window)).transpose(2, 3)
+        qkv = qkv.flatten(3, 4).unflatten(-1, (3, self.num_heads, self.head_dim))
+        # each (B, rows, columns, heads, window^2, head_dim)
+        query, key, value = qkv.permute(4, 0, 1, 2, 5, 3, 6).unbind(0)
+        query, key = self.q_norm(query), self.k_norm(key)
+        # ONNX knows attention of four dimensions only
+        attended = F.scaled_dot_product_attention(*(part.flatten(0, 2) for part in (query, key, value)))
+        attended = attended.unflatten(0, query.shape[:3]).transpose(3, 4).flatten(4)
+        attended = attended.unflatten(3, (window, window)).transpose(2, 3)
+        attended = attended.flatten(3, 4).flatten(1, 2)[:, :height, :width].flatten(1, 2)
+        return self.proj(self.norm(attended))
+
+
+class BeitTrunkAttention(nn.Module):
+    """BEiT's attention: biases on queries and values, none on keys, and a bias on the attention logits.
+
+    timm's own adds the biases in place to the output of `qkv`, or reads its weight without calling it.
+
+    Args:
+        attention: timm's attention, whose layers and biases are taken over.
+    """
+
+    def __init__(self, attention: TimmBeitAttention):
+        super().__init__()
+        self.num_heads = attention.num_heads
+        self.q_bias, self.v_bias = attention.q_bias, attention.v_bias
+        self.qkv, self.proj = attention.qkv, attention.proj
+
+    def forward(self, tokens: torch.Tensor, logit_bias: torch.Tensor | None = None) -> torch.Tensor:
+        """From `(B, N, C)` to the same.
+
+        Args:
+            logit_bias: `(1, heads, N, N)`, queries first.
+        """
+        query, key, value = _query_key_value(self, tokens)
+        if torch.compiler.is_exporting():
+            # the exporter to ONNX rejects the strides that fused attention with a bias returns
+            logits = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+            attended = (logits if logit_bias is None else logits + logit_bias).softmax(-1) @ value
+        else:
+            attended = F.scaled_dot_product_attention(query, key, value, attn_mask=logit_bias)
+        return self.proj(attended.transpose(1, 2).flatten(2))
+
+
+class EvaTrunkAttention(nn.Module):
+    """EVA-02's attention: biases on queries and values, none on keys, and rotated queries and keys.
+
+    It replaces timm's where that, as in BEiT, adds the biases in place or reads the weight of `qkv`.
+
+    Args:
+        attention: timm's attention with one fused projection, whose layers and biases are taken over.
+        num_prefix_tokens: tokens in front of the patches, which are not rotated.
+    """
+
+    def __init__(self, attention: TimmEvaAttention, num_prefix_tokens: int):
+        super().__init__()
+        self.num_heads, self.num_prefix_tokens = attention.num_heads, num_prefix_tokens
+        self.rotate_half = attention.rotate_half
+        self.q_bias, self.v_bias = attention.q_bias, attention.v_bias
+        self.qkv = attention.qkv
+        self.q_norm, self.k_norm = attention.q_norm, attention.k_norm
+        self.norm = attention.norm
+        self.proj = attention.proj
+
+    def forward(self, tokens: torch.Tensor, rope: torch.Tensor | None = None) -> torch.Tensor:
+        """From `(B, N, C)` to the same.
+
+        Args:
+            rope: sines and cosines of timm's rotary embedding for the patch tokens.
+        """
+        query, key, value = _query_key_value(self, tokens)
+        query, key = self.q_norm(query), self.k_norm(key)
+        if rope is not None:
+            query, key = (self._rotated(part, rope).type_as(value) for part in (query, key))
+        attended = F.scaled_dot_product_attention(query, key, value)
+        return self.proj(self.norm(attended.transpose(1, 2).flatten(2)))
+
+    def _rotated(self, part: torch.Tensor, rope: torch.Tensor) -> torch.Tensor:
+        prefix, patches = part[:, :, : self.num_prefix_tokens], part[:, :, self.num_prefix_tokens :]
+        return torch.cat([prefix, apply_rot_embed_cat(patches, rope, half=self.rotate_half)], dim=2)
+
+
+def _query_key_value(
+    attention: BeitTrunkAttention | EvaTrunkAttention, tokens: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Project `(B, N, C)` to query, key and value, `(B, heads, N, head_dim)` each, with biases on two of them."""
+    query, key, value = attention.qkv(tokens).chunk(3, dim=-1)
+    if attention.q_bias is not None:
+        # the dtype of the projection, which autocast may have lowered
+        query = query + attention.q_bias.to(query.dtype)
+        value = value + attention.v_bias.to(value.dtype)
+    query, key, value = (part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for part in (query, key, value))
+    return query, key, value
+
+
+__all__ = ["BeitTrunkAttention", "EvaTrunkAttention", "WindowAttention"]
