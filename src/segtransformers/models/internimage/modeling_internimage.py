@@ -98,7 +98,8 @@ class InternImageDeformableConvolution(nn.Module):
         guide = _channels_last(self.depthwise(_channels_first(features)))
         guide = self.act(self.depthwise_norm(guide))
         with maybe_autocast(guide.device.type, enabled=False):  # offsets in half precision are off by parts of pixels
-            offset = self.offset(guide.to(self.offset.weight.dtype))
+            # the dtype of a norm, because linear layers may be quantized
+            offset = self.offset(guide.to(self.depthwise_norm.weight.dtype))
         mask = self.mask(guide).unflatten(3, (self.groups, self.num_points)).softmax(-1)
         sampled = self.convolution(
             value,
