@@ -220,7 +220,7 @@ def _measure(output: Path, processor: Any, data: "SegmentationDataset", argument
     if arguments.world_size > 1:
         torch.distributed.barrier()  # the main process writes the model
     saved = AutoModelForSemanticSegmentation.from_pretrained(output, dtype=torch.float32).to(arguments.device).eval()
-    results = evaluate_segmentation(saved, processor, data, num_workers=arguments.dataloader_num_workers)
+    results = evaluate_segmentation(saved, processor, data, num_workers=arguments.dataloader_num_workers, optimize=True)
     if arguments.process_index == 0:
         write_results(results, output / "results.json")
         typer.echo(results_table(results))
