@@ -1,7 +1,6 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """Stock tools of PyTorch and Hugging Face on every model of the package."""
 
-import pytest
 from model_tests import BackboneCase, SegmentationCase
 from stock_tools_tests import StockToolsTests
 from test_internimage import small_internimage
@@ -22,28 +21,6 @@ from segtransformers import (
     ViTAdapterBackbone,
     ViTCoMerBackbone,
 )
-
-WEIGHT_DTYPE = "deformable attention and convolution read the dtype of a linear layer's weight"
-PICKLE = "torch.memory_format, an attribute of the backbone, cannot be pickled by protocol 2"
-LISTED = "transformers' prediction head calls the layers of a plain list, not the registered ones"
-PYRAMIDS = ("TestViTAdapter", "TestViTAdapterOverBeit", "TestViTAdapterOverEva", "TestViTCoMer")
-HEADS = ("TestUperNet", "TestMask2Former")
-# tests of models that are not plain yet: remove an entry when its test passes
-PENDING = {
-    ("test_quantize_dynamic", *PYRAMIDS, *HEADS): WEIGHT_DTYPE,
-    ("test_bitsandbytes", *PYRAMIDS, *HEADS): WEIGHT_DTYPE,
-    ("test_copies", *PYRAMIDS, *HEADS): PICKLE,
-    ("test_quanto_int8_weights", "TestMask2Former"): LISTED,
-    ("test_lora_on_linear_layers_and_convolutions", "TestMask2Former"): LISTED,
-    ("test_replaced_activations_change_the_output", "TestMask2Former"): LISTED,
-}
-
-
-@pytest.fixture(autouse=True)
-def pending(request):
-    for (test, *classes), reason in PENDING.items():
-        if request.node.originalname == test and request.cls.__name__ in classes:
-            request.applymarker(pytest.mark.xfail(reason=reason, strict=False))
 
 
 class TestViTAdapter(BackboneCase, StockToolsTests):

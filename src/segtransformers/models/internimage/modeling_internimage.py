@@ -16,7 +16,6 @@ from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BackboneOutput
 from transformers.utils import can_return_tuple
-from transformers.utils.generic import maybe_autocast
 
 from ...operators import DeformableConvolutionV3
 from ..layers.drop_path import DropPath
@@ -24,6 +23,7 @@ from ..layers.hidden_states import hidden_states_selection, select_hidden_states
 from ..layers.initialization import SegmentationModelMixin
 from ..layers.input_checks import check_image_size
 from ..layers.keywords import check_transformers_kwargs
+from ..layers.precision import without_autocast
 from .configuration_internimage import KERNEL_SIZE, InternImageConfig
 
 
@@ -97,9 +97,7 @@ class InternImageDeformableConvolution(nn.Module):
         value = self.input_proj(features)
         guide = _channels_last(self.depthwise(_channels_first(features)))
         guide = self.act(self.depthwise_norm(guide))
-        with maybe_autocast(guide.device.type, enabled=False):  # offsets in half precision are off by parts of pixels
-            # the dtype of a norm, because linear layers may be quantized
-            offset = self.offset(guide.to(self.depthwise_norm.weight.dtype))
+        offset = without_autocast(self.offset, guide)
         mask = self.mask(guide).unflatten(3, (self.groups, self.num_points)).softmax(-1)
         sampled = self.convolution(
             value,

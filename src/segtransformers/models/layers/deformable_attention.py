@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.utils.generic import maybe_autocast
 
 from ...operators import FusedDeformableAttention
+from .precision import without_autocast
 from .token_grid import Grid
 
 
@@ -94,9 +94,7 @@ class DeformableAttention(nn.Module):
     def forward(self, query: torch.Tensor, value: torch.Tensor, geometry: SamplingGeometry) -> torch.Tensor:
         """Attend from `query` `(B, queries, C)` to `value` `(B, tokens, C)`; returns `(B, queries, C)`."""
         value = self.value_proj(value).unflatten(2, (self.num_heads, -1))
-        # half-precision offsets would be off by parts of a pixel
-        with maybe_autocast(query.device.type, enabled=False):
-            offsets = self.sampling_offsets(query.to(self.sampling_offsets.weight.dtype))
+        offsets = without_autocast(self.sampling_offsets, query)
         offsets = offsets.unflatten(2, (self.num_heads, self.num_levels, self.num_points, 2))
         logits = self.attention_weights(query).unflatten(2, (self.num_heads, self.num_levels, self.num_points))
         output = self.attn(

@@ -269,7 +269,9 @@ class SegMask2FormerForSemanticSegmentation(SegMask2FormerPreTrainedModel):
         queries, normalised, embeddings = self.transformer_module(levels, mask_features, encodings)
         first = 0 if all_layers else -1
         return Prediction(
-            class_logits=self.class_predictor(torch.stack(normalised[first:])),
+            class_logits=torch.stack(
+                [self.class_predictor(queries_of_layer) for queries_of_layer in normalised[first:]]
+            ),
             mask_embeddings=torch.stack(embeddings[first:]),
             mask_features=mask_features,
             queries=queries,

@@ -14,7 +14,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.models.mask2former.modeling_mask2former import Mask2FormerMLPPredictionHead
 
 from ..layers.deformable_attention import DeformableAttention, SamplingGeometry
 from ..layers.resize import resize
@@ -236,8 +235,11 @@ class SegMask2FormerMaskPredictor(nn.Module):
 
     def __init__(self, config: SegMask2FormerConfig):
         super().__init__()
-        self.mask_embedder = Mask2FormerMLPPredictionHead(
-            config.hidden_dim, config.hidden_dim, config.mask_feature_size
+        width = config.hidden_dim
+        self.mask_embedder = nn.Sequential(
+            nn.Sequential(nn.Linear(width, width), nn.ReLU()),
+            nn.Sequential(nn.Linear(width, width), nn.ReLU()),
+            nn.Sequential(nn.Linear(width, config.mask_feature_size)),
         )
 
     def forward(self, queries: torch.Tensor) -> torch.Tensor:

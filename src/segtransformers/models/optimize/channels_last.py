@@ -61,7 +61,7 @@ def use_channels_last(model: nn.Module) -> int:
     count = 0
     backbones: list[Any] = [module for module in model.modules() if isinstance(module, PyramidBackbone)]
     for backbone in backbones:
-        backbone.memory_format = torch.channels_last
+        backbone.channels_last = True
         for name, part in backbone.spatial_prior.named_children():
             if name != "stem":
                 part.to(memory_format=torch.channels_last)

@@ -104,7 +104,7 @@ class PyramidBackbone(TrunkBackbone):
         )
         self.upsample = nn.ConvTranspose2d(hidden_size, hidden_size, kernel_size=2, stride=2)
         self.norms = nn.ModuleList(nn.BatchNorm2d(hidden_size) for _ in STRIDES)
-        self.memory_format = torch.contiguous_format  # of the feature maps
+        self.channels_last = False  # memory format of the feature maps
         self.post_init()
 
     def build_interaction(self, index: int) -> PyramidInteraction:
@@ -201,7 +201,8 @@ class PyramidBackbone(TrunkBackbone):
         """
         # torch's batch norm on a CPU has wrong gradients for a view into the tokens of one image (torch 2.14), so each
         # level becomes a tensor of its own
-        levels = [level.contiguous(memory_format=self.memory_format) for level in split_levels(pyramid, grids)]
+        memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
+        levels = [level.contiguous(memory_format=memory_format) for level in split_levels(pyramid, grids)]
         feature_maps = [self.upsample(levels[0]) + finest, *levels]
         for index, trunk_map in enumerate(trunk_maps):
             feature_maps[index] = feature_maps[index] + resize(trunk_map, feature_maps[index].shape[2:])
