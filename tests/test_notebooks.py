@@ -57,16 +57,14 @@ def test_outputs_are_cleared(path):
 
 
 def test_inference(tmp_path, monkeypatch):
-    Image.open(example_image_path()).crop((0, 0, 160, 130)).save(tmp_path / "own.png")  # a small photo of one's own
-    printed = executed("01_inference", tmp_path, monkeypatch, photo=str(tmp_path / "own.png"))
+    Image.open(example_image_path()).crop((0, 0, 160, 130)).save(tmp_path / "own.png")  # a small image
+    printed = executed("01_inference", tmp_path, monkeypatch, image_file=str(tmp_path / "own.png"))
     assert "meadow" in "".join(printed) and (tmp_path / "labels.png").exists()
 
 
 def test_fine_tuning(tmp_path, monkeypatch):
     printed = executed("02_fine_tuning", tmp_path, monkeypatch, steps=12)
-    assert (
-        "24 pictures to train with, 6 to test with; classes: {0: 'nature', 1: 'building', 2: 'traffic'}" in printed[2]
-    )
+    assert "24 images to train with, 6 to test with; classes: {0: 'nature', 1: 'building', 2: 'traffic'}" in printed[2]
     before, after = [float(part.split(" %")[0].split()[-1]) for part in printed[4].split("mean IoU")[-1].split("and")]
     assert after > before
     assert (tmp_path / "trained" / "model.safetensors").exists()
@@ -74,7 +72,7 @@ def test_fine_tuning(tmp_path, monkeypatch):
 
 def test_evaluation(tmp_path, monkeypatch):
     printed = executed("03_evaluation", tmp_path, monkeypatch)
-    assert printed[1] == "4 pictures, 10 classes\n"
+    assert printed[1] == "4 images, 10 classes\n"
     share = float(printed[3].split("mean IoU ")[1].split(" %")[0])
     assert 60 < share < 100
     assert f"{share:.2f} %" in printed[-1]  # counted in another way
