@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Every notebook runs from its first cell to its last, as a newcomer runs it, after the change of its parameters."""
+"""Run every notebook from its first cell to its last, with some of its parameters changed."""
 
 from pathlib import Path
 
@@ -17,12 +17,16 @@ pytest.importorskip("ipykernel", reason="ipykernel is not installed (extra `note
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-LARGEST = 20_000  # bytes, of a notebook whose outputs are cleared
-PATIENCE = 600  # seconds for a cell, on a machine that is busy
+MAX_BYTES = 20_000  # of a notebook whose outputs are cleared
+TIMEOUT = 600  # seconds for a cell, on a busy machine
 
 
 def executed(name: str, folder: Path, monkeypatch, **parameters) -> list[str]:
-    """What each code cell printed, after lines were appended to the cell of the parameters."""
+    """Run a notebook and return the printed text of each code cell.
+
+    Args:
+        parameters: assignments that are appended to the notebook's cell of parameters.
+    """
     monkeypatch.setenv("SEGTRANSFORMERS_KERNELS", "off")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
@@ -31,7 +35,7 @@ def executed(name: str, folder: Path, monkeypatch, **parameters) -> list[str]:
     (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     cell.source += "".join(f"\n{key} = {value!r}" for key, value in parameters.items())
     client = nbclient.NotebookClient(
-        notebook, timeout=PATIENCE, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+        notebook, timeout=TIMEOUT, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
     )
     client.execute()
     return [
@@ -52,7 +56,7 @@ def test_there_is_a_notebook_for_each_topic():
 def test_outputs_are_cleared(path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
-    assert path.stat().st_size < LARGEST
+    assert path.stat().st_size < MAX_BYTES
     assert not [cell for cell in notebook.cells if cell.get("outputs") or cell.get("execution_count")]
 
 
@@ -75,11 +79,11 @@ def test_evaluation(tmp_path, monkeypatch):
     assert printed[1] == "4 images, 10 classes\n"
     share = float(printed[3].split("mean IoU ")[1].split(" %")[0])
     assert 60 < share < 100
-    assert f"{share:.2f} %" in printed[-1]  # counted in another way
+    assert f"{share:.2f} %" in printed[-1]  # counted again by the metric alone
 
 
 def test_converting(tmp_path, monkeypatch):
-    """One's own file, of a small model, with its config inside as mmcv writes it."""
+    """Convert a user's file of a small model, with its config inside as mmcv writes it."""
     case = ReferenceCase("vit_adapter/tiny-vit-light-upernet")
     pipeline = published_rows("vit_adapter")["upernet_augreg_adapter_base_512_160k_ade20k"]["test_pipeline"]
     meta = {"CLASSES": tuple(case.manifest["meta"]["CLASSES"]), "PALETTE": case.manifest["meta"]["PALETTE"]}

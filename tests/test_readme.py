@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Every snippet of the README runs. Installing is what a test cannot do; .ci/run does it."""
+"""Run every snippet of the README, except the installation, which .ci/run does."""
 
 import ast
 import re
@@ -29,7 +29,7 @@ BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with what a user has: here, drawn scenes, and the published shapes with made-up weights."""
+    """Return a folder with a user's files: a model, drawn scenes, and a checkpoint with a published model's shapes."""
     path = tmp_path_factory.mktemp("readme")
     case = ReferenceCase("vit_adapter/full-upernet_deit_adapter_tiny_512_160k_ade20k")
     shutil.copytree(packaged_model_path(), path / "my-model")
@@ -40,7 +40,7 @@ def folder(tmp_path_factory):
 
 
 def _word(option: str) -> str:
-    """What the README's conversion command says behind an option."""
+    """Return the value of an option in the README's conversion command."""
     (command,) = [code for kind, code in BLOCKS if "convert_vit_adapter.py" in code]
     words = shlex.split(command)
     return words[words.index(option) + 1]
@@ -48,7 +48,7 @@ def _word(option: str) -> str:
 
 @pytest.fixture(scope="module")
 def exported(folder):
-    """The folder with the file of the README's export command, which a snippet reads."""
+    """Return the folder after the README's export command, whose file a snippet reads."""
     (command,) = [shlex.split(code) for kind, code in BLOCKS if kind == "bash" and " export " in code]
     _run([sys.executable, "-m", *command], folder)
     assert (folder / command[-1]).exists()
@@ -64,7 +64,7 @@ def _run(words: list[str], folder: Path, environment: dict[str, str] | None = No
 def test_commands(folder):
     commands = [code.strip() for kind, code in BLOCKS if kind == "bash"]
     assert len(commands) == 9
-    said = ""
+    printed = ""
     for command in commands:
         words = shlex.split(command)
         if words[:2] == ["pip", "install"]:
@@ -86,13 +86,13 @@ def test_commands(folder):
             words = [sys.executable, str(ROOT / words[1]), *words[2:]]
         else:
             words = [sys.executable, "-m", *words]
-        said += _run(words, folder)
+        printed += _run(words, folder)
     assert (folder / "segmentation.png").exists()
-    assert "150 classes (names of ade20k)" in said and (folder / _word("--output") / "config.json").exists()
+    assert "150 classes (names of ade20k)" in printed and (folder / _word("--output") / "config.json").exists()
 
 
 def _push(folder: Path, words: list[str]) -> None:
-    """Against a server on this machine; the snippet behind it loads what was pushed, in a process of its own."""
+    """Push to a server on this machine, and run the README's next snippet in a new process, which loads that model."""
     (snippet,) = re.findall(r"```python hub\n(.*?)```", README, re.DOTALL)
     with running_hub() as hub:
         environment = client_environment(hub, folder, token="hf_yourTokenForTests")
@@ -113,7 +113,7 @@ def test_python_snippets(exported, monkeypatch, capsys):
 
 
 def test_fine_tuning_in_python(folder, monkeypatch, capsys):
-    """Two steps of two small crops, not 20000 of 16 large ones."""
+    """Train two steps of two small crops instead of 20000 steps of 16 large crops."""
     monkeypatch.chdir(folder)
     changes = {"batch_size": 2, "augmentation": {"shortest_edge": 96, "crop_size": [96, 96]}}
     monkeypatch.setattr(training, "get_recipe", lambda name: Recipe.from_dict({"base": name, **changes}))
@@ -129,14 +129,14 @@ def test_fine_tuning_in_python(folder, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("code", re.findall(r"```python no-run\n(.*?)```", README, re.DOTALL))
-def test_snippets_that_are_not_run_name_what_exists(code):
-    """They need the network, a data set or another package, so their imports of this one alone are run."""
+def test_imports_of_snippets_that_are_not_run(code):
+    """Run only the imports of this package. The rest needs the network, a data set or another package."""
     for statement in ast.parse(code, "README.md").body:
         if isinstance(statement, ast.ImportFrom) and statement.module.startswith("segtransformers"):
             exec(ast.unparse(statement), {})
 
 
-def test_recipe_is_one():
+def test_recipe_is_valid():
     ((_, code),) = [block for block in BLOCKS if block[0] == "yaml"]
     recipe = Recipe.from_dict(yaml.safe_load(code))
     assert recipe.schedule.steps == 20000
@@ -150,6 +150,6 @@ def test_published_tables_are_the_data():
         assert published_table(family) in README
 
 
-def test_files_that_are_linked_exist():
+def test_linked_files_exist():
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
         assert (ROOT / target).exists(), target
