@@ -61,15 +61,18 @@ class SegmentationPipeline(ImageSegmentationPipeline):
         progress: bool = False,
         **kwargs,
     ):
-        if isinstance(model, str | os.PathLike):
+        is_loaded_here = isinstance(model, str | os.PathLike)
+        if is_loaded_here:
             if kwargs.get("image_processor") is None:
                 kwargs["image_processor"] = AutoImageProcessor.from_pretrained(model)
-            loaded = AutoModelForSemanticSegmentation.from_pretrained(model)
-            model = loaded if optimize is False else optimize_if_ours(loaded, inplace=True)
-        elif optimize:
-            model = optimize_for_inference(model)
+            model = AutoModelForSemanticSegmentation.from_pretrained(model)
         self.progress = progress
         super().__init__(model, *args, **kwargs)
+        # after the model was moved to its device, where other layers are fast
+        if is_loaded_here and optimize is not False:
+            self.model = optimize_if_ours(self.model, inplace=True)
+        elif optimize:
+            self.model = optimize_for_inference(self.model)
 
     def _sanitize_parameters(self, **kwargs):
         unknown = set(kwargs) - {"multi_scale", *PROTOCOL_FIELDS, "timeout", "subtask"}
