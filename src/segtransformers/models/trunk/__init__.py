@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Plain vision transformers from timm as trunks. Nothing outside this folder knows timm."""
+"""Plain vision transformers from timm as trunks. No other folder imports timm."""
 
 from .architectures import describe_trunk
 from .backbone import TrunkBackbone

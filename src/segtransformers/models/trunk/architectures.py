@@ -1,7 +1,7 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Which architectures of timm can be a trunk, what timm says about them, and how they are built.
+"""Describe and build the architectures of timm that can be a trunk.
 
-One small reader per class of timm. Nothing here is part of a forward pass.
+Nothing here is part of a forward pass.
 """
 
 import functools
@@ -34,14 +34,15 @@ FITTING_KINDS = (
 
 @dataclass(frozen=True)
 class Architecture:
-    """How to read and build one of timm's classes.
+    """Facts about one of timm's classes.
 
     Attributes:
-        block: the class that all its blocks must have.
-        attentions: the classes of attention they may have, with whether an attention has query and value biases.
-        layer_scale: the initial value of a block's layer scale, 0.0 where it has none.
-        arguments: what its constructor takes beside the common arguments.
-        packed_mlp: whether a `GluMlp` inside has twice the width that `mlp_ratio` says.
+        block: class of all its blocks.
+        attentions: classes that the attention of a block may have, each with a function that returns whether an
+            attention has query and value biases.
+        layer_scale: returns the initial value of a block's layer scale, 0.0 or None for a block without one.
+        arguments: arguments of its constructor in addition to the common ones.
+        packed_mlp: whether the first layer of a `GluMlp` inside has twice the width that `mlp_ratio` gives.
     """
 
     block: type[nn.Module]
@@ -75,7 +76,7 @@ def _own_layer_scale(block: Any) -> float | None:
     return block.init_values
 
 
-# any pooling will do, because heads are not taken over; but "token" would demand a class token
+# the head is not taken over, so its pooling has no effect; "token" would demand a class token
 _PLAIN = Architecture(
     block=PlainBlock,
     attentions={PlainAttention: _fused_bias},
@@ -94,7 +95,7 @@ _ARCHITECTURES: dict[type[nn.Module], Architecture] = {
         block=BeitBlock,
         attentions={BeitAttention: _separate_bias},
         layer_scale=_own_layer_scale,
-        # timm's own tables fix the size, and each layer would keep an index of (h * w + 1)^2
+        # timm's own tables fix the image size, and each layer would keep an index of (h * w + 1)^2
         arguments={"global_pool": "avg", "use_rel_pos_bias": False},
     ),
     Eva: Architecture(
@@ -109,12 +110,12 @@ _ARCHITECTURES: dict[type[nn.Module], Architecture] = {
 
 
 def build_architecture(config: TrunkConfig) -> Any:
-    """timm's model for a resolved config, with timm's initial weights.
+    """Build timm's model for a resolved config, with timm's initial weights.
 
     Raises:
         ValueError: if the architecture cannot be a trunk or cannot have these sizes.
     """
-    # an unfit architecture fails here, before it fails on its arguments
+    # raises for an unfit architecture, before its constructor fails on these arguments
     arguments = _ARCHITECTURES[type(_as_timm_defines(config.trunk))].arguments
     try:
         model = timm.create_model(
@@ -155,7 +156,9 @@ def build_architecture(config: TrunkConfig) -> Any:
 
 
 def describe_trunk(name: str) -> dict[str, Any]:
-    """What timm says about the architecture `name`, under the names of [`TrunkConfig`]'s fields. Costs no memory.
+    """Return timm's definition of the architecture `name` as values of [`TrunkConfig`]'s fields.
+
+    It allocates no weights.
 
     Raises:
         ValueError: if timm has no such architecture or it cannot be a trunk.
@@ -165,7 +168,7 @@ def describe_trunk(name: str) -> dict[str, Any]:
     block = model.blocks[0]
     width = _mlp_width(block.mlp, architecture.packed_mlp)
     mlp_ratio = width / model.embed_dim
-    if int(model.embed_dim * mlp_ratio) != width:  # timm truncates the product again
+    if int(model.embed_dim * mlp_ratio) != width:  # timm truncates the product
         mlp_ratio = (width + 0.5) / model.embed_dim
     return {
         "patch_size": model.patch_embed.patch_size[0],
@@ -185,7 +188,11 @@ def describe_trunk(name: str) -> dict[str, Any]:
 
 @functools.lru_cache
 def _as_timm_defines(name: str) -> Any:
-    """timm's model of that name on the meta device, if it can be a trunk."""
+    """Return timm's model of that name on the meta device.
+
+    Raises:
+        ValueError: if it cannot be a trunk.
+    """
     if "/" in name or ":" in name or "." in name:
         raise ValueError(
             f"trunk {name!r} must be the bare name of a timm architecture, without a hub prefix or weight tag "
@@ -202,6 +209,7 @@ def _as_timm_defines(name: str) -> Any:
 
 
 def _why_unfit(model: Any) -> str | None:
+    """Return why a model of timm cannot be a trunk, or None if it can."""
     architecture = _ARCHITECTURES.get(type(model))
     if architecture is None:
         return f"it is a {type(model).__name__}, no plain ViT"
@@ -210,6 +218,8 @@ def _why_unfit(model: Any) -> str | None:
             return f"its blocks are of the kind {type(block).__name__}"
         if type(block.attn) not in architecture.attentions:
             return f"its blocks are {type(block).__name__} around {type(block.attn).__name__}"
+        if getattr(block.attn, "gate", None) is not None:
+            return "its attention has a gate"
     if getattr(model, "rel_pos_bias", None) is not None:
         return "its blocks share one table of relative positions"
     patches = model.patch_embed

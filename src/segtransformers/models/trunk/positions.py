@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Relative position biases for any token grid, and position tables resized to another grid.
+"""Relative position biases for any token grid, and position embeddings and tables resized to another grid.
 
 Sources: BEiT (https://arxiv.org/abs/2106.08254); `segmentation/mmcv_custom/checkpoint.py` of czczup/ViT-Adapter.
 """

@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""timm's pre-trained weights in a trunk of ours."""
+"""Load timm's pre-trained weights into a [`Trunk`]."""
 
 import re
 from collections.abc import Mapping
@@ -15,24 +15,24 @@ from .modeling_trunk import Trunk
 from .positions import num_relative_positions, resize_positions, resize_relative_position_table
 
 _EMBEDDINGS = ("patch_embed.", "norm_pre.", "pos_embed", "cls_token", "dist_token", "reg_token")
-_OPTIONAL = (r".+\.ls[12]\.gamma", r"norm\..+")  # layer scales and the final norm: none or all must be there
+_OPTIONAL = (r".+\.ls[12]\.gamma", r"norm\..+")  # layer scales and the final norm: all or none must be present
 _TABLE = "attn.relative_position_bias_table"
-_UNUSED = ("norm.", "fc_norm.", "head.", "head_dist.", "attn_pool.")  # what stands behind the last block
+_UNUSED = ("norm.", "fc_norm.", "head.", "head_dist.", "attn_pool.")  # layers behind the last block
 
 
 class FromTrunkMixin:
-    """Gives a model that is built around a [`Trunk`] (`self.trunk`) the constructor `from_trunk`."""
+    """Mixin with the constructor `from_trunk`, for models with a [`Trunk`] as `self.trunk`."""
 
     @classmethod
     def from_trunk(cls, trunk: str, pretrained: bool = True, cache_dir: str | None = None, **fields: Any):
-        """A new model around a trunk of timm, in evaluation mode. What is not the trunk starts at random.
+        """Build a new model around a trunk of timm, in evaluation mode. All other layers start at random.
 
         Args:
             trunk: name of a timm architecture, with or without a weight tag, such as `vit_small_patch16_dinov3` or
                 `vit_base_patch16_224.augreg_in21k`. Without a tag, timm chooses the weights.
-            pretrained: whether to load timm's weights, downloading them where they are not cached. Where
+            pretrained: whether to load timm's weights. They are downloaded if they are not cached. If
                 `pretrain_image_size` is given, positions are resized to it as the original resizes them.
-            cache_dir: folder of the downloads; None is timm's own choice.
+            cache_dir: folder of the downloads; None is timm's default.
             fields: fields of the model's config.
 
         Raises:
@@ -56,12 +56,12 @@ def _check_weights(name: str) -> None:
     if name not in known:
         raise ValueError(
             f"timm {timm.__version__} has no pre-trained weights {name!r}; "
-            + (f"known are {', '.join(tagged)}" if tagged else "say pretrained=False to start at random")
+            + (f"known are {', '.join(tagged)}" if tagged else "pass pretrained=False to start at random")
         )
 
 
 def trunk_normalization(name: str) -> dict[str, list[float]]:
-    """How images must be normalized for timm's pre-trained weights, as keywords of an image processor.
+    """Return the image normalization of timm's pre-trained weights, as arguments of an image processor.
 
     Args:
         name: as for `from_trunk`.
@@ -84,19 +84,19 @@ def load_trunk_weights(
     grid: Grid,
     where: str,
 ) -> None:
-    """Give a trunk weights under timm's names. Positions are resized, tokens that the trunk lacks are left out.
+    """Load weights under timm's names into a trunk.
 
-    Layer scales that the weights know nothing of stay: the original adds them to every ViT. So does a final norm that
-    they have none for.
+    Positions are resized, and tokens that the trunk lacks are left out. If the weights have no layer scales or no final
+    norm, those of the trunk stay: the original adds layer scales to every ViT.
 
     Args:
-        config: the one that `trunk` was built from.
-        state_dict: timm's names; what stands behind the last block is not needed.
-        grid: `(h, w)` of the patches that the positions in `state_dict` were made for.
-        where: how an error calls the weights.
+        config: the config that `trunk` was built from.
+        state_dict: weights under timm's names; layers behind the last block are not needed.
+        grid: patch grid `(h, w)` of the positions in `state_dict`.
+        where: name of the weights in error messages.
 
     Raises:
-        ValueError: naming what is missing, left over or of another shape. The trunk is then as it was.
+        ValueError: naming the weights that are missing, left over or of another shape. The trunk is unchanged then.
     """
     expected = trunk.state_dict()
     renamed: dict[str, torch.Tensor] = {}
@@ -130,14 +130,14 @@ def load_trunk_weights(
 
 def _trunk_name(name: str) -> str:
     if name.startswith("rope."):
-        return name.replace("rope.", "rotary.", 1)  # only learned rotations have weights
+        return name.replace("rope.", "rotary.", 1)
     if name.endswith(_TABLE):
         return name.replace(_TABLE, "relative_position_bias_table")
     return f"embeddings.{name}" if name.startswith(_EMBEDDINGS) else name
 
 
 def _fitted(name: str, tensor: torch.Tensor, config: TrunkConfig, grid: Grid) -> torch.Tensor:
-    """Positions for the trunk's own grid and prefix."""
+    """Return positions resized to the trunk's grid and prefix tokens, and any other weight as it is."""
     new_grid = config.pretrain_grid
     if name == "embeddings.pos_embed":
         count = grid[0] * grid[1]
