@@ -182,7 +182,7 @@ def test_loading_does_not_ask_timm_for_weights(tmp_path, monkeypatch):
         ({"trunk": "samvit_base_patch16"}, "it is a VisionTransformerSAM"),
         ({"trunk": "eva02_enormous_patch14_clip_224"}, "of the kind EvaBlockPostNorm"),
         ({"trunk": "vit_base_r50_s16_224"}, "its embedding is a HybridEmbed"),
-        ({"patch_size": 32}, "patch_size must be 14 or 16"),
+        ({"patch_size": 32}, "token_stride must equal patch_size"),
         (
             {"trunk": "vit_giant_patch14_dinov2", "mlp_ratio": 1.1},
             "'vit_giant_patch14_dinov2' cannot be built with hid",

@@ -23,30 +23,30 @@ class InternImageConfig(BackboneConfigMixin, ChecksArguments, RemoteCodeConfigMi
         num_channels (`int`, defaults to 3):
             Channels of the images.
         embed_dim (`int`, defaults to 64):
-            Channels of the stem and of the first stage. Every later stage has twice as many as the one before.
+            Channels of the stem and of the first stage. Each stage doubles the channels of the one before.
         depths (four `int`, defaults to `(4, 4, 18, 4)`):
             Blocks of each stage.
         num_groups (four `int`, defaults to `(4, 8, 16, 32)`):
             Groups of each stage's deformable convolutions. Each group has its own sampling points and weights.
         mlp_ratio (`float`, defaults to 4.0):
-            Width of a block's feed-forward network over its channels.
+            Hidden width of a block's feed-forward network over its channels.
         post_norm (`bool`, defaults to `False`):
-            Whether a block normalizes the results of its two branches, and not their inputs.
+            Whether a block normalizes the outputs of its two branches instead of their inputs.
         res_post_norm (`bool`, defaults to `False`):
-            Whether it normalizes inputs and results. Means nothing with `post_norm` or a layer scale.
+            Whether a block normalizes both inputs and outputs of its branches. Has no effect with `post_norm` or a
+            layer scale.
         layer_scale_init_value (`float`, *optional*, defaults to 1.0):
-            Initial value of the scale on both branches. None: there is no scale.
+            Initial value of the layer scale of both branches. None leaves the layer scales out.
         offset_scale (`float`, defaults to 1.0):
-            Distance in pixels between neighbouring sampling points where all offsets are zero; it also multiplies the
-            offsets.
+            Distance in pixels between neighbouring sampling points at zero offsets; also a factor on the offsets.
         depthwise_kernel_size (`int`, defaults to 3):
-            Side of the depthwise convolution that offsets and weights are made from; odd.
+            Side of the depthwise convolution that precedes the prediction of offsets and weights; odd.
         center_feature_scale (`bool`, defaults to `False`):
-            Whether a gate of each group mixes what was sampled with the value at the output pixel itself.
+            Whether a gate of each group mixes the sampled value with the value at the output pixel.
         remove_center (`bool`, defaults to `False`):
-            Whether the deformable convolutions leave out the middle of their nine points.
+            Whether the deformable convolutions leave out the center of their nine points.
         stage3_norm_block_ids (`list[int]`, *optional*):
-            Blocks of the third stage after which the features themselves are normalized.
+            Indices of the third stage's blocks whose output gets a norm of its own.
         drop_path_rate (`float`, defaults to 0.0):
             Highest rate of stochastic depth; it grows linearly from 0 over all blocks.
         layer_norm_eps (`float`, defaults to 1e-6):
@@ -54,8 +54,8 @@ class InternImageConfig(BackboneConfigMixin, ChecksArguments, RemoteCodeConfigMi
         initializer_range (`float`, defaults to 0.02):
             Standard deviation of newly initialized linear layers.
         out_features, out_indices:
-            Which of `stem`, `stage1`, ..., `stage4` to return, by name or by index. None: the last, as in transformers;
-            layers behind those that are returned get no gradient.
+            The feature maps to return, of `stem`, `stage1`, ..., `stage4`, by name or by index. None returns the last
+            one, as in transformers. Layers behind the last returned feature map get no gradient.
 
     Raises:
         ValueError: if a number is out of range or does not fit the others.

@@ -13,45 +13,52 @@ NUM_FEATURE_MAPS = 4  # strides 4, 8, 16 and 32
 @strict
 class SegMask2FormerConfig(SegmentationConfigWithBackbone):
     r"""
-    Configuration of [`SegMask2FormerForSemanticSegmentation`]. Field names are those of transformers'
-    `Mask2FormerConfig` where the two share them; the fields of [`SegmentationConfig`] say how large images are handled.
+    Configuration of [`SegMask2FormerForSemanticSegmentation`]. Fields shared with transformers' `Mask2FormerConfig`
+    have the same names. `from_dict` reads such a config. [`SegmentationConfig`] describes the other fields.
 
     Args:
         backbone_config (`PreTrainedConfig` or `dict`, *optional*):
             Any backbone that `AutoBackbone` knows, with feature maps at strides 4, 8, 16 and 32 as the last four of its
-            `out_features`. None: ViT-Adapter-T.
+            `out_features`. None takes ViT-Adapter-T.
         hidden_dim (`int`, defaults to 256):
             Channels of the pixel decoder and of the queries, a multiple of 4.
         mask_feature_size (`int`, *optional*):
-            Channels of the mask features and mask embeddings. None: `hidden_dim`.
+            Channels of the mask features and mask embeddings. None takes `hidden_dim`.
         encoder_layers (`int`, defaults to 6):
             Deformable attention layers of the pixel decoder.
-        encoder_feedforward_dim (`int`, defaults to 1024), encoder_attention_heads (`int`, *optional*):
-            Their feed-forward width and heads. None: as many heads as `num_attention_heads`.
+        encoder_feedforward_dim (`int`, defaults to 1024):
+            Feed-forward width of the pixel decoder's layers.
+        encoder_attention_heads (`int`, *optional*):
+            Heads of the pixel decoder's layers. None takes `num_attention_heads`.
         norm_groups (`int`, defaults to 32):
             Groups of the pixel decoder's group norms.
         decoder_layers (`int`, defaults to 10):
-            How many times the queries predict: before the first layer of the transformer decoder and after each, so
-            there is one layer less.
-        dim_feedforward (`int`, defaults to 2048), num_attention_heads (`int`, defaults to 8):
-            Feed-forward width and heads of these layers.
+            Number of predictions of the queries: one before the first layer of the transformer decoder and one after
+            each layer, so the decoder has one layer less.
+        dim_feedforward (`int`, defaults to 2048):
+            Feed-forward width of the transformer decoder's layers.
+        num_attention_heads (`int`, defaults to 8):
+            Heads of the transformer decoder's layers.
         num_queries (`int`, defaults to 100):
-            How many masks an image can have.
+            Number of queries, which is the largest number of masks of an image.
         pad_to_stride (`bool`, defaults to `True`):
-            Whether images are padded with zeros at the right and the bottom to multiples of 32, so that the maps of all
-            strides cover the same area. If not, maps are stretched over each other, as the original does with
-            backbones that take any size.
-        class_weight (`float`, defaults to 2.0), mask_weight (`float`, defaults to 5.0),
+            Whether images are padded with zeros at the right and the bottom to multiples of 32, so that the feature
+            maps of all strides cover the same area. Otherwise feature maps are stretched over each other, as the
+            original does with backbones that take any size.
+        class_weight (`float`, defaults to 2.0):
+            Weight of the cross entropy of the classes, in the loss and in the cost of matching queries to masks.
+        mask_weight (`float`, defaults to 5.0):
+            Weight of the binary cross entropy of the masks, in both.
         dice_weight (`float`, defaults to 5.0):
-            Weights of the cross entropy of the classes, and of the binary cross entropy and the dice loss of the masks,
-            in the loss and in the cost of matching queries to masks.
+            Weight of the dice loss of the masks, in both.
         no_object_weight (`float`, defaults to 0.1):
             Weight of unmatched queries in the cross entropy of the classes.
         train_num_points (`int`, defaults to 12544):
-            At how many points masks are compared.
-        oversample_ratio (`float`, defaults to 3.0), importance_sample_ratio (`float`, defaults to 0.75):
-            From how many times as many candidates the most uncertain points are taken, and the share of such points;
-            the others are random.
+            Number of points at which masks are compared.
+        oversample_ratio (`float`, defaults to 3.0):
+            Number of candidates, over `train_num_points`, that the most uncertain points are chosen from.
+        importance_sample_ratio (`float`, defaults to 0.75):
+            Share of the most uncertain points. The other points are random.
 
     Raises:
         ValueError: if the backbone gives too few feature maps or a number is out of range.
@@ -70,7 +77,7 @@ class SegMask2FormerConfig(SegmentationConfigWithBackbone):
 
     model_type = "seg_mask2former"
     stock_model_type = "mask2former"
-    # what Trainer's evaluation does not gather: one label map per image needs the logits alone
+    # Trainer's evaluation does not gather these: a label map needs the logits only
     keys_to_ignore_at_inference = [
         "class_queries_logits",
         "masks_queries_logits",
@@ -136,8 +143,10 @@ class SegMask2FormerConfig(SegmentationConfigWithBackbone):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.decoder_layers < 2:
-            raise ValueError(f"decoder_layers must be at least 2 (one more than there are), got {self.decoder_layers}")
-        # a quarter of the channels each for sine and cosine of the row and the column
+            raise ValueError(
+                f"decoder_layers must be at least 2 (the number of decoder layers plus one), got {self.decoder_layers}"
+            )
+        # sine and cosine of row and column take a quarter of the channels each
         for name, divisor in (
             ("the sine encodings", 4),
             ("num_attention_heads", self.num_attention_heads),

@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""The part of a config that describes a convolutional pyramid beside a plain ViT: for ViT-Adapter and ViT-CoMer."""
+"""Config fields of a convolutional pyramid beside a plain ViT, for ViT-Adapter and ViT-CoMer."""
 
 import itertools
 
@@ -19,28 +19,28 @@ class PyramidConfig(BackboneConfigMixin, TrunkConfig):
         spatial_prior_channels (`int`, defaults to 64):
             Channels of the convolutional stem.
         interaction_indexes (`list` of pairs, *optional*):
-            First and last block (both included) that run inside each interaction, between what flows from the pyramid
-            to the trunk and what flows back. Together they must cover all blocks in order. None: four interactions of
-            equal length.
+            First and last block (both included) of each interaction. They run after the interaction has changed the
+            trunk's tokens and before it changes the pyramid. Together the pairs must cover all blocks in order. None
+            makes four interactions of equal length.
         deformable_num_heads (`int`, *optional*):
-            Heads of the deformable attention. None: as many as the trunk has.
+            Heads of the deformable attention. None takes the number of the trunk's heads.
         deformable_num_points (`int`, defaults to 4):
-            Sampling points per head and level.
+            Sampling points of each head on each level.
         deformable_value_ratio (`float`, defaults to 1.0):
             Width of the deformable attention's values over `hidden_size`.
         injector_init_value (`float`, defaults to 0.0):
-            Initial value of the scale on what the pyramid adds to the trunk.
+            Initial value of the layer scale on the features that the pyramid adds to the trunk.
         use_conv_ffn (`bool`, defaults to `True`):
             Whether every extractor ends in a convolutional feed-forward network.
         conv_ffn_ratio (`float`, defaults to 0.25):
-            Its hidden width over `hidden_size`.
+            Hidden width of that network over `hidden_size`.
         use_extra_extractors (`bool`, defaults to `True`):
-            Whether the last interaction has more extractors: two in ViT-Adapter, four in ViT-CoMer.
+            Whether the last interaction has additional extractors: two in ViT-Adapter, four in ViT-CoMer.
         add_trunk_features (`bool`, defaults to `True`):
-            Whether the trunk's tokens after interaction i are added to map i. Needs four interactions.
+            Whether the trunk's tokens after interaction i are added to feature map i. Needs four interactions.
         out_features, out_indices:
-            Which of `stem`, `stage1`, ..., `stage4` to return, by name or by index. None: the last, as in transformers;
-            layers that only serve the others then get no gradient.
+            The feature maps to return, of `stem`, `stage1`, ..., `stage4`, by name or by index. None returns the last
+            one, as in transformers. Layers that serve only the others get no gradient.
 
     Raises:
         ValueError: as [`TrunkConfig`], or if the interactions do not fit the trunk.
@@ -90,7 +90,7 @@ class PyramidConfig(BackboneConfigMixin, TrunkConfig):
             )
         if self.add_trunk_features and len(self.interaction_indexes) != 4:
             raise ValueError(
-                f"add_trunk_features needs four interactions, one for each map, but there are "
+                f"add_trunk_features needs four interactions, one for each feature map, but interaction_indexes has "
                 f"{len(self.interaction_indexes)}: set add_trunk_features=False or give four pairs"
             )
         if self.token_stride != 16:

@@ -9,7 +9,8 @@ from ..segmentation.configuration_segmentation import BackboneSegmentationConfig
 @strict
 class SegSegformerConfig(BackboneSegmentationConfig):
     r"""
-    Configuration of [`SegSegformerForSemanticSegmentation`]. [`BackboneSegmentationConfig`] has the other fields.
+    Configuration of [`SegSegformerForSemanticSegmentation`]. [`BackboneSegmentationConfig`] describes the other
+    fields.
 
     Args:
         hidden_size (`int`, defaults to 256):

@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""What the configs of all our `...ForSemanticSegmentation` models share."""
+"""Base classes of the configs of all our `...ForSemanticSegmentation` models."""
 
 from typing import Any, ClassVar
 
@@ -16,7 +16,7 @@ from ..layers.sliding_windows import SlidingWindow
 @strict
 class SegmentationConfig(ChecksArguments, RemoteCodeConfigMixin, PreTrainedConfig):
     r"""
-    The test-time protocol of a checkpoint and its colours.
+    The test-time protocol of a checkpoint and the colours of its classes.
 
     Args:
         inference_mode (`str`, defaults to `"whole"`):
@@ -27,15 +27,15 @@ class SegmentationConfig(ChecksArguments, RemoteCodeConfigMixin, PreTrainedConfi
         window_stride (pair of `int`, *optional*):
             Vertical and horizontal step between windows in pixels, at most `window_size`.
         window_batch_size (`int`, defaults to 1):
-            How many windows of each image the network runs on at once.
+            Number of windows of each image that the network runs on at once.
         semantic_loss_ignore_index (`int`, defaults to 255):
             The label value of pixels that have no class.
         palette (`list` of `[red, green, blue]`, *optional*):
-            The colour of each class, 0 to 255, for drawing. It is dropped where its length is not `num_labels`, as
-            after `from_pretrained(..., num_labels=N)`.
+            The colour of each class, 0 to 255, for drawing. A palette whose length is not `num_labels` is dropped, for
+            example after `from_pretrained(..., num_labels=N)`.
 
     Raises:
-        ValueError: if these contradict each other.
+        ValueError: if fields contradict each other.
     """
 
     # names of transformers' UperNet and Mask2Former configs
@@ -104,12 +104,12 @@ class SegmentationConfig(ChecksArguments, RemoteCodeConfigMixin, PreTrainedConfi
 @strict
 class SegmentationConfigWithBackbone(SegmentationConfig):
     r"""
-    A backbone of any kind and something that reads its maps.
+    A backbone of any kind and heads that read its feature maps.
 
     Args:
         backbone_config (`PreTrainedConfig` or `dict`, *optional*):
             Any backbone that `AutoBackbone` knows, with the feature maps that the head reads in `out_features`, from
-            the finest to the coarsest. None: ViT-Adapter-T.
+            the finest to the coarsest. None takes ViT-Adapter-T.
 
     Raises:
         ValueError: if the backbone is unknown or gives too few feature maps.
@@ -170,7 +170,7 @@ def _pair(name: str, value) -> list[int]:
 @strict
 class BackboneSegmentationConfig(SegmentationConfigWithBackbone):
     r"""
-    A backbone and a head that classifies pixels; the fields of [`SegmentationConfig`] say how large images are handled.
+    A backbone and a head that classifies pixels. [`SegmentationConfig`] describes the fields of the test protocol.
 
     Args:
         backbone_config (`PreTrainedConfig` or `dict`, *optional*):

@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Segmenter configuration: the ViT, and the model around it."""
+"""Configurations of Segmenter's ViT and of the model around it."""
 
 import math
 
@@ -19,12 +19,13 @@ class SegmenterViTConfig(BackboneConfigMixin, TrunkConfig):
 
     Args:
         token_stride (`int`, *optional*):
-            Pixels of the image from one token to the next. None: as many as the patches have.
+            Pixels of the image from one token to the next. None takes the side of a patch.
         final_norm (`bool`, defaults to `True`):
-            Whether there is a norm behind the last block.
+            Whether a norm follows the last block.
         out_features, out_indices:
-            Which of `stem` (the embedded patches), `stage1`, `stage2`, ... (after each block) to return, by name or by
-            index. None: the last; no other is behind the final norm.
+            The feature maps to return, of `stem` (the embedded patches) and `stage1`, `stage2`, ... (after each block),
+            by name or by index. None returns the last one, the only one that the final norm applies to. Blocks behind
+            the last returned feature map get no gradient.
 
     Example:
 
@@ -40,7 +41,7 @@ class SegmenterViTConfig(BackboneConfigMixin, TrunkConfig):
     model_type = "seg_segmenter_vit"
     base_config_key = "backbone_config"
 
-    token_stride: int | None = None  # type: ignore[assignment]  # resolved before anybody reads it
+    token_stride: int | None = None  # type: ignore[assignment]  # an int from __post_init__ on
     final_norm: bool = True
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
@@ -62,32 +63,34 @@ class SegmenterViTConfig(BackboneConfigMixin, TrunkConfig):
 @strict
 class SegmenterConfig(BackboneSegmentationConfig):
     r"""
-    Configuration of [`SegmenterForSemanticSegmentation`]. The defaults are those of Segmenter in MMSegmentation; the
-    official repository's differ where the text says so. [`BackboneSegmentationConfig`] has the other fields.
+    Configuration of [`SegmenterForSemanticSegmentation`]. The defaults are those of MMSegmentation; "official" are the
+    values of the authors' repository. [`BackboneSegmentationConfig`] describes the other fields.
 
     Args:
         backbone_config (`PreTrainedConfig` or `dict`, *optional*):
-            Any backbone; the decoder reads its last feature map. None: a [`SegmenterViTConfig`].
+            Any backbone. The decoder reads its last feature map. None takes a [`SegmenterViTConfig`].
         decoder_type (`str`, defaults to `"mask_transformer"`):
             `"mask_transformer"`, or `"linear"` for one linear layer on every token. Configs of older versions call it
             `decoder`, which still works as an argument.
         decoder_hidden_size (`int`, *optional*):
-            Width of the mask transformer. None: that of the feature map.
+            Width of the mask transformer. None takes the channels of the feature map.
         decoder_num_hidden_layers (`int`, defaults to 2):
-            Its blocks.
+            Number of its blocks.
         decoder_num_attention_heads (`int`, *optional*):
-            Its heads. None: one for 64 channels.
+            Number of its heads. None takes one for every 64 channels.
         decoder_mlp_ratio (`float`, defaults to 4.0):
-            Hidden width of a block's MLP over that of the mask transformer.
-        decoder_dropout (`float`, defaults to 0.0), decoder_drop_path_rate (`float`, defaults to 0.1):
-            Dropout inside its blocks, and stochastic depth of the last one. Official: 0.1 and 0.0.
+            Hidden width of a block's MLP over the width of the mask transformer.
+        decoder_dropout (`float`, defaults to 0.0):
+            Dropout inside its blocks. Official: 0.1.
+        decoder_drop_path_rate (`float`, defaults to 0.1):
+            Stochastic depth rate of its last block. The rate grows linearly from 0 at the first. Official: 0.0.
         decoder_layer_norm_eps (`float`, defaults to 1e-5):
             Epsilon of its norms.
         padding_divisor (`int`, *optional*):
-            Logits are enlarged to the size of the image after padding to multiples of this, and then cropped. Official:
-            the side of a patch. None: they are enlarged to the size of the image, although they are of the padded one.
+            Logits are resized to the size of the image padded to multiples of this, and then cropped. None resizes them
+            to the size of the image itself, although they cover the padded one. Official: the side of a patch.
         enlarge_to_window (`bool`, defaults to `False`):
-            Whether, with `inference_mode="slide"`, an image smaller than the window is enlarged to it. Official: True.
+            Whether `inference_mode="slide"` enlarges an image that is smaller than the window. Official: True.
         count_ignored_pixels (`bool`, defaults to `True`):
             Whether pixels without a class count in the divisor of the loss. Official: False.
 

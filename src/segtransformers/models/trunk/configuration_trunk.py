@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""The part of a config that describes its trunk, a plain ViT from timm."""
+"""Config fields that describe a trunk, a plain ViT from timm."""
 
 import math
 from typing import Any
@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig
 from ...remote_code import RemoteCodeConfigMixin
 from ..layers.config_arguments import ChecksArguments
 
-# The fields that are None until timm's definition of the named architecture fills them in.
+# Fields at None take their values from timm's definition of the named architecture.
 RESOLVED_FIELDS = (
     "patch_size",
     "pretrain_image_size",
@@ -29,8 +29,8 @@ RESOLVED_FIELDS = (
 @strict
 class TrunkConfig(ChecksArguments, RemoteCodeConfigMixin, PreTrainedConfig):
     r"""
-    Fields shared by every config whose model contains a timm trunk. A field left at None takes the value that timm
-    gives the architecture, and is saved so. What has no field here, such as the kind of MLP, comes from the name.
+    Fields shared by every config whose model contains a timm trunk. A field at None takes timm's value for the
+    architecture, which is then saved. Properties without a field, such as the kind of MLP, follow from `trunk`.
 
     Args:
         trunk (`str`, defaults to `"vit_tiny_patch16_224"`):
@@ -41,10 +41,10 @@ class TrunkConfig(ChecksArguments, RemoteCodeConfigMixin, PreTrainedConfig):
         patch_size (`int`, *optional*):
             Side of the trunk's patches in pixels.
         token_stride (`int`, defaults to 16):
-            Pixels of the image from one token to the next. Where patches are smaller (14), the trunk's own input is
-            resized so that it is so.
+            Pixels of the image from one token to the next. For patches of 14 pixels, the trunk resizes its input by
+            14 / 16.
         pretrain_image_size (`int` or pair of `int`, *optional*):
-            Image size (pixels; height, width) whose patch grid the position embeddings or tables have.
+            Image size (pixels; height, width) of the patch grid that position embeddings or tables are made for.
         hidden_size, num_hidden_layers, num_attention_heads (`int`, *optional*):
             Width, number of blocks and heads of the trunk.
         mlp_ratio (`float`, *optional*):
@@ -58,32 +58,32 @@ class TrunkConfig(ChecksArguments, RemoteCodeConfigMixin, PreTrainedConfig):
         layer_scale_init_value (`float`, *optional*):
             Initial value of the layer scale; 0.0 means that the blocks have none.
         layer_norm_eps (`float`, *optional*):
-            Epsilon of every layer norm, those of the modules around the trunk included.
+            Epsilon of every layer norm, including those of the modules around the trunk.
         use_prefix_tokens (`bool`, defaults to `True`):
-            Whether the class and register tokens that the architecture has run through the blocks. The original
-            ViT-Adapter runs patch tokens alone.
+            Whether the architecture's class and register tokens run through the blocks. The original ViT-Adapter runs
+            only patch tokens.
         final_norm (`bool`, defaults to `False`):
-            Whether there is a norm behind the last block.
+            Whether a norm follows the last block.
         position_interpolation (`str`, defaults to `"bicubic"`):
-            How learned positions are resized to another token grid: `"bicubic"` or `"bilinear"`.
+            Interpolation of learned positions to another token grid: `"bicubic"` or `"bilinear"`.
         keep_positions_of_same_count (`bool`, defaults to `False`):
-            Whether learned positions stay as they are on any grid of as many tokens as theirs, in the order of the
-            tokens. So do both originals of Segmenter; otherwise any other grid gets resized positions.
+            Whether learned positions are used as they are, in the order of the tokens, on any grid with as many tokens
+            as theirs. Both originals of Segmenter do so. By default every other grid gets resized positions.
         window_sizes (`list[int]`, *optional*):
-            Side of the attention window (tokens) of each block; 0 is global attention. None: all global. For trunks of
-            timm's class `VisionTransformer`.
+            Side of the attention window (tokens) of each block; 0 is global attention. None makes all of them global.
+            Only for trunks of timm's class `VisionTransformer`.
         pad_before_projection (`bool`, defaults to `False`):
-            Whether windows at the border are filled up with zeros before queries, keys and values are computed, as in
-            Uni-Perceiver, or after.
+            Whether windows at the border are padded with zeros before queries, keys and values are computed, as in
+            Uni-Perceiver, or after it.
         drop_path_rate (`float`, defaults to 0.0):
-            Stochastic depth of the last block; it rises linearly from 0 at the first.
+            Stochastic depth rate of the last block. The rate grows linearly from 0 at the first block.
         initializer_range (`float`, defaults to 0.02):
             Standard deviation of newly initialized linear weights and position embeddings.
         timm_version (`str`, *optional*):
-            The timm that resolved the fields above. For the record only.
+            Version of timm that resolved the fields above. Nothing depends on it.
 
     Raises:
-        ValueError: if timm does not know `trunk` or it is no plain ViT, or if fields contradict each other.
+        ValueError: if timm does not know `trunk`, if it is no plain ViT, or if fields contradict each other.
     """
 
     # names of transformers' ViT and DINOv2 configs
@@ -120,7 +120,7 @@ class TrunkConfig(ChecksArguments, RemoteCodeConfigMixin, PreTrainedConfig):
     def _resolve_trunk(self, arguments: dict[str, Any]) -> None:
         self.set_aliases(arguments)
         if any(getattr(self, name) is None for name in (*RESOLVED_FIELDS, "timm_version")):
-            from . import describe_trunk  # timm is only needed, and only imported, where something is missing
+            from . import describe_trunk  # imports timm, which is slow, and not needed for a complete config
 
             described = describe_trunk(self.trunk)
             for name in (*RESOLVED_FIELDS, "timm_version"):
@@ -163,7 +163,7 @@ class TrunkConfig(ChecksArguments, RemoteCodeConfigMixin, PreTrainedConfig):
             )
         if self.patch_size != self.token_stride and (self.patch_size, self.token_stride) != (14, 16):
             raise ValueError(
-                f"patch_size must be 14 or 16 pixels where token_stride is 16, and equal to any other, but here it is "
+                f"token_stride must equal patch_size, or be 16 for patches of 14 pixels, but token_stride is "
                 f"{self.token_stride} and the trunk {self.trunk!r} has patches of {self.patch_size}x{self.patch_size} "
                 "pixels"
             )
@@ -185,4 +185,4 @@ class TrunkConfig(ChecksArguments, RemoteCodeConfigMixin, PreTrainedConfig):
                 f"{self.num_hidden_layers} blocks, got {self.window_sizes}"
             )
         if any(self.window_sizes) and self.use_prefix_tokens:
-            raise ValueError("windowed attention has no place for prefix tokens: set use_prefix_tokens=False")
+            raise ValueError("windowed attention cannot take prefix tokens: set use_prefix_tokens=False")

@@ -9,16 +9,16 @@ from ..segmentation.configuration_segmentation import BackboneSegmentationConfig
 @strict
 class SegUperNetConfig(BackboneSegmentationConfig):
     r"""
-    Configuration of [`SegUperNetForSemanticSegmentation`]. Field names are those of transformers' `UperNetConfig` where
-    the two heads share them; [`BackboneSegmentationConfig`] has the others.
+    Configuration of [`SegUperNetForSemanticSegmentation`]. Fields shared with transformers' `UperNetConfig` have the
+    same names. `from_dict` reads such a config. [`BackboneSegmentationConfig`] describes the other fields.
 
     Args:
         hidden_size (`int`, defaults to 512):
             Channels of the head.
         pool_scales (`list[int]`, defaults to `(1, 2, 3, 6)`):
-            Sides of the grids that the coarsest map is pooled to.
+            Sides of the grids that the coarsest feature map is pooled to.
         use_auxiliary_head (`bool`, defaults to `True`):
-            Whether there is a second, convolutional head for the loss.
+            Whether the model has a second, convolutional head for the loss.
         auxiliary_loss_weight (`float`, defaults to 0.4):
             Weight of its loss.
         auxiliary_in_index (`int`, defaults to 2):

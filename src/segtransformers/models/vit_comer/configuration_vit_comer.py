@@ -19,12 +19,12 @@ class ViTCoMerConfig(PyramidConfig):
             Hidden width of the multi-receptive-field feature pyramids over `hidden_size`: 6.0 in ViT-CoMer-T, 1.5 in S
             and 1.0 in B. The product must be even.
         use_to_trunk (`bool` or `list[bool]`, defaults to `True`):
-            Whether an interaction changes the trunk's tokens (and the pyramid on the way) before the blocks run: for
-            all interactions, or one flag for each.
+            Whether an interaction changes the trunk's tokens, and the pyramid with them, before the blocks run: one
+            flag for all interactions or one for each.
         use_to_pyramid (`bool` or `list[bool]`, defaults to `True`):
-            Whether an interaction hands the trunk's tokens to the pyramid after the blocks.
+            Whether an interaction adds the trunk's tokens to the pyramid after the blocks.
         use_feature_interaction (`bool` or `list[bool]`, defaults to `True`):
-            Whether the levels of the pyramid then attend to one another.
+            Whether the levels of the pyramid attend to one another after that.
 
     Raises:
         ValueError: as [`PyramidConfig`], or if the flags or the ratio do not fit.
