@@ -399,7 +399,7 @@ def test_comparison_with_the_published_figures():
     assert "these data are folders" in compare_with_published(results, processor)["reason"]
     results["model"]["source_config"] = None
     assert compare_with_published(results, processor) is None
-    with pytest.raises(ValueError, match="no published config"):
+    with pytest.raises(ValueError, match="not a published config"):
         compare_with_published(results, processor, "nonsense")
     unknown = "upernet_deit_adapter_light_base_512_160k_ade20k"
     assert "no figure" in compare_with_published(results_of(unknown, processor), processor)["reason"]

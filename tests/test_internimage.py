@@ -239,11 +239,11 @@ def test_defaults_are_the_tiny_model():
 
 def test_drop_path_grows_over_all_blocks():
     backbone = InternImageBackbone(small_internimage(drop_path_rate=0.5))
-    rates = [[block.spatial.drop_path.drop_prob for block in stage.blocks] for stage in backbone.stages]
+    rates = [[block.spatial.drop_path.p for block in stage.blocks] for stage in backbone.stages]
     assert rates == [[0.0], [pytest.approx(0.1)], pytest.approx([0.2, 0.3, 0.4]), [0.5]]
     for stage in backbone.stages:
         for block in stage.blocks:
-            assert block.spatial.drop_path.drop_prob == block.channel.drop_path.drop_prob
+            assert block.spatial.drop_path.p == block.channel.drop_path.p
 
 
 def test_does_not_take_the_originals_type():

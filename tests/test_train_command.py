@@ -219,7 +219,7 @@ def test_mistakes_are_one_line(data, tiny, tmp_path, change, message):
         (["--per_device_train_batch_size", 0], "per_device_train_batch_size must be at least 1, got 0"),
         (["--gradient_accumulation_steps", 0], "gradient_accumulation_steps must be at least 1, got 0"),
         (["--report_to", "wandb"], "WandbCallback requires wandb to be installed"),
-        (["--trunk-weights", "gone.pth"], "there is no file gone.pth"),
+        (["--trunk-weights", "gone.pth"], "the file gone.pth does not exist"),
         (["--push_to_hub"], "nobody is logged in: run `hf auth login`"),
     ],
 )

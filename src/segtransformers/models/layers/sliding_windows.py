@@ -76,9 +76,6 @@ def window_origins(size: int, window: int, stride: int) -> list[int]:
     return [max(min(index * stride, size - window), 0) for index in range(count)]
 
 
-# torch.compile would unroll the loop over windows into one graph for each image size. It stops here instead and
-# compiles `forward`, whose input has the size of a window.
-@torch.compiler.disable(recursive=False)
 def slide(
     forward: Callable[[torch.Tensor], torch.Tensor], pixel_values: torch.Tensor, window: SlidingWindow
 ) -> torch.Tensor:
@@ -92,6 +89,13 @@ def slide(
     Returns:
         `(B, num_labels, H, W)` in the dtype of the logits, accumulated in float32 or wider.
     """
+    merge = _merge if torch.compiler.is_exporting() else _merge_outside_graphs
+    return merge(forward, pixel_values, window)
+
+
+def _merge(
+    forward: Callable[[torch.Tensor], torch.Tensor], pixel_values: torch.Tensor, window: SlidingWindow
+) -> torch.Tensor:
     merged, top = None, 0
     for band in slide_bands(forward, pixel_values, window):
         if merged is None:
@@ -100,6 +104,11 @@ def slide(
         top += band.shape[2]
     assert merged is not None  # every image has at least one window
     return merged
+
+
+# torch.compile would unroll the loop over windows into one graph for each image size. It stops here instead and
+# compiles `forward`, whose input has the size of a window.
+_merge_outside_graphs = torch.compiler.disable(_merge, recursive=False)
 
 
 def slide_bands(
