@@ -278,6 +278,18 @@ class BackboneTests(BackboneCase, ModelTests):
             if name in feature_maps:
                 assert torch.equal(feature_map, feature_maps[name])
 
+    def test_takes_the_arguments_of_stock_backbones(self):
+        model, images = self.model(), self.images()
+        expected = self.run(model, images)
+        with torch.no_grad():
+            outputs = model(images, output_attentions=True, num_items_in_batch=torch.tensor(2))
+            self.assert_same(self.tensors(outputs), expected)
+            assert outputs.attentions is None
+            feature_maps = model(images, output_attentions=False, return_dict=False)[0]
+            self.assert_same(list(feature_maps), expected)
+        with pytest.raises(TypeError, match="'output_hiden_states'"):
+            model(images, output_hiden_states=True)
+
     def test_auto_backbone(self):
         assert type(AutoBackbone.from_config(self.config())) is self.model_class
 
@@ -290,22 +302,6 @@ class BackboneTests(BackboneCase, ModelTests):
         assert len(states) == model.config.num_hidden_layers + 1
         assert {state.shape[::2] for state in states} == {(2, model.config.hidden_size)}
         assert torch.equal(picked[-1], states[-1]) and picked[0] is None
-
-
-class StockArgumentTests:
-    """Tests of backbones whose `forward` takes the arguments that transformers' heads pass on."""
-
-    def test_takes_the_arguments_of_stock_backbones(self):
-        model, images = self.model(), self.images()
-        expected = self.run(model, images)
-        with torch.no_grad():
-            outputs = model(images, output_attentions=True, num_items_in_batch=torch.tensor(2))
-            self.assert_same(self.tensors(outputs), expected)
-            assert outputs.attentions is None
-            feature_maps = model(images, output_attentions=False, return_dict=False)[0]
-            self.assert_same(list(feature_maps), expected)
-        with pytest.raises(TypeError, match="'output_hiden_states'"):
-            model(images, output_hiden_states=True)
 
 
 class SegmentationCase(ModelCase):

@@ -2,7 +2,7 @@
 import accelerate
 import pytest
 import torch
-from model_tests import BackboneTests, StockArgumentTests
+from model_tests import BackboneTests
 from reference_cases import ReferenceCase, relative_error
 from transformers import (
     CONFIG_MAPPING,
@@ -19,7 +19,7 @@ MAPS = ["stage1", "stage2", "stage3", "stage4"]
 
 
 def small_internimage(**changes) -> InternImageConfig:
-    """The options of InternImage-T."""
+    """Return a small config with the options of InternImage-T."""
     settings = {
         "embed_dim": 16,
         "depths": [1, 1, 3, 1],
@@ -30,7 +30,7 @@ def small_internimage(**changes) -> InternImageConfig:
     return InternImageConfig(**{**settings, **changes})
 
 
-class InternImageTests(StockArgumentTests, BackboneTests):
+class InternImageTests(BackboneTests):
     model_class = InternImageBackbone
 
     def test_hidden_states(self):
@@ -58,7 +58,7 @@ class TestL(InternImageTests):
 
 
 class TestH(InternImageTests):
-    """Norms before and after, gates, a larger depthwise kernel, norms between blocks, points without their middle."""
+    """Norms of inputs and outputs, gates, a larger depthwise kernel, norms between blocks, points without the center."""
 
     def config(self):
         return small_internimage(
@@ -85,7 +85,7 @@ def test_segmentors_equal_the_original(name):
     outputs = case.outputs()
     with torch.no_grad():
         maps = model.backbone(case.pixel_values()).feature_maps
-        actual = {f"feature_{level}": map_ for level, map_ in enumerate(maps)}
+        actual = {f"feature_{level}": feature_map for level, feature_map in enumerate(maps)}
         actual["logits"], actual["auxiliary_logits"] = model.decode_head(maps), model.auxiliary_head(maps)
         actual["segmentation_logits"] = model(case.pixel_values()).logits
     assert actual.keys() == outputs.keys()
@@ -100,7 +100,8 @@ def test_mask2former_over_windows_equals_the_original():
     assert model.config.inference_mode == "slide" and model.config.window_size == case.config["test_cfg"]["crop_size"]
     with torch.no_grad():
         actual = {
-            f"feature_{level}": map_ for level, map_ in enumerate(model.backbone(case.pixel_values()).feature_maps)
+            f"feature_{level}": feature_map
+            for level, feature_map in enumerate(model.backbone(case.pixel_values()).feature_maps)
         }
         actual["sliding_window_logits"] = model(case.pixel_values()).logits
         model.config.inference_mode = "whole"
@@ -118,15 +119,15 @@ def test_classifiers_of_the_hub_become_backbones(name):
     with torch.no_grad():
         maps = backbone(case.pixel_values()).feature_maps
     outputs = case.outputs()
-    for level, map_ in enumerate(maps):
-        assert relative_error(case.sampled(f"feature_{level}", map_), outputs[f"feature_{level}"]) < 2e-6
+    for level, feature_map in enumerate(maps):
+        assert relative_error(case.sampled(f"feature_{level}", feature_map), outputs[f"feature_{level}"]) < 2e-6
     kept = {name: tensor for name, tensor in case.state_dict().items() if name not in case.manifest["not_backbone"]}
     counted = sum(tensor.numel() for name, tensor in kept.items() if "conv_head" not in name)  # running statistics
     assert sum(parameter.numel() for parameter in backbone.parameters()) == counted
 
 
 def test_classifier_files_become_backbones():
-    """The `.pth` files have no prefix; InternImage-T's has no layer scale, which its segmentors start at 1."""
+    """The names in `.pth` files have no prefix. InternImage-T's file has no layer scale, which segmentors start at 1."""
     case = ReferenceCase("internimage/tiny-hub-t")
     state_dict = {name.removeprefix("model."): tensor for name, tensor in case.state_dict().items()}
     names = ("channels", "depths", "groups", "mlp_ratio", "offset_scale", "post_norm")
@@ -135,8 +136,8 @@ def test_classifier_files_become_backbones():
     assert backbone.config.layer_scale_init_value == 1.0 and (backbone.stages[0].blocks[0].spatial.gamma == 1).all()
     outputs = case.outputs()
     with torch.no_grad():
-        for level, map_ in enumerate(backbone(case.pixel_values()).feature_maps):
-            assert relative_error(case.sampled(f"feature_{level}", map_), outputs[f"feature_{level}"]) < 2e-6
+        for level, feature_map in enumerate(backbone(case.pixel_values()).feature_maps):
+            assert relative_error(case.sampled(f"feature_{level}", feature_map), outputs[f"feature_{level}"]) < 2e-6
 
 
 def test_trained_layer_scale_of_a_classifier_is_kept():
@@ -191,7 +192,7 @@ def test_configs_that_do_not_fit_are_refused(change, message):
 
 
 def test_the_classifier_tells_the_number_of_classes():
-    """The configs for Cityscapes say 150, whatever was trained."""
+    """The configs for Cityscapes have 150 classes, unlike the checkpoints."""
     case = ReferenceCase("internimage/tiny-t-upernet")
     config = case.config
     for head in ("decode_head", "auxiliary_head"):
@@ -247,7 +248,7 @@ def test_drop_path_grows_over_all_blocks():
 
 
 def test_does_not_take_the_originals_type():
-    """A type of its own: what OpenGVLab publishes under `internimage` brings its own code."""
+    """OpenGVLab's checkpoints of the type `internimage` load with their own code."""
     assert InternImageConfig.model_type == "seg_internimage" and "internimage" not in CONFIG_MAPPING
 
 
@@ -268,8 +269,8 @@ def test_weights_can_stay_on_disk_until_they_are_needed(tmp_path):
     with torch.no_grad():
         expected = model(images).feature_maps
         accelerate.disk_offload(model, tmp_path, execution_device="cpu")
-        for map_, other in zip(model(images).feature_maps, expected, strict=True):
-            torch.testing.assert_close(map_, other, rtol=1e-5, atol=1e-5)
+        for feature_map, other in zip(model(images).feature_maps, expected, strict=True):
+            torch.testing.assert_close(feature_map, other, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["mlp_ratio", "offset_scale", "layer_norm_eps", "initializer_range"])

@@ -1,10 +1,10 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Segmenter against both originals, and what the common tests do not ask."""
+"""Segmenter against both originals, and tests of its own options."""
 
 import accelerate
 import pytest
 import torch
-from model_tests import SIZES, BackboneTests, SegmentationTests, StockArgumentTests, randomise
+from model_tests import SIZES, BackboneTests, SegmentationTests, randomise
 from reference_cases import ReferenceCase, relative_error
 from torch.nn import functional as F
 from transformers import AutoModelForSemanticSegmentation, ConvNextConfig
@@ -41,14 +41,14 @@ def small_segmenter(backbone_config=None, **changes) -> SegmenterConfig:
     return SegmenterConfig(backbone_config=backbone_config or small_vit(), **{**settings, **changes})
 
 
-class ViTTests(StockArgumentTests, BackboneTests):
+class ViTTests(BackboneTests):
     model_class = SegmenterViTBackbone
     strides = (16,)
 
     def test_too_small_an_image_is_refused(self):
-        """None is too small: it is padded to one patch."""
-        for map_ in self.run(self.model(), self.images(size=(1, 5))):
-            assert map_.shape[2:] == (1, 1) and map_.isfinite().all()
+        """No image is too small: it is padded to one patch."""
+        for feature_map in self.run(self.model(), self.images(size=(1, 5))):
+            assert feature_map.shape[2:] == (1, 1) and feature_map.isfinite().all()
 
 
 class TestViT(ViTTests):
@@ -57,7 +57,7 @@ class TestViT(ViTTests):
 
 
 class TestDistilledWithSmallPatches(ViTTests):
-    """Two tokens in front, patches of 8 pixels, and a map after each of two blocks."""
+    """Two prefix tokens, patches of 8 pixels, and a feature map after each of two blocks."""
 
     strides = (8, 8)
 
@@ -68,7 +68,7 @@ class TestDistilledWithSmallPatches(ViTTests):
 
 
 class TestDinov3(ViTTests):
-    """Rotated queries and keys and registers: a trunk that neither original has."""
+    """A trunk with rotated queries and keys and with registers, which neither original has."""
 
     def config(self):
         return small_vit(trunk="vit_small_patch16_dinov3")
@@ -78,7 +78,7 @@ class SegmenterModelTests(SegmentationTests):
     model_class = SegmenterForSemanticSegmentation
 
     def test_too_small_an_image_is_refused(self):
-        """None is too small: it is padded to one patch."""
+        """No image is too small: it is padded to one patch."""
         (logits,) = self.run(self.model(), self.images(size=(1, 5)))
         assert logits.shape == (2, 5, 1, 5) and logits.isfinite().all()
 
@@ -89,14 +89,14 @@ class TestMaskTransformer(SegmenterModelTests):
 
 
 class TestLinear(SegmenterModelTests):
-    """As the official repository pads, resizes and averages."""
+    """Padding, resizing and averaging of the official repository."""
 
     def config(self):
         return small_segmenter(decoder_type="linear", padding_divisor=16, count_ignored_pixels=False)
 
 
 def compared(name: str) -> tuple[ReferenceCase, SegmenterForSemanticSegmentation]:
-    """A case and its converted model, once its features and logits equal the original's."""
+    """Return a case and its converted model after comparing features and logits with the original's."""
     case = ReferenceCase(f"segmenter/tiny-{name}")
     model = convert_checkpoint(case.state_dict(), case.config)
     outputs = case.outputs()
@@ -143,7 +143,7 @@ def test_equals_the_official_repository(name):
 
 
 def test_a_reloaded_model_is_the_same(tmp_path):
-    """Every field that tells the originals apart is saved."""
+    """Every field that distinguishes the two originals is saved."""
     case, model = compared("official-mask")
     model.save_pretrained(tmp_path)
     loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path)
@@ -230,8 +230,8 @@ def test_positions_stay_on_a_grid_of_as_many_tokens_only_where_the_config_says_s
 def test_patches_of_14_pixels_stay_as_they_are(size):
     backbone = SegmenterViTBackbone(small_vit(trunk="vit_small_patch14_dinov2", pretrain_image_size=70)).eval()
     with torch.no_grad():
-        (map_,) = backbone(torch.randn(1, 3, *size)).feature_maps
-    assert map_.shape == (1, 32, -(-size[0] // 14), -(-size[1] // 14))
+        (feature_map,) = backbone(torch.randn(1, 3, *size)).feature_maps
+    assert feature_map.shape == (1, 32, -(-size[0] // 14), -(-size[1] // 14))
     assert backbone.config.token_stride == 14
 
 
@@ -245,7 +245,7 @@ def test_patches_of_14_pixels_stay_as_they_are(size):
     ids=["convnext", "vit_adapter"],
 )
 def test_over_other_backbones(backbone, decoder, tmp_path):
-    """The decoder reads the last map, at another width than its own."""
+    """The decoder reads the last feature map, whose width differs from its own."""
     config = small_segmenter(backbone, decoder_type=decoder, decoder_hidden_size=16)
     model = SegmenterForSemanticSegmentation(config).eval()
     images, labels = torch.randn(2, 3, 75, 130), torch.randint(5, (2, 75, 130))
@@ -261,7 +261,7 @@ def test_over_other_backbones(backbone, decoder, tmp_path):
 
 @pytest.mark.parametrize("trunk", ["vit_tiny_patch16_384", "beit_base_patch16_224"])
 def test_from_trunk(trunk):
-    """A trunk's weights, under the names of a download; a BEiT has no norm behind its blocks, and ours starts new."""
+    """Load weights under the names of a download. BEiT's have no final norm, so that of the trunk stays."""
     fields = {"num_hidden_layers": 4, "hidden_size": 96, "num_attention_heads": 2, "pretrain_image_size": 128}
     backbone = SegmenterViTBackbone.from_trunk(trunk, pretrained=False, **fields)
     other = SegmenterViTBackbone.from_trunk(trunk, pretrained=False, **{**fields, "pretrain_image_size": 256})

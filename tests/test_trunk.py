@@ -61,7 +61,7 @@ def small_backbone(trunk: str, **fields) -> ViTAdapterBackbone:
 
 
 def theirs(backbone: ViTAdapterBackbone):
-    """timm's own model with the same weights."""
+    """Return timm's own model with the weights of the trunk."""
     config, trunk = backbone.config, backbone.trunk
     model = timm.create_model(
         config.trunk,
@@ -91,9 +91,9 @@ def assert_equals_timm(backbone: ViTAdapterBackbone, tolerance: float) -> None:
         states += trunk.run_blocks(states[-1], 2, len(trunk.blocks) - 1, layout)
         expected = model.forward_intermediates(own_size, norm=False, intermediates_only=True)
     assert len(states) == len(expected)
-    for state, map_ in zip(states, expected, strict=True):
-        map_ = map_.flatten(2).transpose(1, 2)
-        error = (state[:, trunk.num_prefix_tokens :] - map_).norm() / map_.norm()
+    for state, feature_map in zip(states, expected, strict=True):
+        feature_map = feature_map.flatten(2).transpose(1, 2)
+        error = (state[:, trunk.num_prefix_tokens :] - feature_map).norm() / feature_map.norm()
         assert error < tolerance, error
 
 
@@ -114,7 +114,7 @@ def assert_reload_is_bit_equal(backbone: ViTAdapterBackbone, folder: Path) -> No
 
 def assert_every_parameter_gets_a_gradient(backbone: ViTAdapterBackbone) -> None:
     backbone.train().zero_grad()
-    sum(map_.square().mean() for map_ in backbone(torch.randn(2, 3, 64, 128)).feature_maps).backward()
+    sum(feature_map.square().mean() for feature_map in backbone(torch.randn(2, 3, 64, 128)).feature_maps).backward()
     missing = [name for name, tensor in backbone.named_parameters() if tensor.grad is None or not tensor.grad.any()]
     assert missing == []
 
@@ -159,11 +159,11 @@ def test_half_precision_loads_as_it_is_cast(trunk, dtype, tmp_path):
     images = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
         exact = backbone(images).feature_maps
-        for one, other, map_ in zip(
+        for one, other, feature_map in zip(
             backbone.to(dtype)(images.to(dtype)).feature_maps, loaded(images.to(dtype)).feature_maps, exact, strict=True
         ):
             torch.testing.assert_close(one, other)
-            assert (one.float() - map_).norm() / map_.norm() < (0.1 if dtype == torch.bfloat16 else 0.02)
+            assert (one.float() - feature_map).norm() / feature_map.norm() < (0.1 if dtype == torch.bfloat16 else 0.02)
 
 
 @pytest.mark.slow
@@ -199,7 +199,7 @@ def test_half_precision_loads_as_it_is_cast(trunk, dtype, tmp_path):
     ],
 )
 def test_named_trunks_whole(trunk, tmp_path):
-    """The architecture as timm defines it, at full width and depth."""
+    """Build the architecture at full width and depth, as timm defines it."""
     config = ViTAdapterConfig(trunk=needed(trunk), out_features=["stage1", "stage2", "stage3", "stage4"])
     backbone = randomise(ViTAdapterBackbone(config))
     assert_reload_is_bit_equal(backbone, tmp_path)
@@ -227,7 +227,7 @@ def test_relative_position_bias_is_what_an_index_would_gather(grid, num_prefix_t
 
 
 def test_a_smaller_grid_uses_a_part_of_the_table():
-    """Two tokens at a distance of so many patches get the same bias, whatever surrounds them."""
+    """The bias of two tokens depends on the offset between them and not on the grid."""
     table = torch.randn(7 * 11 + 3, 2)
     whole = expanded(table, (4, 6), (4, 6), 1)
     part = expanded(table, (4, 6), (3, 5), 1)
@@ -237,7 +237,7 @@ def test_a_smaller_grid_uses_a_part_of_the_table():
 
 @pytest.mark.parametrize("known", [1, 2, 3, 14])
 def test_a_larger_grid_keeps_the_middle_and_the_ends(known):
-    """And gradients flow to all of the table."""
+    """Gradients flow to the whole table."""
     table = torch.randn((2 * known - 1) ** 2, 1, requires_grad=True)
     wanted = known + 3
     bias = expanded(table, (known, known), (wanted, wanted), 0)
@@ -253,7 +253,7 @@ def test_a_larger_grid_keeps_the_middle_and_the_ends(known):
 
 
 def test_biases_between_known_ones_are_interpolated():
-    """A bias that grows with the distance still does on a larger grid, and never leaves the table's range."""
+    """A bias that grows with the distance grows on a larger grid, too, and stays in the table's range."""
     distances = torch.arange(-4, 5.0).abs()
     table = (distances[:, None] + distances)[..., None].reshape(-1, 1)
     row = expanded(table, (5, 5), (9, 9), 0)[0, 0, 0, :9]
@@ -278,7 +278,7 @@ def test_pretrained_tables_are_resized_as_the_original_does():
 
 
 def test_attention_bias_costs_no_index():
-    """No integer tensor of (tokens)^2 elements is made on the way to the biases."""
+    """The biases are expanded without an integer tensor of (tokens)^2 elements."""
     sizes = {True: 0, False: 0}  # of the largest tensor of floating-point numbers, and of any others
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
@@ -297,17 +297,17 @@ def test_attention_bias_costs_no_index():
     assert sizes[True] >= 2 * (16 * 20) ** 2 > 100 * sizes[False]
 
 
-def test_interpolation_does_not_remember_who_asked_first():
-    """It is cached: on the meta device, in inference mode, and then for training."""
+def test_interpolation_does_not_depend_on_its_first_caller():
+    """Its numbers are cached: used on the meta device, in inference mode, and then for training."""
     backbone = small_backbone("beit_base_patch16_224", pretrain_image_size=64).double()
     with torch.device("meta"):
         ViTAdapterBackbone(backbone.config)(torch.empty(1, 3, 160, 96))
     with torch.inference_mode():
         expected = backbone.eval()(torch.ones(1, 3, 160, 96, dtype=torch.float64)).feature_maps
     maps = backbone(torch.ones(1, 3, 160, 96, dtype=torch.float64)).feature_maps
-    sum(map_.mean() for map_ in maps).backward()
-    for map_, other in zip(maps, expected, strict=True):
-        torch.testing.assert_close(map_.detach(), other.clone())
+    sum(feature_map.mean() for feature_map in maps).backward()
+    for feature_map, other in zip(maps, expected, strict=True):
+        torch.testing.assert_close(feature_map.detach(), other.clone())
 
 
 @pytest.mark.parametrize("trunk", ["beit_base_patch16_224", "vit_small_patch16_dinov3"])
@@ -322,6 +322,35 @@ def test_compiles_whole_for_two_sizes(trunk, backbone_class):
             images = torch.randn(1, 3, *size)
             for one, other in zip(compiled(images).feature_maps, backbone(images).feature_maps, strict=True):
                 torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("trunk", "fields"),
+    [
+        ("vit_tiny_patch16_224", {"window_sizes": [3, 0, 2, 5], "use_prefix_tokens": False}),
+        ("beit_base_patch16_224", {}),
+        ("eva02_tiny_patch14_224", {}),  # one projection to queries, keys and values, biases without keys
+        ("eva02_base_patch14_448", {}),
+        ("vit_small_patch16_rope_mixed_224", {}),
+    ],
+)
+def test_layers_are_called_and_their_results_stay(trunk, fields):
+    backbone = small_backbone(needed(trunk), **fields).eval()
+    seen, with_gradient = {}, set()
+    layers = {
+        name: layer
+        for name, layer in backbone.trunk.named_modules()
+        if next(layer.parameters(recurse=False), None) is not None and name != "embeddings"
+    }
+    for name, layer in layers.items():
+        assert not isinstance(layer, torch.nn.Linear) or type(layer) is torch.nn.Linear
+        layer.register_forward_hook(lambda _, inputs, output, name=name: seen.update({name: (output, output.clone())}))
+        layer.register_full_backward_hook(lambda *_, name=name: with_gradient.add(name))
+    images = torch.randn(1, 3, 64, 96, requires_grad=True)
+    sum(feature_map.square().mean() for feature_map in backbone(images).feature_maps).backward()
+    assert seen.keys() == layers.keys()
+    assert [name for name, (output, copied) in seen.items() if not torch.equal(output, copied)] == []
+    assert with_gradient >= layers.keys() - {"rotary"}  # which has no input that a gradient flows to
 
 
 # Weights from timm
@@ -361,7 +390,7 @@ def test_from_trunk_names_what_there_is(trunk, message):
         ("vit_small_patch16_rope_mixed_224", {}),
     ],
 )
-def test_timm_weights_find_their_places(trunk, fields):
+def test_timm_weights_load(trunk, fields):
     backbone = small_backbone(needed(trunk), **fields)
     source = randomise(theirs(small_backbone(trunk)))
     grid = source.patch_embed.grid_size
@@ -370,7 +399,9 @@ def test_timm_weights_find_their_places(trunk, fields):
         assert_equals_timm(backbone, 1e-5)
     else:
         with torch.no_grad():
-            assert all(map_.isfinite().all() for map_ in backbone.eval()(torch.randn(1, 3, 64, 64)).feature_maps)
+            assert all(
+                feature_map.isfinite().all() for feature_map in backbone.eval()(torch.randn(1, 3, 64, 64)).feature_maps
+            )
 
 
 def test_weights_of_another_shape_are_refused():
@@ -383,7 +414,7 @@ def test_weights_of_another_shape_are_refused():
 
 
 def test_layer_scale_can_be_added_to_weights_without():
-    """As ViT-Adapter does with every ViT: it starts at the config's value."""
+    """ViT-Adapter adds layer scales to every ViT. They start at the config's value."""
     backbone = small_backbone("vit_tiny_patch16_224", layer_scale_init_value=1.0)
     backbone.trunk.blocks[0].ls1.gamma.data.fill_(1.0)
     source = theirs(small_backbone("vit_tiny_patch16_224"))
@@ -407,7 +438,7 @@ def test_contradictions_are_refused(fields, message):
 
 
 def test_from_trunk_loads_what_timm_downloads(tmp_path):
-    """Through timm and the Hub's cache, in a process that may not download."""
+    """timm finds the weights in the Hub's cache, in a process without downloads."""
     name = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
     model = timm.create_model("vit_tiny_patch16_224", num_classes=1000)
     snapshot = tmp_path / "hub" / f"models--timm--{name}" / "snapshots" / ("0" * 40)
