@@ -58,7 +58,7 @@ class TestL(InternImageTests):
 
 
 class TestH(InternImageTests):
-    """Norms of inputs and outputs, gates, a larger depthwise kernel, norms between blocks, points without the center."""
+    """Norms of inputs and outputs, gates, a larger depthwise kernel, norms between blocks, no center point."""
 
     def config(self):
         return small_internimage(
@@ -127,7 +127,7 @@ def test_classifiers_of_the_hub_become_backbones(name):
 
 
 def test_classifier_files_become_backbones():
-    """The names in `.pth` files have no prefix. InternImage-T's file has no layer scale, which segmentors start at 1."""
+    """Names in `.pth` files have no prefix. InternImage-T's file has no layer scale, which segmentors start at 1."""
     case = ReferenceCase("internimage/tiny-hub-t")
     state_dict = {name.removeprefix("model."): tensor for name, tensor in case.state_dict().items()}
     names = ("channels", "depths", "groups", "mlp_ratio", "offset_scale", "post_norm")
