@@ -8,6 +8,7 @@ import torch
 from test_internimage import small_internimage
 from test_seg_upernet import small_head as small_upernet
 from test_segmenter import small_segmenter, small_vit
+from test_vit_adapter import small_config as small_adapter
 from transformers import (
     AutoBackbone,
     AutoConfig,
@@ -49,7 +50,7 @@ CONVNEXT = {"hidden_sizes": [8, 16, 16, 24], "depths": [1, 1, 1, 1], "out_featur
         (lambda: ViTCoMerConfig(layerscale_value=0.5), "layer_scale_init_value", 0.5),
         (lambda: ViTAdapterConfig(intermediate_size=768), "mlp_ratio", 4.0),
         (lambda: InternImageConfig(hidden_sizes=[64, 128, 256, 512]), "embed_dim", 64),
-        (lambda: SegMask2FormerConfig(dropout=0.0, feature_size=256), "hidden_dim", 256),
+        (lambda: SegMask2FormerConfig(dropout=0.0, feature_size=64, hidden_size=64), "hidden_dim", 64),
     ],
 )
 def test_names_of_stock_configs_work(make, name, value, tmp_path):
@@ -151,7 +152,9 @@ def test_a_saved_segmenter_with_the_old_field_loads(tmp_path):
     )
 
 
-@pytest.mark.parametrize("config", [small_vit(num_channels=4), small_internimage(num_channels=4)])
+@pytest.mark.parametrize(
+    "config", [small_vit(num_channels=4), small_internimage(num_channels=4), small_adapter(num_channels=4)]
+)
 def test_images_of_other_channels(config):
     backbone = AutoBackbone.from_config(config).eval()
     assert backbone.get_input_embeddings().weight.shape[1] == 4

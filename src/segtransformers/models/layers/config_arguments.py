@@ -48,12 +48,14 @@ class ChecksArguments:
         return {}
 
     def __post_init__(self, **kwargs):
+        self.set_aliases(kwargs)
         super().__post_init__(**self._checked(kwargs))  # type: ignore[misc]
 
     def set_aliases(self, arguments: dict[str, Any]) -> None:
         """Set the fields that `attribute_map` has other names for, and take these names out of `arguments`.
 
-        transformers does so at the end. Call it first where other fields are computed from the aliased ones.
+        transformers does so at the end of its own `__post_init__`. A subclass that computes fields from aliased ones
+        calls this first.
         """
         for name in set(arguments) & set(self.attribute_map):
             setattr(self, name, arguments.pop(name))
