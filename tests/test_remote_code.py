@@ -18,7 +18,7 @@ from segtransformers import (
     ViTAdapterConfig,
     ViTCoMerConfig,
 )
-from segtransformers.hub.registration import BACKBONES, SEGMENTATION_MODELS
+from segtransformers.hub.registration import BACKBONES, MODELS
 from segtransformers.remote_code import MODULE
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
@@ -34,9 +34,9 @@ def entries(folder, file="config.json") -> dict:
     return json.loads((folder / file).read_text())["auto_map"]
 
 
-@pytest.mark.parametrize("names", [*BACKBONES, *SEGMENTATION_MODELS], ids=lambda names: names.config)
+@pytest.mark.parametrize("names", MODELS, ids=lambda names: names.config)
 def test_every_config_names_classes_that_its_module_imports(tmp_path, names):
-    names.load(names.config)().save_pretrained(tmp_path)
+    getattr(segtransformers, names.config)().save_pretrained(tmp_path)
     imported: dict = {}
     exec((tmp_path / f"{MODULE}.py").read_text(), imported)
     auto_classes = ("AutoBackbone", "AutoModel") if names in BACKBONES else ("AutoModelForSemanticSegmentation",)

@@ -1,0 +1,94 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""Help, listings and mistyped commands answer at once: they import neither torch nor transformers."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from segtransformers import __version__
+
+COMMANDS = (
+    "build-kernels",
+    "check-data",
+    "convert",
+    "demo",
+    "evaluate",
+    "export",
+    "info",
+    "push",
+    "recipes",
+    "segment",
+    "train",
+)
+# arguments -> exit status, and a part of the output
+INVOCATIONS = {
+    (): (2, "Usage: segtransformers"),
+    ("-h",): (0, "Usage: segtransformers"),
+    ("--help",): (0, "Usage: segtransformers"),
+    ("--version",): (0, f"segtransformers {__version__}\n"),
+    ("recipes",): (0, "upernet_deit_adapter_tiny_512_160k_ade20k  ade20k"),
+    ("recipes", "upernet_deit_adapter_tiny_512_160k_ade20k"): (0, '"layer_decay"'),
+    ("recipes", "upernet"): (1, "error: "),
+    ("convert",): (1, "error: name the family of the checkpoint first"),
+    ("convert", "segmenter", "-h"): (0, "usage: segtransformers convert segmenter"),
+    ("convert", "segmenter", "--output", "x"): (2, "--checkpoint"),
+    ("segmnt",): (2, "No such command 'segmnt'"),
+    ("segment", "--widow", "3"): (2, "No such option: --widow"),
+    ("evaluate", "--model", "packaged"): (2, "Missing option '--data'"),
+    ("train",): (2, "Missing option '--data'"),
+    **{(command, option): (0, f"segtransformers {command}") for command in COMMANDS for option in ("-h", "--help")},
+}
+RUN_WITHOUT_HEAVY_PACKAGES = """
+import json
+import sys
+
+HEAVY = {"datasets", "gradio", "huggingface_hub", "kernels", "numpy", "PIL", "scipy", "timm", "torch", "transformers"}
+
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in HEAVY:
+            raise AssertionError(f"{name} was imported")
+
+
+sys.meta_path.insert(0, Refuse())
+from typer.testing import CliRunner
+
+from segtransformers.cli import app
+
+results = []
+for arguments in json.load(sys.stdin):
+    result = CliRunner().invoke(app, arguments, prog_name="segtransformers")
+    refused = isinstance(result.exception, AssertionError)
+    results.append([result.exit_code, str(result.exception) if refused else result.output])
+print(json.dumps(results))
+"""
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[tuple[str, ...], list]:
+    """Exit status and output of every invocation, in one process that refuses to import heavy packages."""
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_WITHOUT_HEAVY_PACKAGES],
+        input=json.dumps(list(INVOCATIONS)),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return dict(zip(INVOCATIONS, json.loads(done.stdout), strict=True))
+
+
+@pytest.mark.parametrize("arguments", INVOCATIONS, ids=" ".join)
+def test_output(results, arguments):
+    status, output = results[arguments]
+    expected_status, part = INVOCATIONS[arguments]
+    assert part in output and status == expected_status, output
+
+
+def test_every_command_is_tested():
+    from segtransformers.cli import app
+
+    names = [command.name or command.callback.__name__.replace("_", "-") for command in app.registered_commands]
+    assert sorted(names) == list(COMMANDS)
