@@ -61,8 +61,9 @@ class SegmentationPipeline(ImageSegmentationPipeline):
         progress: bool = False,
         **kwargs,
     ):
-        is_loaded_here = isinstance(model, str | os.PathLike)
-        if is_loaded_here:
+        is_loaded_here = False
+        if isinstance(model, str | os.PathLike):
+            is_loaded_here = True
             if kwargs.get("image_processor") is None:
                 kwargs["image_processor"] = AutoImageProcessor.from_pretrained(model)
             model = AutoModelForSemanticSegmentation.from_pretrained(model)
