@@ -83,8 +83,13 @@ def evaluate(
     """
     import torch
 
-    from ..evaluation import compare_with_published, evaluate_segmentation, results_table, why_not_comparable
-    from ..evaluation.resume_log import ResumeLog
+    from ..evaluation import (
+        ResumeLog,
+        compare_with_published,
+        evaluate_segmentation,
+        results_table,
+        why_not_comparable,
+    )
     from ..published import published_row
 
     with _process_group() as (rank, device_of_process), one_line_errors(ValueError, OSError, ImportError):

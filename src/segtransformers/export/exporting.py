@@ -119,7 +119,8 @@ def read_description(path: str | os.PathLike) -> dict[str, Any]:
 def traced(model: PreTrainedModel, size: Sequence[int], dynamic_batch: bool = False) -> torch.export.ExportedProgram:
     """Trace the `torch.export` program from `pixel_values` `(B, 3, *size)` to `logits`.
 
-    The program runs on whole images, also if the model has a sliding window. Other threads may run the model meanwhile.
+    The program runs on whole images, also if the model has a sliding window. Other threads may run the model meanwhile;
+    deformable operators use plain PyTorch in all threads until the program is traced.
 
     Args:
         model: in evaluation mode.
