@@ -25,8 +25,8 @@ from segtransformers import (
 )
 from segtransformers.models.trunk.architectures import describe_trunk
 from segtransformers.models.trunk.positions import (
+    RelativePositionBias,
     offset_interpolation,
-    relative_position_bias,
     resize_relative_position_table,
 )
 from segtransformers.models.trunk.pretrained import load_trunk_weights
@@ -209,7 +209,7 @@ def test_named_trunks_whole(trunk, tmp_path):
 
 def expanded(table, table_grid, grid, num_prefix_tokens):
     interpolation = offset_interpolation(table_grid, grid, table.dtype, table.device)
-    return relative_position_bias(table, table_grid, grid, num_prefix_tokens, interpolation)
+    return RelativePositionBias(table_grid, num_prefix_tokens)(table, grid, interpolation)
 
 
 @pytest.mark.parametrize("grid", [(4, 4), (4, 7), (1, 3), (9, 2)])

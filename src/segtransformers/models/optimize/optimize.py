@@ -13,6 +13,7 @@ from ..layers.initialization import LOAD_AGAIN, SegmentationModelMixin
 from .channels_last import use_channels_last
 from .norm_folding import fold_norms
 from .onednn_linear import use_onednn_for_linear
+from .position_bias import share_position_bias_memory
 from .upernet_head import use_fast_upernet_head
 from .winograd import use_winograd
 
@@ -24,6 +25,7 @@ OPTIMIZATIONS: dict[str, Callable[[nn.Module], int]] = {
     "channels_last": use_channels_last,
     "upernet_head": use_fast_upernet_head,
     "winograd": use_winograd,
+    "position_bias": share_position_bias_memory,
     "onednn_linear": use_onednn_for_linear,
 }
 

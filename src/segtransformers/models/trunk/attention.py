@@ -7,8 +7,6 @@ Sources: the windows follow `segmentation/mmseg_custom/models/backbones/base/{vi
 czczup/ViT-Adapter; BEiT (https://arxiv.org/abs/2106.08254); EVA-02 (https://arxiv.org/abs/2303.11331).
 """
 
-import math
-
 import torch
 from timm.layers import Attention as PlainAttention
 from timm.layers import apply_rot_embed_cat
@@ -45,7 +43,7 @@ class WindowAttention(nn.Module):
     def forward(self, tokens: torch.Tensor, grid: Grid) -> torch.Tensor:
         """Attend in the windows of a grid `(h, w)`: from `(B, h * w, C)` to the same."""
         (height, width), window = grid, self.window
-        rows, columns = math.ceil(height / window), math.ceil(width / window)
+        rows, columns = (height + window - 1) // window, (width + window - 1) // window
         padding = (0, 0, 0, columns * window - width, 0, rows * window - height)
         if self.pad_before_projection:
             qkv = self.qkv(F.pad(tokens.unflatten(1, grid), padding))

@@ -16,7 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from ..layers.token_grid import Grid
 from .attention import BeitTrunkAttention, EvaTrunkAttention, WindowAttention
 from .configuration_trunk import TrunkConfig
-from .positions import num_relative_positions, relative_position_bias
+from .positions import RelativePositionBias, num_relative_positions
 
 
 class PlainTrunkBlock(GradientCheckpointingLayer):
@@ -56,15 +56,16 @@ class BeitTrunkBlock(GradientCheckpointingLayer):
 
     def __init__(self, block: TimmBeitBlock, num_prefix_tokens: int, table_grid: Grid | None):
         super().__init__()
-        self.num_prefix_tokens, self.table_grid = num_prefix_tokens, table_grid
         self.norm1 = block.norm1
         self.attn = BeitTrunkAttention(block.attn)
         self.drop_path1 = block.drop_path1
         self.norm2, self.mlp = block.norm2, block.mlp
         self.drop_path2 = block.drop_path2
         self.gamma_1, self.gamma_2 = block.gamma_1, block.gamma_2
+        self.position_bias: nn.Module | None = None
         self.relative_position_bias_table: nn.Parameter | None = None
         if table_grid is not None:
+            self.position_bias = RelativePositionBias(table_grid, num_prefix_tokens)
             rows = num_relative_positions(table_grid) + (3 if num_prefix_tokens else 0)
             self.relative_position_bias_table = nn.Parameter(torch.zeros(rows, block.attn.num_heads))
 
@@ -76,17 +77,12 @@ class BeitTrunkBlock(GradientCheckpointingLayer):
         Args:
             positions: see [`offset_interpolation`].
         """
-        attended = self.attn(self.norm1(tokens), self.logit_bias(grid, positions))
+        bias = None
+        if self.position_bias is not None:
+            bias = self.position_bias(self.relative_position_bias_table, grid, positions)
+        attended = self.attn(self.norm1(tokens), bias)
         tokens = tokens + self.drop_path1(_scaled(attended, self.gamma_1))
         return tokens + self.drop_path2(_scaled(self.mlp(self.norm2(tokens)), self.gamma_2))
-
-    def logit_bias(self, grid: Grid, interpolation: tuple[torch.Tensor, torch.Tensor] | None) -> torch.Tensor | None:
-        """Return the bias on the attention logits, see [`relative_position_bias`]; None without a table."""
-        if self.relative_position_bias_table is None or self.table_grid is None:
-            return None
-        return relative_position_bias(
-            self.relative_position_bias_table, self.table_grid, grid, self.num_prefix_tokens, interpolation
-        )
 
 
 class EvaTrunkBlock(GradientCheckpointingLayer):

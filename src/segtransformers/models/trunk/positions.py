@@ -8,6 +8,7 @@ import functools
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from ..layers.token_grid import Grid
@@ -18,13 +19,7 @@ def num_relative_positions(grid: Grid) -> int:
     return (2 * grid[0] - 1) * (2 * grid[1] - 1)
 
 
-def relative_position_bias(
-    table: torch.Tensor,
-    table_grid: Grid,
-    grid: Grid,
-    num_prefix_tokens: int,
-    interpolation: tuple[torch.Tensor, torch.Tensor] | None,
-) -> torch.Tensor:
+class RelativePositionBias(nn.Module):
     """Expand a table of relative position biases to the bias on the attention logits of every head.
 
     The table serves the grid that it was made for and, in part, any smaller grid: the same offset keeps its bias. On a
@@ -34,75 +29,84 @@ def relative_position_bias(
     No index of `(tokens, tokens)` is built on the way.
 
     Args:
-        table: `((2 * h' - 1) * (2 * w' - 1) + 3, heads)` for `table_grid` `(h', w')`: query minus key, rows first; then
-            class token to patch, patch to class token, class token to itself. Without prefix tokens the last three rows
-            are missing.
-        grid: `(h, w)` of the patch tokens.
+        table_grid: token grid `(h', w')` that the table is made for.
         num_prefix_tokens: 0 or 1, the class token in front of the patches.
-        interpolation: see [`offset_interpolation`].
-
-    Returns:
-        `(1, heads, tokens, tokens)`, queries first, where tokens = num_prefix_tokens + h * w.
     """
-    rows, columns = (2 * side - 1 for side in table_grid)
-    offsets = table[: rows * columns].t().unflatten(1, (rows, columns))
-    if interpolation is not None:
+
+    def __init__(self, table_grid: Grid, num_prefix_tokens: int):
+        super().__init__()
+        self.table_grid, self.num_prefix_tokens = table_grid, num_prefix_tokens
+
+    def forward(
+        self, table: torch.Tensor, grid: Grid, interpolation: tuple[torch.Tensor, torch.Tensor] | None
+    ) -> torch.Tensor:
+        """Return the bias `(1, heads, tokens, tokens)`, queries first, where tokens = num_prefix_tokens + h * w.
+
+        Args:
+            table: `((2 * h' - 1) * (2 * w' - 1) + 3, heads)`: query minus key, rows first; then class token to patch,
+                patch to class token, class token to itself. Without prefix tokens the last three rows are missing.
+            grid: `(h, w)` of the patch tokens.
+            interpolation: see [`offset_interpolation`].
+        """
+        offsets = self.offset_biases(table, interpolation)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or table.device.type != "cpu":
+            return self._expand(table, offsets, grid)
+        # no gradient flows through these writes, which take an eighth of the time on a CPU
+        tokens = self.num_prefix_tokens + grid[0] * grid[1]
+        bias = offsets.new_empty((1, table.shape[1], tokens, tokens))
+        self.write(bias, table, offsets, grid)
+        return bias
+
+    def offset_biases(
+        self, table: torch.Tensor, interpolation: tuple[torch.Tensor, torch.Tensor] | None
+    ) -> torch.Tensor:
+        """Return the biases of all offsets on a grid `(h, w)`, `(heads, 2 * h - 1, 2 * w - 1)`."""
+        rows, columns = (2 * side - 1 for side in self.table_grid)
+        offsets = table[: rows * columns].t().unflatten(1, (rows, columns))
+        if interpolation is None:
+            return offsets
         vertical, horizontal = interpolation
-        offsets = (vertical @ offsets.to(vertical.dtype) @ horizontal.t()).to(table.dtype)
-    corner = table[-3:, :, None, None] if num_prefix_tokens else None
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or table.device.type != "cpu":
-        return _expanded(offsets, grid, corner)
-    # no gradient flows through these writes, which take an eighth of the time on a CPU
-    tokens = num_prefix_tokens + grid[0] * grid[1]
-    bias = offsets.new_empty((1, table.shape[1], tokens, tokens))
-    write_relative_position_bias(bias, offsets, grid, corner)
-    return bias
+        return (vertical @ offsets.to(vertical.dtype) @ horizontal.t()).to(table.dtype)
 
+    def _expand(self, table: torch.Tensor, offsets: torch.Tensor, grid: Grid) -> torch.Tensor:
+        height, width = grid
+        count = height * width
+        # query (row, column), key (row', column'): offset (row + height - 1 - row', column + width - 1 - column')
+        windows = offsets.unfold(1, height, 1).unfold(2, width, 1).flip(3, 4)
+        patches = windows.reshape(-1, count, count)
+        if not self.num_prefix_tokens:
+            return patches[None]
+        to_patch, from_patch, to_itself = table[-3:, :, None, None]
+        # fused attention on a GPU wants rows of a multiple of 8 elements in memory
+        filler = patches.new_zeros((patches.shape[0], 1, (8 - (1 + count) % 8) % 8))
+        first = torch.cat([to_itself, to_patch.expand(-1, 1, count), filler], dim=2)
+        others = torch.cat([from_patch.expand(-1, count, 1), patches, filler.expand(-1, count, -1)], dim=2)
+        return torch.cat([first, others], dim=1)[None, ..., : 1 + count]
 
-def _expanded(offsets: torch.Tensor, grid: Grid, corner: torch.Tensor | None) -> torch.Tensor:
-    """Expand the biases of all offsets to `(1, heads, tokens, tokens)`.
+    def write(self, bias: torch.Tensor, table: torch.Tensor, offsets: torch.Tensor, grid: Grid) -> None:
+        """Write the bias into memory `(1, heads, tokens, tokens)`, each element once.
 
-    Args:
-        offsets: biases of all offsets on the grid `(h, w)`, `(heads, 2 * h - 1, 2 * w - 1)`.
-        corner: biases of class token to patch, patch to class token, and class token to itself, `(3, heads, 1, 1)`.
-    """
-    height, width = grid
-    count = height * width
-    # from query (row, column) to key (row', column'): offset (row + height - 1 - row', column + width - 1 - column')
-    windows = offsets.unfold(1, height, 1).unfold(2, width, 1).flip(3, 4)
-    patches = windows.reshape(-1, count, count)
-    if corner is None:
-        return patches[None]
-    to_patch, from_patch, to_itself = corner
-    # fused attention on a GPU wants rows of a multiple of 8 elements in memory
-    filler = patches.new_zeros((patches.shape[0], 1, (8 - (1 + count) % 8) % 8))
-    first = torch.cat([to_itself, to_patch.expand(-1, 1, count), filler], dim=2)
-    others = torch.cat([from_patch.expand(-1, count, 1), patches, filler.expand(-1, count, -1)], dim=2)
-    return torch.cat([first, others], dim=1)[None, ..., : 1 + count]
-
-
-def write_relative_position_bias(
-    bias: torch.Tensor, offsets: torch.Tensor, grid: Grid, corner: torch.Tensor | None
-) -> None:
-    """Write what [`_expanded`] returns into `bias`, each element once and the keys of a query in one piece."""
-    height, width = grid
-    # all keys of a query in column b, from the top row of offsets to the bottom one
-    keys = offsets.flip(1, 2).unfold(2, width, 1).flip(2).transpose(1, 2).flatten(2)
-    prefix = 0 if corner is None else 1
-    patches = bias[0, :, prefix:, prefix:].unflatten(1, grid)
-    for row in range(height):
-        patches[:, row] = keys[:, :, (height - 1 - row) * width : (2 * height - 1 - row) * width]
-    if corner is not None:
-        to_patch, from_patch, to_itself = corner
-        bias[0, :, :1, 1:] = to_patch
-        bias[0, :, 1:, :1] = from_patch
-        bias[0, :, :1, :1] = to_itself
+        Args:
+            offsets: from `offset_biases`.
+        """
+        height, width = grid
+        # the keys of all queries in one column lie in one piece, from the top row of offsets to the bottom one
+        keys = offsets.flip(1, 2).unfold(2, width, 1).flip(2).transpose(1, 2).flatten(2)
+        prefix = self.num_prefix_tokens
+        patches = bias[0, :, prefix:, prefix:].unflatten(1, grid)
+        for row in range(height):
+            patches[:, row] = keys[:, :, (height - 1 - row) * width : (2 * height - 1 - row) * width]
+        if prefix:
+            to_patch, from_patch, to_itself = table[-3:, :, None, None]
+            bias[0, :, :1, 1:] = to_patch
+            bias[0, :, 1:, :1] = from_patch
+            bias[0, :, :1, :1] = to_itself
 
 
 def offset_interpolation(
     table_grid: Grid, grid: Grid, dtype: torch.dtype, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Return the matrices that resize a table for `table_grid` to another grid, see [`relative_position_bias`].
+    """Return the matrices that resize a table for `table_grid` to another grid, see [`RelativePositionBias`].
 
     Returns:
         `(2 * h - 1, 2 * h' - 1)` and `(2 * w - 1, 2 * w' - 1)` for a grid `(h, w)` and a table for `(h', w')`, float32
@@ -167,7 +171,7 @@ def resize_relative_position_table(table: torch.Tensor, old_grid: Grid, new_grid
     off by 0.4 to 0.6 in relative L2.
 
     Args:
-        table: see [`relative_position_bias`].
+        table: see [`RelativePositionBias`].
 
     Returns:
         `(num_relative_positions(new_grid) + 0 or 3, heads)` in the dtype of `table`.
