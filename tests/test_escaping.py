@@ -1,7 +1,7 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """Text from untrusted files is shown escaped and short."""
 
-from segtransformers.escaping import markdown, printable, short_repr
+from segtransformers.escaping import html_text, markdown, markdown_code, one_line, printable, short_repr
 
 
 def test_terminals_receive_no_control_characters():
@@ -27,3 +27,16 @@ def test_large_and_deep_values_are_shown_short():
 def test_markdown_shows_the_text_itself():
     assert markdown("<b>a*b*</b> [x](y)\n`c`") == r"&lt;b&gt;a\*b\*&lt;/b&gt; \[x\]\(y\)\\n\`c\`"
     assert markdown("it's") == "it's"
+    assert markdown("see https://evil.example") == r"see https\://evil\.example"
+    assert markdown_code("a`b\x1b_c") == r"a'b\x1b_c"
+
+
+def test_html_shows_the_text_itself():
+    assert html_text('<b>"a"\x1b') == r"&lt;b&gt;&quot;a&quot;\x1b"
+
+
+def test_messages_become_one_line():
+    assert one_line("cannot read\n  the file\x1b[1m\n") == r"cannot read the file\x1b[1m"
+    long = one_line("cannot read the file " + "x" * 5000 + ": choose another one")
+    assert len(long) <= 600 and long.startswith("cannot read") and long.endswith("choose another one")
+    assert printable("caf\udce9.png") == r"caf\udce9.png"  # a file name that is no UTF-8

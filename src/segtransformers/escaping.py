@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Show text from untrusted files: in a terminal, and in Markdown."""
+"""Show text from untrusted files: in a terminal, in Markdown, and on a page."""
 
 import html
 import re
@@ -8,6 +8,7 @@ import unicodedata
 from typing import Any
 
 LONGEST = 80  # characters of a shown name or value
+LONGEST_MESSAGE = 600
 # characters that control a terminal, reorder text, are invisible, or cannot be encoded
 _CATEGORIES = ("Cc", "Cf", "Co", "Cs", "Zl", "Zp")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|~])")
@@ -30,6 +31,18 @@ def printable(text: object, longest: int | None = LONGEST) -> str:
     return shown[: max(longest - 3, 0)] + "..."
 
 
+def one_line(message: object, longest: int = LONGEST_MESSAGE) -> str:
+    """Return a message of several lines as one line for a terminal. White space becomes single spaces.
+
+    The middle of a long message is left out, because the end often says what to do.
+    """
+    words = " ".join(str(message).split())
+    if len(words) > longest:
+        tail = longest // 3
+        words = f"{words[: longest - tail - 5]} ... {words[len(words) - tail :]}"
+    return printable(words, 2 * longest)
+
+
 def short_repr(value: Any, longest: int = LONGEST) -> str:
     """Return the representation of a value for an error message, without walking all of a large or deep value."""
     try:
@@ -40,7 +53,18 @@ def short_repr(value: Any, longest: int = LONGEST) -> str:
 
 def markdown(text: object) -> str:
     """Return a text in one line that Markdown and HTML show as it is."""
-    return _MARKDOWN.sub(r"\\\1", html.escape(printable(text, None), quote=True).replace("&#x27;", "'"))
+    shown = _MARKDOWN.sub(r"\\\1", html.escape(printable(text, None), quote=True).replace("&#x27;", "'"))
+    return shown.replace("://", "\\://")  # else GitHub and the Hub make links of addresses
+
+
+def markdown_code(text: object) -> str:
+    """Return a text in one line for a code span outside tables; its own backticks become `'`."""
+    return printable(text, None).replace("`", "'")
+
+
+def html_text(text: object) -> str:
+    """Return a text in one line for HTML, outside tags and in quoted attributes."""
+    return html.escape(printable(text, None), quote=True)
 
 
 def _escaped(character: str) -> str:
