@@ -147,15 +147,3 @@ def test_wrong_options_are_one_line(words, message, tmp_path):
     done = run(write_masks(tmp_path, [0, 1, 2]), *words)
     assert done.exit_code == 1 and message in done.stderr
     assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: ")
-
-
-def test_help_imports_no_torch():
-    code = """
-import sys
-from typer.testing import CliRunner
-from segtransformers.cli import app
-assert CliRunner().invoke(app, ["check-data", "--help"]).exit_code == 0
-print([name for name in ("torch", "transformers", "numpy", "PIL") if name in sys.modules])
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"

@@ -229,17 +229,3 @@ def test_a_wrong_kernel_setting_is_an_error_in_one_line(monkeypatch):
     done = CliRunner().invoke(app, ["info"])
     assert done.exit_code == 1 and not done.stdout
     assert done.stderr.startswith("error: SEGTRANSFORMERS_KERNELS must be one of auto, off, force, got 'nonsense'")
-
-
-def test_help_and_mistyped_options_import_nothing_heavy():
-    code = """
-import sys
-from typer.testing import CliRunner
-from segtransformers.cli import app
-for command in ("segment", "evaluate", "export", "demo"):
-    assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0
-    assert "No such option: --nonsense" in CliRunner().invoke(app, [command, "--nonsense"]).stderr
-print([name for name in ("torch", "transformers", "numpy", "PIL", "gradio") if name in sys.modules])
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"

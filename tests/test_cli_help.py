@@ -35,9 +35,9 @@ INVOCATIONS = {
     ("convert", "segmenter", "-h"): (0, "usage: segtransformers convert segmenter"),
     ("convert", "segmenter", "--output", "x"): (2, "--checkpoint"),
     ("segmnt",): (2, "No such command 'segmnt'"),
-    ("segment", "--widow", "3"): (2, "No such option: --widow"),
     ("evaluate", "--model", "packaged"): (2, "Missing option '--data'"),
     ("train",): (2, "Missing option '--data'"),
+    **{(command, "--widow", "3"): (2, "No such option: --widow") for command in ("segment", "evaluate", "export", "demo")},
     **{(command, option): (0, f"segtransformers {command}") for command in COMMANDS for option in ("-h", "--help")},
 }
 RUN_WITHOUT_HEAVY_PACKAGES = """

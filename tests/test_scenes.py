@@ -145,5 +145,5 @@ def test_multi_scale_and_flip_do_not_harm_the_packaged_model(packaged):
     """They would if the model relied on the noise of single pixels, which resizing smooths away."""
     protocol = InferenceProtocol.multi_scale(packaged[1])
     assert len(protocol.scales) > 1 and protocol.flip
-    seeds = range(100, 120)
+    seeds = range(100, 108)
     assert mean_iou(packaged, seeds, protocol) >= mean_iou(packaged, seeds)

@@ -286,6 +286,7 @@ def test_ctrl_c_stops_both_after_the_same_step(tmp_path):
     assert (tmp_path / f"checkpoint-{step}" / "rng_state_1.pth").exists()
 
 
+@pytest.mark.slow
 def test_sharded_parameters(tmp_path):
     """FSDP gives the same losses as one process, resumable checkpoints, and a model that loads without FSDP."""
     launch_case("sharded", tmp_path)

@@ -311,7 +311,14 @@ def test_interpolation_does_not_depend_on_its_first_caller():
 
 
 @pytest.mark.parametrize("trunk", ["beit_base_patch16_224", "vit_small_patch16_dinov3"])
-@pytest.mark.parametrize("backbone_class", [ViTAdapterBackbone, ViTCoMerBackbone, SegmenterViTBackbone])
+@pytest.mark.parametrize(
+    "backbone_class",
+    [
+        pytest.param(ViTAdapterBackbone, marks=pytest.mark.slow),
+        pytest.param(ViTCoMerBackbone, marks=pytest.mark.slow),
+        SegmenterViTBackbone,  # the trunk alone; test_compile.py has a whole model with interactions
+    ],
+)
 def test_compiles_whole_for_two_sizes(trunk, backbone_class):
     config = backbone_class.config_class(trunk=needed(trunk), pretrain_image_size=64, **SMALL)
     backbone = randomise(backbone_class(config)).eval()
