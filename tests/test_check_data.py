@@ -1,9 +1,6 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """check_dataset, and the command check-data that prints its report."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from PIL import Image

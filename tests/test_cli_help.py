@@ -37,7 +37,7 @@ INVOCATIONS = {
     ("segmnt",): (2, "No such command 'segmnt'"),
     ("evaluate", "--model", "packaged"): (2, "Missing option '--data'"),
     ("train",): (2, "Missing option '--data'"),
-    **{(command, "--widow", "3"): (2, "No such option: --widow") for command in ("segment", "evaluate", "export", "demo")},
+    **{(command, "--widow"): (2, "No such option: --widow") for command in ("segment", "evaluate", "export")},
     **{(command, option): (0, f"segtransformers {command}") for command in COMMANDS for option in ("-h", "--help")},
 }
 RUN_WITHOUT_HEAVY_PACKAGES = """
