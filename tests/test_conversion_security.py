@@ -62,10 +62,14 @@ def _saved(path: Path, content, form: str) -> Path:
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("form", [".pth", "old .pth", ".zip"])
 def test_hostile_checkpoints_run_no_code(tmp_path, form, place):
+    """Weights are read from any place of a file that does not need the hostile object."""
     touched = tmp_path / "was-run"
     file = _saved(tmp_path, PLACES[place](_Touch(touched, "os.system")), form)
-    with pytest.raises(ConversionError, match=r"asks to call .*\.system.* it is refused"):
-        read_checkpoint(file)
+    if place in ("at the top", "among the weights"):
+        with pytest.raises(ConversionError, match=r"holds a \w+\.system"):
+            read_checkpoint(file)
+    else:
+        assert torch.equal(read_checkpoint(file).state_dict["a"], WEIGHTS["a"])
     assert not touched.exists()
     if form == ".pth":  # without protection, the code runs
         torch.load(file, weights_only=False)
@@ -76,8 +80,7 @@ def test_hostile_checkpoints_run_no_code(tmp_path, form, place):
 def test_no_function_is_called(tmp_path, call):
     touched = tmp_path / "was-run"
     torch.save({"state_dict": WEIGHTS, "extra": _Touch(touched, call)}, tmp_path / "file.pth")
-    with pytest.raises(ConversionError, match=r"refused"):
-        read_checkpoint(tmp_path / "file.pth")
+    assert list(read_checkpoint(tmp_path / "file.pth").state_dict) == ["a"]
     assert not touched.exists()
 
 
@@ -131,7 +134,10 @@ class _Tensor:
         ((10**12,), (0,), 4, r"declares a as \(1000000000000,\), but has 16 bytes for it"),
         ((2, 10**9, 3), (0, 0, 1), 4, r"declares a as \(2, 1000000000, 3\), but has 16 bytes for it"),
         ((10**6,), (1,), 4, "declares a tensor larger than its data"),
-        ((4,), (-1,), 4, "declares a tensor larger than its data"),
+        ((4,), (-1,), 4, "a has no valid shape"),
+        ((2**62, 0), (1, 1), 4, "declares a tensor larger than its data"),
+        (([4],), (1,), 4, "a has no valid shape"),
+        ((1,) * 10**5, (1,) * 10**5, 4, "a has no valid shape"),
     ],
 )
 def test_wrong_tensor_sizes_are_refused(tmp_path, shape, stride, count, message):

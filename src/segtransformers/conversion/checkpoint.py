@@ -1,80 +1,38 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Read original checkpoint files without running code from them."""
+"""Read original checkpoint files. Nothing in them is run, and only tensors and plain data are built from them."""
 
-import argparse
-import importlib
+import mmap
 import os
-import pickle
-import re
-import tarfile
 import tempfile
-import zipfile
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
 from safetensors.torch import load_file
+from transformers.utils import logging
 
-from .archive import check_pytorch_archive, check_ratio, unpacked_checkpoint
+from ..escaping import printable, short_repr
+from .archive import is_archive, read_arrays, unpacked_checkpoint
 from .mapping import ConversionError
+from .pickle_reader import StandIn, StoredTensor
+from .pytorch_file import FileError, PyTorchFile, TensorSizeError, read_file
+
+logger = logging.get_logger(__name__)
 
 # keys of the weights in files of mmcv, mmseg and the originals' own trainers
 WEIGHT_KEYS = ("state_dict", "model", "module")
-
-
-class _Dropped:
-    """Inert replacement of an object of the training state: accepts any arguments and state, and keeps nothing."""
-
-    def __new__(cls, *args, **kwargs):
-        return super().__new__(cls)
-
-    def __init__(self, *args, **kwargs):
-        pass
-
-    def __setstate__(self, state):
-        pass
-
-
-# Trainers save these values beside the weights, and torch does not allow them by default. numpy 2 renamed its core
-# module, so its functions are listed under both names. Nothing here has side effects.
-_MULTIARRAY = importlib.import_module("numpy.core.multiarray" if numpy.__version__ < "2" else "numpy._core.multiarray")
-_ALLOWED: list[Any] = [
-    *(
-        (function, f"numpy.{core}.multiarray.{function.__name__}")
-        for core in ("core", "_core")
-        for function in (_MULTIARRAY.scalar, _MULTIARRAY._reconstruct)
-    ),
-    numpy.ndarray,
-    numpy.dtype,
-    *(
-        type(numpy.dtype(code))
-        for code in ("?", "b", "B", "h", "H", "i", "I", "l", "L", "q", "Q", "e", "f", "d", "U", "S")
-    ),
-    argparse.Namespace,
-    # torch fills plain mappings only, so these classes become one
-    *(
-        (OrderedDict, name)
-        for name in ("mmcv.utils.config.ConfigDict", "mmengine.config.config.ConfigDict", "addict.Dict")
-    ),
-    *(
-        (_Dropped, name)
-        for name in (
-            "mmengine.logging.history_buffer.HistoryBuffer",  # its state refers to its methods by getattr
-            "builtins.getattr",
-            "__builtin__.getattr",
-            "datetime.datetime",
-            "datetime.timedelta",
-            "pathlib.PosixPath",
-            "pathlib.WindowsPath",
-            "pathlib._local.PosixPath",
-            "pathlib._local.WindowsPath",
-        )
-    ),
-]
+# keys of averaged weights beside them, in files of timm's and InternImage's trainers
+AVERAGE_KEYS = ("model_ema", "state_dict_ema")
+# Tensors may share numbers; if all did, a model could take any multiple of the file's size.
+_LARGEST_MULTIPLE, _SMALL_SIZE = 4, 2**20
+# modules whose classes trainers save beside the weights
+_KNOWN_MODULES = (
+    *("torch", "numpy", "collections", "argparse", "datetime", "pathlib", "copyreg", "_codecs"),
+    *("mmcv", "mmengine", "mmseg", "mmdet", "addict", "timm", "yacs", "omegaconf"),
+)
+_KNOWN_NAMES = tuple(f"builtins.{name}" for name in ("getattr", "set", "frozenset", "object", "complex", "slice"))
 
 
 @dataclass
@@ -84,13 +42,16 @@ class Checkpoint:
     Attributes:
         state_dict: the weights by their original names.
         meta: the dict `meta` of mmcv (with `CLASSES`, `PALETTE` and the text `config`) or of mmengine (with
-            `dataset_meta` and the text `cfg`); empty if the file has none.
+            `dataset_meta` and the text `cfg`); empty if the file has none. Its objects of other classes than Python's
+            plain ones are [`StandIn`]s.
         others: names of the other entries, such as `optimizer`.
+        average: the averaged weights that some trainers write under a key of their own; empty if the file has none.
     """
 
     state_dict: dict[str, torch.Tensor]
     meta: dict[str, Any] = field(default_factory=dict)
     others: list[str] = field(default_factory=list)
+    average: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -99,81 +60,124 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     A `.zip` archive must hold exactly one checkpoint file. A `.pth.tar` file is a PyTorch file, not an archive.
 
     Raises:
-        ConversionError: if the file is missing, damaged, no checkpoint, or needs code to be run.
+        ConversionError: if the file is missing, damaged, no checkpoint, or larger in memory than in the file.
     """
     path = Path(path)
+    name = printable(path, 200)
     if not path.is_file():
-        raise ConversionError(f"the file {path} does not exist")
-    if path.suffix.lower() == ".safetensors":
-        try:
-            return Checkpoint(load_file(path))
-        except Exception as error:  # a damaged file can raise any error
-            raise ConversionError(f"{path} is damaged or not a safetensors file: {_reason(error)}") from error
-    if path.suffix.lower() == ".npz":
-        try:
-            check_ratio(path)
-            with numpy.load(path, allow_pickle=False) as arrays:
-                return Checkpoint({name: torch.from_numpy(arrays[name]) for name in arrays.files})
-        except ConversionError:
-            raise
-        except Exception as error:  # a damaged file can raise any error
-            raise ConversionError(f"{path} is damaged or not a file of numpy arrays: {_reason(error)}") from error
-    if path.suffix.lower() != ".zip":
-        return _read(path, str(path))
-    with tempfile.TemporaryDirectory() as folder:
-        # except on Windows, a memory-mapped file may be deleted
-        return _read(unpacked_checkpoint(path, Path(folder)), f"the checkpoint in {path}", mmap=os.name != "nt")
-
-
-def _read(path: Path, name: str, mmap: bool = True) -> Checkpoint:
-    if tarfile.is_tarfile(path):
-        raise ConversionError(f"{name} is a tar archive: unpack it and pass the checkpoint in it")
-    check_pytorch_archive(path, name)
+        raise ConversionError(f"{name} is not a file" if path.exists() else f"the file {name} does not exist")
     try:
-        with torch.serialization.safe_globals(_ALLOWED):
-            mmap = mmap and zipfile.is_zipfile(path)  # the format before torch 1.6 cannot be memory-mapped
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError as error:
-        refused = re.search(
-            r"GLOBAL ([\w.]+\w)|unrecognized (?:function|class) ([^\n]+)|got (<class [^\n]+>)", str(error)
-        )
-        if refused is None:
-            raise ConversionError(f"{name} is damaged or not a PyTorch checkpoint ({_reason(error)})") from error
-        raise ConversionError(
-            f"{name} asks to call {next(filter(None, refused.groups()))}, which no weights need: it is refused"
-        ) from error
-    except Exception as error:  # a damaged pickle can raise any error
-        if re.search(r"record size|resize storage|calculation overflowed|allocate memory|out of bounds", str(error)):
-            raise ConversionError(f"{name} declares a tensor larger than its data ({_reason(error)})") from error
+        match path.suffix.lower():
+            case ".safetensors":
+                try:
+                    return Checkpoint(load_file(path))
+                except Exception as error:  # a damaged file can raise any error
+                    raise ConversionError(f"{name} is damaged or not a safetensors file: {_reason(error)}") from error
+            case ".npz":
+                return Checkpoint(read_arrays(path, name))
+            case ".zip":
+                with tempfile.TemporaryDirectory() as folder:
+                    unpacked = unpacked_checkpoint(path, Path(folder))
+                    # except on Windows, a mapped file may be deleted
+                    return _read(unpacked, f"the checkpoint in {name}", mapped=os.name != "nt")
+        return _read(path, name)
+    except MemoryError as error:
+        raise ConversionError(f"the memory does not suffice to read {name}") from error
+
+
+def _read(path: Path, name: str, mapped: bool = True) -> Checkpoint:
+    size = path.stat().st_size
+    if not size:
+        raise ConversionError(f"{name} is damaged or not a PyTorch checkpoint (it is empty)")
+    with path.open("rb") as opened:
+        if kind := is_archive(opened.read(512)):
+            raise ConversionError(f"{name} is a {kind}: unpack it and pass the checkpoint in it")
+        try:
+            if mapped:
+                data = mmap.mmap(opened.fileno(), size, access=mmap.ACCESS_COPY)
+            else:
+                data = mmap.mmap(-1, size)
+                opened.seek(0)
+                opened.readinto(data)
+        except OSError as error:
+            raise ConversionError(f"{name} cannot be mapped into memory: {error.strerror}") from error
+    try:
+        file = read_file(data)
+    except FileError as error:
         raise ConversionError(f"{name} is damaged or not a PyTorch checkpoint ({_reason(error)})") from error
-    return _checkpoint(loaded, name, path.stat().st_size)
+    unknown = sorted(known for known in file.names if not _is_known(known))
+    if unknown:
+        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+        listed = ", ".join(printable(known) for known in unknown[:3])
+        logger.warning(f"{name} refers to {listed}{more}, which weights do not need: nothing of it was built or called")
+    return _checkpoint(file, name, size)
 
 
-def _checkpoint(loaded: Any, name: str, size: int) -> Checkpoint:
+def _checkpoint(file: PyTorchFile, name: str, size: int) -> Checkpoint:
+    loaded = file.content
     if not isinstance(loaded, Mapping):
-        raise ConversionError(f"{name} holds a {type(loaded).__name__}, not a dict with weights")
+        kind = loaded.name if isinstance(loaded, StandIn) else type(loaded).__name__
+        raise ConversionError(f"{name} holds a {printable(kind)}, not a dict with weights")
     meta = loaded.get("meta")
     weights = next((loaded[key] for key in WEIGHT_KEYS if isinstance(loaded.get(key), Mapping)), loaded)
-    state_dict = {key: value for key, value in weights.items() if isinstance(value, torch.Tensor)}
+    average: Mapping[Any, Any] = next((loaded[key] for key in AVERAGE_KEYS if isinstance(loaded.get(key), Mapping)), {})
+    state_dict = _tensors(file, weights, name, size)
     others = [key for key in weights if key not in state_dict]
-    if state_dict and others and weights is not loaded:
-        raise ConversionError(f"{name} holds a {type(weights[others[0]]).__name__} under {others[0]!r}, not a tensor")
-    for key, tensor in state_dict.items():
-        if tensor.layout != torch.strided:
-            continue  # `checked_tensors` refuses it
-        held = tensor.untyped_storage().nbytes()
-        if tensor.numel() * tensor.itemsize > max(held, size):  # a small constant may be saved expanded
-            raise ConversionError(f"{name} declares {key} as {tuple(tensor.shape)}, but has {held} bytes for it")
+    if others and (state_dict or weights is not loaded):
+        _check_others(weights, others, name, weights is loaded)
     if not state_dict:
-        raise ConversionError(f"{name} holds no weights under {', '.join(WEIGHT_KEYS)}; found {list(loaded)[:8]}")
+        found = ", ".join(short_repr(key, 40) for key in list(loaded)[:8])
+        raise ConversionError(f"{name} holds no weights under {', '.join(WEIGHT_KEYS)}; found {found or 'nothing'}")
     entries = [str(key) for key in loaded if key != "meta" and loaded[key] is not weights and key not in state_dict]
-    return Checkpoint(state_dict, dict(meta) if isinstance(meta, Mapping) else {}, entries)
+    meta = dict(meta) if isinstance(meta, Mapping) else {}
+    return Checkpoint(state_dict, meta, entries, _tensors(file, average, name, size))
+
+
+def _check_others(weights: Mapping[Any, Any], others: list[Any], name: str, is_whole_file: bool) -> None:
+    """Refuse an entry among the weights that is no tensor."""
+    key = others[0]
+    value = weights[key]
+    if isinstance(value, StandIn) and value.name.startswith("torch._utils._rebuild"):
+        raise ConversionError(
+            f"{name} holds a {printable(value.name)} under {short_repr(key)}, expected a dense tensor"
+        )
+    if not is_whole_file:
+        kind = value.name if isinstance(value, StandIn) else type(value).__name__
+        raise ConversionError(f"{name} holds a {printable(kind)} under {short_repr(key)}, not a tensor")
+
+
+def _tensors(file: PyTorchFile, weights: Mapping[Any, Any], name: str, size: int) -> dict[Any, torch.Tensor]:
+    """Return the tensors of a mapping by name.
+
+    Raises:
+        ConversionError: naming a tensor that is larger than its data.
+    """
+    tensors: dict[Any, torch.Tensor] = {}
+    total = 0
+    for key, value in weights.items():
+        if not isinstance(value, StoredTensor):
+            continue
+        shown = printable(key)
+        try:
+            tensor = file.tensor(shown, value)
+        except TensorSizeError as error:
+            raise ConversionError(f"{name} declares a tensor larger than its data ({error})") from error
+        except FileError as error:
+            raise ConversionError(f"{name} is damaged or not a PyTorch checkpoint ({error})") from error
+        needed, held = tensor.numel() * tensor.itemsize, tensor.untyped_storage().nbytes()
+        if needed > max(held, size):  # a small constant may be saved expanded
+            raise ConversionError(f"{name} declares {shown} as {tuple(tensor.shape)}, but has {held} bytes for it")
+        total += needed
+        tensors[key] = tensor
+    if total > _LARGEST_MULTIPLE * size + _SMALL_SIZE:
+        raise ConversionError(f"{name} declares tensors of {total} bytes, but has only {size}: it is refused")
+    return tensors
+
+
+def _is_known(name: str) -> bool:
+    return name.partition(".")[0] in _KNOWN_MODULES or name in _KNOWN_NAMES
 
 
 def _reason(error: Exception) -> str:
-    """Return an error's first line, without torch's advice to load the file unsafely."""
-    text = str(error).partition("WeightsUnpickler error: ")[2] or str(error)
-    if "TorchScript" in text:
-        return "it is a TorchScript archive"
-    text = re.split(r"In PyTorch 2\.6|Re-running|\n", text.strip())[0].strip()
-    return text or type(error).__name__
+    """Return an error's text, short and in one line."""
+    return printable(error, 200) or type(error).__name__

@@ -4,13 +4,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from transformers import PreTrainedModel
 
 from ..datasets import DATASETS, get_dataset_info
 from ..published import published_outputs
 from .checkpoint import Checkpoint
 from .mapping import ConversionError, Settings
+from .pickle_reader import numbers_of
 
 
 def name_classes(model: PreTrainedModel, checkpoint: Checkpoint, chosen: str | None, row: dict[str, Any]) -> str:
@@ -59,7 +59,8 @@ def name_classes(model: PreTrainedModel, checkpoint: Checkpoint, chosen: str | N
         )
     config.id2label = dict(enumerate(names))
     config.label2id = {name: index for index, name in enumerate(names)}
-    if isinstance(palette, list | tuple | np.ndarray) and len(palette) != len(names):
+    palette = numbers_of(palette) or palette  # mmseg draws colours with numpy
+    if isinstance(palette, list | tuple) and len(palette) != len(names):
         return f"{origin}, without its {len(palette)} colours for {len(names)} classes"
     if palette is not None:
         config.palette = _checked_palette(palette, len(names))
@@ -93,7 +94,7 @@ def reduces_labels(config: Mapping[str, Any], dataset: str | None, meta: Mapping
 
 
 def _checked_palette(palette: Any, count: int) -> list[list[int]]:
-    """Check mmseg's palette, a list or a numpy array, and return it as lists of integers.
+    """Check mmseg's palette and return it as lists of integers.
 
     Raises:
         ConversionError: if it does not have `count` colours of three values from 0 to 255.
