@@ -1,6 +1,8 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """The command line as a user types it: images of many kinds and sizes, and wrong arguments."""
 
+import json
+import os
 import subprocess
 import sys
 
@@ -21,6 +23,7 @@ from segtransformers import example_image_path, packaged_model_path
 from segtransformers.cli import app
 from segtransformers.cli.common import load_model
 from segtransformers.datasets.scenes import SCENE_CLASSES, draw_scene
+from segtransformers.inference import segment_image
 from segtransformers.packaged import known_model
 from segtransformers.visualization import class_areas, distinct_colours, draw_overlay, draw_segmentation
 
@@ -118,15 +121,115 @@ def test_images_are_turned_as_their_exif_data_say(tmp_path):
 
 
 def test_several_images_and_folders(tmp_path):
+    """Folders are searched, results are named after the images, and only equal names get a number."""
     inside = tmp_path / "images"
-    inside.mkdir()
-    for name in ("a.png", "b.jpg"):
+    (inside / "deep").mkdir(parents=True)
+    for name in ("a.png", "b.v2.jpg", "b.v2.png", "deep/a.png", ".hidden.png"):
         random_image().save(inside / name)
     (inside / "notes.txt").write_text("no image")
+    os.mkfifo(inside / "pipe.png")
     random_image().save(tmp_path / "a.png")
-    result = run("segment", inside, tmp_path / "a.png", "--output", tmp_path / "out")
+    result = run("segment", inside, tmp_path / "a.png", "--output", inside / "out")
     assert result.exit_code == 0, result.stderr
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a-1.png", "a-3.png", "b-2.png"]
+    written = ["a-2.png", "a.png", "b.v2-2.png", "b.v2.png", "deep/a.png"]
+    assert files_in(inside / "out") == written
+    assert "replaced" not in result.stderr
+    again = run("segment", inside, tmp_path / "a.png", "--output", inside / "out")  # the results are no images
+    assert again.exit_code == 0 and files_in(inside / "out") == written
+    assert f"note: {inside / 'out' / 'a.png'} and 4 more files will be replaced" in again.stderr
+    assert_refused(run("segment", inside, "--output", inside), "choose another folder")
+
+
+def files_in(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_label_maps(tmp_path):
+    network, processor = load_model("packaged", "cpu", optimize=True)
+    expected = segment_image(network, processor, example_image_path()).numpy()
+    result = run(
+        "segment", example_image_path(), "--label-maps", tmp_path / "a" / "b", "--colour-maps", tmp_path / "colours"
+    )
+    assert result.exit_code == 0, result.stderr
+    assert files_in(tmp_path) == ["a/b/example_scene.png", "colours/example_scene.png"]  # and no segmentation.png
+    labels = Image.open(tmp_path / "a" / "b" / "example_scene.png")
+    assert labels.mode == "L" and np.array_equal(np.asarray(labels), expected)
+    colours = np.asarray(Image.open(tmp_path / "colours" / "example_scene.png").convert("RGB"))
+    assert np.array_equal(colours, np.asarray(network.config.palette, np.uint8)[expected])
+    both = run("segment", "--label-maps", tmp_path / "c", "--colour-maps", tmp_path / "c")
+    assert_refused(both, "--label-maps and --colour-maps need different folders")
+    assert_refused(run("segment", "--label-maps", tmp_path / "c.png"), "must be a folder")
+
+
+def test_label_maps_of_many_classes_have_16_bits(tmp_path):
+    folder = small_segformer(tmp_path / "model", num_labels=300)
+    random_image().save(tmp_path / "a.png")
+    result = run("segment", tmp_path / "a.png", "--model", folder, "--label-maps", tmp_path / "maps")
+    assert result.exit_code == 0, result.stderr
+    labels = Image.open(tmp_path / "maps" / "a.png")
+    assert labels.mode == "I;16" and labels.size == (96, 64) and np.asarray(labels).max() < 300
+
+
+def test_pipes_are_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    assert_refused(run("segment", tmp_path / "pipe.png", "--output", tmp_path / "o.png"), "is no file, but a pipe")
+    (tmp_path / "model").mkdir()
+    os.mkfifo(tmp_path / "model" / "config.json")
+    for command in (("segment",), ("export", "--output", tmp_path / "o.onnx")):
+        assert_refused(run(*command, "--model", tmp_path / "model"), "config.json is no file, but a pipe")
+
+
+def test_names_from_files_do_not_reach_the_terminal_raw(tmp_path):
+    hostile = "\x1b]0;owned\x07\nerror: \u202e<b>"
+    folder = small_segformer(tmp_path / "model", num_labels=2, names={0: hostile, 1: hostile * 100})
+    image = tmp_path / "a\x1b[2J\udce9.png"
+    random_image().save(image)
+    for output in ("o.png", "missing\x1b[2J/x.xyz"):
+        result = run("segment", image, "--model", folder, "--output", tmp_path / output)
+        for text in (result.stdout, result.stderr):
+            assert "\x1b" not in text and "\u202e" not in text and "\x07" not in text
+            assert "\nerror: \\" not in text and max(map(len, text.splitlines()), default=0) < 700
+    assert "\\x1b[2J" in result.stderr
+
+
+def test_code_that_comes_with_a_model_is_never_run(tmp_path):
+    folder = small_segformer(tmp_path / "model", num_labels=2)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "unheard_of", "auto_map": {"AutoConfig": "code.Config"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    assert_refused(run("segment", "--model", folder, "--output", tmp_path / "o.png"), "cannot load the model")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_wrong_names_are_refused_at_once(tmp_path):
+    """Neither libraries' attempts nor their waits follow, also without a network."""
+    for name in ("nosuch", "no/such/model", "/no/such", "owner/no such"):
+        assert_refused(run("segment", "--model", name, "--output", tmp_path / "o.png"), "there is no such folder")
+
+
+def test_long_paths_and_ascii_consoles(tmp_path):
+    long = "x" * 5000
+    for command in ("segment", "export", "evaluate"):
+        data = ["--model", "packaged", "--data", tmp_path] if command == "evaluate" else []
+        assert_refused(run(command, *data, "--output", tmp_path / long / "o.png"), "File name too long")
+    image = tmp_path / "Straße.png"
+    random_image().save(image)
+    done = subprocess.run(
+        [sys.executable, "-m", "segtransformers", "segment", image, "--output", tmp_path / "öl.png"],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )
+    assert done.returncode == 0 and b"Stra\\xdfe.png" in done.stdout, done.stderr
+
+
+def small_segformer(folder, num_labels, names=None):
+    """Save a small model of transformers, and return its folder."""
+    options = {"id2label": names} if names else {"num_labels": num_labels}
+    config = SegformerConfig(**options, hidden_sizes=[8] * 4, depths=[1] * 4, num_attention_heads=[1] * 4)
+    SegformerForSemanticSegmentation(config).save_pretrained(folder)
+    SegformerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
+    return folder
 
 
 def test_damaged_images_do_not_stop_the_others(tmp_path):

@@ -30,10 +30,10 @@ pytest.importorskip("gradio", reason="gradio is not installed (extra `demo`)")
 import gradio
 
 from segtransformers.cli import demo_page as demo_module
-from segtransformers.cli.demo_page import Demo, label_image, legend, named_models, palette_image
+from segtransformers.cli.demo_page import Demo, legend, named_models
 from segtransformers.datasets.scenes import SCENE_CLASSES, draw_scene
 from segtransformers.inference import InferenceProtocol, segment_image
-from segtransformers.visualization import distinct_colours
+from segtransformers.visualization import distinct_colours, label_image, palette_image
 
 PATIENCE = 120  # seconds; the machine may be busy
 FLAGS = [
@@ -231,10 +231,10 @@ def demo():
 def test_files_of_labels_and_colours():
     labels = np.array([[0, 2], [1, 1]])
     palette = [[0, 0, 0], [255, 0, 0], [0, 0, 255]]
-    assert label_image(labels).mode == "L" and np.array_equal(label_image(labels), labels)
+    assert label_image(labels, 3).mode == "L" and np.array_equal(label_image(labels, 3), labels)
     assert np.array_equal(palette_image(labels, palette).convert("RGB"), np.asarray(palette, np.uint8)[labels])
     many = np.array([[0, 299]])
-    assert label_image(many).mode == "I;16" and np.array_equal(label_image(many), many)
+    assert label_image(many, 300).mode == "I;16" and np.array_equal(label_image(many, 300), many)
     assert palette_image(many, distinct_colours(300)).mode == "RGB"
 
 

@@ -3,6 +3,8 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -312,7 +314,8 @@ def test_command_without_onnxruntime(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--output", "missing/model.onnx"], "cannot write to missing"),
+        (["--output", "file/model.onnx"], "file is a file, where a folder is needed"),
+        (["--output", "."], "is a folder, where a file is needed"),
         (["--output", "model.txt"], "must end in .onnx or .pt2"),
         (["--output", "model.pt2", "--size", "8", "64"], "at least 32 pixels"),
         (["--output", "model.pt2", "--model", "nothing-here"], "cannot load the model nothing-here"),
@@ -320,8 +323,20 @@ def test_command_without_onnxruntime(tmp_path, monkeypatch):
 )
 def test_errors_of_the_command_are_one_line(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("x")
     done = run(*arguments)
     assert done.exit_code == 1 and done.stderr.startswith("error: ") and message in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr and [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files")
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
+    """PyTorch's writer of archives would abort the process. A limit on the size of files stands for the full disk."""
+    command = [sys.executable, "-m", "segtransformers", "export", "--output", "new/model.pt2"]
+    done = subprocess.run(
+        ["bash", "-c", 'ulimit -f 500; exec "$0" "$@"', *command], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "error: cannot write new/model.pt2: File too large\n" in done.stderr, done.stderr
     assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())
 
 

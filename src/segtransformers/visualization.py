@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from .escaping import printable
+
 Palette = Sequence[Sequence[int]]
 BAND_PIXELS = 1 << 20  # pixels blended at once, which limits the memory for huge images
 BACKGROUND, FOREGROUND = (255, 255, 255), (32, 32, 32)  # of the legend
@@ -22,6 +24,30 @@ def distinct_colours(count: int) -> list[list[int]]:
         ]
         for index, hue in enumerate(hues)
     ]
+
+
+def label_image(labels: np.ndarray, num_labels: int) -> Image.Image:
+    """Return a label map as a grey image of class indices: 8 bits, or 16 bits for more than 256 classes.
+
+    Args:
+        labels: class indices `(height, width)`.
+    """
+    return Image.fromarray(labels.astype(np.uint8 if num_labels <= 256 else np.uint16))
+
+
+def palette_image(labels: np.ndarray, palette: Palette) -> Image.Image:
+    """Return a label map in its colours: an image with a palette, or RGB for more than 256 classes.
+
+    Args:
+        labels: class indices `(height, width)`.
+        palette: `[red, green, blue]` of each class, 0 to 255.
+    """
+    colours = np.asarray(palette, dtype=np.uint8)
+    if len(colours) > 256:
+        return Image.fromarray(colours[labels])
+    image = Image.fromarray(labels.astype(np.uint8), mode="P")
+    image.putpalette(colours.flatten().tolist())
+    return image
 
 
 def class_areas(labels: np.ndarray) -> dict[int, float]:
@@ -75,7 +101,7 @@ def draw_legend(names: Mapping[int, str], areas: Mapping[int, float], palette: P
     font, step, pad = ImageFont.load_default(size), round(1.7 * size), size
     max_lines = max((height - pad) // step, 1)
     shown = list(areas)[: max_lines if len(areas) <= max_lines else max_lines - 1]
-    lines = [f"{names.get(index, index)}  {100 * areas[index]:.1f} %" for index in shown]
+    lines = [f"{printable(names.get(index, index))}  {100 * areas[index]:.1f} %" for index in shown]
     if len(shown) < len(areas):
         lines.append(f"and {len(areas) - len(shown)} more")
     width = round(max(font.getlength(line) for line in lines)) + 3 * pad + size
@@ -116,4 +142,6 @@ __all__ = [
     "draw_legend",
     "draw_overlay",
     "draw_segmentation",
+    "label_image",
+    "palette_image",
 ]

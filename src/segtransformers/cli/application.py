@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from ..command_process import prepare_process
 from ..operators.modes import default_mode
 from ..version import __version__
 from .build_kernels import build_kernels
@@ -46,6 +47,7 @@ def _main(
     ] = False,
 ) -> None:
     """Semantic segmentation with ViT-Adapter, ViT-CoMer, InternImage and Segmenter."""
+    prepare_process()
     with one_line_errors(ValueError):
         default_mode()  # checked here, so that no command fails later because of it
 

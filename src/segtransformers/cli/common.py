@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..escaping import printable
+from ..files import check_folder_readable, check_readable
 from ..packaged import known_model
-from .errors import UserError
+from .errors import UserError, describe, note
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -59,16 +61,46 @@ def load_model(name: str, device: str | None, optimize: bool = False) -> "tuple[
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError:
         raise UserError(f"--device {device}: torch has no such device; use cpu, cuda or cuda:1, for example") from None
+    options = check_model_name(folder)
     try:
-        model = AutoModelForSemanticSegmentation.from_pretrained(folder, dtype=torch.float32).to(chosen).eval()
-        processor = AutoImageProcessor.from_pretrained(folder)
+        model = AutoModelForSemanticSegmentation.from_pretrained(folder, dtype=torch.float32, **options)
+        processor = AutoImageProcessor.from_pretrained(folder, **options)
     except Exception as error:  # missing files, no network, another kind of model, too little memory
         raise UserError(f"cannot load the model {name}: {why_not_loaded(name, error)}") from None
+    try:
+        model = model.to(chosen).eval()
+    except (RuntimeError, AssertionError) as error:  # torch has no CUDA, or the device does not exist
+        raise UserError(f"--device {device}: {str(error).strip().splitlines()[0]}") from None
     if optimize:
         from ..models.optimize import optimize_if_ours
 
         model = optimize_if_ours(model, inplace=True)
     return model, processor
+
+
+def check_model_name(name: str) -> dict[str, Any]:
+    """Check that a folder or a model on the Hub exists, before anything is loaded.
+
+    Returns:
+        options of `from_pretrained`: code that comes with a model is never run, and cached files are loaded without
+        asking the Hub again if it cannot be reached.
+
+    Raises:
+        UserError: if there is no such model, or the folder holds a pipe or device in the place of a file.
+    """
+    from ..hub_names import check_hub_name
+
+    options: dict[str, Any] = {"trust_remote_code": False}
+    folder = Path(name)
+    try:
+        if folder.exists():
+            if folder.is_dir():
+                check_folder_readable(folder)
+            return options
+        options["local_files_only"] = not check_hub_name(name, "model")
+    except (OSError, LookupError) as error:
+        raise UserError(f"cannot load the model {name}: {error}") from None
+    return options
 
 
 def why_not_loaded(name: str, error: Exception) -> str:
@@ -87,17 +119,37 @@ def check_folder(folder: Path, option: str) -> None:
     """Refuse a folder that cannot be created or written to. Nothing is created yet.
 
     Args:
-        folder: for files that the command will write.
+        folder: for files that the command will write. Missing parents are created with it.
         option: what the user typed, for the message.
 
     Raises:
-        UserError: if a file is in its place, or permission is denied.
+        UserError: if a file is in its place, the path is too long, or permission is denied.
     """
-    existing = next(path for path in (folder, *folder.parents) if os.path.exists(path) or path == path.parent)
+    try:
+        existing = next(path for path in (folder, *folder.parents) if path.exists() or path == path.parent)
+    except OSError as error:
+        raise UserError(f"{option}: {error.strerror}") from None
     if not existing.is_dir():
         raise UserError(f"{option}: {existing} is a file, where a folder is needed")
     if not os.access(existing, os.W_OK):
         raise UserError(f"{option}: cannot write to {existing}, permission denied")
+
+
+def check_file(file: Path, option: str) -> None:
+    """Refuse a file that cannot be written, and say on standard error if it will be replaced. Nothing is written yet.
+
+    Raises:
+        UserError: if a folder is in its place, or as [`check_folder`].
+    """
+    check_folder(file.parent, option)
+    try:
+        if file.is_dir():
+            raise UserError(f"{option} is a folder, where a file is needed")
+        if file.exists():
+            check_readable(file)
+            note(f"{file} is replaced")
+    except OSError as error:
+        raise UserError(f"{option}: {error.strerror or error}") from None
 
 
 def inference_protocol(
@@ -156,8 +208,10 @@ def read_image_file(path: Path) -> "Image.Image":
     from ..datasets.reading import DataError, read_image
 
     try:
-        return read_image(path, str(path))
+        return read_image(path, printable(path))
     except FileNotFoundError:
         raise UserError(f"there is no file {path}") from None
     except DataError as error:
         raise UserError(str(error)) from None
+    except OSError as error:
+        raise UserError(describe(error)) from None

@@ -23,15 +23,22 @@ from typing import Any
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported, which reads it in several places
 
 import gradio
-import numpy as np
 import torch
 from PIL import Image
 
 from segtransformers.cli.common import inference_protocol, load_model, read_image_file
 from segtransformers.cli.errors import UserError
+from segtransformers.escaping import html_text
 from segtransformers.inference import segment_image
 from segtransformers.packaged import example_image_path, known_model
-from segtransformers.visualization import Palette, class_areas, distinct_colours, draw_overlay
+from segtransformers.visualization import (
+    Palette,
+    class_areas,
+    distinct_colours,
+    draw_overlay,
+    label_image,
+    palette_image,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -46,26 +53,11 @@ STYLE = """
 """
 
 
-def label_image(labels: np.ndarray) -> Image.Image:
-    """Return a label map as a grey image of class indices: 8 bits, or 16 bits for indices above 255."""
-    return Image.fromarray(labels.astype(np.uint8 if labels.max(initial=0) < 256 else np.uint16))
-
-
-def palette_image(labels: np.ndarray, palette: Palette) -> Image.Image:
-    """Return a label map in its colours: an image with a palette, or RGB for more than 256 classes."""
-    colours = np.asarray(palette, dtype=np.uint8)
-    if labels.max(initial=0) >= 256 or len(colours) > 256:
-        return Image.fromarray(colours[labels])
-    image = Image.fromarray(labels.astype(np.uint8), mode="P")
-    image.putpalette(colours.flatten().tolist())
-    return image
-
-
 def legend(names: Mapping[int, str], areas: Mapping[int, float], palette: Palette) -> str:
     """Return the classes of an image as HTML: colour, name and share, in the order of `areas`."""
     rows = [
         f'<span class="swatch" style="background: rgb{tuple(palette[index])}"></span>'
-        f'<span class="name">{html.escape(str(names.get(index, index)))}</span>'
+        f'<span class="name">{html_text(names.get(index, index))}</span>'
         f'<span class="share">{100 * share:.1f} %</span>'
         for index, share in areas.items()
     ]
@@ -130,7 +122,9 @@ class Demo:
         palette = getattr(network.config, "palette", None) or distinct_colours(network.config.num_labels)
         folder = self._folder_for_files()
         files = [folder / f"{Path(file).stem}-{kind}.png" for kind in ("labels", "colours")]
-        for result, path in zip((label_image(labels), palette_image(labels, palette)), files, strict=True):
+        for result, path in zip(
+            (label_image(labels, network.config.num_labels), palette_image(labels, palette)), files, strict=True
+        ):
             result.save(path)
         return (
             draw_overlay(image, labels, palette),

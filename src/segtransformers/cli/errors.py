@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import typer
 
+from ..escaping import one_line, printable
+
 
 class UserError(Exception):
     """An error that the user can correct. Its message is one line."""
@@ -13,10 +15,24 @@ class UserError(Exception):
 
 @contextlib.contextmanager
 def one_line_errors(*others: type[Exception]) -> Iterator[None]:
-    """End the command with exit status 1 and the message of a [`UserError`], or of one of the other errors named."""
-    kinds: tuple[type[Exception], ...] = (UserError, *others)
+    """End the command with exit status 1 and one line for a [`UserError`], an OSError, or one of the errors named."""
+    kinds: tuple[type[Exception], ...] = (UserError, OSError, *others)
     try:
         yield
+    except BrokenPipeError:  # nobody reads the output any more
+        raise
     except kinds as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {one_line(describe(error))}", err=True)
         raise typer.Exit(1) from None
+
+
+def describe(error: BaseException) -> str:
+    """Return the message of an error, without the number of an OSError."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{printable(error.filename, 200)}: {error.strerror}"
+    return str(error) or type(error).__name__
+
+
+def note(text: str) -> None:
+    """Print a line that is no result, on standard error."""
+    typer.echo(f"note: {one_line(text)}", err=True)

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..files import complete_file
 from ..version import __version__
 from .common import (
     DeviceOption,
@@ -22,6 +23,7 @@ from .common import (
     ScalesOption,
     StrideOption,
     WindowOption,
+    check_file,
     check_folder,
     inference_protocol,
     load_model,
@@ -93,9 +95,7 @@ def evaluate(
     from ..published import published_row
 
     with _process_group() as (rank, device_of_process), one_line_errors(ValueError, OSError, ImportError):
-        if output.is_dir():
-            raise UserError(f"--output {output} is a folder: a JSON file is needed")
-        check_folder(output.parent, f"--output {output}")
+        check_file(output, f"--output {output}")
         _refuse_older_log(output)
         if save_predictions is not None:
             check_folder(save_predictions, f"--save-predictions {save_predictions}")
@@ -113,7 +113,6 @@ def evaluate(
             )
             if reason is not None:
                 raise UserError(f"--tolerance needs a published figure to compare with: {reason}")
-        output.parent.mkdir(parents=True, exist_ok=True)
         log_folder = output.with_name(f"{output.name}.resume")
         results = evaluate_segmentation(
             network,
@@ -170,9 +169,8 @@ def _process_group() -> Iterator[tuple[int, str | None]]:
 
 def write_results(results: dict[str, Any], output: Path) -> None:
     """Write results as JSON, completely or not at all."""
-    partial = output.with_name(f".{output.name}.partial")
-    partial.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(output)
+    with complete_file(output) as file:
+        file.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", errors="replace")
 
 
 def _comparison_line(comparison: dict[str, Any]) -> str:

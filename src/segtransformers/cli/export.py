@@ -5,13 +5,12 @@ Heavy modules are imported inside functions, so that the help and mistyped optio
 """
 
 import importlib.util
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .common import load_model
+from .common import check_file, load_model
 from .errors import UserError, one_line_errors
 
 
@@ -38,8 +37,7 @@ def export(
     from ..export import ExportError, export_model, export_size
 
     with one_line_errors(ValueError, ImportError, ExportError):
-        if not output.parent.is_dir() or not os.access(output.parent, os.W_OK):
-            raise UserError(f"cannot write to {output.parent}: there is no such folder, or permission is denied")
+        check_file(output, f"--output {output}")
         network, processor = load_model(model or "packaged", "cpu")
         chosen = size or export_size(network, processor)
         runs = check and (output.suffix != ".onnx" or importlib.util.find_spec("onnxruntime") is not None)

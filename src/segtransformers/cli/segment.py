@@ -1,15 +1,18 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""`segtransformers segment`: images with their classes drawn over them.
+"""`segtransformers segment`: images with their classes drawn over them, label maps, and label maps in colours.
 
 Heavy modules are imported inside functions, so that the help and mistyped options cost no time.
 """
 
-import contextlib
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..escaping import one_line, printable
+from ..files import complete_file
 from ..packaged import example_image_path
 from .common import (
     DeviceOption,
@@ -23,7 +26,7 @@ from .common import (
     load_model,
     read_image_file,
 )
-from .errors import UserError, one_line_errors
+from .errors import UserError, note, one_line_errors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,18 +36,34 @@ if TYPE_CHECKING:
     from ..inference import InferenceProtocol
 
 LISTED_CLASSES = 12
+DEFAULT_OUTPUT = Path("segmentation.png")
 
 
 def segment(
     images: Annotated[
-        list[Path] | None, typer.Argument(metavar="[IMAGE]...", help="Images, or folders of images.")
+        list[Path] | None,
+        typer.Argument(metavar="[IMAGE]...", help="Images, or folders, which are searched with their sub-folders."),
     ] = None,
     model: Annotated[
         str | None, typer.Option(metavar="DIR_OR_ID", help="A converted folder, a Hub id, or packaged.")
     ] = None,
-    output: Annotated[Path, typer.Option(help="File to write; a folder for several images.")] = Path(
-        "segmentation.png"
-    ),
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="File for the image with its classes and a legend; a folder for several images. By default "
+            "segmentation.png, unless --label-maps or --colour-maps is given."
+        ),
+    ] = None,
+    label_maps: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Folder for label maps: grey PNG files that hold the class index of each pixel."
+        ),
+    ] = None,
+    colour_maps: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder for label maps in the colours of the classes, as PNG files."),
+    ] = None,
     device: DeviceOption = None,
     multi_scale: MultiScaleOption = False,
     scales: ScalesOption = None,
@@ -56,36 +75,38 @@ def segment(
 
     Without images, the packaged example scene is segmented; without --model, the packaged model, which knows drawn
     scenes only. Images may be huge: a model that runs in windows segments them in bands of rows.
+
+    Files are named after the images, in the same sub-folders; equal names get a number. Label maps have 8 bits, or 16
+    bits for models of more than 256 classes. Existing files are replaced.
     """
     from tqdm import tqdm
 
-    from ..visualization import class_areas, draw_segmentation
-
-    with one_line_errors():
-        paths = _with_contents_of_folders(images) if images else [example_image_path()]
-        targets = _targets(paths, output, single=not images or (len(images) == 1 and not images[0].is_dir()))
+    with one_line_errors(ValueError):
+        if output is None and label_maps is None and colour_maps is None:
+            output = DEFAULT_OUTPUT
+        options = {"--output": output, "--label-maps": label_maps, "--colour-maps": colour_maps}
+        folders = {option: folder for option, folder in options.items() if folder is not None}
+        found = _images(images or [example_image_path()], list(folders.values()))
+        single = not images or (len(images) == 1 and not images[0].is_dir())
+        targets = _targets(found, folders, single)
         network, processor = load_model(model or "packaged", device, optimize=True)
         protocol = inference_protocol(processor, multi_scale, scales, flip, window, stride)
-    names: Any = network.config.id2label
-    palette = getattr(network.config, "palette", None)  # models of others have none
     failed = 0
-    hidden = True if len(paths) == 1 else None  # None shows the bar on a terminal only
-    for path, target in tqdm(list(zip(paths, targets, strict=True)), unit="image", disable=hidden):
+    hidden = True if len(found) == 1 else None  # None shows the bar on a terminal only
+    for (path, _), files in tqdm(list(zip(found, targets, strict=True)), unit="image", disable=hidden):
         try:
             image = read_image_file(path)
             labels = _predict(network, processor, image, path, protocol)
-            _save(draw_segmentation(image, labels, names, palette), target)
+            for kind, target in files.items():
+                _save(_drawn(kind, image, labels, network.config), target)
         except UserError as error:
-            tqdm.write(f"error: {error}", file=typer.get_text_stream("stderr"))
+            tqdm.write(f"error: {one_line(error)}", file=typer.get_text_stream("stderr"))
             failed += 1
             continue
-        areas = class_areas(labels)
-        lines = [f"  {100 * areas[index]:5.1f} %  {names[index]}" for index in list(areas)[:LISTED_CLASSES]]
-        if len(areas) > LISTED_CLASSES:
-            lines.append(f"  and {len(areas) - LISTED_CLASSES} more classes")
-        tqdm.write("\n".join([f"{path} -> {target}", *lines]))
-    if failed and len(paths) > 1:
-        typer.echo(f"error: {failed} of {len(paths)} images failed", err=True)
+        written = ", ".join(printable(target, None) for target in files.values())
+        tqdm.write("\n".join([f"{printable(path, None)} -> {written}", *_shares(labels, network.config)]))
+    if failed and len(found) > 1:
+        typer.echo(f"error: {failed} of {len(found)} images failed", err=True)
     if failed:
         raise typer.Exit(1)
 
@@ -97,44 +118,113 @@ def _extensions(operation: str) -> set[str]:
     return {extension for extension, kind in Image.registered_extensions().items() if kind in getattr(Image, operation)}
 
 
-def _with_contents_of_folders(images: list[Path]) -> list[Path]:
-    """Replace folders by the images in them."""
-    readable = _extensions("OPEN")
-    paths: list[Path] = []
-    for path in images:
-        if not path.is_dir():
-            paths.append(path)
-            continue
-        found = sorted(item for item in path.iterdir() if item.suffix.lower() in readable and item.is_file())
-        if not found:
-            raise UserError(f"the folder {path} holds no images")
-        paths.extend(found)
-    return paths
+def _images(paths: Sequence[Path], outputs: Sequence[Path]) -> list[tuple[Path, Path]]:
+    """Return the images of a command line, each with its path below the folder that was named.
 
-
-def _targets(paths: list[Path], output: Path, single: bool) -> list[Path]:
-    """Return the output file of each image.
+    Hidden files and folders are left out, and so are the output folders, which may be inside a folder of images.
 
     Raises:
-        UserError: if the outputs cannot be written. Nothing is written yet.
+        UserError: if a folder holds no image or is an output folder, too.
+    """
+    readable = _extensions("OPEN")
+    excluded = {path.resolve() for path in outputs}
+    found: list[tuple[Path, Path]] = []
+    for path in paths:
+        if not path.is_dir():
+            found.append((path, Path(path.name)))
+            continue
+        if path.resolve() in excluded:
+            raise UserError(f"the folder {path} holds the images: choose another folder for the results")
+        inside = [(file, file.relative_to(path)) for file in _walk(path, excluded) if file.suffix.lower() in readable]
+        if not inside:
+            raise UserError(f"the folder {path} holds no images")
+        found.extend(inside)
+    return found
+
+
+def _walk(folder: Path, excluded: set[Path]) -> Iterator[Path]:
+    """Yield the visible files in a folder and its sub-folders, in the order of their paths."""
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if name[0] != "." and Path(parent, name).resolve() not in excluded)
+        for name in sorted(files):
+            if name[0] != "." and Path(parent, name).is_file():
+                yield Path(parent, name)
+
+
+def _targets(found: Sequence[tuple[Path, Path]], folders: dict[str, Path], single: bool) -> list[dict[str, Path]]:
+    """Return the files to write for each image, by option.
+
+    Raises:
+        UserError: if a file cannot be written, or would replace an image. Nothing is written yet.
     """
     writable = _extensions("SAVE")
-    if single and not output.is_dir():
-        if output.suffix.lower() not in writable:
-            raise UserError(f"--output {output} must end like an image, for example in .png")
-        targets = [output]
-    else:
-        if (output.exists() and not output.is_dir()) or (not output.exists() and output.suffix.lower() in writable):
-            raise UserError(f"--output {output} must be a folder, because there are several images")
-        targets = [output / f"{path.stem}.png" for path in paths]
-        if len(set(targets)) < len(targets):
-            targets = [output / f"{path.stem}-{index}.png" for index, path in enumerate(paths, start=1)]
-    inputs = {path.resolve() for path in paths}
-    for target in targets:
-        if target.resolve() in inputs:
-            raise UserError(f"{target} would overwrite one of the images: choose another --output")
-    check_folder(targets[0].parent, f"--output {output}")
+    names = _names([relative for _, relative in found])
+    targets: list[dict[str, Path]] = [{} for _ in found]
+    for option, folder in folders.items():
+        is_file = option == "--output" and single and not folder.is_dir()
+        if is_file and folder.suffix.lower() not in writable:
+            raise UserError(f"--output {folder} must end like an image, for example in .png")
+        if not is_file and (folder.exists() or folder.suffix.lower() in writable) and not folder.is_dir():
+            several = ", because there are several images" if option == "--output" else ""
+            raise UserError(f"{option} {folder} must be a folder{several}")
+        check_folder(folder.parent if is_file else folder, f"{option} {folder}")
+        for files, name in zip(targets, names, strict=True):
+            files[option] = folder if is_file else folder / name
+    written = [target for files in targets for target in files.values()]
+    inputs = {path.resolve() for path, _ in found}
+    resolved = [target.resolve() for target in written]
+    for target, place in zip(written, resolved, strict=True):
+        if place in inputs:
+            raise UserError(f"{target} would overwrite one of the images: choose another folder for the results")
+    if len(set(resolved)) < len(resolved):
+        raise UserError(f"{' and '.join(folders)} need different folders")
+    replaced = [target for target in written if target.exists()]
+    if replaced:
+        more = f" and {len(replaced) - 1} more files" if len(replaced) > 1 else ""
+        note(f"{replaced[0]}{more} will be replaced")
     return targets
+
+
+def _names(paths: Sequence[Path]) -> list[Path]:
+    """Return the path of each result: that of the image with the ending .png, and with a number if it is taken.
+
+    Names that differ only in upper and lower case count as equal, as on macOS and Windows.
+    """
+    names = [path.with_name(f"{path.stem}.png") for path in paths]
+    taken = {str(name).casefold() for name in names}
+    used: set[str] = set()
+    for index, name in enumerate(names):
+        number, chosen = 1, name
+        while str(chosen).casefold() in used or (number > 1 and str(chosen).casefold() in taken):
+            number += 1
+            chosen = name.with_name(f"{name.stem}-{number}.png")
+        names[index] = chosen
+        used.add(str(chosen).casefold())
+    return names
+
+
+def _drawn(kind: str, image: "Image.Image", labels: "np.ndarray", config: Any) -> "Image.Image":
+    """Return the image to save for an option."""
+    from ..visualization import distinct_colours, draw_segmentation, label_image, palette_image
+
+    palette = getattr(config, "palette", None)  # models of others have none
+    if kind == "--label-maps":
+        return label_image(labels, config.num_labels)
+    if kind == "--colour-maps":
+        return palette_image(labels, palette or distinct_colours(config.num_labels))
+    return draw_segmentation(image, labels, config.id2label, palette)
+
+
+def _shares(labels: "np.ndarray", config: Any) -> list[str]:
+    """Return lines with the share of each class, largest first."""
+    from ..visualization import class_areas
+
+    areas = class_areas(labels)
+    lines = [
+        f"  {100 * areas[index]:5.1f} %  {printable(config.id2label.get(index, index))}"
+        for index in list(areas)[:LISTED_CLASSES]
+    ]
+    return lines if len(areas) <= LISTED_CLASSES else [*lines, f"  and {len(areas) - LISTED_CLASSES} more classes"]
 
 
 def _predict(
@@ -144,20 +234,14 @@ def _predict(
 
     try:
         return segment_image(model, processor, image, protocol).cpu().numpy()
-    except (ValueError, RuntimeError) as error:  # such as an image that is too small, or too little memory
-        reason = " ".join(str(error).split())
-        raise UserError(f"cannot segment {path}: {reason[:300]}") from None
+    except (ValueError, RuntimeError, MemoryError) as error:  # such as an image that is too small
+        raise UserError(f"cannot segment {printable(path, 200)}: {error or 'too little memory'}") from None
 
 
 def _save(image: "Image.Image", target: Path) -> None:
-    """Write to another name first, so that a failure leaves no incomplete image."""
-    partial = target.with_name(f".{target.name}.partial{target.suffix}")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        image.save(partial)
-        partial.replace(target)
+        with complete_file(target) as file:
+            image.save(file)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"cannot write {target}: {error}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot write {printable(target, 200)}: {reason}") from None

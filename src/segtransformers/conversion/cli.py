@@ -5,12 +5,14 @@ import argparse
 import contextlib
 import re
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..command_process import prepare_process
 from ..datasets import DATASETS
+from ..escaping import one_line, printable
+from ..files import scratch_folder
 from ..published import published_rows
 from ..version import __version__
 from .errors import ConversionError
@@ -29,6 +31,7 @@ def main(family: str, arguments: Sequence[str] | None = None, program: str | Non
     Returns:
         the exit status.
     """
+    prepare_process()
     options = _parser(family, program).parse_args(arguments)
 
     # torch takes seconds to import, and --help does without
@@ -41,7 +44,7 @@ def main(family: str, arguments: Sequence[str] | None = None, program: str | Non
         with _output_folder(options) as output:
             _convert(options, output, family)
     except (ConversionError, PublishingError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        print("error:", one_line(error), file=sys.stderr)
         return 1
     return 0
 
@@ -166,8 +169,8 @@ def _output_folder(options: argparse.Namespace) -> Iterator[Path]:
         return
     if options.push_to_hub is None:
         raise ConversionError("add --output to write a folder, or --push-to-hub to push it")
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder) / options.push_to_hub.rpartition("/")[2]
+    with scratch_folder() as folder:
+        yield folder / options.push_to_hub.rpartition("/")[2]
 
 
 def _checked_output(name: str) -> Path:
@@ -180,7 +183,8 @@ def _checked_output(name: str) -> Path:
         output = Path(name).expanduser().resolve()
         taken = output.exists() and (not output.is_dir() or any(output.iterdir()))
     except (OSError, ValueError, RuntimeError) as error:
-        raise ConversionError(f"--output {name!r} is not a valid path: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise ConversionError(f"--output {printable(name, 200)} is not a valid path: {reason}") from error
     if output == Path.cwd() or taken:
         raise ConversionError(f"{output} is not a new or empty folder: choose another --output")
     return output

@@ -4,8 +4,6 @@
 import contextlib
 import importlib.metadata
 import json
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +14,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 from transformers.backbone_utils import BackboneMixin
 
+from ..files import staging_folder
 from ..hub.model_card import RECORD, write_model_card
 from ..image_processing import SegmentationImageProcessor
 from ..published import published_rows
@@ -190,20 +189,15 @@ def _complete_folder(output: Path) -> Iterator[Path]:
     Raises:
         ConversionError: if the folder or a file in it cannot be written.
     """
-    partial = None
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=".segtransformers.", dir=output.parent))
-        yield partial
-        for path in partial.iterdir():
-            path.chmod(0o644)  # safetensors writes files that only their owner may read
-        partial.chmod(0o755)
-        partial.replace(output)  # replaces an empty folder
+        with staging_folder(output) as folder:
+            yield folder
+            for path in folder.iterdir():
+                path.chmod(0o644)  # safetensors writes files that only their owner may read
+            folder.chmod(0o755)
+            folder.replace(output)  # replaces an empty folder
     except (OSError, SafetensorError) as error:
-        raise ConversionError(f"cannot write {output}: {error}") from error
-    finally:
-        if partial is not None and partial.exists():
-            shutil.rmtree(partial, ignore_errors=True)
+        raise ConversionError(f"cannot write {output}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _save(

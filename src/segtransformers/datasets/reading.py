@@ -15,6 +15,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import ExifTags, Image
 
+from ..files import check_readable
 from ..image_processing import upright_rgb
 
 NO_CLASS = 255  # the label of pixels without a class
@@ -38,7 +39,7 @@ def read_image(file: Path | BinaryIO, name: str) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(file) as opened:
+            with _open(file) as opened:
                 return upright_rgb(opened)
     except FileNotFoundError:
         raise
@@ -73,7 +74,7 @@ def read_mask(file: Path | BinaryIO, name: str) -> Mask:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(file) as opened:
+            with _open(file) as opened:
                 opened.load()
                 kind, mode, values = opened.format, opened.mode, np.asarray(opened)
                 frames = getattr(opened, "n_frames", 1)
@@ -106,8 +107,15 @@ def read_mask(file: Path | BinaryIO, name: str) -> Mask:
 
 def exif_swaps_sides(file: Path | BinaryIO) -> bool:
     """Whether the EXIF data of an image turn it by 90 degrees."""
-    with Image.open(file) as opened:
+    with _open(file) as opened:
         return opened.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+
+
+def _open(file: Path | BinaryIO) -> Image.Image:
+    """Open an image, but no pipe and no device, which may never end."""
+    if isinstance(file, Path):
+        check_readable(file)
+    return Image.open(file)
 
 
 def open_entry(entry: Mapping[str, object]) -> Path | BinaryIO:

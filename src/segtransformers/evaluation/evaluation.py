@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from ..files import complete_file
 from ..inference import InferenceProtocol, segment_image
 from ..metrics import MeanIoU
 from ..models.optimize import optimize_if_ours
@@ -190,10 +191,8 @@ def _save_prediction(path: Path, labels: torch.Tensor, num_labels: int, palette:
             image.putpalette(bytes(value for colour in palette for value in colour))
     else:
         image = Image.fromarray(labels.cpu().numpy().astype(np.uint16))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    image.save(partial, format="PNG")
-    partial.replace(path)
+    with complete_file(path) as file:
+        image.save(file, format="PNG")
 
 
 def _rank_and_processes() -> tuple[int, int]:

@@ -8,21 +8,22 @@ its input and output as JSON, see [`describe`].
 import contextlib
 import copy
 import importlib.util
+import io
 import json
 import logging
 import os
-import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..files import staging_folder
 from ..operators import compiled_operators
 
 FORMATS = (".onnx", ".pt2")
@@ -197,10 +198,10 @@ def export_model(
     except Exception as error:  # models of others raise errors of many kinds
         raise ExportError(f"torch.export cannot trace {type(model).__name__}: {_reason(error)}") from error
     description = json.dumps(describe(model, processor, size, dynamic_batch))
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
-        file = Path(folder) / output.name  # ONNX stores the name of the file with the weights
+    with staging_folder(output) as folder:
+        file = folder / output.name  # ONNX stores the name of the file with the weights
         if output.suffix == ".pt2":
-            torch.export.save(program, file, extra_files={METADATA: description})
+            _write_program(program, file, description)
         else:
             _write_onnx(program, file, description, opset)
         difference = _largest_error(model, file, size, dynamic_batch) if check else None
@@ -209,7 +210,7 @@ def export_model(
                 f"the exported file differs from the model by {difference:.1e} of the largest logit, more than "
                 f"{TOLERANCE}"
             )
-        for part in sorted(Path(folder).iterdir(), key=lambda part: part.name == output.name):  # the weights first
+        for part in sorted(folder.iterdir(), key=lambda part: part.name == output.name):  # the weights first
             part.replace(output.parent / part.name)
     return difference
 
@@ -220,6 +221,43 @@ def _require(*packages: str) -> None:
         raise ImportError(
             f"this needs {' and '.join(missing)}, which is not installed: pip install 'segtransformers[export]'"
         )
+
+
+class _WriteErrorsKept(io.BufferedIOBase):
+    """A file for PyTorch's archive writer, which aborts the process if a write raises an error.
+
+    Attributes:
+        error: the first error. Everything after it is dropped.
+    """
+
+    def __init__(self, file: BinaryIO):
+        self.file = file
+        self.error: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return self.file.seekable()
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self.file.seek(offset, whence)
+
+    def write(self, data: Any) -> int:
+        if self.error is None:
+            try:
+                self.file.write(data)
+            except OSError as error:
+                self.error = error
+        return memoryview(data).nbytes
+
+
+def _write_program(program: torch.export.ExportedProgram, path: Path, description: str) -> None:
+    with open(path, "wb") as file:
+        kept: Any = _WriteErrorsKept(file)
+        torch.export.save(program, kept, extra_files={METADATA: description})
+        if kept.error is not None:
+            raise kept.error
 
 
 def _write_onnx(program: torch.export.ExportedProgram, file: Path, description: str, opset: int | None) -> None:
