@@ -20,6 +20,8 @@ from transformers import (
 from segtransformers import (
     SegMask2FormerConfig,
     SegMask2FormerForSemanticSegmentation,
+    SegSegformerConfig,
+    SegSegformerForSemanticSegmentation,
     SegUperNetConfig,
     SegUperNetForSemanticSegmentation,
 )
@@ -42,7 +44,9 @@ THEIRS = {
 }
 UPERNET = {"hidden_size": 16, "auxiliary_channels": 8, "num_labels": 5}
 MASK2FORMER = {"hidden_dim": 32, "num_attention_heads": 2, "num_queries": 7, "num_labels": 5}
+SEGFORMER = {"hidden_size": 16, "num_labels": 5}
 HEADS = {
+    SegSegformerForSemanticSegmentation: (SegSegformerConfig, SEGFORMER),
     SegUperNetForSemanticSegmentation: (SegUperNetConfig, UPERNET),
     SegMask2FormerForSemanticSegmentation: (SegMask2FormerConfig, MASK2FORMER),
 }
@@ -73,6 +77,23 @@ def test_our_heads(backbone, head, tmp_path):
     assert type(loaded) is head and type(loaded.backbone) is type(model.backbone)
     with torch.no_grad():
         torch.testing.assert_close(loaded(images).logits, outputs.logits.detach(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("head", HEADS, ids=lambda head: head.config_class.model_type)
+@pytest.mark.parametrize("backbone", [*OURS, *THEIRS])
+def test_images_of_few_pixels(backbone, head):
+    """Backbones of others fail on images below 32 pixels; our heads pad these and crop the feature maps."""
+    config_class, settings = HEADS[head]
+    settings = {**settings, "hidden_dim": 64} if "hidden_dim" in settings else settings
+    model = head(config_class(backbone_config=(OURS | THEIRS)[backbone](), **settings))
+    for size in ((1, 1), (1, 40), (20, 25)):
+        labels = torch.randint(5, (2, *size))
+        loss = model.train()(torch.randn(2, 3, *size), labels=labels).loss
+        loss.backward()
+        assert loss.isfinite()
+        with torch.no_grad():
+            outputs = model.eval()(torch.randn(1, 3, *size), labels=labels[:1])
+        assert outputs.logits.shape == (1, 5, *size) and outputs.logits.isfinite().all() and outputs.loss.isfinite()
 
 
 @pytest.mark.parametrize("backbone", OURS)

@@ -217,6 +217,32 @@ def test_images_of_every_kind(kind, processor_class):
 
 
 @pytest.mark.parametrize("processor_class", BACKENDS)
+@pytest.mark.parametrize("do_resize", [True, False])
+def test_floats_in_0_to_1_are_not_divided_twice(processor_class, do_resize):
+    """Arrays of floating-point numbers in 0..1 or 0..255 give what 8 bits give, up to the rounding of the resize."""
+    grey = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    processor = processor_class(size={"shortest_edge": 64, "longest_edge": 256}, do_resize=do_resize)
+    expected = processor(grey, return_tensors="pt")["pixel_values"]
+    for image in (grey / 255, grey.astype(np.float32), torch.from_numpy(grey / 255).permute(2, 0, 1)):
+        pixel_values = processor(image, return_tensors="pt")["pixel_values"]
+        torch.testing.assert_close(pixel_values, expected, rtol=0, atol=0.05 if do_resize else 1e-4)
+    integers = processor(grey.astype(np.int64) * 257, return_tensors="pt")["pixel_values"]
+    assert torch.equal(integers, expected)
+    for wrong, message in ((np.nan, "NaN"), (np.inf, "NaN or infinity"), (300.0, "0..1 or 0..255"), (-2.0, "0..255")):
+        with pytest.raises(ValueError, match=message):
+            processor(np.where(np.arange(50)[:, None] == 3, wrong, grey / 255), return_tensors="pt")
+
+
+@pytest.mark.parametrize("processor_class", BACKENDS)
+def test_four_rows_are_not_four_channels(processor_class):
+    rows = np.random.default_rng(0).integers(0, 256, (4, 40, 3), dtype=np.uint8)
+    processor = processor_class(do_resize=False)
+    expected = processor(Image.fromarray(rows), return_tensors="pt")["pixel_values"]
+    for image in (rows, torch.from_numpy(rows)):
+        assert torch.equal(processor(image, return_tensors="pt")["pixel_values"], expected)
+
+
+@pytest.mark.parametrize("processor_class", BACKENDS)
 def test_transparency_is_dropped(processor_class):
     values = np.full((40, 50, 4), 200, np.uint8)
     values[..., 3] = np.linspace(0, 255, 50)

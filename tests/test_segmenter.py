@@ -45,8 +45,7 @@ class ViTTests(BackboneTests):
     model_class = SegmenterViTBackbone
     strides = (16,)
 
-    def test_too_small_an_image_is_refused(self):
-        """No image is too small: it is padded to one patch."""
+    def test_a_small_image_is_padded_to_one_patch(self):
         for feature_map in self.run(self.model(), self.images(size=(1, 5))):
             assert feature_map.shape[2:] == (1, 1) and feature_map.isfinite().all()
 
@@ -77,8 +76,7 @@ class TestDinov3(ViTTests):
 class SegmenterModelTests(SegmentationTests):
     model_class = SegmenterForSemanticSegmentation
 
-    def test_too_small_an_image_is_refused(self):
-        """No image is too small: it is padded to one patch."""
+    def test_a_small_image_is_padded_to_one_patch(self):
         (logits,) = self.run(self.model(), self.images(size=(1, 5)))
         assert logits.shape == (2, 5, 1, 5) and logits.isfinite().all()
 

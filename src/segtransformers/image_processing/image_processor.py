@@ -27,7 +27,7 @@ from .inputs import as_8bit_image, integer_label_map, load_image
 from .label_maps import argmax_resized
 from .resizing import keep_ratio_size, resize_image, resize_labels
 
-MIN_SIDE = 32  # pixels; every model takes images of this size
+MIN_SIDE = 32  # pixels; models pad smaller images
 IGNORE_INDEX = 255  # the label of pixels without a class
 # options of transformers' processors that the original code lacks, with their only allowed value
 FIXED_OPTIONS = {
@@ -95,7 +95,8 @@ class _SegmentationProcessing(RemoteCodeMixin):
         """
         Args:
             images: one image or a list of images: PIL images of any mode, arrays, tensors, paths or addresses. They are
-                converted to RGB; 16 bits are scaled to 8.
+                converted to RGB; 16 bits are scaled to 8. Arrays of floating-point numbers may hold 0..255 or 0..1;
+                with `do_rescale`, the second are not divided again.
             segmentation_maps: label maps of the same sizes with one channel and integers of any width. Label 255 means
                 "no class": a model never learns a class with the index 255.
 
@@ -103,8 +104,9 @@ class _SegmentationProcessing(RemoteCodeMixin):
             `pixel_values` `(B, 3, H, W)` float32 and, with label maps, `labels` `(B, H, W)` int64.
 
         Raises:
-            ValueError: if there is no image, if images and label maps do not match, or if images of different sizes
-                would have to become one tensor.
+            ValueError: if there is no image, if images and label maps do not match, if images of different sizes would
+                have to become one tensor, or if an image holds NaN, infinity or, with `do_rescale`, values outside
+                0..255.
         """
         if isinstance(images, list | tuple) and not images:
             raise ValueError("images is empty: pass at least one image")
@@ -172,6 +174,8 @@ class _SegmentationProcessing(RemoteCodeMixin):
         image_std: tuple[float, ...],
         **kwargs: Any,
     ) -> torch.Tensor:
+        if image.is_floating_point():
+            image = _checked_range(image, rescale_factor if do_rescale else None)
         if do_resize:
             for target in self._target_sizes(image.shape[1], image.shape[2], size, size_divisor):
                 image = resize_image(image, target)
@@ -276,6 +280,21 @@ class _SegmentationProcessing(RemoteCodeMixin):
                 for one in scores
             ]
         return [argmax_resized(one, size) for one, size in zip(logits, sizes, strict=True)]
+
+
+def _checked_range(image: torch.Tensor, rescale_factor: float | None) -> torch.Tensor:
+    """Return a floating-point image in the range that `rescale_factor` expects. None means no rescaling."""
+    if not image.isfinite().all():
+        raise ValueError("an image holds NaN or infinity: replace these values before it is processed")
+    if rescale_factor is None:
+        return image
+    low, high = float(image.min()), float(image.max())
+    if low < 0 or high > 255:
+        raise ValueError(
+            f"an image of floating-point numbers must hold 0..1 or 0..255, got {low:g} to {high:g}: pass 8-bit images, "
+            "or do_rescale=False and do_normalize=False if it is normalized already"
+        )
+    return image / rescale_factor if high <= 1 else image
 
 
 def _checked_sizes(target_sizes: Any, count: int, default: tuple[int, int]) -> list[tuple[int, int]]:

@@ -12,20 +12,24 @@ import PIL.ImageOps
 import torch
 from huggingface_hub.utils import httpx
 
+INTEGERS = (torch.int16, torch.uint16, torch.int32, torch.uint32, torch.int64)  # wider than 8 bits
+
 
 def as_8bit_image(image: Any, channels_last: bool = False) -> Any:
     """Convert an image to 8 bits and to the colours that the original code reads with OpenCV.
 
     PIL images become RGB, or a grey array `(1, h, w)` where they have more than 8 bits. 16 bits are scaled to 8,
-    transparency is dropped without blending, and arrays `(h, w)` get a channel. Other arrays and tensors stay as they
-    are, and so does everything that is no image.
+    transparency is dropped without blending, and arrays `(h, w)` get a channel. Arrays of wider integers are read as 16
+    bits if they are uint16 or exceed 255. Other arrays and tensors stay as they are, and so does everything that is no
+    image.
 
     Args:
         image: a PIL image, a numpy array, a tensor, or a list of them, nested or not.
         channels_last: whether arrays `(h, w)` become `(h, w, 1)`, not `(1, h, w)`.
 
     Raises:
-        ValueError: if an image is empty, or is a PIL image of floating-point numbers, whose range is unknown.
+        ValueError: if an image is empty, holds integers outside 0 to 65535, or is a PIL image of floating-point
+            numbers, whose range is unknown.
     """
     if isinstance(image, list | tuple):
         return [as_8bit_image(item, channels_last) for item in image]
@@ -34,21 +38,40 @@ def as_8bit_image(image: Any, channels_last: bool = False) -> Any:
             raise ValueError("an image of floating-point numbers (PIL mode F) has no known range: convert it to 8 bits")
         if not image.mode.startswith("I"):
             return image.convert("RGB")
-        values = np.asarray(image).clip(0, 65535)
-        image = values.astype(np.uint16 if "16" in image.mode or values.max(initial=0) > 255 else np.uint8)
-    elif isinstance(image, torch.Tensor) and image.dtype == torch.uint16:
+        image = np.asarray(image)
+        if image.dtype.newbyteorder("=") == np.int32:
+            image = image.clip(0, 65535)
+    elif isinstance(image, torch.Tensor) and image.dtype in INTEGERS:
         image = image.cpu().numpy()
     if not isinstance(image, np.ndarray | torch.Tensor):
         return image
     if 0 in image.shape:
         raise ValueError(f"an image has no pixels: its shape is {tuple(image.shape)}")
-    if isinstance(image, np.ndarray) and image.dtype.newbyteorder("=") == np.uint16:
-        image = ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if isinstance(image, np.ndarray) and image.dtype.kind in "iu" and image.dtype != np.uint8:
+        image = _integers_as_8_bits(image)
     if image.ndim == 2:
         return image[..., None] if channels_last else image[None]
     if image.ndim == 3 and 4 in (image.shape[0], image.shape[-1]) and 3 not in (image.shape[0], image.shape[-1]):
         return image[..., :3] if image.shape[-1] == 4 else image[:3]
+    if image.ndim == 3 and image.shape[0] == 4 and image.shape[-1] == 3 and not channels_last:
+        # four rows of RGB, which transformers would read as four channels
+        return (
+            image.permute(2, 0, 1)
+            if isinstance(image, torch.Tensor)
+            else np.ascontiguousarray(image.transpose(2, 0, 1))
+        )
     return image
+
+
+def _integers_as_8_bits(values: np.ndarray) -> np.ndarray:
+    """Return an array of wider integers as uint8. uint16 is scaled by its range, other types where they exceed 255."""
+    low, high = int(values.min()), int(values.max())
+    is_16_bits = values.dtype.newbyteorder("=") == np.uint16
+    if low < 0 or high > 65535:
+        raise ValueError(f"an image of integers must hold 8 or 16 bits, 0 to 65535, got {low} to {high}")
+    if is_16_bits or high > 255:
+        values = (values.astype(np.uint32) + 128) // 257
+    return values.astype(np.uint8)
 
 
 def upright_rgb(image: PIL.Image.Image) -> PIL.Image.Image:

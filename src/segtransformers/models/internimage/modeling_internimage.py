@@ -247,9 +247,8 @@ class InternImagePreTrainedModel(SegmentationModelMixin, PreTrainedModel):
 class InternImageBackbone(BackboneMixin, InternImagePreTrainedModel):
     """InternImage, whose deformable convolutions choose their sampling points.
 
-    Feature maps: `stem` (stride 4) and `stage1` to `stage4` (strides 4, 8, 16 and 32). Images of at least 32 pixels on
-    each side may have any size: every strided convolution rounds its output size up, so a feature map has
-    `ceil(side / stride)` rows or columns.
+    Feature maps: `stem` (stride 4) and `stage1` to `stage4` (strides 4, 8, 16 and 32). Images may have any size: every
+    strided convolution rounds its output size up, so a feature map has `ceil(side / stride)` rows or columns.
 
     Args:
         config: an [`InternImageConfig`].
@@ -285,7 +284,7 @@ class InternImageBackbone(BackboneMixin, InternImagePreTrainedModel):
     ) -> BackboneOutput:
         """
         Args:
-            pixel_values: `(B, num_channels, H, W)`, normalized, at least 32 pixels on each side.
+            pixel_values: `(B, num_channels, H, W)`, normalized.
             output_hidden_states: also return the feature maps after the stem and after each stage. A list of indices
                 returns only those; the others are None.
             output_attentions: has no effect, because the model has no attention.
@@ -296,7 +295,7 @@ class InternImageBackbone(BackboneMixin, InternImagePreTrainedModel):
             `(B, C, ceil(H / stride), ceil(W / stride))`.
 
         Raises:
-            ValueError: if `pixel_values` is no batch of images with `num_channels` channels, or an image is too small.
+            ValueError: if `pixel_values` is no batch of images with `num_channels` channels.
 
         Example, with a folder written by `convert_internimage.py`:
 
@@ -311,7 +310,7 @@ class InternImageBackbone(BackboneMixin, InternImagePreTrainedModel):
         ```
         """
         check_transformers_kwargs(kwargs)
-        check_image_size(pixel_values, self.config.num_channels, min_side=32)
+        check_image_size(pixel_values, self.config.num_channels)
         feature_map = self.embeddings(pixel_values.to(self.get_input_embeddings().weight.dtype))
         feature_maps = [feature_map]
         for index, stage in enumerate(self.stages):

@@ -18,6 +18,7 @@ class SegmentationModelMixin:
     """
 
     _no_split_modules: set[str] | list[str] | None
+    min_image_side = 1  # pixels that a backbone needs; those of others are taken to need their largest stride
     is_optimized = False  # set by `optimize_for_inference`, which replaces layers for good
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:

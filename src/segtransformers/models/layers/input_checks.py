@@ -26,23 +26,19 @@ def check_pixel_values(pixel_values: torch.Tensor, num_channels: int | None = No
         )
 
 
-def check_image_size(pixel_values: torch.Tensor, num_channels: int, min_side: int = 1) -> None:
-    """Refuse images with another number of channels, or with a side shorter than `min_side` pixels.
+def check_image_size(pixel_values: torch.Tensor, num_channels: int) -> None:
+    """Refuse images with another number of channels, or without pixels.
 
     Raises:
-        ValueError: with the shape found and what to do.
+        ValueError: with the shape found.
     """
     if pixel_values.dim() != 4 or pixel_values.shape[1] != num_channels:
         raise ValueError(
             f"pixel_values must be (batch, {num_channels}, height, width), got {tuple(pixel_values.shape)}: the "
             f"backbone's config has num_channels={num_channels}"
         )
-    height, width = pixel_values.shape[2:]
-    if min(height, width) < min_side:
-        raise ValueError(
-            f"pixel_values must be at least {min_side} pixels high and wide, got {height}x{width}: use a larger image, "
-            "window or scale (the image processor enlarges images with do_resize=True)"
-        )
+    if pixel_values.shape[2] < 1 or pixel_values.shape[3] < 1:
+        raise ValueError(f"pixel_values must have at least one pixel, got {tuple(pixel_values.shape)}")
 
 
 def check_labels(labels: torch.Tensor, pixel_values: torch.Tensor, num_labels: int, ignore_index: int) -> None:

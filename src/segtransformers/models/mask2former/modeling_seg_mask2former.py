@@ -18,7 +18,7 @@ from transformers.utils import can_return_tuple
 from typing_extensions import Unpack
 
 from ..layers.deformable_attention import DeformableAttention
-from ..layers.input_checks import check_image_size, check_labels, check_pixel_values
+from ..layers.input_checks import check_labels, check_pixel_values
 from ..layers.resize import STRIDES, crop_to_image, pad_to_multiple, resize
 from ..layers.sliding_windows import SlidingWindow, slide
 from ..layers.token_grid import Grid, grid_of
@@ -257,9 +257,8 @@ class SegMask2FormerForSemanticSegmentation(SegMask2FormerPreTrainedModel):
     def _predict(self, pixel_values: torch.Tensor, all_layers: bool, **kwargs) -> Prediction:
         """Run the network; keywords go to the backbone."""
         if self.config.pad_to_stride:
-            check_image_size(pixel_values, pixel_values.shape[1], min_side=STRIDES[-1])
             pixel_values = pad_to_multiple(pixel_values)
-        outputs = self.backbone.forward_with_filtered_kwargs(pixel_values, **kwargs)
+        outputs = self.run_backbone(pixel_values, **kwargs)
         feature_maps = outputs.feature_maps[-NUM_FEATURE_MAPS:]
         encodings = [
             sine_encoding(grid_of(feature_map), self.config.hidden_dim, feature_map.device)

@@ -82,9 +82,8 @@ class PyramidBackbone(TrunkBackbone):
     """A plain ViT with a convolutional pyramid beside it. Subclasses build the interactions.
 
     Feature maps: `stem` (stride 4, `config.spatial_prior_channels` channels) and `stage1` to `stage4` (strides 4, 8, 16
-    and 32, `config.hidden_size` channels). Images need at least 32 pixels on each side. Where a side is not a multiple
-    of 32, which the originals refuse, the image is padded with zeros at the right and the bottom and the feature maps
-    are cropped to `ceil(side / stride)`.
+    and 32, `config.hidden_size` channels). Where a side is not a multiple of 32, which the originals refuse, the image
+    is padded with zeros at the right and the bottom and the feature maps are cropped to `ceil(side / stride)`.
 
     Args:
         config: a [`PyramidConfig`].
@@ -136,7 +135,7 @@ class PyramidBackbone(TrunkBackbone):
     ) -> BackboneOutput:
         """
         Args:
-            pixel_values: `(B, num_channels, H, W)`, normalized, at least 32 pixels on each side.
+            pixel_values: `(B, num_channels, H, W)`, normalized.
             output_hidden_states: also return the trunk's tokens, `(B, prefix + h * w, C)`, after the embedding and
                 after each block. The grid (h, w) is that of the padded image. With indices, the others are None.
             output_attentions: accepted like by every backbone; timm's fused attention returns no weights.
@@ -148,11 +147,10 @@ class PyramidBackbone(TrunkBackbone):
 
         Raises:
             TypeError: for an unknown keyword argument.
-            ValueError: if `pixel_values` is not a batch of images with `num_channels` channels, or an image is too
-                small.
+            ValueError: if `pixel_values` is not a batch of images with `num_channels` channels.
         """
         check_transformers_kwargs(kwargs)
-        check_image_size(pixel_values, self.config.num_channels, min_side=STRIDES[-1])
+        check_image_size(pixel_values, self.config.num_channels)
         height, width = pixel_values.shape[2:]
         pixel_values = pad_to_multiple(pixel_values.to(self.get_input_embeddings().weight.dtype))
 

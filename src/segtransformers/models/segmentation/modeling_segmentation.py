@@ -7,6 +7,7 @@ loss, large images can be run in sliding windows, and the loss is averaged over 
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.backbone_utils import load_backbone
@@ -17,7 +18,7 @@ from transformers.utils import can_return_tuple
 from ..layers.initialization import SegmentationModelMixin
 from ..layers.input_checks import check_labels, check_pixel_values
 from ..layers.losses import semantic_cross_entropy
-from ..layers.resize import resize
+from ..layers.resize import STRIDES, resize
 from ..layers.sliding_windows import SlidingWindow, slide
 from .configuration_segmentation import BackboneSegmentationConfig
 
@@ -50,6 +51,28 @@ class SegmentationPreTrainedModel(SegmentationModelMixin, PreTrainedModel):
         if sliding_window is None:
             return self.config.sliding_window()
         raise ValueError(f"sliding_window must be a SlidingWindow, False or None, got {sliding_window!r}")
+
+    def run_backbone(self, pixel_values: torch.Tensor, **kwargs) -> BackboneOutput:
+        """Run the backbone on images of any size, with the keywords that it knows.
+
+        Backbones of others fail on images that are smaller than their largest stride. For these, such an image is
+        padded with zeros at the right and the bottom, and the feature maps are cropped.
+        """
+        min_side = getattr(self.backbone, "min_image_side", STRIDES[-1])
+        height, width = pixel_values.shape[2:]
+        if height >= min_side and width >= min_side:
+            return self.backbone.forward_with_filtered_kwargs(pixel_values, **kwargs)
+        padded = max(height, min_side), max(width, min_side)
+        outputs = self.backbone.forward_with_filtered_kwargs(
+            F.pad(pixel_values, (0, padded[1] - width, 0, padded[0] - height)), **kwargs
+        )
+        outputs.feature_maps = tuple(
+            feature_map[
+                :, :, : -(-height * feature_map.shape[2] // padded[0]), : -(-width * feature_map.shape[3] // padded[1])
+            ]
+            for feature_map in outputs.feature_maps
+        )
+        return outputs
 
 
 class BackboneForSemanticSegmentation(SegmentationPreTrainedModel):
@@ -149,7 +172,7 @@ class BackboneForSemanticSegmentation(SegmentationPreTrainedModel):
 
     def _segment(self, pixel_values: torch.Tensor, **kwargs) -> tuple[torch.Tensor, BackboneOutput]:
         """Return logits at the size of `pixel_values`, and the backbone's output."""
-        outputs = self.backbone.forward_with_filtered_kwargs(pixel_values, **kwargs)
+        outputs = self.run_backbone(pixel_values, **kwargs)
         logits = self.decode_head(outputs.feature_maps)
         return self._enlarge(logits, pixel_values.shape[2:]), outputs
 
