@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Mixin of all our models: weight initialization, and what an optimized model refuses."""
+"""Mixin of all our models: weight initialization, and the refusals of an optimized model."""
 
 from typing import Any
 
@@ -31,19 +31,22 @@ class SegmentationModelMixin:
         self._no_split_modules = {name for name in self._no_split_modules or () if name in present}
 
     def train(self, mode: bool = True):
-        if mode and self.is_optimized:
-            raise RuntimeError(f"an optimized model cannot be trained: {LOAD_AGAIN}")
+        if mode:
+            self._refuse_if_optimized("be trained")
         return super().train(mode)  # type: ignore[misc]
 
     def save_pretrained(self, *args: Any, **kwargs: Any):
-        if self.is_optimized:
-            raise RuntimeError(f"an optimized model cannot be saved: {LOAD_AGAIN}")
+        self._refuse_if_optimized("be saved")
         return super().save_pretrained(*args, **kwargs)  # type: ignore[misc]
 
     def add_adapter(self, *args: Any, **kwargs: Any):
-        if self.is_optimized:
-            raise RuntimeError(f"an optimized model cannot get an adapter: {LOAD_AGAIN}")
+        self._refuse_if_optimized("get an adapter")
         return super().add_adapter(*args, **kwargs)  # type: ignore[misc]
+
+    def _refuse_if_optimized(self, action: str) -> None:
+        """Refuse an action if this model, or a backbone inside it, was optimized for inference."""
+        if any(isinstance(module, SegmentationModelMixin) and module.is_optimized for module in self.modules()):
+            raise RuntimeError(f"an optimized model cannot {action}: {LOAD_AGAIN}")
 
 
 __all__ = ["LOAD_AGAIN", "SegmentationModelMixin"]

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..pyramid.modeling_pyramid import PyramidBackbone
-from .replacement import is_on_cpu
+from .replacement import is_on_cpu, is_plain
 
 
 class ChannelAffine(nn.Module):
@@ -61,15 +61,17 @@ def use_channels_last(model: nn.Module) -> int:
     count = 0
     backbones: list[Any] = [module for module in model.modules() if isinstance(module, PyramidBackbone)]
     for backbone in backbones:
+        if backbone.channels_last:  # it was optimized on its own
+            continue
         backbone.channels_last = True
         for name, part in backbone.spatial_prior.named_children():
             if name != "stem":
                 part.to(memory_format=torch.channels_last)
         backbone.spatial_prior.stem.append(ToChannelsLast())
-        if type(backbone.upsample) is nn.ConvTranspose2d:
+        if is_plain(backbone.upsample, nn.ConvTranspose2d):
             backbone.upsample = DoublingConvolution(backbone.upsample)
         for index, norm in enumerate(backbone.norms):
-            if type(norm) is nn.BatchNorm2d and norm.track_running_stats:
+            if is_plain(norm, nn.BatchNorm2d) and norm.track_running_stats:
                 backbone.norms[index] = ChannelAffine(norm)
         count += 1
     return count

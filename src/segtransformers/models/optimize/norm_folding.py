@@ -7,6 +7,8 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from transformers.models.upernet.modeling_upernet import UperNetConvModule
 
+from .replacement import is_plain
+
 
 def fold_norms(model: nn.Module) -> int:
     """Fold each batch norm that directly follows a convolution, and let the ReLU after it work in place."""
@@ -25,7 +27,7 @@ def _fold_in_sequence(layers: Any) -> int:
         if _can_fold(layers[index], layers[index + 1]):
             layers[index] = fuse_conv_bn_eval(layers[index], layers[index + 1])
             layers[index + 1] = nn.Identity()
-            if index + 2 < len(layers) and type(layers[index + 2]) is nn.ReLU:
+            if index + 2 < len(layers) and is_plain(layers[index + 2], nn.ReLU):
                 layers[index + 2] = nn.ReLU(inplace=True)
             count += 1
     return count
@@ -35,12 +37,14 @@ def _fold_in_conv_module(module: Any) -> int:
     if not _can_fold(module.conv, module.batch_norm):
         return 0
     module.conv = fuse_conv_bn_eval(module.conv, module.batch_norm)
-    module.batch_norm, module.activation = nn.Identity(), nn.ReLU(inplace=True)
+    module.batch_norm = nn.Identity()
+    if is_plain(module.activation, nn.ReLU):
+        module.activation = nn.ReLU(inplace=True)
     return 1
 
 
 def _can_fold(convolution: nn.Module, norm: nn.Module) -> bool:
-    return type(convolution) is nn.Conv2d and type(norm) is nn.BatchNorm2d and norm.track_running_stats
+    return is_plain(convolution, nn.Conv2d) and is_plain(norm, nn.BatchNorm2d) and norm.track_running_stats
 
 
 __all__ = ["fold_norms"]

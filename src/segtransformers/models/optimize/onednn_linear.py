@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .replacement import is_on_cpu, replace_modules, runs_float32_on_cpu
+from .replacement import is_on_cpu, is_plain, replace_modules, runs_float32_on_cpu
 
 MIN_ROWS = 64  # for fewer rows the detour costs more than it saves
 
@@ -70,7 +70,7 @@ def use_onednn_for_linear(model: nn.Module) -> int:
 
 
 def _replacement(module: nn.Module) -> nn.Module | None:
-    if type(module) is not nn.Linear:
+    if not is_plain(module, nn.Linear):
         return None
     with torch.device("meta"):  # the weights are taken over
         new = OneDnnLinear(module.in_features, module.out_features, module.bias is not None)

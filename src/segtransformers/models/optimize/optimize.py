@@ -33,9 +33,11 @@ OPTIMIZATIONS: dict[str, Callable[[nn.Module], int]] = {
 def optimize_for_inference(model: Model, *, inplace: bool = False, without: Collection[str] = ()) -> Model:
     """Make a model faster for inference by replacing layers. Results are the same up to rounding.
 
-    Batch norms are folded into convolutions, and on a CPU layers are exchanged for faster ones. Weights are laid out
-    once. The result cannot be trained, saved or given an adapter: keep the original for that. Models in half precision
-    are returned with their layers as they are, because folded weights would round differently.
+    Batch norms are folded into convolutions, and on a CPU layers are replaced by faster ones. Their weights are laid
+    out once. Layers with hooks, adapters, quantized or offloaded weights stay. So do all layers of a model in half
+    precision, because folded weights would round differently.
+
+    The result cannot be trained, saved or given an adapter, and it has no gradients. Keep the original for these.
 
     Args:
         model: a model or backbone of this package. It is set to evaluation mode.
@@ -64,8 +66,10 @@ def optimize_for_inference(model: Model, *, inplace: bool = False, without: Coll
         for name, replace_layers in OPTIMIZATIONS.items():
             if name not in without:
                 replace_layers(optimized)
-    optimized.is_optimized = True
-    optimized.peft_config = _NoAdapters()
+    for module in optimized.modules():  # the backbone can be used without the rest
+        if isinstance(module, SegmentationModelMixin):
+            module.is_optimized = True
+            module.peft_config = _NoAdapters()
     return optimized
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from ..trunk import Trunk
 from ..trunk.blocks import BeitTrunkBlock
 from ..trunk.positions import RelativePositionBias
-from .replacement import is_on_cpu
+from .replacement import is_on_cpu, is_plain
 
 
 class BiasMemory(threading.local):
@@ -64,7 +64,13 @@ def share_position_bias_memory(model: nn.Module) -> int:
         return 0
     count = 0
     for trunk in (module for module in model.modules() if type(module) is Trunk):
-        blocks = [block for block in trunk.blocks if type(block) is BeitTrunkBlock and block.position_bias is not None]
+        blocks = [
+            block
+            for block in trunk.blocks
+            if type(block) is BeitTrunkBlock
+            and block.position_bias is not None
+            and is_plain(block.position_bias, RelativePositionBias)
+        ]
         memory = BiasMemory()
         for block in blocks:
             block.position_bias = SharedRelativePositionBias(block.position_bias, memory, block is blocks[-1])

@@ -2,9 +2,27 @@
 """Replacement of modules inside a model."""
 
 from collections.abc import Callable
+from typing import TypeGuard, TypeVar
 
 import torch
 from torch import nn
+
+from ..upernet.upsampled_convolution import is_called_plainly
+
+_Kind = TypeVar("_Kind", bound=nn.Module)
+
+
+def is_plain(module: nn.Module, kind: type[_Kind]) -> TypeGuard[_Kind]:
+    """Return whether a module is of exactly this class, is called by its `forward` alone, and owns plain tensors.
+
+    Hooks, adapters, pruning, offloaded weights and quantized weights break one of these. Such a module is not replaced.
+    """
+    tensors = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+    return (
+        type(module) is kind
+        and is_called_plainly(module)
+        and all(type(tensor) in (nn.Parameter, torch.Tensor) for tensor in tensors)
+    )
 
 
 def replace_modules(model: nn.Module, replacement: Callable[[nn.Module], nn.Module | None]) -> int:
@@ -36,4 +54,4 @@ def runs_float32_on_cpu(features: torch.Tensor) -> bool:
     return features.dtype == torch.float32 and features.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-__all__ = ["is_on_cpu", "replace_modules", "runs_float32_on_cpu"]
+__all__ = ["is_on_cpu", "is_plain", "replace_modules", "runs_float32_on_cpu"]

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
+from transformers.models.upernet.modeling_upernet import UperNetConvModule
 
 from ..layers.resize import resize
 from ..upernet.modeling_seg_upernet import SegUperNetDecodeHead
 from ..upernet.upsampled_convolution import is_plain_conv3x3, shifted_resize_matrix
 from .onednn_linear import left_product, linear
-from .replacement import is_on_cpu, replace_modules
+from .replacement import is_on_cpu, is_plain, replace_modules
 
 CHANNELS_PER_STEP = 64  # of the output, so that the products with a small feature map stay in a CPU's cache
 
@@ -101,11 +102,24 @@ def use_fast_upernet_head(model: nn.Module) -> int:
 
 
 def _replacement(module: nn.Module) -> nn.Module | None:
-    if type(module) is not SegUperNetDecodeHead:
+    if not (
+        is_plain(module, SegUperNetDecodeHead)
+        and is_plain(module.dropout, nn.Dropout2d)
+        and all(_is_convolution_and_relu(block) for block in (module.bottleneck, module.fpn_bottleneck))
+    ):
         return None
-    blocks = (module.bottleneck, module.fpn_bottleneck)
-    folded = all(type(block.batch_norm) is nn.Identity and is_plain_conv3x3(block.conv) for block in blocks)
-    return FastUperNetDecodeHead(module) if folded else None
+    return FastUperNetDecodeHead(module)
+
+
+def _is_convolution_and_relu(block: nn.Module) -> bool:
+    """Return whether a convolution module computes nothing but these two, because its norm was folded."""
+    return (
+        is_plain(block, UperNetConvModule)
+        and is_plain(block.conv, nn.Conv2d)
+        and is_plain_conv3x3(block.conv)
+        and is_plain(block.batch_norm, nn.Identity)
+        and is_plain(block.activation, nn.ReLU)
+    )
 
 
 __all__ = ["FastUperNetDecodeHead", "ResizedConvolution", "use_fast_upernet_head"]

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..upernet.upsampled_convolution import is_plain_conv3x3
 from .onednn_linear import linear, mkl_is_slow
-from .replacement import is_on_cpu, replace_modules, runs_float32_on_cpu
+from .replacement import is_on_cpu, is_plain, replace_modules, runs_float32_on_cpu
 
 MIN_CHANNELS = 384  # of input and output: the products grow with both, the sums with one of them
 MIN_PIXELS = 4096
@@ -120,10 +121,8 @@ def use_winograd(model: nn.Module) -> int:
 
 def _replacement(module: nn.Module) -> nn.Module | None:
     if (
-        type(module) is nn.Conv2d
-        and (module.kernel_size, module.stride, module.padding, module.dilation) == ((3, 3), (1, 1), (1, 1), (1, 1))
-        and module.groups == 1
-        and module.padding_mode == "zeros"
+        is_plain(module, nn.Conv2d)
+        and is_plain_conv3x3(module)
         and min(module.in_channels, module.out_channels) >= MIN_CHANNELS
     ):
         return WinogradConvolution(module)
