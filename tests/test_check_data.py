@@ -72,6 +72,61 @@ def test_large_images_are_noted(tmp_path, monkeypatch):
     assert "1 images have more than" in " ".join(check_dataset(data).notes) and LARGE_IMAGE > 10**7
 
 
+def notes_of(folder):
+    return [line for line in run(folder).output.splitlines() if line.startswith("note: ")]
+
+
+@pytest.mark.parametrize(
+    ("orientation", "size", "noted"), [(1, (6, 4), 0), (2, (6, 4), 1), (3, (6, 4), 1), (6, (4, 4), 1), (6, (4, 6), 0)]
+)
+def test_images_turned_by_exif_are_noted(orientation, size, noted, tmp_path):
+    """An oblong image that is turned by 90 degrees fits a turned mask only, so nothing is in doubt."""
+    write_masks(tmp_path, [0, 1, 2])
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    (tmp_path / "images/0.png").unlink()
+    Image.new("RGB", size).save(tmp_path / "images/0.jpg", exif=exif)
+    height, width = size if orientation >= 5 else size[::-1]
+    Image.fromarray(np.resize(np.arange(3, dtype=np.uint8), (height, width))).save(tmp_path / "masks/0.png")
+    notes = notes_of(tmp_path)
+    assert len(notes) == noted and all("1 images are turned or mirrored by their EXIF data" in note for note in notes)
+
+
+@pytest.mark.parametrize(("highest", "noted"), [(65535, 0), (4095, 1)])
+def test_dark_images_of_16_bits_are_noted(highest, noted, tmp_path):
+    write_masks(tmp_path, [0, 1, 2])
+    Image.fromarray(np.linspace(0, highest, 24).astype(np.uint16).reshape(4, 6)).save(tmp_path / "images/0.png")
+    notes = notes_of(tmp_path)
+    assert len(notes) == noted and all("nearly black" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("mode", "extra", "noted"), [("RGB", (), 0), ("RGBA", (2,), 0), ("RGBX", (0,), 1), ("CMYK", (), 0), ("L", (), 0)]
+)
+def test_bands_that_are_not_used_are_noted(mode, extra, noted, tmp_path):
+    write_masks(tmp_path, [0, 1, 2])
+    (tmp_path / "images/0.png").unlink()
+    image = Image.new(mode, (6, 4), 3)
+    image.save(tmp_path / "images/0.tif")
+    notes = notes_of(tmp_path)
+    assert len(notes) == noted and all("more bands" in note for note in notes)
+
+
+def test_all_faults_of_a_folder_are_listed(tmp_path):
+    write_masks(tmp_path, [0, 1, 2], [0, 9], [1], [2])
+    (tmp_path / "images/2.png").unlink()
+    (tmp_path / "masks/3.png").unlink()
+    Image.new("RGB", (6, 4)).save(tmp_path / "images/0.bmp")
+    (tmp_path / "images/Thumbs.db").write_bytes(b"")
+    done = run(tmp_path)
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.exit_code == 1 and len(errors) == 5, done.output
+    found = " ".join(errors)
+    for text in ("3.png", "2.png", "differ in their endings only", "labels that are no class: 9", "4 errors in"):
+        assert text in found
+    assert "1 of 2 samples are without errors" in done.stdout and "note: 1 other files are left out" in done.stdout
+
+
 def test_command(tmp_path):
     write_scenes(tmp_path, 3, size=(40, 48), split="train")
     write_scenes(tmp_path, 2, seed=30, size=(64, 48), split="val")

@@ -3,15 +3,21 @@
 
 import json
 import logging
+import os
 import pickle
+import re
+import subprocess
+import sys
 import unicodedata
 
 import numpy as np
 import pytest
 import torch
 from dataset_cases import COLOURS, HEIGHT, KNOWN, WIDTH, draw, draw_known, own_data, save, values
+from PIL import Image
 
-from segtransformers.datasets import DATASETS, DataError, get_dataset_info, load_segmentation_dataset
+from segtransformers.datasets import DATASETS, DataError, check_dataset, get_dataset_info, load_segmentation_dataset
+from segtransformers.datasets.pairs import MissingMasksError
 from segtransformers.datasets.scenes import PALETTE, SCENE_CLASSES, draw_scene, write_scenes
 
 AMBIGUOUS = {"mapillary", "mapillary_as_cityscapes", "pascal_context_59", "pascal_context_60"}
@@ -233,6 +239,126 @@ def test_masks_with_another_ending(tmp_path):
     assert len(load_segmentation_dataset(tmp_path, classes=2, mask_ending="_mask.png")) == 2
 
 
+@pytest.mark.parametrize(
+    ("image", "mask", "options", "hint"),
+    [
+        ("{}_sat.jpg", "{}_mask.png", ("_sat.jpg", "_mask.png"), "image_ending='_sat.jpg', mask_ending='_mask.png'"),
+        ("img_{}.jpg", "mask_{}.png", ("img_*", "mask_*.png"), "image_ending='img_*.jpg', mask_ending='mask_*.png'"),
+        ("s/a-{}.jpg", "s/b {} x.png", ("a-*", "b * x.png"), "image_ending='a-*.jpg', mask_ending='b * x.png'"),
+        ("one {}.jpg", "two {}.png", ("one *.jpg", "two *.png"), "(--image-ending, --mask-ending)"),
+    ],
+)
+def test_templates_of_file_names(image, mask, options, hint, tmp_path):
+    draw(tmp_path, f"images/{image}", f"masks/{mask}", 0, 1)
+    with pytest.raises(DataError, match=re.escape(hint)):
+        load_segmentation_dataset(tmp_path, classes=2)
+    data = load_segmentation_dataset(tmp_path, classes=2, image_ending=options[0], mask_ending=options[1])
+    assert [name[-1] for name in data.names] == ["0", "1"]
+    with pytest.raises(DataError, match="must hold one"):
+        load_segmentation_dataset(tmp_path, classes=2, image_ending="*a*.jpg")
+
+
+def test_lists_define_splits(tmp_path):
+    """As in Pascal VOC, where most images have no masks."""
+    draw(tmp_path, "JPEGImages/x{}.jpg", "SegmentationClass/x{}.png", 0, 1, number=4)
+    save(tmp_path / "JPEGImages/unlabelled.jpg", COLOURS)
+    (tmp_path / "Annotations").mkdir()
+    lists = tmp_path / "ImageSets/Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "default.txt").write_text("x1\n")
+    assert load_segmentation_dataset(tmp_path, "train", classes=2).names == ["x1"]
+    (lists / "default.txt").unlink()
+    (lists / "train.txt").write_text("x0 1\nJPEGImages/x1.jpg SegmentationClass/x1.png\nx2\n")
+    (lists / "val.txt").write_text("x3\n")
+    (lists / "trainval.txt").write_text("x0\nx3\n")
+    for split, names in (("train", ["x0", "x1", "x2"]), ("validation", ["x3"]), ("trainval", ["x0", "x3"])):
+        assert load_segmentation_dataset(tmp_path, split, classes=2).names == names
+    with pytest.raises(DataError, match="no split 'test': it has train, trainval, val"):
+        load_segmentation_dataset(tmp_path, "test", classes=2)
+    (lists / "test.txt").write_text("unlabelled\n")
+    with pytest.raises(MissingMasksError, match="no mask for any of the 1 samples"):
+        load_segmentation_dataset(tmp_path, "test", classes=2)
+    (lists / "val.txt").write_text("x3\nunlabelled\nx9\n")
+    with pytest.raises(DataError, match=r"have no image in .*: x9.*; .* have no mask in .*: unlabelled"):
+        load_segmentation_dataset(tmp_path, "validation", classes=2)
+    lenient = load_segmentation_dataset(tmp_path, "validation", classes=2, strict=False)
+    assert lenient.names == ["x3"] and len(lenient.problems) == 2
+
+
+def test_file_names_that_are_not_utf8(tmp_path):
+    own_data(tmp_path, 0, 1, number=1)
+    for folder in ("images", "masks"):
+        try:
+            os.rename(tmp_path / folder / "0.png", os.fsencode(tmp_path / folder) + b"/caf\xe9.png")
+        except OSError:
+            pytest.skip("this file system takes UTF-8 names only")
+    data = load_segmentation_dataset(tmp_path)
+    assert data.names == ["caf\\xe9"] and data[0].name == data.names[0] and check_dataset(data).samples == 1
+    assert pickle.loads(pickle.dumps(data)).select([0])[0].labels.shape == (HEIGHT, WIDTH)
+    "\n".join(data.names).encode()
+
+
+def test_folders_need_no_datasets_library(tmp_path):
+    code = (
+        "import sys; sys.modules['datasets'] = None\nfrom segtransformers.datasets import load_segmentation_dataset\n"
+    )
+    code += f"print(len(load_segmentation_dataset({str(own_data(tmp_path, 0, 1))!r})))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "2", done.stderr
+
+
+COLOURED = {0: (0, 0, 0), 1: (128, 0, 0)}
+
+
+@pytest.mark.parametrize(
+    ("folder", "file", "text"),
+    [
+        ("SegmentationClass", "labelmap.txt", "# label:color_rgb:parts:actions\na b:0,0,0::\nobject:128,0,0::\n"),
+        ("masks", "class_dict.csv", "name,r,g,b\na b,0,0,0\nobject,128,0,0\n"),
+        ("masks", "class_dict.csv", "class, red, green, blue\na b, 0, 0, 0\nobject, 128, 0, 0\n"),
+        ("masks", "classes.json", '{"a b": [0, 0, 0], "object": "#800000"}'),
+        ("masks", "classes.json", '[{"name": "a b", "color": "#000000"}, {"name": "object", "color": [128, 0, 0]}]'),
+    ],
+)
+def test_classes_and_colours_of_labelling_tools(folder, file, text, tmp_path):
+    draw(tmp_path, "images/{}.png", f"{folder}/{{}}.png", 0, 1)
+    labels = values(0, 1)
+    for index in range(2):
+        Image.fromarray(np.array(list(COLOURED.values()), np.uint8)[labels]).save(tmp_path / folder / f"{index}.png")
+    (tmp_path / file).write_text(text)
+    data = load_segmentation_dataset(tmp_path)
+    assert data.id2label == {0: "a b", 1: "object"} and data.palette == [[0, 0, 0], [128, 0, 0]]
+    assert np.array_equal(data[0].labels, labels)
+
+
+def test_folders_of_labelme(tmp_path):
+    draw(tmp_path, "JPEGImages/{}.jpg", "SegmentationClassPNG/{}.png", 0, 1)
+    (tmp_path / "SegmentationClass").mkdir()
+    np.save(tmp_path / "SegmentationClass/0.npy", values(0, 1))
+    (tmp_path / "class_names.txt").write_text("_background_\nobject\n")
+    assert load_segmentation_dataset(tmp_path).id2label == {0: "_background_", 1: "object"}
+    (tmp_path / "labels.txt").write_text("__ignore__\n_background_\nthing\n")
+    assert load_segmentation_dataset(tmp_path).id2label == {0: "_background_", 1: "thing"}
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("class_dict.csv", "a,b\n", "must name the columns name, r, g and b"),
+        ("class_dict.csv", "name,r,g,b\na,0,0\n", "whole numbers for red"),
+        ("class_dict.csv", "name,r,g,b\na,0,0,300\n", "must be"),
+        ("labelmap.txt", "a:0,0,0::\nb\n", "expected name:red,green,blue"),
+        ("classes.json", '{"a": 0, "b": 2}', "without gaps"),
+        ("classes.json", '{"a": "red"}', "class indices must be whole numbers"),
+    ],
+)
+def test_wrong_class_files_of_labelling_tools(file, text, message, tmp_path):
+    draw(tmp_path, "images/{}.png", "masks/{}.png", 0)
+    (tmp_path / file).write_text(text)
+    with pytest.raises(DataError, match=message):
+        load_segmentation_dataset(tmp_path)
+
+
 def test_missing_folders_and_splits(tmp_path):
     with pytest.raises(DataError, match=r"the folder .*nowhere does not exist"):
         load_segmentation_dataset(tmp_path / "nowhere", classes=2)
@@ -260,7 +386,7 @@ def test_lists_of_samples(tmp_path):
     save(tmp_path / "image/0007.png", COLOURS)  # of another split
     assert load_segmentation_dataset(tmp_path).names == ["0000", "0001"]
     (tmp_path / "test.txt").write_text("0000\n0009\n")
-    with pytest.raises(DataError, match=r"1 are listed but have no image in .*image: 0009"):
+    with pytest.raises(DataError, match=r"1 of 2 samples in .*test.txt have no image in .*image: 0009"):
         load_segmentation_dataset(tmp_path)
     (tmp_path / "test.txt").write_text("0000\n0000\n")
     with pytest.raises(DataError, match="listed twice"):

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from tqdm import tqdm
 
+from ..escaping import one_line
 from .data_options import (
     ClassesOption,
     ColumnsOption,
+    ImageEndingOption,
     KindOption,
     LabelMapOption,
     MaskEndingOption,
@@ -34,6 +36,7 @@ def check_data(
     classes: ClassesOption = None,
     reduce_labels: ReduceLabelsOption = None,
     label_map: LabelMapOption = None,
+    image_ending: ImageEndingOption = None,
     mask_ending: MaskEndingOption = None,
     columns: ColumnsOption = None,
     subset: SubsetOption = None,
@@ -42,18 +45,26 @@ def check_data(
     # imports torch, which takes seconds that --help should not cost
     from ..datasets import check_dataset
 
-    options = (reduce_labels, label_map, mask_ending, columns, subset)
+    options = (reduce_labels, label_map, image_ending, mask_ending, columns, subset, False)
     errors = 0
     with one_line_errors(ValueError, ImportError), _without_warnings():
         for data, named in _splits(source, split, kind, classes, options):
+            if isinstance(data, str):
+                typer.echo(f"error: {one_line(data)}", err=True)
+                errors += 1
+                continue
             with tqdm(total=len(data), unit="sample", disable=None, leave=False) as bar:
                 report = check_dataset(data, bar.update)
             typer.echo("\n".join(_lines(data, report, named)))
             for error in report.errors[:MAX_LISTED_ERRORS]:
-                typer.echo(f"error: {error}", err=True)
+                typer.echo(f"error: {one_line(error)}", err=True)
+            if len(report.errors) > MAX_LISTED_ERRORS:
+                typer.echo(f"error: and {len(report.errors) - MAX_LISTED_ERRORS} more", err=True)
             errors += len(report.errors)
+        if errors > 1:
+            raise UserError(f"{errors} errors in {source}")
         if errors:
-            raise UserError(f"{errors} samples or splits have errors; the first are listed above")
+            raise typer.Exit(1)
 
 
 @contextlib.contextmanager
@@ -70,13 +81,14 @@ def _without_warnings() -> Iterator[None]:
 
 def _splits(
     source: str, split: str | None, kind: str | None, classes: str | None, options: tuple
-) -> Iterator[tuple["SegmentationDataset", bool]]:
-    """Yield each split, and whether its classes have names."""
+) -> Iterator[tuple["SegmentationDataset | str", bool]]:
+    """Yield each split, and whether its classes have names. A split that cannot be loaded is yielded as its error."""
     # these import torch, too
+    from ..datasets import DataError
     from ..datasets.loading import MissingClassesError
     from ..datasets.pairs import MissingMasksError, MissingSplitError
 
-    found = False
+    found, failed = False, set()
     for name in ("train", "validation", "test") if split is None else (split,):
         named = True
         try:
@@ -88,16 +100,25 @@ def _splits(
                 data, named = load_data(source, name, kind, most, *options), False
         except MissingSplitError as error:
             unlabelled = isinstance(error, MissingMasksError)
-            if split is not None or (unlabelled and name != "test"):
+            if split is not None:
                 raise
+            if unlabelled and name != "test":
+                failed.add(str(error))
+                yield str(error), False
+                continue
             if unlabelled:
-                typer.echo(f"note: the split test is left out: {error}")
+                typer.echo(f"note: the split test is left out: {one_line(error)}")
+            continue
+        except DataError as error:
+            if str(error) not in failed:  # an error of the whole folder, such as of its classes, occurs for every split
+                yield str(error), False
+            failed.add(str(error))
             continue
         found = True
         yield data, named
         if data.split is None:  # the source has no splits
             return
-    if not found:
+    if not found and not failed:
         raise UserError(f"{source} has none of the splits train, validation and test: name the split with --split")
 
 

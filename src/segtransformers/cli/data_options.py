@@ -33,8 +33,17 @@ LabelMapOption = Annotated[
         metavar="VALUE:CLASS,...", help="Classes of mask values, such as 0:0,255:1. Class 255 means no class."
     ),
 ]
+ImageEndingOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ENDING", help="Ending of the file names of images, such as _sat.jpg, or a template such as img_*.jpg."
+    ),
+]
 MaskEndingOption = Annotated[
-    str | None, typer.Option(metavar="ENDING", help="Ending of the file names of masks, such as _mask.png.")
+    str | None,
+    typer.Option(
+        metavar="ENDING", help="Ending of the file names of masks, such as _mask.png, or a template such as mask_*.png."
+    ),
 ]
 ColumnsOption = Annotated[
     str | None,
@@ -50,11 +59,13 @@ def load_data(
     classes: str | None = None,
     reduce_labels: bool | None = None,
     label_map: str | None = None,
+    image_ending: str | None = None,
     mask_ending: str | None = None,
     columns: str | None = None,
     subset: str | None = None,
+    strict: bool = True,
 ) -> "SegmentationDataset":
-    """Load the data set that the options describe.
+    """Load the data set that the options describe. `strict` is that of `load_segmentation_dataset`.
 
     Raises:
         UserError: if an option has a wrong value.
@@ -80,10 +91,12 @@ def load_data(
         classes=int(classes) if classes is not None and classes.isdigit() else classes,
         reduce_labels=reduce_labels,
         label_map=_parse_label_map(label_map),
+        image_ending=image_ending,
         mask_ending=mask_ending,
         image_column=image_column,
         mask_column=mask_column,
         name=subset,
+        strict=strict,
     )
 
 

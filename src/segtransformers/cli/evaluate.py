@@ -31,6 +31,7 @@ from .common import (
 from .data_options import (
     ClassesOption,
     ColumnsOption,
+    ImageEndingOption,
     KindOption,
     LabelMapOption,
     MaskEndingOption,
@@ -49,6 +50,7 @@ def evaluate(
     classes: ClassesOption = None,
     reduce_labels: ReduceLabelsOption = None,
     label_map: LabelMapOption = None,
+    image_ending: ImageEndingOption = None,
     mask_ending: MaskEndingOption = None,
     columns: ColumnsOption = None,
     subset: SubsetOption = None,
@@ -103,7 +105,9 @@ def evaluate(
             published_row(published)  # an unknown name is an error before any work
         network, processor = load_model(model, device or device_of_process)
         protocol = inference_protocol(processor, multi_scale, scales, flip, window, stride)
-        samples = load_data(data, split, kind, classes, reduce_labels, label_map, mask_ending, columns, subset)
+        samples = load_data(
+            data, split, kind, classes, reduce_labels, label_map, image_ending, mask_ending, columns, subset
+        )
         complete = limit is None or limit >= len(samples)
         if not complete:
             samples = samples.select(range(limit or 0))

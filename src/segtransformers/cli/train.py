@@ -15,7 +15,17 @@ import typer
 
 from ..packaged import known_model
 from .common import check_folder, sides, why_not_loaded
-from .data_options import ClassesOption, KindOption, LabelMapOption, MaskEndingOption, ReduceLabelsOption, load_data
+from .data_options import (
+    ClassesOption,
+    ColumnsOption,
+    ImageEndingOption,
+    KindOption,
+    LabelMapOption,
+    MaskEndingOption,
+    ReduceLabelsOption,
+    SubsetOption,
+    load_data,
+)
 from .errors import UserError, one_line_errors
 from .evaluate import write_results
 
@@ -56,7 +66,10 @@ def train(
     classes: ClassesOption = None,
     reduce_labels: ReduceLabelsOption = None,
     label_map: LabelMapOption = None,
+    image_ending: ImageEndingOption = None,
     mask_ending: MaskEndingOption = None,
+    columns: ColumnsOption = None,
+    subset: SubsetOption = None,
     split: Annotated[str, typer.Option(help="Part of the data to train on.")] = "train",
     eval_split: Annotated[str, typer.Option(help="Part of the data to evaluate on.")] = "validation",
     limit: Annotated[
@@ -78,19 +91,20 @@ def train(
 
     The output folder gets the model and its image processor, results.json with the IoU of each class, and recipe.json.
     """
-    from ..datasets import DataError
+    from ..datasets.pairs import MissingSplitError
 
     with _one_line():
         chosen = _recipe(recipe)
         changes = parse_training_arguments(context.args)
         _check_output(output, resume)
-        parts = [load_data(data, split, kind, classes, reduce_labels, label_map, mask_ending)]
+        options = (kind, classes, reduce_labels, label_map, image_ending, mask_ending, columns, subset)
+        parts = [load_data(data, split, *options)]
         if parts[0].split is None:
             parts = _divided(parts[0])
         else:
             try:
-                parts.append(load_data(data, eval_split, kind, classes, reduce_labels, label_map, mask_ending))
-            except DataError as error:
+                parts.append(load_data(data, eval_split, *options))
+            except MissingSplitError as error:
                 typer.echo(f"no evaluation: {error}", err=True)
         if limit is not None:
             parts = [part.select(range(min(limit, len(part)))) for part in parts]

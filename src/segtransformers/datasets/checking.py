@@ -8,11 +8,22 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
+from PIL import Image
 
 from .loading import SegmentationDataset
-from .reading import NO_CLASS, DataError
+from .reading import NO_CLASS, DataError, ImageFacts
 
+DARK = 64  # an image of more than 8 bits whose values stay below is nearly black
 LARGE_IMAGE = 50_000_000  # pixels; training decodes the whole image for every crop
+# notes on images, with their number
+ODDITIES = {
+    "turned": "{} images are turned or mirrored by their EXIF data, and masks never are: if the masks were drawn on "
+    "the images as stored, their labels are misplaced. Look at one, and save such images upright",
+    "bands": "{} image files have more bands than the three that are used as red, green and blue",
+    "dark": "{} images of more than 8 bits are nearly black, because 16 bits are scaled by their full range: scale "
+    "values of 12 bits to 8 or 16 bits before",
+}
+SampleFacts = tuple[tuple[int, int], np.ndarray, list[str]]  # (width, height), pixels per label `(256,)`, oddities
 
 
 @dataclass
@@ -50,13 +61,16 @@ def check_dataset(
         workers: number of threads that read. None takes one per core.
     """
     report = DataReport(0, np.zeros(data.num_labels, np.int64), np.zeros(data.num_labels, np.int64))
+    report.errors += data.problems
     empty = large = 0
+    odd: collections.Counter[str] = collections.Counter()
     binary = True
     for result in _read_in_parallel(data, workers or os.cpu_count() or 1):
         if isinstance(result, str):
             report.errors.append(result)
         else:
-            size, counts = result
+            size, counts, oddities = result
+            odd.update(oddities)
             report.samples += 1
             report.pixels += counts[: data.num_labels]
             report.images += counts[: data.num_labels] > 0
@@ -71,6 +85,7 @@ def check_dataset(
         if progress is not None:
             progress(1)
     if report.samples:
+        report.notes += [text.format(odd[kind]) for kind, text in ODDITIES.items() if odd[kind]]
         _add_notes(report, data, empty, large, binary)
     return report
 
@@ -119,7 +134,7 @@ def _add_notes(report: DataReport, data: SegmentationDataset, empty: int, large:
         notes.append(f"{len(data.ignored_files)} other files are left out: {listed}")
 
 
-def _read_in_parallel(data: SegmentationDataset, workers: int) -> Iterator[str | tuple[tuple[int, int], np.ndarray]]:
+def _read_in_parallel(data: SegmentationDataset, workers: int) -> Iterator[str | SampleFacts]:
     """Yield the result of [`_read_sample`] for each sample in order. At most `2 * workers` results are in memory."""
     pending: collections.deque = collections.deque()
     with ThreadPoolExecutor(workers) as pool:
@@ -131,10 +146,18 @@ def _read_in_parallel(data: SegmentationDataset, workers: int) -> Iterator[str |
             yield pending.popleft().result()
 
 
-def _read_sample(data: SegmentationDataset, index: int) -> str | tuple[tuple[int, int], np.ndarray]:
-    """Return the (width, height) and the pixels per label `(256,)` of a sample, or an error message."""
+def _read_sample(data: SegmentationDataset, index: int) -> str | SampleFacts:
+    """Return what a report needs of a sample, or an error message."""
     try:
         sample = data[index]
-    except DataError as error:
+        facts = data.facts(index)
+    except (DataError, OSError) as error:
         return str(error)
-    return sample.image.size, np.bincount(sample.labels.ravel(), minlength=NO_CLASS + 1)
+    return sample.image.size, np.bincount(sample.labels.ravel(), minlength=NO_CLASS + 1), _oddities(sample.image, facts)
+
+
+def _oddities(image: Image.Image, facts: ImageFacts) -> list[str]:
+    """Return the keys of `ODDITIES` that are true of an image."""
+    turned = facts.orientation in (2, 3, 4) or (facts.orientation >= 5 and image.width == image.height)
+    dark = facts.is_deep and int(np.asarray(image).max()) < DARK
+    return [kind for kind, found in (("turned", turned), ("bands", facts.unused_bands > 0), ("dark", dark)) if found]

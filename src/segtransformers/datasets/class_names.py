@@ -1,7 +1,9 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """Class names and colours of the user's own data, from an argument or from a file beside the images."""
 
+import csv
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +11,18 @@ from typing import Any
 
 from .reading import DataError
 
-CLASS_FILES = ("classes.json", "id2label.json", "classes.txt", "labels.txt")
+# the last three are written by CVAT, labelme2voc, and the tools of CamVid and DeepGlobe
+CLASS_FILES = (
+    "classes.json",
+    "id2label.json",
+    "classes.txt",
+    "labels.txt",
+    "labelmap.txt",
+    "class_names.txt",
+    "class_dict.csv",
+)
+
+CVAT_LINE = re.compile(r"(?P<name>.+?):(?P<colour>\d{1,3},\d{1,3},\d{1,3}):[^:]*:[^:]*")
 
 
 @dataclass(frozen=True)
@@ -28,9 +41,11 @@ class Classes:
 
 
 def read_classes(given: Any, where: str = "classes") -> Classes:
-    """Read classes from a list of names, `{index: name}`, a list of `{"name": ..., "color": [r, g, b]}`, or a number.
+    """Read classes from a number, a list of names, `{index: name}`, `{name: index}`, `{name: colour}`, or a list of
+    `{"name": ..., "color": colour}`.
 
-    An entry `{"color": [r, g, b], "ignore": true}` holds a colour of pixels without a class.
+    A colour is `[red, green, blue]` or `"#rrggbb"`. An entry `{"color": colour, "ignore": true}` holds a colour of
+    pixels without a class.
 
     Args:
         given: one of these.
@@ -43,6 +58,10 @@ def read_classes(given: Any, where: str = "classes") -> Classes:
         if given < 1:
             raise DataError(f"{where}: there must be at least one class, got {given}")
         given = [f"class {index}" for index in range(given)]
+    if isinstance(given, Mapping) and given and all(map(_is_colour, given.values())):
+        given = [{"name": str(name), "color": colour} for name, colour in given.items()]
+    elif isinstance(given, Mapping) and given and all(map(_is_index, given.values())):
+        given = {index: str(name) for name, index in given.items()}
     if isinstance(given, Mapping):
         try:
             by_index = {int(index): name for index, name in given.items()}
@@ -84,21 +103,55 @@ def classes_of_folder(folder: Path) -> Classes | None:
 
 
 def classes_of_file(path: Path) -> Classes:
-    """Read classes from a text file with one name per line, or from a JSON file for [`read_classes`].
+    """Read classes from a JSON file for [`read_classes`], a table, or a text file with one name per line.
+
+    A table `.csv` has columns of names and of red, green and blue values. CVAT's `labelmap.txt` has lines
+    `name:red,green,blue:parts:actions`. A first line `__ignore__`, of labelme, stands for pixels without a class.
 
     Raises:
         DataError: if the file cannot be read, or holds no classes.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
-        given = json.loads(text) if path.suffix.lower() == ".json" else text.splitlines()
+        given: Any = json.loads(text) if path.suffix.lower() == ".json" else text.splitlines()
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"cannot read class names from {path}: {error}") from None
     if path.suffix.lower() != ".json":
         given = [line.strip() for line in given]
         while given and not given[-1]:
             given.pop()
+        if path.suffix.lower() == ".csv":
+            given = _rows_of_table(given, str(path))
+        elif given[:1] == ["__ignore__"]:
+            given = given[1:]
+        elif any(map(CVAT_LINE.fullmatch, given)):
+            lines = [line for line in given if line and not line.startswith("#")]
+            given = [_class_of_cvat(line, str(path)) for line in lines]
     return read_classes(given, str(path))
+
+
+def _class_of_cvat(line: str, where: str) -> dict[str, Any]:
+    match = CVAT_LINE.fullmatch(line)
+    if match is None:
+        raise DataError(f"{where}: expected name:red,green,blue:parts:actions, got {line[:80]!r}")
+    return {"name": match["name"], "color": [int(value) for value in match["colour"].split(",")]}
+
+
+def _rows_of_table(lines: list[str], where: str) -> list[dict[str, Any]]:
+    """Return the name and the colour of each row of a table whose first row names the columns."""
+    rows = [[cell.strip() for cell in row] for row in csv.reader(lines) if row]
+    header = [cell.lower() for cell in rows[0]] if rows else []
+    name = next((header.index(column) for column in ("name", "class", "class_name", "label") if column in header), None)
+    colours = next((names for names in (("r", "g", "b"), ("red", "green", "blue")) if set(names) <= set(header)), None)
+    if name is None or colours is None:
+        raise DataError(
+            f"{where}: the first line must name the columns name, r, g and b, got {','.join(header)[:80]!r}"
+        )
+    places = [header.index(column) for column in colours]
+    try:
+        return [{"name": row[name], "color": [int(row[place]) for place in places]} for row in rows[1:]]
+    except (IndexError, ValueError):
+        raise DataError(f"{where}: each line must hold a name and whole numbers for red, green and blue") from None
 
 
 def checked_palette(palette: Sequence[Any], where: str) -> list[list[int]]:
@@ -109,13 +162,25 @@ def checked_palette(palette: Sequence[Any], where: str) -> list[list[int]]:
     """
     checked = []
     for index, colour in enumerate(palette):
-        values = list(colour) if isinstance(colour, Sequence) and not isinstance(colour, str) else []
-        if len(values) != 3 or not all(isinstance(value, int) and 0 <= value <= 255 for value in values):
+        if not _is_colour(colour):
             raise DataError(
                 f"{where}: the colour of class {index} must be [red, green, blue], 0 to 255, got {colour!r}"
             )
-        checked.append(values)
+        checked.append(
+            [int(colour[start : start + 2], 16) for start in (1, 3, 5)] if isinstance(colour, str) else list(colour)
+        )
     return checked
+
+
+def _is_colour(value: Any) -> bool:
+    if isinstance(value, str):
+        return re.fullmatch("#[0-9a-fA-F]{6}", value) is not None
+    parts = list(value) if isinstance(value, Sequence) else []
+    return len(parts) == 3 and all(_is_index(part) and 0 <= part <= 255 for part in parts)
+
+
+def _is_index(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _checked_names(names: list[str], where: str) -> list[str]:

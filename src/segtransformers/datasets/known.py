@@ -34,6 +34,7 @@ class Layout:
         label_map: class index, or 255 for no class, of each value in the masks. None: the values are class indices.
         subfolders: folders within the folder of the data set that may have this layout instead.
         name_pattern: a regular expression for the names of the samples, by which the data set is recognised.
+        image_prefix, mask_prefix: text before the name of the sample in the names of image and mask files.
     """
 
     images: str
@@ -45,6 +46,8 @@ class Layout:
     label_map: Mapping[int, int] | None = None
     subfolders: Sequence[str] = ()
     name_pattern: str | None = None
+    image_prefix: str = ""
+    mask_prefix: str = ""
 
 
 @dataclass(frozen=True)

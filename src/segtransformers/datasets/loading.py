@@ -28,7 +28,17 @@ from .pairs import (
     pair_files,
     recognise,
 )
-from .reading import NO_CLASS, DataError, LabelRule, colour_table, exif_swaps_sides, open_entry, read_image, read_mask
+from .reading import (
+    NO_CLASS,
+    DataError,
+    ImageFacts,
+    LabelRule,
+    colour_table,
+    open_entry,
+    read_facts,
+    read_image,
+    read_mask,
+)
 
 if TYPE_CHECKING:
     import datasets
@@ -61,6 +71,24 @@ class SegmentationSample:
     labels: np.ndarray
 
 
+class FileRows:
+    """Rows of image and mask files, with the methods of a `datasets.Dataset` that [`SegmentationDataset`] calls."""
+
+    def __init__(self, images: Sequence[Path], masks: Sequence[Path]):
+        self._images, self._masks = [str(path) for path in images], [str(path) for path in masks]
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> dict[str, dict[str, Any]]:
+        files = {"image": self._images[index], "mask": self._masks[index]}
+        return {column: {"path": path, "bytes": None} for column, path in files.items()}
+
+    def select(self, indices: Sequence[int]) -> "FileRows":
+        """Return the rows with these indices, in this order."""
+        return FileRows(*([Path(paths[index]) for index in indices] for paths in (self._images, self._masks)))
+
+
 class SegmentationDataset(torch.utils.data.Dataset):
     """A split of a data set whose items are [`SegmentationSample`]s, made by [`load_segmentation_dataset`].
 
@@ -73,13 +101,14 @@ class SegmentationDataset(torch.utils.data.Dataset):
         source: the folder, or the name on the Hub.
         split: the split. None if the source has no splits and these are all samples.
         ignored_files: files beside the images and masks that are neither.
+        problems: what is wrong with files that belong to no sample, if the data set was loaded with `strict=False`.
     """
 
     ignore_index = NO_CLASS
 
     def __init__(
         self,
-        rows: "datasets.Dataset",
+        rows: "datasets.Dataset | FileRows",
         names: Sequence[str],
         classes: Classes,
         rule: LabelRule,
@@ -87,12 +116,13 @@ class SegmentationDataset(torch.utils.data.Dataset):
         source: str,
         split: str | None,
         ignored_files: Sequence[Path] = (),
+        problems: Sequence[str] = (),
     ):
         self.rows, self.names, self.rule = rows, list(names), rule
         self.kind, self.source, self.split = kind, source, split
         self.id2label = dict(enumerate(classes.names))
         self.palette = classes.palette
-        self.ignored_files = list(ignored_files)
+        self.ignored_files, self.problems = list(ignored_files), list(problems)
 
     @property
     def num_labels(self) -> int:
@@ -110,7 +140,7 @@ class SegmentationDataset(torch.utils.data.Dataset):
             raise IndexError(f"sample {index} of {len(self)}")
         index = int(index) % len(self)
         row = self.rows[index]
-        image_file, mask_file = (self._file_name(row[column], index) for column in ("image", "mask"))
+        image_file, mask_file = (self.file_name(row[column], index) for column in ("image", "mask"))
         try:
             image = read_image(open_entry(row["image"]), image_file)
             mask = read_mask(open_entry(row["mask"]), mask_file)
@@ -118,7 +148,7 @@ class SegmentationDataset(torch.utils.data.Dataset):
             raise DataError(f"{error.filename} was removed after the data set was loaded") from None
         height, width = mask.values.shape[:2]
         if image.size != (width, height):
-            turned = image.size == (height, width) and exif_swaps_sides(open_entry(row["image"]))
+            turned = image.size == (height, width) and read_facts(open_entry(row["image"])).orientation >= 5
             reason = (
                 ": its EXIF data turn the image, but masks are not turned. Save the image upright, or turn the mask"
                 if turned
@@ -147,7 +177,11 @@ class SegmentationDataset(torch.utils.data.Dataset):
             f"SegmentationDataset({self.source!r}{split}: {len(self)} samples, {self.num_labels} classes, {self.kind})"
         )
 
-    def _file_name(self, entry: Mapping[str, Any], index: int) -> str:
+    def facts(self, index: int) -> ImageFacts:
+        """Return what the header of an image file says about turning, bands and depth."""
+        return read_facts(open_entry(self.rows[index]["image"]))
+
+    def file_name(self, entry: Mapping[str, Any], index: int) -> str:
         """Return the name of an image or mask in messages."""
         if entry["bytes"] is None:
             return str(entry["path"])
@@ -169,6 +203,7 @@ def load_segmentation_dataset(
     mask_column: str | None = None,
     name: str | None = None,
     revision: str | None = None,
+    strict: bool = True,
 ) -> SegmentationDataset:
     """Load a split of a data set of images and label maps.
 
@@ -180,22 +215,23 @@ def load_segmentation_dataset(
         kind: a known data set (one of `DATASETS`), which fixes the classes and the meaning of mask values, or
             `"folders"`. None recognises known data sets by their folders.
         classes: classes of the user's own data: names, `{index: name}`, a list of `{"name": ..., "color": [r, g, b]}`,
-            a JSON file with one of these, a text file with one name per line, or the number of classes. None reads the
-            file `classes.json`, `id2label.json`, `classes.txt` or `labels.txt` of the source.
+            a JSON file with one of these, a text file with one name per line, a table `.csv` of names and colours, or
+            the number of classes. None reads the first file of `CLASS_FILES` in the source, such as `classes.txt`.
         palette: a colour for each class, needed for masks that hold colours.
         reduce_labels: whether value 0 of the masks means "no class" and classes start at 1. None takes the rule of the
             known data set, and False for the user's own data.
         label_map: class index, or 255 for no class, of values in the masks that are exceptions to this.
-        image_ending, mask_ending: endings of the file names in folders, for example `"_mask.png"`. None takes all image
-            files.
+        image_ending, mask_ending: endings of the file names in folders, for example `"_mask.png"`, or templates with
+            one `*` for the name of the sample, such as `"mask_*.png"`. None takes all image files.
         image_column, mask_column: columns of a `datasets` source. None looks for the usual names.
         name, revision: configuration and revision of a source on the Hub.
+        strict: whether images without a mask and masks without an image are an error. If not, they are left out and
+            listed in the data set's `problems`.
 
     Raises:
         DataError: if files are missing or do not match. The message says what to do.
         ValueError: if the kind is unknown, or options exclude each other.
     """
-    datasets = _datasets()
     if kind is not None and kind != FOLDERS:
         get_dataset_info(kind)
     folder = Path(source).expanduser()
@@ -220,15 +256,19 @@ def load_segmentation_dataset(
 
     if found is not None:
         pairs = pair_files(found)
+        if strict and pairs.problems:
+            raise DataError("; ".join(pairs.problems))
         _warn_of_ignored(pairs)
         if not found.has_splits:
             logger.warning(f"{folder} has no splits: all samples are taken for {split!r}")
-        rows, names, ignored = _rows_of_files(pairs, datasets), pairs.names, pairs.ignored
+        rows: Any = FileRows(pairs.images, pairs.masks)
+        names, ignored, problems = pairs.names, pairs.ignored, pairs.problems
         loaded_split = canonical_split(split) if found.has_splits else None
     else:
+        datasets = _datasets()
         rows, loaded_split = _rows_of_datasets(str(source), folder, split, name, revision, datasets)
         rows = _image_and_mask_columns(rows, image_column, mask_column, str(source), datasets)
-        names, ignored = _names_of_rows(rows, loaded_split), []
+        names, ignored, problems = _names_of_rows(rows, loaded_split), [], []
 
     chosen = _classes(kind, classes, palette, folder if folder.is_dir() else None, str(source), revision)
     original_ids = found.layout.label_map if found is not None and found.layout.splits else _original_ids(kind)
@@ -242,7 +282,7 @@ def load_segmentation_dataset(
         colours=colour_table(chosen.palette, chosen.no_class) if kind not in DATASETS and chosen.palette else None,
         strict_binary=kind not in DATASETS,
     )
-    return SegmentationDataset(rows, names, chosen, rule, kind or FOLDERS, str(source), loaded_split, ignored)
+    return SegmentationDataset(rows, names, chosen, rule, kind or FOLDERS, str(source), loaded_split, ignored, problems)
 
 
 def _original_ids(kind: str | None) -> Mapping[int, int] | None:
@@ -310,12 +350,6 @@ def _is_for_datasets(folder: Path) -> bool:
     """Whether `datasets` can load the folder."""
     patterns = (*DATASETS_FILES, *METADATA_FILES, "*.parquet", "*.arrow")
     return any(next(folder.glob(f"{deep}{pattern}"), None) for deep in ("", "*/", "*/*/") for pattern in patterns)
-
-
-def _rows_of_files(pairs: Pairs, datasets) -> "datasets.Dataset":
-    undecoded = datasets.Image(decode=False)
-    columns = {"image": [str(path) for path in pairs.images], "mask": [str(path) for path in pairs.masks]}
-    return datasets.Dataset.from_dict(columns, datasets.Features({"image": undecoded, "mask": undecoded}))
 
 
 def _rows_of_datasets(

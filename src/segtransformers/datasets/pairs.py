@@ -1,6 +1,8 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """Find the layout of a folder, and pair its images with their masks."""
 
+import collections
+import difflib
 import os
 import re
 import unicodedata
@@ -17,7 +19,18 @@ SPLITS = {
     "test": ("test", "testing"),
 }
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "img_dir", "JPEGImages")
-MASK_FOLDERS = ("masks", "mask", "labels", "label", "annotations", "annotation", "ann_dir", "SegmentationClass")
+MASK_FOLDERS = (
+    "masks",
+    "mask",
+    "labels",
+    "label",
+    "annotations",
+    "annotation",
+    "ann_dir",
+    "SegmentationClass",
+    "SegmentationClassPNG",
+)
+LIST_FOLDERS = ("ImageSets/Segmentation", "ImageSets", "splits", ".")  # folders of lists such as train.txt
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 MASK_ENDINGS = (".png", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".jpg", ".jpeg")
 DATASETS_FILES = ("dataset_dict.json", "state.json")  # files in a folder that `datasets` saved
@@ -39,12 +52,14 @@ class Pairs:
         names: names of the samples, sorted or in the order of the layout's list.
         images, masks: the files of the samples, in the same order.
         ignored: files that are neither images nor masks.
+        problems: what is wrong with the other files, which belong to no pair.
     """
 
     names: list[str]
     images: list[Path]
     masks: list[Path]
     ignored: list[Path] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -127,19 +142,27 @@ def find_folders(
     """Find a folder of images and a folder of masks in `folder`. Return None if it has neither.
 
     The images may be in `images/train`, `train/images` or `images`. `IMAGE_FOLDERS` and `MASK_FOLDERS` list other names
-    of the folders.
+    of the folders. If images and masks are not divided into folders, lists in one of `LIST_FOLDERS` define the splits,
+    as in Pascal VOC.
+
+    Args:
+        image_ending, mask_ending: endings of the file names, or templates with one `*` for the name of the sample. None
+            takes the usual endings.
 
     Raises:
         DataError: if one of the two folders is missing, if several folders may be meant, or if the split is missing.
     """
     spellings = SPLITS.get(canonical_split(split), (split,))
     every = [spelling for several in SPLITS.values() for spelling in several]
-    split_first = [spelling for spelling in every if _one_of(folder / spelling, IMAGE_FOLDERS, "images")]
+    image_prefix, image_endings = _template(image_ending, IMAGE_ENDINGS)
+    mask_prefix, mask_endings = _template(mask_ending, MASK_ENDINGS)
+    split_first = [spelling for spelling in every if _one_of(folder / spelling, IMAGE_FOLDERS, "images", image_endings)]
     root, name, has_splits = folder, "", False
     if split_first:
         name = _present_spelling(folder, split, spellings, split_first)
         root, has_splits = folder / name, True
-    images, masks = _one_of(root, IMAGE_FOLDERS, "images"), _one_of(root, MASK_FOLDERS, "masks")
+    images = _one_of(root, IMAGE_FOLDERS, "images", image_endings)
+    masks = _one_of(root, MASK_FOLDERS, "masks", mask_endings)
     if images is None and masks is None:
         return None
     if images is None or masks is None:
@@ -147,6 +170,7 @@ def find_folders(
         raise DataError(
             f"{root} has no folder of {missing}: name it {' or '.join(names[:3])}; {describe_contents(root)}"
         )
+    list_file = None
     if not has_splits:
         present = [spelling for spelling in every if (root / images / spelling).is_dir()]
         if present:
@@ -157,48 +181,101 @@ def find_folders(
                 raise MissingMasksError(
                     f"{mask_folder} is missing: the folders of the masks must have the names of those of the images"
                 )
+        else:
+            list_file, name, has_splits = _list_of_split(root, split, spellings, every)
     layout = Layout(
         images=images,
         masks=masks,
-        image_endings=IMAGE_ENDINGS if image_ending is None else (image_ending,),
-        mask_endings=MASK_ENDINGS if mask_ending is None else (mask_ending,),
+        image_endings=image_endings,
+        mask_endings=mask_endings,
         splits={},
+        list_file=list_file,
+        image_prefix=image_prefix,
+        mask_prefix=mask_prefix,
     )
     return FolderLayout(root, layout, name, has_splits)
+
+
+def _template(ending: str | None, usual: Sequence[str]) -> tuple[str, Sequence[str]]:
+    """Return the text before the name of a sample in file names, and the endings after it."""
+    if ending is None:
+        return "", usual
+    before, star, after = ending.rpartition("*")
+    if "*" in before or "/" in ending or not ending:
+        raise DataError(f"a template of file names must hold one * for the name of the sample, got {ending!r}")
+    return (before, (after,) if after else usual) if star else ("", (ending,))
+
+
+def _list_of_split(
+    root: Path, split: str, spellings: Iterable[str], every: Sequence[str]
+) -> tuple[str | None, str, bool]:
+    """Find the list of the samples of a split.
+
+    Returns:
+        its path in `root` or None, the name of the split in it, and whether the lists define splits. A list by another
+        name than that of a split is taken if it is the only one, as CVAT writes `default.txt`.
+
+    Raises:
+        MissingSplitError: if there are lists, but not of this split.
+    """
+    for folder in LIST_FOLDERS:
+        lists = {path.stem: path for path in sorted((root / folder).glob("*.txt"))}
+        if folder == ".":  # other text files are beside the images, too
+            lists = {name: path for name, path in lists.items() if name in every}
+        file = str(Path(folder, "{split}.txt"))
+        if split in lists:
+            return file, split, True
+        if any(name in every for name in lists):
+            return file, _present_spelling(root / folder, split, spellings, list(lists)), True
+        if len(lists) == 1:
+            return file, next(iter(lists)), False
+        if lists:
+            raise MissingSplitError(f"{root / folder} has no list of the split {split!r}: it has {', '.join(lists)}")
+    return None, "", False
 
 
 def pair_files(found: FolderLayout) -> Pairs:
     """List the samples of a folder.
 
+    Images that a list does not name need no mask. Files without a partner, missing files of a list, and files that
+    differ only in their endings are left out, and are described in `problems`.
+
     Raises:
-        DataError: if the folder holds no images, if an image has no mask or a mask no image, or if two files have the
-            same name.
+        DataError: if the folder holds no images.
+        MissingMasksError: if no image of a list has a mask.
     """
     layout, root = found.layout, found.root
     image_folder, mask_folder = (root / path.format(split=found.split) for path in (layout.images, layout.masks))
-    images, no_images = _files_by_name(image_folder, layout.image_endings)
-    masks, no_masks = _files_by_name(mask_folder, layout.mask_endings)
+    problems: list[str] = []
+    images, no_images = _files_by_name(image_folder, layout.image_endings, layout.image_prefix, problems)
+    masks, no_masks = _files_by_name(mask_folder, layout.mask_endings, layout.mask_prefix, problems)
     if not images and not masks:
         endings = " ".join(f"*{ending}" for ending in layout.image_endings)
         raise DataError(f"{image_folder} holds no images (looked for {endings})")
     if layout.list_file is not None:
-        names = _listed(root / layout.list_file.format(split=found.split))
-        _refuse("are listed but have no image in", [name for name in names if name not in images], image_folder)
-        _refuse("are listed but have no mask in", [name for name in names if name not in masks], mask_folder)
-        return Pairs(names, [images[name] for name in names], [masks[name] for name in names])
-    hint = _hint_about_endings(images, masks)
+        path = root / layout.list_file.format(split=found.split)
+        names = _listed(path, images, problems)
+        if names and not any(name in masks for name in names) and any(name in images for name in names):
+            raise MissingMasksError(f"{mask_folder} has no mask for any of the {len(names)} samples in {path}")
+        without_image = [name for name in names if name not in images]
+        problems += _problem(f"of {len(names)} samples in {path} have no image in", without_image, image_folder)
+        without_mask = [name for name in names if name not in masks]
+        problems += _problem(f"of {len(names)} samples in {path} have no mask in", without_mask, mask_folder)
+        names = [name for name in names if name in images and name in masks]
+        return Pairs(names, [images[name] for name in names], [masks[name] for name in names], problems=problems)
+    hint = _hint_about_names(images, masks, layout)
     without_mask = [str(path.relative_to(image_folder)) for name, path in images.items() if name not in masks]
-    _refuse(f"of {len(images)} images in {image_folder} have no mask in", without_mask, mask_folder, hint)
+    problems += _problem(f"of {len(images)} images in {image_folder} have no mask in", without_mask, mask_folder, hint)
     without_image = [str(path.relative_to(mask_folder)) for name, path in masks.items() if name not in images]
-    _refuse(f"of {len(masks)} masks in {mask_folder} have no image in", without_image, image_folder, hint)
-    names = sorted(images)
-    ignored = []
+    problems += _problem(f"of {len(masks)} masks in {mask_folder} have no image in", without_image, image_folder, hint)
+    names = sorted(name for name in images if name in masks)
+    ignored: list[Path] = []
     if not layout.splits:  # known data sets have other files beside the masks
         templates = [path for path in (layout.images, layout.masks) if "{split}" in path]
         above = [root / path.removesuffix("/{split}") for path in templates]
         outside = [path for folder in above for path in sorted(folder.iterdir()) if path.is_file()]
         ignored = [path for path in [*outside, *no_images, *no_masks] if not path.name.startswith(".")]
-    return Pairs(names, [images[name] for name in names], [masks[name] for name in names], ignored)
+    return Pairs(names, [images[name] for name in names], [masks[name] for name in names], ignored, problems)
 
 
 def _roots(folder: Path, layout: Layout) -> list[Path]:
@@ -234,9 +311,15 @@ def _holds(folder: Path, endings: Sequence[str]) -> bool:
     return any(_without_ending(path.name, endings) is not None for path in _walk(folder))
 
 
-def _one_of(folder: Path, names: Sequence[str], content: str) -> str | None:
-    """Return the one of `names` that is a folder in `folder`, or None. `content` describes its files in the message."""
+def _one_of(folder: Path, names: Sequence[str], content: str, endings: Sequence[str]) -> str | None:
+    """Return the one of `names` that is a folder in `folder`, or None. Of several, it is the one with such files.
+
+    Args:
+        content: describes the files in the message.
+    """
     present = [name for name in names if (folder / name).is_dir()]
+    if len(present) > 1:  # labelme has a folder of arrays beside that of masks, Pascal VOC one of boxes
+        present = [name for name in present if _holds(folder / name, endings)] or present
     if len(present) > 1 and len({os.path.realpath(folder / name) for name in present}) > 1:
         raise DataError(
             f"{folder} has several folders that may hold the {content}: {', '.join(present)}. Keep one of them"
@@ -252,21 +335,28 @@ def _present_spelling(folder: Path, split: str, spellings: Iterable[str], presen
     raise MissingSplitError(f"{folder} has no split {split!r}: it has {', '.join(present)}")
 
 
-def _files_by_name(folder: Path, endings: Sequence[str]) -> tuple[dict[str, Path], list[Path]]:
-    """Return the files below `folder` by their path without ending, and the files with other endings."""
+def _files_by_name(
+    folder: Path, endings: Sequence[str], prefix: str, problems: list[str]
+) -> tuple[dict[str, Path], list[Path]]:
+    """Return the files below `folder` by their path without prefix and ending, and the files with other names.
+
+    Of files with the same name, the first is taken, and a problem is added to `problems`.
+    """
     if not folder.is_dir():
         raise DataError(f"the folder {folder} does not exist")
     found: dict[str, Path] = {}
     others = []
     for path in _walk(folder):
         stem = _without_ending(path.name, endings)
-        if stem is None:
+        if stem is None or not stem.startswith(prefix) or len(stem) == len(prefix):
             others.append(path)
             continue
+        stem = stem[len(prefix) :]
         name = _composed((path.relative_to(folder).parent / stem).as_posix())
         if name in found:
-            raise DataError(f"{found[name]} and {path} differ in their endings only: keep one of them")
-        found[name] = path
+            problems.append(f"{found[name]} and {path} differ in their endings only: keep one of them")
+        else:
+            found[name] = path
     return found, others
 
 
@@ -295,36 +385,91 @@ def _without_ending(file: str, endings: Sequence[str]) -> str | None:
 
 
 def _composed(name: str) -> str:
-    """Return the composed Unicode form of a name: file systems differ in the form of letters with accents."""
-    return unicodedata.normalize("NFC", name)
+    """Return the composed Unicode form of a name: file systems differ in the form of letters with accents.
+
+    Bytes of a file name that are no UTF-8 are escaped, as in `\\xe9`.
+    """
+    return unicodedata.normalize("NFC", os.fsencode(name).decode("utf-8", "backslashreplace"))
 
 
-def _listed(path: Path) -> list[str]:
+def _listed(path: Path, images: dict[str, Path], problems: list[str]) -> list[str]:
+    """Return the names in a list of samples. Lines may also hold file names, paths, and further columns."""
     if not path.is_file():
         raise DataError(f"the list of the samples {path} does not exist")
-    names = [_composed(line.strip()) for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    if not names:
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise DataError(f"{path} must be UTF-8 text with the name of one sample per line") from None
+    if not lines:
         raise DataError(f"{path} lists no samples")
-    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
-    _refuse("are listed twice in", twice, path)
-    return names
+    names = []
+    for line in map(_composed, lines):
+        first = line.split()[0]
+        ways = (line, first, str(Path(first).with_suffix("")), Path(first).name, Path(first).stem)
+        names.append(next((way for way in ways if way in images), line))
+    unique = list(dict.fromkeys(names))
+    if len(unique) < len(names):
+        counts = collections.Counter(names)
+        problems += _problem("are listed twice in", [name for name in unique if counts[name] > 1], path)
+    return unique
 
 
-def _refuse(problem: str, names: list[str], path: Path, hint: str = "") -> None:
-    """Raise a `DataError` that lists `names`, if there are any."""
-    if names:
-        listed = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
-        raise DataError(f"{len(names)} {problem} {path}: {listed}. {hint or 'Add the missing files, or remove these'}")
+def _problem(problem: str, names: list[str], path: Path, hint: str = "") -> list[str]:
+    """Return a message that lists `names`, or nothing if there are none."""
+    if not names:
+        return []
+    listed = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+    return [f"{len(names)} {problem} {path}: {listed}. {hint or 'Add the missing files, or remove these'}"]
 
 
-def _hint_about_endings(images: dict[str, Path], masks: dict[str, Path]) -> str:
-    """Return a hint where the names of masks are those of images with text appended, such as `_mask`."""
-    for name in list(images)[:1]:
-        longer = [path.name for mask, path in masks.items() if mask.startswith(name) and len(mask) > len(name)]
-        if name not in masks and longer:
-            appended = longer[0][len(Path(name).name) :]
-            return f"If the names of masks end in {appended}, pass mask_ending={appended!r} (--mask-ending)"
-    return ""
+def _hint_about_names(images: dict[str, Path], masks: dict[str, Path], layout: Layout) -> str:
+    """Return a hint where no image has a mask of its name, with templates of the names if these can be guessed."""
+    if not images or not masks or any(name in masks for name in images):
+        return ""
+    image = Path(next(iter(images)))
+    for mask in map(Path, masks):
+        before, after = _around_common_part(image.name, mask.name)
+        if mask.parent != image.parent or before is None:
+            continue
+        renamed = [_stripped(these, *ends) for these, *ends in zip((images, masks), before, after, strict=True)]
+        if renamed[0] & renamed[1]:
+            files = (next(iter(images.values())), masks[mask.as_posix()])
+            endings = [
+                f"{start}*{end}{path.suffix}" if start else f"{end}{path.suffix}"
+                for start, end, path in zip(before, after, files, strict=True)
+            ]
+            needed = [index for index in (0, 1) if before[index] or after[index]]
+            arguments = ", ".join(f"{('image', 'mask')[index]}_ending={endings[index]!r}" for index in needed)
+            options = ", ".join(f"--{('image', 'mask')[index]}-ending" for index in needed)
+            return f"If the names of images and masks differ by these texts, pass {arguments} ({options})"
+    return (
+        "If the names of images and masks differ in their beginnings or endings, pass templates, such as "
+        "image_ending='*_sat.jpg', mask_ending='mask_*.png' (--image-ending, --mask-ending)"
+    )
+
+
+def _stripped(names: Iterable[str], start: str, end: str) -> set[str]:
+    """Return the names that have this beginning and ending, without both."""
+    return {
+        (Path(name).parent / Path(name).name[len(start) : len(Path(name).name) - len(end)]).as_posix()
+        for name in names
+        if Path(name).name.startswith(start) and name.endswith(end)
+    }
+
+
+def _around_common_part(first: str, second: str) -> tuple[tuple[str, str] | None, tuple[str, str]]:
+    """Return the texts before and after the longest part that two names share.
+
+    The first is None if that part neither holds a digit nor is half of a name.
+    """
+    match = difflib.SequenceMatcher(None, first, second, autojunk=False).find_longest_match()
+    common = first[match.a : match.a + match.size]
+    trimmed = common.strip("_-. ")
+    match = match._replace(a=match.a + common.find(trimmed), b=match.b + common.find(trimmed), size=len(trimmed))
+    common = trimmed
+    if not any(map(str.isdigit, common)) and 2 * len(common) < min(len(first), len(second)):
+        return None, ("", "")
+    return (first[: match.a], second[: match.b]), (first[match.a + match.size :], second[match.b + match.size :])
 
 
 def _shown(path: str) -> str:

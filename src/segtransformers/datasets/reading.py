@@ -19,6 +19,8 @@ from ..files import check_readable
 from ..image_processing import upright_rgb
 
 NO_CLASS = 255  # the label of pixels without a class
+EXTRA_SAMPLES = 338  # tag of a TIFF file: the meaning of bands beyond the colours
+ALPHA_SAMPLES = (1, 2)  # the values of this tag that mean transparency
 
 
 class DataError(ValueError):
@@ -105,10 +107,39 @@ def read_mask(file: Path | BinaryIO, name: str) -> Mask:
     return Mask(values, None if palette is None else np.array(palette, np.uint8).reshape(-1, 3))
 
 
-def exif_swaps_sides(file: Path | BinaryIO) -> bool:
-    """Whether the EXIF data of an image turn it by 90 degrees."""
-    with _open(file) as opened:
-        return opened.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+@dataclass(frozen=True)
+class ImageFacts:
+    """What the header of an image file says.
+
+    Attributes:
+        orientation: EXIF orientation, 1 to 8: 1 is upright, 2 to 4 keep the sides, 5 to 8 exchange them.
+        unused_bands: number of bands that are neither colours nor transparency.
+        is_deep: whether a band has more than 8 bits.
+    """
+
+    orientation: int = 1
+    unused_bands: int = 0
+    is_deep: bool = False
+
+
+def read_facts(file: Path | BinaryIO) -> ImageFacts:
+    """Read the header of an image file that [`read_image`] has read."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with _open(file) as opened:
+            orientation = opened.getexif().get(ExifTags.Base.Orientation, 1)
+            tile = getattr(opened, "tile", None)  # of a file that is not decoded
+            raw_mode = str(tile[0].args) if tile else ""
+            is_deep = opened.mode.startswith(("I", "F")) or ";16" in raw_mode
+            unused = 0
+            tags = getattr(opened, "tag_v2", None)
+            if tags is not None:  # a TIFF file
+                is_deep |= max(tags.get(ExifTags.Base.BitsPerSample, (8,)), default=8) > 8
+                bands, extra = tags.get(ExifTags.Base.SamplesPerPixel, 1), tags.get(EXTRA_SAMPLES, ())
+                extra = extra if isinstance(extra, tuple) else (extra,)
+                colours = 4 if opened.mode == "CMYK" else 3 if bands >= 3 else 1
+                unused = max(bands - colours - any(kind in ALPHA_SAMPLES for kind in extra), 0)
+    return ImageFacts(orientation if orientation in range(1, 9) else 1, unused, is_deep)
 
 
 def _open(file: Path | BinaryIO) -> Image.Image:
