@@ -192,7 +192,7 @@ def test_inference_options(page):
 
 def test_errors_are_messages(page, tmp_path):
     one(page, "#segment").click()
-    assert "Drop an image first" in shown_error(page)
+    assert "Choose an image first" in shown_error(page)
 
     page.refresh()
     upload(page, example_image_path())
@@ -201,7 +201,7 @@ def test_errors_are_messages(page, tmp_path):
     one(page, "#options button").click()
     one(page, "#window input, #window textarea").send_keys("wide")
     one(page, "#segment").click()
-    assert "Window must be positive numbers" in shown_error(page)
+    assert "Window size must be positive numbers" in shown_error(page)
     one(page, "#labels[disabled]")
     assert not page.find_elements("css selector", "#legend .legend")  # the results of the last image are gone
 
@@ -271,6 +271,41 @@ def test_every_error_gets_a_message(demo, monkeypatch):
         assert re.search(message, raised.value.message) and not raised.value.print_exception
     with pytest.raises(gradio.Error, match="There is no model"):
         demo.segment(image, "/etc", False, "", False, "")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((False, "100000", False, ""), "Scales: scales must be positive numbers, up to 16"),
+        ((False, "4.5", False, ""), "at most 12 scales, up to 4"),
+        ((False, ",".join(["1"] * 13), False, ""), "at most 12 scales"),
+        ((False, "4", False, "5000"), "4096 x 2752 pixels at once are too many"),
+        ((True, "1", False, ""), "All tested scales and Scales exclude each other"),
+    ],
+)
+def test_a_visitor_cannot_fill_the_memory(demo, options, message, tmp_path):
+    """The options are refused before the image is scaled."""
+    image = tmp_path / "large.png"
+    Image.new("RGB", (1024, 688)).save(image)
+    (name,) = demo.models
+    network, processor = demo.load(name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processor, "do_resize", False)
+        patch.setattr(demo_module, "segment_image", lambda *_: pytest.fail("it was segmented"))
+        with pytest.raises(gradio.Error) as raised:
+            demo.segment(str(image), name, *options)
+    assert message in raised.value.message, raised.value.message
+
+
+def test_scaled_images_are_limited(demo, tmp_path):
+    image = tmp_path / "large.png"
+    Image.new("RGB", (3000, 2000)).save(image)
+    (name,) = demo.models
+    _, processor = demo.load(name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processor, "do_resize", False)
+        with pytest.raises(gradio.Error, match="at 6000 x 4000 pixels, and this page takes at most 16 million"):
+            demo.segment(str(image), name, False, "2", False, "")
 
 
 def test_many_threads_share_a_demo(demo, tmp_path):

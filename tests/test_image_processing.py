@@ -4,6 +4,7 @@
 import base64
 import io
 import json
+import math
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -270,12 +271,53 @@ def test_integer_images_keep_their_brightness():
         (Image.new("RGB", (40, 40)), {"data_format": "channels_last"}, "data_format='channels_last' is not supported"),
         (Image.new("RGB", (40, 40)), {"do_center_crop": True, "crop_size": 32}, "do_center_crop=True is not supported"),
         (Image.new("RGB", (40, 40)), {"resample": 3}, "resample=3 is not supported"),
-        (Image.new("RGB", (40, 40)), {"size_divisor": -3}, "must not be negative"),
+        (Image.new("RGB", (40, 40)), {"size_divisor": -3}, "from 0 to 4096, got -3"),
     ],
 )
 def test_unsupported_images_and_options_are_refused(image, options, message):
     with pytest.raises(ValueError, match=message):
         SegmentationImageProcessor()(image, return_tensors="pt", **options)
+
+
+@pytest.mark.parametrize("processor_class", BACKENDS)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size_divisor": "a"}, "size_divisor must be a whole number from 0 to 4096, got 'a'"),
+        ({"size": {"shortest_edge": 0}}, "shortest_edge"),
+        ({"size": {"height": 10**9, "width": 32}}, "height"),
+        ({"size": (10**9, 10**9)}, "height"),
+        ({"image_std": [0, 1, 1]}, "image_std must be positive numbers"),
+        ({"image_std": "abc"}, "image_std must be one number for each channel"),
+        ({"image_mean": [0.5]}, "image_mean must be 3 numbers"),
+        ({"image_mean": [math.nan] * 3}, "image_mean must be finite numbers"),
+        ({"rescale_factor": "x"}, "rescale_factor must be a positive number"),
+        ({"rescale_factor": 0}, "rescale_factor must be a positive number"),
+        ({"do_resize": "yes"}, "do_resize must be True or False"),
+        ({"multi_scale": 5}, "multi_scale must be a dict"),
+        ({"multi_scale": {"scales": [1]}}, "multi_scale must be a dict"),
+        ({"multi_scale": {**SegmentationImageProcessor.multi_scale, "scales": [1e5]}}, "scales must be positive"),
+        ({"multi_scale": {**SegmentationImageProcessor.multi_scale, "scales": [1] * 33}}, "at most 32"),
+        ({"multi_scale": {**SegmentationImageProcessor.multi_scale, "flip": 1}}, "flip of multi_scale"),
+        ({"multi_scale": {**SegmentationImageProcessor.multi_scale, "pad_shortest_edge": 10**9}}, "pad_shortest_edge"),
+    ],
+)
+def test_nonsense_is_refused_before_it_is_saved(options, message, processor_class):
+    with pytest.raises(ValueError, match=message):
+        processor_class(**options)
+    saved = {**SegmentationImageProcessor().to_dict(), **options}
+    with pytest.raises(ValueError, match=message):
+        processor_class.from_dict(saved)
+
+
+def test_images_are_not_enlarged_beyond_the_memory():
+    image = np.zeros((32, 40, 3), np.uint8)
+    for options in ({"size": {"shortest_edge": 60000}}, {"size": {"height": 60000, "width": 60000}}):
+        with pytest.raises(ValueError, match="more than 67 million"):
+            SegmentationImageProcessor(**options)(image)
+    thin = np.zeros((1, 3000, 3), np.uint8)  # 512 x 1,536,000 without a limit on the long side
+    with pytest.raises(ValueError, match="more than 67 million"):
+        SegmentationImageProcessor(size={"shortest_edge": 512})(thin)
 
 
 def test_files_of_16_bits_are_scaled_to_8(tmp_path):
@@ -336,7 +378,7 @@ def test_batches():
     assert processor(wide, size=64, return_tensors="pt")["pixel_values"].shape == (1, 3, 64, 96)
     assert processor(wide, size_divisor=None, size=50, return_tensors="pt")["pixel_values"].shape == (1, 3, 50, 75)
     assert processor(wide, size_divisor=20, size=8, return_tensors="pt")["pixel_values"].shape == (1, 3, 40, 40)
-    with pytest.raises(ValueError, match="must not be negative, got -1"):
+    with pytest.raises(ValueError, match="from 0 to 4096, got -1"):
         SegmentationImageProcessor(size_divisor=-1)(wide)
     with pytest.raises(ValueError, match="images is empty"):
         processor([], return_tensors="pt")

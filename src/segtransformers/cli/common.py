@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..escaping import printable
+from ..escaping import short_repr
 from ..files import check_folder_readable, check_readable
 from ..packaged import known_model
 from .errors import UserError, describe, note
@@ -178,7 +178,11 @@ def inference_protocol(
     step = None if stride is None else sides("--stride", stride)
     if size is not None and step is not None and any(a > b for a, b in zip(step, size, strict=True)):
         raise UserError("--stride must not exceed --window: pixels would be left out")
-    return InferenceProtocol(scales=factors, flip=flip, window=size, stride=step)
+    try:
+        return InferenceProtocol(scales=factors, flip=flip, window=size, stride=step)
+    except ValueError as error:
+        option = "--scales" if str(error).startswith("scales") else "--window"
+        raise UserError(f"{option}: {error}") from None
 
 
 def sides(option: str, text: str) -> tuple[int, int]:
@@ -195,7 +199,8 @@ def _numbers(option: str, text: str, separator: str, kind: type) -> tuple:
     except ValueError:
         numbers = ()
     if not numbers or not all(0 < number < 1e6 for number in numbers):
-        raise UserError(f"{option} must be positive numbers with {separator!r} between them, got {text!r}")
+        example = "0.75,1,1.5" if separator == "," else "512 or 512x1024"
+        raise UserError(f"{option} must be positive numbers, such as {example}, got {short_repr(text)}")
     return numbers
 
 
@@ -208,7 +213,7 @@ def read_image_file(path: Path) -> "Image.Image":
     from ..datasets.reading import DataError, read_image
 
     try:
-        return read_image(path, printable(path))
+        return read_image(path, str(path))
     except FileNotFoundError:
         raise UserError(f"there is no file {path}") from None
     except DataError as error:

@@ -9,6 +9,7 @@ The page loads no fonts and no scripts from other hosts, and sends no telemetry.
 """
 
 import contextlib
+import dataclasses
 import functools
 import html
 import logging
@@ -28,8 +29,8 @@ from PIL import Image
 
 from segtransformers.cli.common import inference_protocol, load_model, read_image_file
 from segtransformers.cli.errors import UserError
-from segtransformers.escaping import html_text
-from segtransformers.inference import segment_image
+from segtransformers.escaping import html_text, one_line
+from segtransformers.inference import InferenceProtocol, segment_image, view_sizes
 from segtransformers.packaged import example_image_path, known_model
 from segtransformers.visualization import (
     Palette,
@@ -46,6 +47,16 @@ PACKAGED = "drawn scenes (packaged)"
 MODELS_IN_MEMORY = 2
 LARGEST_FILE = "100mb"
 CLEANING_INTERVAL, FILE_LIFETIME = 600, 3600  # of the visitors' files that gradio keeps, in seconds
+# a visitor must not fill the memory of the machine
+LARGEST_SCALE, MOST_SCALES = 4, 12
+MOST_PIXELS = 16_000_000  # of a scaled image
+MOST_PIXELS_AT_ONCE = 4_000_000  # of a window, or of a whole image without windows
+LIMITS = (
+    f"Limits of this page: {MOST_SCALES} scales up to {LARGEST_SCALE}, scaled images of {MOST_PIXELS // 10**6} million "
+    f"pixels, windows of {MOST_PIXELS_AT_ONCE // 10**6} million pixels (as many for an image that is segmented whole)."
+)
+# on a phone the result is below the page's end
+SHOW_RESULT = "() => { if (innerWidth < 768) document.querySelector('#overlay').scrollIntoView({behavior: 'smooth'}) }"
 STYLE = """
 .legend { display: grid; grid-template-columns: auto 1fr auto; gap: 4px 10px; align-items: center; }
 .legend .swatch { width: 1em; height: 1em; border: 1px solid #808080; }
@@ -95,19 +106,20 @@ class Demo:
         try:
             return self._segment(file, model, multi_scale, (scales or "").strip(), flip, (window or "").strip())
         except UserError as error:
-            message = str(error).replace("--", "")  # the options of a command are fields of the page
+            message = _named_as_on_the_page(str(error))
         except (ValueError, RuntimeError, OSError, MemoryError) as error:  # such as an image that is too small
-            message = f"cannot segment this image: {' '.join(str(error).split())[:300] or type(error).__name__}"
+            message = f"cannot segment this image: {one_line(error) or type(error).__name__}"
         except Exception as error:
             logger.exception("an image could not be segmented")  # the traceback is for whoever runs the page
             message = f"cannot segment this image: {type(error).__name__}"
+        message = one_line(message)
         raise gradio.Error(html.escape(message[:1].upper() + message[1:]), duration=None, print_exception=False)
 
     def _segment(
         self, file: str | None, model: str, multi_scale: bool, scales: str, flip: bool, window: str
     ) -> tuple[Image.Image, str, str, str]:
         if file is None:
-            raise UserError("drop an image first, or click the example")
+            raise UserError("choose an image first, or the example")
         if model not in self.models:
             raise UserError(f"there is no model {model!r} here")
         try:
@@ -116,6 +128,7 @@ class Demo:
             raise UserError(str(error).replace(str(Path(file).parent) + os.sep, "")) from None
         network, processor = self.load(model)
         protocol = inference_protocol(processor, multi_scale, scales or None, flip, window or None, None)
+        _check_limits(network, processor, image, protocol)
         with torch.inference_mode():
             labels = segment_image(network, processor, image, protocol).cpu().numpy()
         names = network.config.id2label
@@ -142,6 +155,39 @@ class Demo:
         return Path(tempfile.mkdtemp(dir=self.folder.name))
 
 
+def _named_as_on_the_page(message: str) -> str:
+    """Replace the options of a command in an error message by the fields of the page."""
+    fields = {"--multi-scale": "All tested scales", "--scales": "Scales", "--window": "Window size"}
+    for option, field in fields.items():
+        message = message.replace(option, field)
+    return message
+
+
+def _check_limits(network: Any, processor: Any, image: Image.Image, protocol: InferenceProtocol) -> None:
+    """Refuse options that take more memory than a visitor may use.
+
+    Raises:
+        UserError: naming the limit.
+    """
+    scales = protocol.scales or (1.0,)
+    if len(scales) > MOST_SCALES or max(scales) > LARGEST_SCALE:
+        raise UserError(f"this page takes at most {MOST_SCALES} scales, up to {LARGEST_SCALE}")
+    largest = dataclasses.replace(protocol, scales=None if protocol.scales is None else (max(scales),), flip=False)
+    height, width = view_sizes(processor, (image.height, image.width), largest)[0]
+    if height * width > MOST_PIXELS:
+        raise UserError(
+            f"the image would be segmented at {width} x {height} pixels, and this page takes at most "
+            f"{MOST_PIXELS // 10**6} million: use smaller scales or a smaller image"
+        )
+    window = protocol.sliding_window(network)
+    at_once = (height, width) if window is None else (min(window.size[0], height), min(window.size[1], width))
+    if at_once[0] * at_once[1] > MOST_PIXELS_AT_ONCE:
+        raise UserError(
+            f"{at_once[1]} x {at_once[0]} pixels at once are too many for this page: use a window of at most "
+            f"{MOST_PIXELS_AT_ONCE // 10**6} million pixels, such as 512"
+        )
+
+
 def build_page(demo: Demo) -> gradio.Blocks:
     """Build the page for a demo."""
     with gradio.Blocks(
@@ -150,7 +196,10 @@ def build_page(demo: Demo) -> gradio.Blocks:
         delete_cache=(CLEANING_INTERVAL, FILE_LIFETIME),
         fill_width=True,
     ) as page:
-        gradio.Markdown("# Semantic segmentation\nDrop an image, choose a model, and see its classes.")
+        gradio.Markdown(
+            "# Semantic segmentation\nChoose an image and a model, and press *Segment*. Each pixel gets the colour of "
+            "its class."
+        )
         with gradio.Row():
             with gradio.Column():
                 image = gradio.Image(
@@ -165,20 +214,34 @@ def build_page(demo: Demo) -> gradio.Blocks:
                 image.preprocess = lambda payload: payload.path if payload else None  # type: ignore[method-assign]
                 model = gradio.Dropdown(list(demo.models), label="Model", elem_id="model")
                 with gradio.Accordion("Inference options", open=False, elem_id="options"):
-                    window = gradio.Textbox(
-                        label="Window",
-                        info="Side or HEIGHTxWIDTH in pixels. Empty: the window of the model.",
-                        elem_id="window",
+                    gradio.Markdown(
+                        "Leave these as they are for the result that the model was tested with. Each of them takes "
+                        f"more time. {LIMITS}",
+                        elem_id="limits",
+                    )
+                    flip = gradio.Checkbox(
+                        label="Mirrored image, too",
+                        info="Segment the mirrored image as well and average both results.",
+                        elem_id="flip",
+                    )
+                    multi_scale = gradio.Checkbox(
+                        label="All tested scales",
+                        info="Segment the image in every size that the model was tested in and average the results.",
+                        elem_id="multi-scale",
                     )
                     scales = gradio.Textbox(
                         label="Scales",
-                        info="Average over these factors on the usual size, such as 0.75, 1, 1.5. Empty: 1.",
+                        info="Sizes of your own instead, as factors on the usual size of the image.",
+                        placeholder="0.75, 1, 1.5",
                         elem_id="scales",
                     )
-                    multi_scale = gradio.Checkbox(
-                        label="Average over the scales that the model was tested at", elem_id="multi-scale"
+                    window = gradio.Textbox(
+                        label="Window size",
+                        info="The image is segmented in overlapping pieces of this size in pixels. Empty: the size "
+                        "that the model was tested with.",
+                        placeholder="512 or 512x1024",
+                        elem_id="window",
                     )
-                    flip = gradio.Checkbox(label="Average with the mirrored image", elem_id="flip")
                 button = gradio.Button("Segment", variant="primary", elem_id="segment")
                 gradio.Examples([str(example_image_path())], image, label="Example: a drawn scene")
             with gradio.Column():
@@ -191,7 +254,7 @@ def build_page(demo: Demo) -> gradio.Blocks:
                 )
                 table = gradio.HTML(elem_id="legend")
                 with gradio.Row():
-                    labels = gradio.DownloadButton("Label mask (PNG)", elem_id="labels", interactive=False)
+                    labels = gradio.DownloadButton("Label map (PNG)", elem_id="labels", interactive=False)
                     colours = gradio.DownloadButton("Colours (PNG)", elem_id="colours", interactive=False)
 
         def run(*arguments: Any) -> tuple[Any, ...]:
@@ -210,7 +273,7 @@ def build_page(demo: Demo) -> gradio.Blocks:
             show_progress_on=overlay,
             concurrency_limit=1,  # a model uses all cores and much memory
             api_name="segment",
-        )
+        ).then(None, js=SHOW_RESULT, api_visibility="private")
     return page
 
 
@@ -267,7 +330,7 @@ def launch(
         max_file_size=LARGEST_FILE,
         footer_links=[],
         ssr_mode=False,
-        theme=gradio.themes.Default(font=font, font_mono=["monospace"]),
+        theme=gradio.themes.Default(font=font, font_mono=["monospace"]).set(block_info_text_color="*neutral_600"),
         css=STYLE,
     )
     print(f"The page is at {page.local_url} (Ctrl+C ends it).", flush=True)

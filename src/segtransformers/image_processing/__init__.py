@@ -4,6 +4,7 @@
 from .image_processor import SegmentationImageProcessor, SegmentationImageProcessorPil
 from .inputs import as_8bit_image, integer_label_map, load_image, upright_rgb
 from .label_maps import ResizedRows, argmax_resized
+from .options import check_enlargement, check_scales, check_whole
 from .resizing import keep_ratio_size, resize_image, resize_labels
 
 __all__ = [
@@ -12,6 +13,9 @@ __all__ = [
     "SegmentationImageProcessorPil",
     "argmax_resized",
     "as_8bit_image",
+    "check_enlargement",
+    "check_scales",
+    "check_whole",
     "integer_label_map",
     "keep_ratio_size",
     "load_image",

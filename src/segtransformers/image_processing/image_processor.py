@@ -25,6 +25,7 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from ..remote_code import RemoteCodeMixin
 from .inputs import as_8bit_image, integer_label_map, load_image
 from .label_maps import argmax_resized
+from .options import check_enlargement, check_options
 from .resizing import keep_ratio_size, resize_image, resize_labels
 
 MIN_SIDE = 32  # pixels; models pad smaller images
@@ -84,7 +85,10 @@ class _SegmentationProcessing(RemoteCodeMixin):
     }
 
     def __init__(self, **kwargs: Unpack[SegmentationImageProcessorKwargs]):
+        check_options(kwargs)  # before transformers reads them
         super().__init__(**kwargs)  # type: ignore[misc]
+        names = ("do_convert_rgb", "image_mean", "image_std")
+        check_options({**{name: getattr(self, name) for name in names}, "size": dict(self.size or {})})
 
     def preprocess(
         self,
@@ -104,9 +108,10 @@ class _SegmentationProcessing(RemoteCodeMixin):
             `pixel_values` `(B, 3, H, W)` float32 and, with label maps, `labels` `(B, H, W)` int64.
 
         Raises:
-            ValueError: if there is no image, if images and label maps do not match, if images of different sizes would
-                have to become one tensor, or if an image holds NaN, infinity or, with `do_rescale`, values outside
-                0..255.
+            ValueError: if there is no image, if images and label maps do not match, if an option has a value that is
+                not allowed, if an image would be enlarged to more than 67 million pixels, if images of different sizes
+                would have to become one tensor, or if an image holds NaN, infinity or, with `do_rescale`, values
+                outside 0..255.
         """
         if isinstance(images, list | tuple) and not images:
             raise ValueError("images is empty: pass at least one image")
@@ -114,9 +119,7 @@ class _SegmentationProcessing(RemoteCodeMixin):
             value = kwargs.get(name, only)
             if value is not None and value != only:
                 raise ValueError(f"{name}={value!r} is not supported: leave it out")
-        divisor = kwargs.get("size_divisor", self.size_divisor)
-        if divisor is not None and divisor < 0:
-            raise ValueError(f"size_divisor must not be negative, got {divisor}")
+        check_options(kwargs)
         return super().preprocess(images, segmentation_maps, **kwargs)  # type: ignore[misc]
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
@@ -221,6 +224,20 @@ class _SegmentationProcessing(RemoteCodeMixin):
             labels.append(label_map[0])
         return labels
 
+    def resized_size(self, height: int, width: int, **options: Any) -> tuple[int, int]:
+        """Return the (height, width) in pixels that an image of `height` and `width` is resized to.
+
+        Args:
+            options: `do_resize`, `size` and `size_divisor` of a call.
+
+        Raises:
+            ValueError: as [`preprocess`].
+        """
+        if not options.get("do_resize", self.do_resize):
+            return height, width
+        size = SizeDict(**dict(options.get("size", self.size)))
+        return self._target_sizes(height, width, size, options.get("size_divisor", self.size_divisor))[-1]
+
     @staticmethod
     def _target_sizes(height: int, width: int, size: SizeDict, size_divisor: int | None) -> list[tuple[int, int]]:
         """Return the (height, width) after each resize.
@@ -228,6 +245,7 @@ class _SegmentationProcessing(RemoteCodeMixin):
         The original code resizes twice, so that it rounds to whole grey levels twice.
         """
         if size.height and size.width:
+            check_enlargement(height, width, (size.height, size.width))
             return [(size.height, size.width)]
         if not size.shortest_edge:
             raise ValueError(
@@ -242,6 +260,7 @@ class _SegmentationProcessing(RemoteCodeMixin):
             -(-max(first[0], MIN_SIDE) // divisor) * divisor,
             -(-max(first[1], MIN_SIDE) // divisor) * divisor,
         )
+        check_enlargement(height, width, second)
         return [first] if first == second else [first, second]
 
     def post_process_semantic_segmentation(

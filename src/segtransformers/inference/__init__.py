@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from .pipeline import SegmentationPipeline
     from .protocol import InferenceProtocol
     from .segmentation import image_scores, segment_image, segment_views
-    from .views import View, image_size, image_views
+    from .views import View, image_size, image_views, view_sizes
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
@@ -17,7 +17,7 @@ else:
             "pipeline": ("SegmentationPipeline",),
             "protocol": ("InferenceProtocol",),
             "segmentation": ("image_scores", "segment_image", "segment_views"),
-            "views": ("View", "image_size", "image_views"),
+            "views": ("View", "image_size", "image_views", "view_sizes"),
         },
     )
 
@@ -30,4 +30,5 @@ __all__ = [
     "image_views",
     "segment_image",
     "segment_views",
+    "view_sizes",
 ]

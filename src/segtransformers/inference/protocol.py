@@ -1,7 +1,6 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """Inference options of an image: scales, mirrored views and sliding windows."""
 
-import math
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,6 +8,9 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from ..escaping import short_repr
+from ..image_processing import check_scales
+from ..image_processing.options import LARGEST_SIDE
 from ..models.layers.sliding_windows import SlidingWindow
 
 
@@ -20,15 +22,15 @@ class InferenceProtocol:
     multi-scale protocol.
 
     Attributes:
-        scales: factors on the size that the processor resizes an image to; None is the single-scale protocol. The
-            resize follows the `multi_scale` settings of the processor, also for a scale of 1.
+        scales: up to 32 factors, up to 16, on the size that the processor resizes an image to; None is the single-scale
+            protocol. The resize follows the `multi_scale` settings of the processor, also for a scale of 1.
         flip: whether each scale has a mirrored view, too.
         window: (height, width) of the sliding windows in pixels. None takes the windows of the model's config.
         stride: (vertical, horizontal) step between windows in pixels, at most `window`. None takes two thirds of
             `window`, as most of the original configs do.
 
     Raises:
-        ValueError: if a scale is not positive and finite, a side or step is not a positive whole number, the stride
+        ValueError: if a scale is not positive or too large, a side or step is not a positive whole number, the stride
             exceeds the window, or there is a stride without a window.
     """
 
@@ -39,7 +41,7 @@ class InferenceProtocol:
 
     def __post_init__(self) -> None:
         if self.scales is not None:
-            object.__setattr__(self, "scales", _positive_numbers(self.scales))
+            object.__setattr__(self, "scales", check_scales(self.scales))
         object.__setattr__(self, "flip", bool(self.flip))
         for name in ("window", "stride"):
             if getattr(self, name) is not None:
@@ -98,24 +100,15 @@ def multi_scale_settings(processor: Any) -> dict[str, Any]:
     return settings
 
 
-def _positive_numbers(scales: Any) -> tuple[float, ...]:
-    try:
-        numbers = tuple(float(scale) for scale in scales)
-    except (TypeError, ValueError):
-        numbers = ()
-    if not numbers or not all(math.isfinite(number) and number > 0 for number in numbers):
-        raise ValueError(f"scales must be positive numbers, such as (0.75, 1.0), got {scales!r}")
-    return numbers
-
-
 def _pair(name: str, value: Any) -> tuple[int, int]:
     try:
         pair = tuple(operator.index(side) for side in value) if isinstance(value, Iterable) else ()
     except TypeError:
         pair = ()
-    if len(pair) != 2 or min(pair) < 1:
+    if len(pair) != 2 or not 1 <= min(pair) <= max(pair) <= LARGEST_SIDE:
         raise ValueError(
-            f"{name} must be two whole numbers of pixels (vertical, horizontal), at least 1, got {value!r}"
+            f"{name} must be two whole numbers of pixels (vertical, horizontal) at least 1 and at most "
+            f"{LARGEST_SIDE}, got {short_repr(value)}"
         )
     return pair[0], pair[1]
 

@@ -15,7 +15,14 @@ import torch
 from PIL import Image
 from transformers.image_utils import get_image_size
 
-from ..image_processing import as_8bit_image, keep_ratio_size, load_image
+from ..image_processing import (
+    SegmentationImageProcessor,
+    SegmentationImageProcessorPil,
+    as_8bit_image,
+    check_enlargement,
+    keep_ratio_size,
+    load_image,
+)
 from .protocol import InferenceProtocol, multi_scale_settings
 
 
@@ -49,13 +56,39 @@ def image_views(processor: Any, image: Any, protocol: InferenceProtocol | None =
     image = loaded(image)
     views = []
     for scale in [None] if protocol.scales is None else protocol.scales:
-        options, pad_to = ({}, 0) if scale is None else _resize_options(processor, image, scale)
+        options, pad_to = ({}, 0) if scale is None else _resize_options(processor, image_size(image), scale)
         pixel_values = processor(images=image, return_tensors="pt", **options)["pixel_values"]
         size = (pixel_values.shape[2], pixel_values.shape[3])
         for flipped in (False, True) if protocol.flip else (False,):
             view = pixel_values.flip(-1) if flipped else pixel_values
             views.append(View(_padded(processor, view, pad_to), size, flipped))
     return views
+
+
+def view_sizes(
+    processor: Any, size: tuple[int, int], protocol: InferenceProtocol | None = None
+) -> list[tuple[int, int]]:
+    """Return the (height, width) of the network input at each scale, in pixels, without processing an image.
+
+    Args:
+        processor: a [`SegmentationImageProcessor`]; other image processors only without scales, and then `size` is
+            returned where they have no fixed height and width.
+        size: (height, width) of the image.
+        protocol: the inference options. None is the single-scale protocol of the checkpoint.
+
+    Raises:
+        ValueError: as [`image_views`].
+    """
+    sizes = []
+    for scale in (protocol or InferenceProtocol()).scales or [None]:
+        options, pad_to = ({}, 0) if scale is None else _resize_options(processor, size, scale)
+        if isinstance(processor, SegmentationImageProcessor | SegmentationImageProcessorPil):
+            height, width = processor.resized_size(*size, **options)
+        else:
+            fixed = dict(getattr(processor, "size", None) or {})
+            height, width = fixed.get("height") or size[0], fixed.get("width") or size[1]
+        sizes.append((max(height, pad_to), max(width, pad_to)))
+    return sizes
 
 
 def loaded(image: Any) -> Any:
@@ -82,10 +115,10 @@ def stacked(views: Sequence[View]) -> View:
     return View(torch.cat([view.pixel_values for view in views]), views[0].size, views[0].flipped)
 
 
-def _resize_options(processor: Any, image: Any, scale: float) -> tuple[dict[str, Any], int]:
+def _resize_options(processor: Any, image_size: tuple[int, int], scale: float) -> tuple[dict[str, Any], int]:
     """Return the options of the processor's call for one scale, and the length that each side is padded to."""
     settings = multi_scale_settings(processor)
-    height, width = image_size(image)
+    height, width = image_size
     if not processor.do_resize:
         size = {"height": max(int(height * scale + 0.5), 1), "width": max(int(width * scale + 0.5), 1)}
         return {"do_resize": True, "size": size}, 0
@@ -104,6 +137,7 @@ def _padded(processor: Any, pixel_values: torch.Tensor, side: int) -> torch.Tens
     height, width = pixel_values.shape[2:]
     if min(height, width) >= side:
         return pixel_values
+    check_enlargement(height, width, (max(height, side), max(width, side)))
     black = torch.zeros(len(pixel_values[0]), dtype=pixel_values.dtype)
     if processor.do_normalize:
         black -= torch.tensor(processor.image_mean) / torch.tensor(processor.image_std)
@@ -112,4 +146,4 @@ def _padded(processor: Any, pixel_values: torch.Tensor, side: int) -> torch.Tens
     return padded
 
 
-__all__ = ["View", "image_size", "image_views", "loaded", "stacked"]
+__all__ = ["View", "image_size", "image_views", "loaded", "stacked", "view_sizes"]

@@ -8,10 +8,11 @@ from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
 from ...remote_code import RemoteCodeConfigMixin
-from ..layers.config_arguments import ChecksArguments
+from ..layers.config_arguments import LARGEST_WIDTH, MOST_LAYERS, ChecksArguments, check_range
 
 KERNEL_SIZE = 3  # of every deformable convolution
 NUM_STAGES = 4
+LARGEST_KERNEL = 1001
 
 
 @strict
@@ -111,13 +112,14 @@ class InternImageConfig(BackboneConfigMixin, ChecksArguments, RemoteCodeConfigMi
         return [self.embed_dim * 2**index for index in range(NUM_STAGES)]
 
     def _check(self) -> None:
-        if self.num_channels < 1:
-            raise ValueError(f"num_channels must be at least 1, got {self.num_channels}")
+        check_range(self, ("num_channels", "embed_dim", "num_groups"), LARGEST_WIDTH)
+        check_range(self, ("depths",), MOST_LAYERS)
+        check_range(self, ("depthwise_kernel_size",), LARGEST_KERNEL)
         if self.embed_dim < 2 or self.embed_dim % 2:
             raise ValueError(f"embed_dim must be an even number of channels, got {self.embed_dim}")
         for name in ("depths", "num_groups"):
             values = getattr(self, name)
-            if len(values) != NUM_STAGES or min(values) < 1:
+            if len(values) != NUM_STAGES:
                 raise ValueError(f"{name} must be {NUM_STAGES} numbers of at least 1, got {values}")
         for channels, groups in zip(self.hidden_sizes, self.num_groups, strict=True):
             if channels % groups:

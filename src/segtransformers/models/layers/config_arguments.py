@@ -3,12 +3,20 @@
 
 import difflib
 import inspect
+from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any, ClassVar
 
 from transformers.utils import logging
 
+from ...escaping import short_repr
+
 logger = logging.get_logger(__name__)
+
+# Limits far beyond any model, so that a wrong or hostile file is refused before anything is made from its numbers.
+MOST_LAYERS = 1000
+LARGEST_WIDTH = 1 << 16  # channels
+MOST_ITEMS = 1 << 16  # classes, queries, points, pixels of a side
 
 # transformers sets or reads these on every config, although they are not dataclass fields
 _COMMON = frozenset(
@@ -29,6 +37,23 @@ _COMMON = frozenset(
 )
 # transformers builds `backbone_config` from these
 _COMMON_WITH_BACKBONE = frozenset({"backbone", "backbone_kwargs", "use_timm_backbone"})
+
+
+def check_range(config: Any, names: Iterable[str], most: int, least: int = 1) -> None:
+    """Refuse whole numbers of a config that are out of range. Fields at None are left out.
+
+    Args:
+        config: any object with the fields.
+        names: of the fields, which hold a number or a sequence of numbers.
+
+    Raises:
+        ValueError: naming the first field that is out of range.
+    """
+    for name in names:
+        value = getattr(config, name)
+        numbers = value if isinstance(value, list | tuple) else [] if value is None else [value]
+        if any(not isinstance(number, int) or not least <= number <= most for number in numbers):
+            raise ValueError(f"{name} must be at least {least} and at most {most}, got {short_repr(value)}")
 
 
 class ChecksArguments:
@@ -100,4 +125,4 @@ class ChecksArguments:
         return kept
 
 
-__all__ = ["ChecksArguments"]
+__all__ = ["LARGEST_WIDTH", "MOST_ITEMS", "MOST_LAYERS", "ChecksArguments", "check_range"]

@@ -6,6 +6,8 @@ import itertools
 from huggingface_hub.dataclasses import strict
 from transformers.backbone_utils import BackboneConfigMixin
 
+from ...escaping import short_repr
+from ..layers.config_arguments import LARGEST_WIDTH, MOST_ITEMS, check_range
 from ..trunk.configuration_trunk import TrunkConfig
 
 
@@ -78,15 +80,17 @@ class PyramidConfig(BackboneConfigMixin, TrunkConfig):
         super().__post_init__(**kwargs)
 
     def _check_pyramid(self) -> None:
-        pairs = self.interaction_indexes
-        if any(
-            len(pair) != 2 or not all(isinstance(end, int) for end in pair) or pair[0] > pair[1] for pair in pairs
-        ) or [block for first, last in pairs for block in range(first, last + 1)] != list(
-            range(self.num_hidden_layers)
-        ):
+        last = -1  # block of the previous pair
+        for pair in self.interaction_indexes:
+            if len(pair) != 2 or not all(isinstance(end, int) for end in pair) or not last + 1 == pair[0] <= pair[1]:
+                break
+            last = pair[1]
+        else:
+            pair = None
+        if pair is not None or last != self.num_hidden_layers - 1:
             raise ValueError(
                 "interaction_indexes must be pairs (first block, last block) that together cover blocks 0 to "
-                f"{self.num_hidden_layers - 1} in order, got {self.interaction_indexes}"
+                f"{self.num_hidden_layers - 1} in order, got {short_repr(self.interaction_indexes)}"
             )
         if self.add_trunk_features and len(self.interaction_indexes) != 4:
             raise ValueError(
@@ -95,9 +99,8 @@ class PyramidConfig(BackboneConfigMixin, TrunkConfig):
             )
         if self.token_stride != 16:
             raise ValueError(f"token_stride must be 16 beside a pyramid with that stride, got {self.token_stride}")
-        for name in ("spatial_prior_channels", "deformable_num_heads", "deformable_num_points"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_range(self, ("spatial_prior_channels", "deformable_num_heads"), LARGEST_WIDTH)
+        check_range(self, ("deformable_num_points",), MOST_ITEMS)
         value_size = int(self.hidden_size * self.deformable_value_ratio)
         if value_size < 1 or value_size % self.deformable_num_heads:
             raise ValueError(

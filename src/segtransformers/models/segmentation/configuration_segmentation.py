@@ -8,8 +8,9 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from ...escaping import short_repr
 from ...remote_code import RemoteCodeConfigMixin
-from ..layers.config_arguments import ChecksArguments
+from ..layers.config_arguments import MOST_ITEMS, ChecksArguments, check_range
 from ..layers.sliding_windows import SlidingWindow
 
 
@@ -54,6 +55,9 @@ class SegmentationConfig(ChecksArguments, RemoteCodeConfigMixin, PreTrainedConfi
     palette: list[list[int]] | None = None
 
     def __post_init__(self, **kwargs):
+        count = kwargs.get("num_labels")
+        if count is not None and (not isinstance(count, int) or not 1 <= count <= MOST_ITEMS):  # makes a name for each
+            raise ValueError(f"num_labels must be at least 1 and at most {MOST_ITEMS}, got {short_repr(count)}")
         super().__post_init__(**kwargs)
         if self.num_labels < 1:
             raise ValueError(f"num_labels must be at least 1, got {self.num_labels}")
@@ -91,8 +95,7 @@ class SegmentationConfig(ChecksArguments, RemoteCodeConfigMixin, PreTrainedConfi
         """
         if self.inference_mode not in ("whole", "slide"):
             raise ValueError(f"inference_mode must be 'whole' or 'slide', got {self.inference_mode!r}")
-        if self.window_batch_size < 1:
-            raise ValueError(f"window_batch_size must be at least 1, got {self.window_batch_size}")
+        check_range(self, ("window_batch_size",), MOST_ITEMS)
         if self.inference_mode == "whole":
             return None
         if self.window_size is None or self.window_stride is None:
@@ -162,8 +165,8 @@ class SegmentationConfigWithBackbone(SegmentationConfig):
 
 def _pair(name: str, value) -> list[int]:
     pair = [value, value] if isinstance(value, int) else list(value)
-    if len(pair) != 2 or min(pair) < 1:
-        raise ValueError(f"{name} must be one side or (height, width) in pixels, got {value}")
+    if len(pair) != 2 or not all(isinstance(side, int) and 1 <= side <= MOST_ITEMS for side in pair):
+        raise ValueError(f"{name} must be one side or (height, width) in pixels, got {short_repr(value)}")
     return pair
 
 

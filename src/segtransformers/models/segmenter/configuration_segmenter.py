@@ -8,6 +8,7 @@ from transformers import AutoConfig
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import SubConfigSpec
 
+from ..layers.config_arguments import LARGEST_WIDTH, MOST_ITEMS, MOST_LAYERS, check_range
 from ..segmentation.configuration_segmentation import BackboneSegmentationConfig
 from ..trunk.configuration_trunk import TrunkConfig
 
@@ -132,11 +133,9 @@ class SegmenterConfig(BackboneSegmentationConfig):
         super().__post_init__(**kwargs)
         if self.decoder_type not in ("mask_transformer", "linear"):
             raise ValueError(f"decoder_type must be 'mask_transformer' or 'linear', got {self.decoder_type!r}")
-        for name in ("decoder_hidden_size", "decoder_num_attention_heads", "padding_divisor"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.decoder_num_hidden_layers < 1:
-            raise ValueError(f"decoder_num_hidden_layers must be at least 1, got {self.decoder_num_hidden_layers}")
+        check_range(self, ("decoder_hidden_size", "decoder_num_attention_heads"), LARGEST_WIDTH)
+        check_range(self, ("padding_divisor",), MOST_ITEMS)
+        check_range(self, ("decoder_num_hidden_layers",), MOST_LAYERS)
         for name in ("decoder_dropout", "decoder_drop_path_rate"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be a share in [0, 1), got {getattr(self, name)}")

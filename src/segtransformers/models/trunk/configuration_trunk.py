@@ -8,7 +8,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from ...remote_code import RemoteCodeConfigMixin
-from ..layers.config_arguments import ChecksArguments
+from ..layers.config_arguments import LARGEST_WIDTH, MOST_ITEMS, MOST_LAYERS, ChecksArguments, check_range
 
 # Fields at None take their values from timm's definition of the named architecture.
 RESOLVED_FIELDS = (
@@ -145,9 +145,9 @@ class TrunkConfig(ChecksArguments, RemoteCodeConfigMixin, PreTrainedConfig):
         return height // self.patch_size, width // self.patch_size
 
     def _check_trunk(self) -> None:
-        for name in ("num_channels", "hidden_size", "num_hidden_layers", "num_attention_heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_range(self, ("num_channels", "hidden_size", "num_attention_heads", "patch_size"), LARGEST_WIDTH)
+        check_range(self, ("num_hidden_layers",), MOST_LAYERS)
+        check_range(self, ("pretrain_image_size",), MOST_ITEMS)
         if not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"drop_path_rate must be a share in [0, 1), got {self.drop_path_rate}")
         if not 0 < self.mlp_ratio < math.inf or not 0 < self.layer_norm_eps < math.inf:

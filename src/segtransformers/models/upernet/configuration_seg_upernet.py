@@ -3,7 +3,10 @@
 
 from huggingface_hub.dataclasses import strict
 
+from ..layers.config_arguments import LARGEST_WIDTH, MOST_LAYERS, check_range
 from ..segmentation.configuration_segmentation import BackboneSegmentationConfig
+
+MOST_POOL_SCALES, LARGEST_POOL_SCALE = 16, 256
 
 
 @strict
@@ -62,14 +65,14 @@ class SegUperNetConfig(BackboneSegmentationConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
+        if not 0 < len(self.pool_scales) <= MOST_POOL_SCALES:
+            raise ValueError(f"pool_scales must be 1 to {MOST_POOL_SCALES} sides, got {len(self.pool_scales)}")
         self.pool_scales = list(self.pool_scales)
         if self.use_auxiliary_head and self.auxiliary_in_index < 0:
             raise ValueError(f"auxiliary_in_index must be 0 or more, got {self.auxiliary_in_index}")
-        for name in ("hidden_size", "auxiliary_channels", "auxiliary_num_convs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.pool_scales or min(self.pool_scales) < 1:
-            raise ValueError(f"pool_scales must be sides of at least 1, got {self.pool_scales}")
+        check_range(self, ("hidden_size", "auxiliary_channels"), LARGEST_WIDTH)
+        check_range(self, ("auxiliary_num_convs",), MOST_LAYERS)
+        check_range(self, ("pool_scales",), LARGEST_POOL_SCALE)
 
     @property
     def num_feature_maps(self) -> int:
