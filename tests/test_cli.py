@@ -25,7 +25,13 @@ from segtransformers.cli.common import load_model
 from segtransformers.datasets.scenes import SCENE_CLASSES, draw_scene
 from segtransformers.inference import segment_image
 from segtransformers.packaged import known_model
-from segtransformers.visualization import class_areas, distinct_colours, draw_overlay, draw_segmentation
+from segtransformers.visualization import (
+    class_areas,
+    distinct_colours,
+    draw_comparison,
+    draw_overlay,
+    draw_segmentation,
+)
 
 
 def run(*arguments):
@@ -325,3 +331,23 @@ def test_a_wrong_kernel_setting_is_an_error_in_one_line(monkeypatch):
     done = CliRunner().invoke(app, ["info"])
     assert done.exit_code == 1 and not done.stdout
     assert done.stderr.startswith("error: SEGTRANSFORMERS_KERNELS must be one of auto, off, force, got 'nonsense'")
+
+
+def test_comparison_has_titles_and_a_legend():
+    labels = np.zeros((40, 60), np.uint8)
+    labels[:20] = 1
+    labels[:5] = 255
+    image = Image.new("RGB", (60, 40), "white")
+    palette = [[255, 0, 0], [0, 0, 255], [0, 255, 0]]
+    drawn = np.asarray(
+        draw_comparison(image, {"label map": labels, "prediction": 0 * labels}, {0: "a", 1: "b", 2: "c"}, palette)
+    )
+    assert drawn.shape[0] == 4 * 40 + 28 and drawn.shape[1] > 3 * 4 * 60
+    panels = [drawn[28:, start : start + 240] for start in (0, 240, 480)]
+    assert (panels[0] == 255).all() and (panels[1][:20] == 255).all() and (panels[2] == panels[2][0, 0]).all()
+    titles, legend = drawn[:28, :720], drawn[28:, 720:]
+    assert all((titles[:, start : start + 240] < 128).any() for start in (0, 240, 480))
+    colours = {tuple(pixel) for pixel in legend.reshape(-1, 3).tolist()}
+    assert (255, 0, 0) in colours and (0, 0, 255) in colours and (0, 255, 0) not in colours
+    nothing = draw_comparison(image, {"label map": np.full_like(labels, 255)}, {0: "a"}, palette)
+    assert nothing.width >= 2 * 240

@@ -333,3 +333,27 @@ def test_command_for_one(tmp_path):
         "error: 'segmenter_vit-t' is not a published recipe; `segtransformers recipes` lists all 62"
     )
     assert result.output.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("mask2former_beit_ade20k", "mask2former_beit_adapter_large"),
+        ("UperNet DeiT tiny", "upernet_deit_adapter_tiny_512_160k_ade20k"),
+        ("upernet_deit_adapter_tiny_512_160k_ade2k", "upernet_deit_adapter_tiny_512_160k_ade20k"),
+        ("segmenter-vit-t", "segmenter_vit-t"),
+    ],
+)
+def test_suggestions_share_words(wrong, right):
+    with pytest.raises(ValueError, match=rf"such as {right}"):
+        get_recipe(wrong)
+    with pytest.raises(ValueError, match=r"lists all 62$"):
+        get_recipe("xyz")
+
+
+def test_a_reader_may_stop_early():
+    """`segtransformers recipes | head` is no error."""
+    words = [sys.executable, "-m", "segtransformers", "recipes"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.wait(60) == 0 and not process.stderr.read()

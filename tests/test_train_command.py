@@ -135,6 +135,47 @@ def test_resumes_an_interrupted_run(data, tiny, tmp_path):
     assert len(losses[0]) == 4 and losses[0] == losses[1]
 
 
+def test_a_bad_validation_sample_ends_the_run_before_step_1(tiny, tmp_path):
+    folder = own_data(tmp_path / "data", 2, 3)
+    masks = folder / "masks/validation"
+    Image.fromarray(np.full((96, 128), 9, np.uint8)).save(masks / "000.png")
+    Image.new("L", (5, 5)).save(masks / "001.png")
+    (folder / "images/validation/002.png").write_bytes(b"broken")
+    status, output = run(*options(folder, tmp_path / "out", tiny, "--max_steps", 2))
+    assert status == 1 and "3 samples cannot be used" in output and "'loss'" not in output
+    assert all(name in output for name in ("000.png", "001.png", "002.png")) and not (tmp_path / "out").exists()
+    status, output = run(*options(folder, tmp_path / "out", tiny, "--max_steps", 2, "--eval-split", "train"))
+    assert status == 0, output
+
+
+def test_columns_of_data_on_disk(tiny, tmp_path):
+    import datasets
+
+    folder = own_data(tmp_path / "data", 2, 1)
+    features = datasets.Features({"photo": datasets.Image(), "gt": datasets.Image()})
+    parts = {}
+    for part in ("train", "validation"):
+        images, masks = (
+            [str(path) for path in sorted((folder / kind / part).iterdir())] for kind in ("images", "masks")
+        )
+        parts[part] = datasets.Dataset.from_dict({"photo": images, "gt": masks}, features)
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "saved")
+    (tmp_path / "saved/classes.txt").write_text("\n".join(OWN_CLASSES))
+    words = options(tmp_path / "saved", tmp_path / "out", tiny, "--max_steps", 1, "--prediction-images", 0)
+    status, output = run(*words, "--columns", "photo,gt")
+    assert status == 0 and (tmp_path / "out/results.json").exists(), output
+
+
+def test_a_new_classifier_is_said_in_one_line(data, tmp_path):
+    small_model("upernet").save_pretrained(tmp_path / "model")
+    shutil.copy(packaged_model_path() / "preprocessor_config.json", tmp_path / "model")
+    code = "from segtransformers.training import get_recipe, starting_model\n"
+    code += f"starting_model({str(tmp_path / 'model')!r}, get_recipe({RECIPE!r}), dict(enumerate('abc')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    said = [line for line in done.stderr.splitlines() if "MISMATCH" in line or "REPORT" in line or "random" in line]
+    assert done.returncode == 0 and len(said) == 1 and "start at random: decode_head.classifier" in said[0], done.stderr
+
+
 def test_limit_lora_and_predictions_in_tensorboard(data, tiny, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -161,7 +202,8 @@ def test_predictions_in_trackio(data, tiny, tmp_path):
         capture_output=True,
     )
     (drawing,) = (tmp_path / "trackio" / "media" / "drawn").rglob("*.png")
-    assert Image.open(drawing).size == (3 * 128, 96)  # image, label map and prediction
+    width, height = Image.open(drawing).size  # image, label map and prediction, enlarged, with titles and a legend
+    assert width > 3 * 2 * 128 and height == 2 * 96 + 28
     with contextlib.closing(sqlite3.connect(tmp_path / "trackio" / "drawn.db")) as store:
         logged = str(store.execute("SELECT * FROM metrics").fetchall())
     assert all(f'"{name}"' in logged for name in ("train/loss", "eval/mean_iou", "predictions/0"))
@@ -314,8 +356,26 @@ def test_training_arguments_follow_the_recipe(tmp_path):
         "bf16": True,
         "eval_steps": 2.0,
     }
-    with pytest.raises(UserError, match="did you mean --learning_rate"):
-        parse_training_arguments(["--learnin_rate", "1"])
+    assert (arguments.eval_steps, arguments.save_steps, short.eval_steps, short.logging_steps) == (16000, 16000, 50, 10)
+    trial = training_arguments(recipe, tmp_path, use_cpu=True, max_steps=40)
+    assert (trial.eval_steps, trial.save_steps) == (40, 40)
+
+
+@pytest.mark.parametrize(
+    ("option", "hint"),
+    [
+        ("--learnin_rate", "did you mean --learning_rate"),
+        ("--lr", "use --learning_rate"),
+        ("--epochs", "use --num_train_epochs"),
+        ("--batch-size=8", "use --per_device_train_batch_size"),
+        ("--batch_size", "use --per_device_train_batch_size"),
+        ("--device", "--use_cpu true keeps to the CPU"),
+        ("--colum", "did you mean --columns"),
+    ],
+)
+def test_hints_for_wrong_options(option, hint):
+    with pytest.raises(UserError, match=hint):
+        parse_training_arguments([option, "1"])
 
 
 def test_one_process_with_several_gpus_sees_the_same_batch(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 """`Trainer` and `SegmentationTrainer` with UperNet, Mask2Former and Segmenter."""
 
 import dataclasses
+import logging
 import signal
 from typing import Any
 
@@ -251,6 +252,60 @@ def test_ctrl_c_saves_a_checkpoint(tmp_path):
     again = trainer(small_model("segmenter", seed=1), tmp_path / "again", **settings)
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert losses(again) == losses(whole)
+
+
+def test_an_error_saves_a_checkpoint_and_names_the_sample(tmp_path, monkeypatch):
+    """An error of an evaluation must not cost the steps before it."""
+    settings = {"max_steps": 4, "eval_strategy": "steps", "eval_steps": 3, "save_strategy": "no"}
+    run = trainer(small_model("segmenter"), tmp_path, **settings)
+    original = type(run).compute_loss
+
+    def failing(self, model, inputs, **options):
+        if not model.training:
+            raise ValueError("too strange an image")
+        return original(self, model, inputs, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(run), "compute_loss", failing)
+        with pytest.raises(
+            ValueError, match=f"in the evaluation of {run.eval_dataset.name(0)}.*: too strange an image"
+        ):
+            run.train()
+    whole = trainer(small_model("segmenter"), tmp_path / "whole", **settings)
+    whole.train()
+    again = trainer(small_model("segmenter", seed=1), tmp_path / "again", **settings)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    for one, other in zip(again.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_trainer_does_not_change_its_datasets(tmp_path):
+    training, evaluation = TrainingDataset(Scenes(2), crop), EvaluationDataset(Scenes(1), processor())
+    before = {**vars(training)}, {**vars(evaluation)}, training[0], evaluation[0]
+    run = trainer(small_model("segmenter"), tmp_path, train_dataset=training, eval_dataset=evaluation)
+    run.get_train_dataloader()
+    run.get_eval_dataloader()
+    assert run.train_dataset is training and run.eval_dataset is evaluation
+    assert (vars(training), vars(evaluation)) == before[:2]
+    for item, other in zip((training[0], evaluation[0]), before[2:], strict=True):
+        assert item.keys() == other.keys() and all(torch.equal(item[name], other[name]) for name in item)
+
+
+def test_masks_without_any_class_are_reported_once(caplog):
+    class Empty(Scenes):
+        def __getitem__(self, index):
+            sample = super().__getitem__(index)
+            return dataclasses.replace(sample, labels=np.full_like(sample.labels, 255))
+
+    data = TrainingDataset(Empty(3), crop)
+    logger = logging.getLogger("segtransformers.training.samples")
+    logger.addHandler(caplog.handler)
+    try:
+        for index in range(3):
+            data[index]
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert len({record.getMessage() for record in caplog.records}) == 1 and "has no pixel with a class" in caplog.text
 
 
 def test_best_model_by_one_of_several_sets(tmp_path):

@@ -11,6 +11,8 @@ from .escaping import printable
 
 Palette = Sequence[Sequence[int]]
 BAND_PIXELS = 1 << 20  # pixels blended at once, which limits the memory for huge images
+MIN_PANEL = 160  # pixels of the shorter side in a comparison
+TITLE_SIZE = 14  # pixels
 BACKGROUND, FOREGROUND = (255, 255, 255), (32, 32, 32)  # of the legend
 
 
@@ -88,12 +90,14 @@ def draw_overlay(image: Image.Image, labels: np.ndarray, palette: Palette, opaci
     return Image.fromarray(pixels)
 
 
-def draw_legend(names: Mapping[int, str], areas: Mapping[int, float], palette: Palette, height: int) -> Image.Image:
+def draw_legend(
+    names: Mapping[int, str], areas: Mapping[int, float | None], palette: Palette, height: int
+) -> Image.Image:
     """Draw a column with the colour, the name and the share of each class, as many as fit `height`.
 
     Args:
         names: name of each class.
-        areas: share of each class to list, in the order of the list.
+        areas: share of each class to list, in the order of the list. None lists the class without a share.
         palette: `[red, green, blue]` of each class, 0 to 255.
         height: of the result, in pixels.
     """
@@ -101,10 +105,13 @@ def draw_legend(names: Mapping[int, str], areas: Mapping[int, float], palette: P
     font, step, pad = ImageFont.load_default(size), round(1.7 * size), size
     max_lines = max((height - pad) // step, 1)
     shown = list(areas)[: max_lines if len(areas) <= max_lines else max_lines - 1]
-    lines = [f"{printable(names.get(index, index))}  {100 * areas[index]:.1f} %" for index in shown]
+    lines = []
+    for index in shown:
+        area = areas[index]
+        lines.append(printable(names.get(index, index)) + ("" if area is None else f"  {100 * area:.1f} %"))
     if len(shown) < len(areas):
         lines.append(f"and {len(areas) - len(shown)} more")
-    width = round(max(font.getlength(line) for line in lines)) + 3 * pad + size
+    width = round(max((font.getlength(line) for line in lines), default=0)) + 3 * pad + size
     legend = Image.new("RGB", (width, height), BACKGROUND)
     draw = ImageDraw.Draw(legend)
     for row, line in enumerate(lines):
@@ -135,10 +142,44 @@ def draw_segmentation(
     return result
 
 
+def draw_comparison(
+    image: Image.Image, label_maps: Mapping[str, np.ndarray], names: Mapping[int, str], palette: Palette | None = None
+) -> Image.Image:
+    """Draw an image and label maps of it side by side, each under its title, with a legend of their classes.
+
+    Args:
+        image: any mode. A small one is enlarged, so that the text fits.
+        label_maps: title -> class indices `(height, width)` at the size of the image. Values that are no class get no
+            colour.
+        names: name of each class.
+        palette: `[red, green, blue]` of each class. None or an empty one takes distinct colours.
+    """
+    palette = palette or distinct_colours(max(names, default=-1) + 1)
+    factor = max(-(-MIN_PANEL // min(image.size)), 1)
+    width, height = factor * image.width, factor * image.height
+    panels = {"image": image.convert("RGB")}
+    panels |= {title: draw_overlay(image, labels, palette) for title, labels in label_maps.items()}
+    total: dict[int, float] = {}
+    for labels in label_maps.values():
+        for index, area in class_areas(labels).items():
+            if index in names:
+                total[index] = total.get(index, 0) + area
+    listed = dict.fromkeys(sorted(total, key=lambda index: -total[index]))
+    legend, title_height = draw_legend(names, listed, palette, max(height, 64)), 2 * TITLE_SIZE
+    result = Image.new("RGB", (len(panels) * width + legend.width, title_height + legend.height), BACKGROUND)
+    draw, font = ImageDraw.Draw(result), ImageFont.load_default(TITLE_SIZE)
+    for column, (title, panel) in enumerate(panels.items()):
+        draw.text((column * width + 4, TITLE_SIZE), title, fill=FOREGROUND, font=font, anchor="lm")
+        result.paste(panel.resize((width, height), Image.Resampling.NEAREST), (column * width, title_height))
+    result.paste(legend, (len(panels) * width, title_height))
+    return result
+
+
 __all__ = [
     "Palette",
     "class_areas",
     "distinct_colours",
+    "draw_comparison",
     "draw_legend",
     "draw_overlay",
     "draw_segmentation",

@@ -23,8 +23,9 @@ def convert(
         raise typer.Exit
     with one_line_errors():
         if family not in FAMILIES:
+            wrong = f"{family} is no family of checkpoints: " if family and not family.startswith("-") else ""
             raise UserError(
-                f"name the family of the checkpoint first, as in `segtransformers convert vit_adapter --checkpoint "
-                f"FILE --output DIR`: {', '.join(FAMILIES)}"
+                f"{wrong}name the family first, as in `segtransformers convert vit_adapter --checkpoint FILE --output "
+                f"DIR`: {', '.join(FAMILIES)}"
             )
     raise typer.Exit(main(family, context.args, f"segtransformers convert {family}"))

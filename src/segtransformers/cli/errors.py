@@ -2,6 +2,8 @@
 """Errors of the commands that are shown in one line."""
 
 import contextlib
+import os
+import sys
 from collections.abc import Iterator
 
 import typer
@@ -24,6 +26,18 @@ def one_line_errors(*others: type[Exception]) -> Iterator[None]:
     except kinds as error:
         typer.echo(f"error: {one_line(describe(error))}", err=True)
         raise typer.Exit(1) from None
+
+
+@contextlib.contextmanager
+def ends_quietly_if_nobody_reads() -> Iterator[None]:
+    """End the command with exit status 0 when the reader of its output stops, as `head` does."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # else Python would report the error once more when it flushes the stream at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(0) from None
 
 
 def describe(error: BaseException) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ..training.recipes import Recipe, get_recipe, recipe_names
-from .errors import one_line_errors
+from .errors import ends_quietly_if_nobody_reads, one_line_errors
 
 
 def recipes(
@@ -19,10 +19,12 @@ def recipes(
     if name is not None:
         with one_line_errors(ValueError):
             recipe = get_recipe(name)
-        typer.echo(json.dumps(recipe.to_dict(), indent=2))
+        with ends_quietly_if_nobody_reads():
+            typer.echo(json.dumps(recipe.to_dict(), indent=2))
         return
-    for known_name in recipe_names():
-        typer.echo(f"{known_name}  {_summary(get_recipe(known_name))}")
+    with ends_quietly_if_nobody_reads():
+        for known_name in recipe_names():
+            typer.echo(f"{known_name}  {_summary(get_recipe(known_name))}")
 
 
 def _summary(recipe: Recipe) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..escaping import one_line
 from ..packaged import known_model
 from .common import check_folder, sides, why_not_loaded
 from .data_options import (
@@ -26,7 +27,7 @@ from .data_options import (
     SubsetOption,
     load_data,
 )
-from .errors import UserError, one_line_errors
+from .errors import UserError, note, one_line_errors
 from .evaluate import write_results
 
 if TYPE_CHECKING:
@@ -35,6 +36,20 @@ if TYPE_CHECKING:
     from ..datasets import SegmentationDataset
     from ..training import Recipe
 
+# options of other tools
+HINTS = {
+    "--lr": "use --learning_rate",
+    "--base-lr": "use --learning_rate",
+    "--epochs": "use --num_train_epochs",
+    "--steps": "use --max_steps",
+    "--iters": "use --max_steps",
+    "--batch-size": "use --per_device_train_batch_size, with --gradient_accumulation_steps",
+    "--batch_size": "use --per_device_train_batch_size, with --gradient_accumulation_steps",
+    "--device": "a GPU is used if there is one; --use_cpu true keeps to the CPU, CUDA_VISIBLE_DEVICES chooses GPUs",
+    "--workers": "use --dataloader_num_workers",
+    "--num-workers": "use --dataloader_num_workers",
+}
+MAX_LISTED_ERRORS = 10
 HELD_OUT = 10  # every tenth sample is held out for evaluation if the data has no parts
 # Functions import torch, transformers and the parts of this package that load them, so that --help is fast.
 
@@ -108,6 +123,7 @@ def train(
                 typer.echo(f"no evaluation: {error}", err=True)
         if limit is not None:
             parts = [part.select(range(min(limit, len(part)))) for part in parts]
+        _check_samples(parts)
         model = None if model is None else known_model(model)
         crop = None if crop_size is None else sides("--crop-size", crop_size)
         _run(
@@ -258,8 +274,11 @@ def parse_training_arguments(words: Sequence[str]) -> dict[str, Any]:
         action.default, action.required = argparse.SUPPRESS, False
     found, rest = parser.parse_known_args(list(words))
     if rest:
+        option = rest[0].partition("=")[0]
+        if option in HINTS:
+            raise UserError(f"{option} is not an option: {HINTS[option]}")
         known = [option for action in parser._actions for option in action.option_strings] + list(_own_options())
-        close = difflib.get_close_matches(rest[0].partition("=")[0], known, n=1)
+        close = difflib.get_close_matches(option, known, n=1)
         hint = f"; did you mean {close[0]}?" if close else " of this command or of transformers' TrainingArguments"
         raise UserError(f"{rest[0]} is not an option{hint}")
     changes = vars(found)
@@ -316,6 +335,32 @@ def _last_checkpoint(output: Path, network: Any) -> str | None:
             )
         return str(path)
     return None
+
+
+def _check_samples(parts: "list[SegmentationDataset]") -> None:
+    """Read every sample once, each process its share, because a bad one would end the run hours later.
+
+    Raises:
+        UserError: if a sample cannot be used; the first are named.
+    """
+    from tqdm import tqdm
+
+    from ..datasets import check_dataset
+
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    errors: list[str] = []
+    with tqdm(total=sum(len(part) for part in parts), unit="sample", desc="checking", disable=None, leave=False) as bar:
+        for part in parts:
+            if rank < len(part):
+                report = check_dataset(part.shard(world, rank), lambda count: bar.update(world * count))
+                errors += report.sample_errors
+                if report.empty:
+                    found = f"{report.empty} of {report.samples} masks have no pixel with a class"
+                    note(f"{found}, such as that of {report.first_empty}")
+    for error in errors[: MAX_LISTED_ERRORS - 1] if len(errors) > 1 else []:
+        typer.echo(f"error: {one_line(error)}", err=True)
+    if errors:
+        raise UserError(errors[0] if len(errors) == 1 else f"{len(errors)} samples cannot be used")
 
 
 def _divided(data: "SegmentationDataset") -> "list[SegmentationDataset]":

@@ -37,6 +37,8 @@ class DataReport:
         no_class: number of pixels without a class.
         smallest, largest: (width, height) of the samples with the fewest and the most pixels.
         errors: one message for each sample that cannot be used.
+        empty: number of samples without any pixel of a class; `first_empty` names one.
+        sample_errors: those of the errors that are about one sample each.
         notes: messages about data that are allowed but look like a mistake.
     """
 
@@ -48,6 +50,9 @@ class DataReport:
     largest: tuple[int, int] | None = None
     errors: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    sample_errors: list[str] = field(default_factory=list)
+    empty: int = 0
+    first_empty: str | None = None
 
 
 def check_dataset(
@@ -62,12 +67,13 @@ def check_dataset(
     """
     report = DataReport(0, np.zeros(data.num_labels, np.int64), np.zeros(data.num_labels, np.int64))
     report.errors += data.problems
-    empty = large = 0
+    large = 0
     odd: collections.Counter[str] = collections.Counter()
     binary = True
-    for result in _read_in_parallel(data, workers or os.cpu_count() or 1):
+    for name, result in zip(data.names, _read_in_parallel(data, workers or os.cpu_count() or 1), strict=True):
         if isinstance(result, str):
             report.errors.append(result)
+            report.sample_errors.append(result)
         else:
             size, counts, oddities = result
             odd.update(oddities)
@@ -75,7 +81,9 @@ def check_dataset(
             report.pixels += counts[: data.num_labels]
             report.images += counts[: data.num_labels] > 0
             report.no_class += int(counts[NO_CLASS])
-            empty += counts[NO_CLASS] == counts.sum()
+            if counts[NO_CLASS] == counts.sum():
+                report.empty += 1
+                report.first_empty = report.first_empty or name
             large += size[0] * size[1] > LARGE_IMAGE
             binary &= bool(counts[0] + counts[NO_CLASS] == counts.sum() and counts[NO_CLASS])
             if report.smallest is None or size[0] * size[1] < report.smallest[0] * report.smallest[1]:
@@ -86,27 +94,26 @@ def check_dataset(
             progress(1)
     if report.samples:
         report.notes += [text.format(odd[kind]) for kind, text in ODDITIES.items() if odd[kind]]
-        _add_notes(report, data, empty, large, binary)
+        _add_notes(report, data, large, binary)
     return report
 
 
-def _add_notes(report: DataReport, data: SegmentationDataset, empty: int, large: int, binary: bool) -> None:
+def _add_notes(report: DataReport, data: SegmentationDataset, large: int, binary: bool) -> None:
     """Add notes, and an error if no sample has a class.
 
     Args:
-        empty: number of samples without any class.
         large: number of samples with more than `LARGE_IMAGE` pixels.
         binary: whether all masks hold nothing but 0 and 255.
     """
     notes, rule = report.notes, data.rule
     share = 100 * report.no_class / (report.no_class + report.pixels.sum())
     absent = [data.id2label[index] for index in np.flatnonzero(report.images == 0).tolist()]
-    if empty == report.samples:
+    if report.empty == report.samples:
         cause = "; value 0 means no class here: are all masks 0?" if rule.reduce_labels else ""
         report.errors.append(f"no pixel of any mask has a class{cause}")
-    elif empty:
-        notes.append(f"{empty} samples have no pixel with a class")
-    if binary and empty < report.samples and rule.strict_binary:
+    elif report.empty:
+        notes.append(f"{report.empty} samples have no pixel with a class, such as {report.first_empty}")
+    if binary and report.empty < report.samples and rule.strict_binary:
         notes.append(
             "all masks hold only 0 and 255 (no class). If 255 is the foreground, pass label_map={0: 0, 255: 1} "
             "(--label-map 0:0,255:1)"

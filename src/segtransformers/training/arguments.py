@@ -19,6 +19,7 @@ logger = logging.get_logger(__name__)
 IMAGES_PER_DEVICE = 2  # default: as in most original configs, and large backbones fit 24 GB
 WORKERS = 4  # data loader processes per GPU
 EVALUATIONS = 10  # per run, as in the original configs
+SHORTEST_INTERVAL = 50  # steps between evaluations: short trial runs evaluate less often
 
 
 def training_arguments(recipe: Recipe, output_dir: str | Path, **changes: Any) -> TrainingArguments:
@@ -37,7 +38,7 @@ def training_arguments(recipe: Recipe, output_dir: str | Path, **changes: Any) -
     """
     steps = changes.get("max_steps", -1 if "num_train_epochs" in changes else recipe.schedule.steps)
     schedule = (recipe.with_steps(steps) if steps > 0 else recipe).schedule
-    interval = max(steps // EVALUATIONS, 1) if steps > 0 else 1
+    interval = max(steps // EVALUATIONS, min(steps, SHORTEST_INTERVAL)) if steps > 0 else 1
     strategy = "steps" if steps > 0 else "epoch"
     settings: dict[str, Any] = {
         "learning_rate": recipe.optimizer.learning_rate,
@@ -54,7 +55,7 @@ def training_arguments(recipe: Recipe, output_dir: str | Path, **changes: Any) -
         "save_strategy": strategy,
         "save_steps": interval,
         "save_total_limit": 2,
-        "logging_steps": min(50, interval),
+        "logging_steps": min(50, max(steps // EVALUATIONS, 1)),
     }
     if recipe.optimizer.name == "sgd":
         settings |= {"optim": "sgd", "optim_args": f"momentum={recipe.optimizer.momentum}"}

@@ -16,7 +16,7 @@ from torch import distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
-from ..visualization import distinct_colours, draw_overlay
+from ..visualization import draw_comparison
 
 logger = logging.get_logger(__name__)
 
@@ -138,16 +138,15 @@ class PredictionImageCallback(TrainerCallback):
         if not self.kept:
             return
         config = model.config
-        palette = getattr(config, "palette", None) or distinct_colours(config.num_labels)
         folder = Path(str(args.output_dir)) / "predictions"
         folder.mkdir(parents=True, exist_ok=True)
         drawn = []
         for index, (pixel_values, labels, predicted) in enumerate(self.kept):
             image = denormalized(pixel_values, processing_class).resize((labels.shape[1], labels.shape[0]))
-            parts = [np.asarray(image)]
-            parts += [np.asarray(draw_overlay(image, part.numpy(), palette)) for part in (labels, predicted)]
-            drawn.append(np.concatenate(parts, axis=1))
-            Image.fromarray(drawn[-1]).save(folder / f"step-{state.global_step:06d}-{index}.png")
+            label_maps = {"label map": labels.numpy(), "prediction": predicted.numpy()}
+            comparison = draw_comparison(image, label_maps, config.id2label, getattr(config, "palette", None))
+            comparison.save(folder / f"step-{state.global_step:06d}-{index}.png")
+            drawn.append(np.asarray(comparison))
         report_images(drawn, self.trackers, state.global_step)
 
 

@@ -6,8 +6,10 @@ in `configs/segmenter` of open-mmlab/mmsegmentation; their READMEs for the numbe
 """
 
 import dataclasses
+import difflib
 import functools
 import json
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -326,8 +328,11 @@ def get_recipe(name: str) -> Recipe:
     """
     known = published_settings()
     if name not in known:
-        parts = [part for part in str(name).split("_") if len(part) > 3]
-        similar = [other for other in known if any(part in other for part in parts)][:3]
+        words = {word.lower() for word in re.split(r"[\W_]+", str(name)) if word}
+        shared = {other: len(words & set(other.split("_"))) for other in known}
+        likeness = {other: difflib.SequenceMatcher(None, str(name).lower(), other).ratio() for other in known}
+        ranked = sorted(known, key=lambda other: (-shared[other], -likeness[other]))
+        similar = [other for other in ranked if shared[other] or likeness[other] > 0.6][:3]
         raise ValueError(
             f"{name!r} is not a published recipe; `segtransformers recipes` lists all {len(known)}"
             + (f", such as {', '.join(similar)}" if similar else "")

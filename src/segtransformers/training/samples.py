@@ -5,9 +5,14 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset, get_worker_info
+from transformers.utils import logging
 
+logger = logging.get_logger(__name__)
+
+IGNORE_INDEX = 255
 SAMPLE_INDEX = "sample_index"  # key of a batch: `(B,)` indices of its samples
 
 
@@ -26,6 +31,7 @@ class TrainingDataset(Dataset):
 
     def __init__(self, data: Any, augment: Callable[..., Mapping[str, torch.Tensor]], seed: int = 0, repeat: int = 1):
         self.data, self.augment, self.seed, self.repeat = data, augment, seed, repeat
+        self._warned = False
         # shared memory, so that persistent worker processes see the epoch change
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -38,6 +44,9 @@ class TrainingDataset(Dataset):
         if get_worker_info() is not None:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C and still needs batches
         sample = self.data[index % len(self.data)]
+        if not self._warned and np.all(np.asarray(sample.labels) == IGNORE_INDEX):
+            self._warned = True
+            logger.warning(f"the mask of {self.name(index)} has no pixel with a class; others like it are not reported")
         seed = (self.seed, int(self._epoch), index)
         return dict(self.augment(sample.image, sample.labels, seed=seed))
 
@@ -51,9 +60,9 @@ class TrainingDataset(Dataset):
 
 
 class IndexedDataset(Dataset):
-    """The items of a [`TrainingDataset`] with their index under `sample_index`, which lets a trainer name a batch."""
+    """The items of a dataset of this module with their index as `sample_index`, which lets a trainer name a batch."""
 
-    def __init__(self, dataset: TrainingDataset):
+    def __init__(self, dataset: "TrainingDataset | EvaluationDataset"):
         self.dataset = dataset
 
     def __len__(self) -> int:
@@ -64,7 +73,8 @@ class IndexedDataset(Dataset):
 
     def set_epoch(self, epoch: int) -> None:
         """See [`TrainingDataset.set_epoch`]."""
-        self.dataset.set_epoch(epoch)
+        if isinstance(self.dataset, TrainingDataset):
+            self.dataset.set_epoch(epoch)
 
 
 class EvaluationDataset(Dataset):

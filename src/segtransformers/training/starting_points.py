@@ -1,8 +1,9 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """Models to start training from, with the classes of the data."""
 
+import contextlib
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,9 @@ def starting_model(
         else:
             config = _whole_config(own, config, recipe, classes, crop_size)
             model_class: Any = MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING[type(config)]
-            model = model_class.from_pretrained(name, config=config, dtype=torch.float32)
+            with _without_load_report():
+                model = model_class.from_pretrained(name, config=config, dtype=torch.float32)
+            logger.warning(f"{name} is a backbone: its head starts at random")
             processor = _processor(recipe, crop_size)
     if trunk_weights is not None:
         load_pretrained_trunk(model, trunk_weights)
@@ -159,15 +162,29 @@ def _with_classes(name: str, config: Any, classes: dict[str, Any]) -> PreTrained
     if before == wanted:
         return AutoModelForSemanticSegmentation.from_pretrained(name, config=config, dtype=torch.float32)
     config = type(config).from_dict({**config.to_dict(), **classes})
-    model = AutoModelForSemanticSegmentation.from_pretrained(
-        name, config=config, dtype=torch.float32, ignore_mismatched_sizes=True
-    )
+    with _without_load_report():
+        model = AutoModelForSemanticSegmentation.from_pretrained(
+            name, config=config, dtype=torch.float32, ignore_mismatched_sizes=True
+        )
     new = class_parameters(config)
     if len(before) == len(wanted):  # the old classifier was loaded, because its shape fits
         kept = {name: tensor for name, tensor in model.state_dict().items() if name not in new}
-        model = type(model).from_pretrained(None, config=config, state_dict=kept)
-    logger.warning(f"{name} has other classes than the data: these parameters start at random: {', '.join(new)}")
+        with _without_load_report():
+            model = type(model).from_pretrained(None, config=config, state_dict=kept)
+    listed = ", ".join(new[:4]) + (f" and {len(new) - 4} others" if len(new) > 4 else "")
+    logger.warning(f"{name} has other classes than the data: these parameters start at random: {listed}")
     return model
+
+
+@contextlib.contextmanager
+def _without_load_report() -> Iterator[None]:
+    """Silence transformers' table of the tensors that a checkpoint lacks; the caller describes them in one line."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def class_parameters(config: Any) -> list[str]:

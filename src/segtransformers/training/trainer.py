@@ -3,14 +3,16 @@
 
 import contextlib
 import math
+import shutil
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, Trainer, TrainingArguments
-from transformers.trainer_utils import has_length
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
 from transformers.training_args import ParallelMode
 from transformers.utils import logging
 
@@ -19,7 +21,7 @@ from ..metrics import MeanIoU
 from .arguments import build_optimizer, build_scheduler
 from .callbacks import EpochCallback, InterruptCallback, PredictionImageCallback
 from .parameter_efficient import unsaved_statistics
-from .samples import SAMPLE_INDEX, IndexedDataset, TrainingDataset, collate
+from .samples import SAMPLE_INDEX, EvaluationDataset, IndexedDataset, TrainingDataset, collate
 from .unused_parameters import uses_all_parameters
 
 if TYPE_CHECKING:
@@ -46,6 +48,8 @@ class SegmentationTrainer(Trainer):
     - The mean of Mask2Former's loss over all masks of an optimizer step. `Trainer` alone averages the means of the
       accumulated batches, which depend on how the images are divided among them.
     - Ctrl-C finishes the step, saves a checkpoint and raises `KeyboardInterrupt`. A second Ctrl-C stops at once.
+    - Any other error during training saves a checkpoint of the last step before it is raised, except with FSDP and
+      DeepSpeed. An error in an evaluation names the samples of the batch.
     - An infinite or NaN loss raises `FloatingPointError` with the names of the batch's samples.
     - Batch norms become `torch.nn.SyncBatchNorm` on several GPUs.
     - DDP looks for unused parameters in each step unless [`uses_all_parameters`] finds that the model has none, or
@@ -74,6 +78,7 @@ class SegmentationTrainer(Trainer):
         self.recipe = recipe
         self.class_metrics: dict[str, Any] = {}
         self._metric: MeanIoU | None = None
+        self._evaluated: Any = None  # the dataset of the latest evaluation
         self._own_metric = kwargs.get("compute_metrics") is None
         self._counting = self._is_gathered = False
         self._interrupt = InterruptCallback()
@@ -151,11 +156,49 @@ class SegmentationTrainer(Trainer):
     # training
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        with self._interrupt.catching():
+        with self._interrupt.catching(), self._saving_at_errors():
             result = super().train(*args, **kwargs)
         if self._interrupt.stopped:
             raise KeyboardInterrupt(f"stopped after step {self.state.global_step}; a checkpoint is saved")
         return result
+
+    @contextlib.contextmanager
+    def _saving_at_errors(self) -> Iterator[None]:
+        """Save the weights and the state of the last step before an error is raised, so that the run can continue."""
+        try:
+            yield
+        except Exception:
+            step = self.state.global_step
+            folder = Path(str(self.args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+            is_plain = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+            if step and self.args.should_save and is_plain and not folder.exists():
+                self._save_checkpoint_at_error(folder)
+            raise
+
+    def _save_checkpoint_at_error(self, folder: Path) -> None:
+        scheduler: Any = self.lr_scheduler
+        optimizer: Any = self.optimizer
+        try:
+            self.save_model(str(folder))
+            torch.save(optimizer.state_dict(), folder / "optimizer.pt")
+            torch.save(scheduler.state_dict(), folder / "scheduler.pt")
+            self.state.save_to_json(str(folder / "trainer_state.json"))
+        except Exception as error:  # such as a full disk; the first error is the one to show
+            logger.warning(f"no checkpoint of step {self.state.global_step} could be saved: {error}")
+            shutil.rmtree(folder, ignore_errors=True)
+        else:
+            logger.warning(f"a checkpoint of step {self.state.global_step} is saved in {folder}")
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        own: Any = self.eval_dataset
+        is_name = isinstance(eval_dataset, str)
+        self._evaluated = own if eval_dataset is None else own[eval_dataset] if is_name else eval_dataset
+        several = isinstance(own, dict)
+        self.eval_dataset = {name: _indexed(part) for name, part in own.items()} if several else _indexed(own)
+        try:
+            return super().get_eval_dataloader(eval_dataset if is_name else _indexed(eval_dataset))
+        finally:
+            self.eval_dataset = own
 
     def get_train_dataloader(self) -> DataLoader:
         own = self.train_dataset
@@ -196,21 +239,23 @@ class SegmentationTrainer(Trainer):
     ) -> torch.Tensor:
         indices = inputs.pop(SAMPLE_INDEX, None)
         if not isinstance(inputs.get("pixel_values"), torch.Tensor):
-            raise ValueError(f"the images of a training batch must have the same size; {self._names(indices)} differ")
+            names = self._names(indices, self.train_dataset)
+            raise ValueError(f"the images of a training batch must have the same size; {names} differ")
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
+            names = self._names(indices, self.train_dataset)
             raise FloatingPointError(
-                f"the loss is {loss.item()} in step {self.state.global_step + 1}, in the batch of "
-                f"{self._names(indices)}; the weights are those before this step. Check these samples, lower the "
-                "learning rate, or train in bf16 or float32 instead of fp16"
+                f"the loss is {loss.item()} in step {self.state.global_step + 1}, in the batch of {names}; the weights "
+                "are those before this step. Check these samples, lower the learning rate, or train in bf16 "
+                "or float32 instead of fp16"
             )
         return loss
 
-    def _names(self, indices: torch.Tensor | None) -> str:
+    def _names(self, indices: torch.Tensor | None, data: Any) -> str:
         """Return the names of a batch's samples for a message."""
         if indices is None:
             return "unnamed samples"
-        name = getattr(self.train_dataset, "name", lambda index: f"sample {index}")
+        name = getattr(data, "name", lambda index: f"sample {index}")
         return ", ".join(name(index) for index in indices.tolist())
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -265,9 +310,18 @@ class SegmentationTrainer(Trainer):
         if self.is_fsdp_enabled and not self._is_gathered:
             self._gather_shards(model, True)
             self._is_gathered = True
+        indices = inputs.get(SAMPLE_INDEX)
         inputs = {name: value for name, value in inputs.items() if name != SAMPLE_INDEX}
         if not self._counting or prediction_loss_only:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        try:
+            return self._count(model, inputs)
+        except (ValueError, RuntimeError) as error:
+            names = self._names(indices, self._evaluated)
+            raise type(error)(f"in the evaluation of {names}: {error}") from error
+
+    def _count(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the mean loss of a batch, its confusion matrices, and zeros in place of labels."""
         if "labels" not in inputs:
             raise ValueError("evaluation needs samples with labels; `predict` works without labels")
         images: Any
@@ -312,6 +366,10 @@ class SegmentationTrainer(Trainer):
         self._metric = None
         self.class_metrics = {name: value for name, value in figures.items() if name.startswith("per_category")}
         return {name: value for name, value in figures.items() if name not in self.class_metrics}
+
+
+def _indexed(data: Any) -> Any:
+    return IndexedDataset(data) if isinstance(data, EvaluationDataset) else data
 
 
 def _check_arguments(args: TrainingArguments, own_metric: bool, sets: Sequence[str]) -> None:
