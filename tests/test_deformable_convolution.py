@@ -9,7 +9,7 @@ import torch
 from reference_cases import FOLDER, relative_error
 from safetensors.torch import load_file
 
-from segtransformers.operators import DeformableConvolutionV3, dcnv3_reference
+from segtransformers.operators import DeformableConvolutionV3, dcnv3_fallback, dcnv3_reference
 
 CASES = sorted(folder.name for folder in (FOLDER / "operators").glob("dcnv3-*"))
 
@@ -148,3 +148,20 @@ def test_wrong_arguments_raise_errors(changes, message):
         inputs[key] = change(inputs[key]) if callable(change) else change
     with pytest.raises(ValueError, match=message):
         dcnv3_reference(**inputs)
+
+
+@pytest.mark.parametrize("implementation", [dcnv3_reference, dcnv3_fallback])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_huge_finite_offsets_are_outside(implementation, dtype):
+    torch.manual_seed(0)
+    value, mask = torch.randn(1, 5, 6, 4, dtype=dtype), torch.rand(1, 5, 6, 9, dtype=dtype)
+    offset = torch.zeros(1, 5, 6, 18, dtype=dtype)
+    options = ((3, 3), (1, 1), (1, 1), (1, 1), 1, 2.0, False)
+    without = mask.clone()
+    without[..., 0] = without[..., 2] = 0
+    expected = implementation(value, offset, without, *options)
+    offset[..., 0], offset[..., 5] = torch.finfo(dtype).max, -torch.finfo(dtype).max
+    assert relative_error(implementation(value, offset, mask, *options), expected) < 1e-6
+    offset[0, 1, 2, 3] = float("inf")
+    is_nan = implementation(value, offset, mask, *options).isnan()
+    assert is_nan[0, 1, 2].all() and is_nan.sum() == 4

@@ -261,3 +261,27 @@ def test_empty_dimensions(empty):
         assert output.shape == (batch, queries, heads * channels) and not output.any()
         (gradient,) = torch.autograd.grad(output.sum(), value)
         assert gradient.shape == value.shape and not gradient.any()
+
+
+@pytest.mark.parametrize("implementation", [ms_deform_attn_reference, ms_deform_attn_fallback])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_huge_finite_locations_are_outside(implementation, dtype):
+    """A location that overflows in pixels reads nothing; one that is not finite gives NaN for its query and head."""
+    torch.manual_seed(0)
+    shapes = [(3, 4), (2, 2)]
+    value, weights = torch.randn(1, 16, 2, 8, dtype=dtype), torch.rand(1, 4, 2, 2, 2, dtype=dtype)
+    locations = torch.rand(1, 4, 2, 2, 2, 2, dtype=dtype)
+    expected_weights = weights.clone()
+    for query, factor in enumerate((1.0, -1.0, 0.6, 1e-3)):
+        locations[0, query, 0, 0, 0, query % 2] = torch.finfo(dtype).max * factor
+        expected_weights[0, query, 0, 0, 0] = 0
+    inputs = [tensor.requires_grad_() for tensor in (value, locations, weights)]
+    output = implementation(value, shapes, locations, weights)
+    usual = locations.detach().clamp(-9, 9)
+    assert relative_error(output, implementation(value, shapes, usual, expected_weights)) < 1e-6
+    assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(output.sum(), inputs))
+    for bad in (float("inf"), float("-inf"), float("nan")):
+        with torch.no_grad():
+            locations[0, 1, 1, 1, 0, 0] = bad
+            is_nan = implementation(value, shapes, locations, weights).unflatten(2, (2, 8)).isnan()
+        assert is_nan[0, 1, 1].all() and is_nan.sum() == 8

@@ -3,6 +3,8 @@
 // Convert the stored coordinates of a block of points to memory offsets and bilinear weights (see sampling.h).
 #pragma once
 
+#include <limits>
+
 #include "arithmetic.h"
 
 namespace deformable_ops {
@@ -200,10 +202,17 @@ struct Block {
       load_row(problem.references, 2 * (row + level * problem.reference_level_stride), 2, pair);
       const int64_t from = first + level * problem.points;
       for (int64_t i = from; i < from + problem.points; ++i) {
-        lateral[i] = pair[0] * width[i] - T(0.5);
-        vertical[i] = pair[1] * height[i] - T(0.5);
+        lateral[i] = origin_of(pair[0], width[i]);
+        vertical[i] = origin_of(pair[1], height[i]);
       }
     }
+  }
+
+  // Return a reference point in pixels. A finite one whose product would overflow becomes one that is outside, too.
+  static T origin_of(T reference, T side) {
+    const T limit = std::numeric_limits<T>::max() / 4 / side;
+    const T bounded = reference > limit ? limit : (reference < -limit ? -limit : reference);
+    return bounded * side - T(0.5) + (reference - reference);
   }
 
   void set_middles(const Problem& problem, const Part& part, int64_t begin, int64_t used) {
@@ -240,13 +249,18 @@ struct Block {
     for (int64_t i = 0; i < used; i += kLanes) {
       Vector x_, y_;
       load_pairs<Vector>(pairs + 2 * i, x_, y_);
+      // 0, or NaN where a number is not finite; a finite number whose position overflows is outside
+      Vector defect_x = x_ - x_, defect_y = y_ - y_;
       const Vector width_ = load_vector<Vector>(width + i), height_ = load_vector<Vector>(height + i);
       if constexpr (coordinates == Coordinates::normalised) {
         x_ = x_ * width_ - T(0.5);
         y_ = y_ * height_ - T(0.5);
       } else if constexpr (coordinates == Coordinates::offsets) {
-        x_ += load_vector<Vector>(lateral + i);
-        y_ += load_vector<Vector>(vertical + i);
+        const Vector origin_x = load_vector<Vector>(lateral + i), origin_y = load_vector<Vector>(vertical + i);
+        x_ += origin_x;
+        y_ += origin_y;
+        defect_x += origin_x - origin_x;
+        defect_y += origin_y - origin_y;
       } else {
         x_ = (load_vector<Vector>(grid_x + i) + x_) * scale + load_vector<Vector>(lateral + i);
         y_ = (load_vector<Vector>(grid_y + i) + y_) * scale + load_vector<Vector>(vertical + i);
@@ -257,9 +271,8 @@ struct Block {
       Integers row = __builtin_convertvector(near_y, Integers);
       column += __builtin_convertvector(__builtin_convertvector(column, Vector) > near_x, Integers);
       row += __builtin_convertvector(__builtin_convertvector(row, Vector) > near_y, Integers);
-      // x - x is 0, or NaN where x is not finite
-      const Vector right = (near_x - __builtin_convertvector(column, Vector)) + (x_ - x_);
-      const Vector lower = (near_y - __builtin_convertvector(row, Vector)) + (y_ - y_);
+      const Vector right = (near_x - __builtin_convertvector(column, Vector)) + defect_x;
+      const Vector lower = (near_y - __builtin_convertvector(row, Vector)) + defect_y;
       store_vector<Vector>(lateral + i, right);
       store_vector<Vector>(vertical + i, lower);
       const Vector attention = load_vector<Vector>(factors + i);

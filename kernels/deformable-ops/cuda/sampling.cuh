@@ -110,32 +110,42 @@ DEFORMABLE_OPS_DEVICE Origin<T> origin_of(const Task& task, int64_t image, const
   return origin;
 }
 
+// Return a position, or one outside if it overflows. `defect` is 0, or NaN if a number that the position was computed
+// from is not finite.
+template <typename T>
+DEFORMABLE_OPS_DEVICE T bounded(T position, T defect) {
+  return position - position == T(0) || defect != T(0) ? position : T(-2);
+}
+
 // Compute the position of point `index` of an item in pixels of its level.
 template <typename T>
 DEFORMABLE_OPS_DEVICE void position_of(const Task& task, const Origin<T>& origin, int index, T& x, T& y) {
   const Problem& problem = task.problem;
   load_pair(problem.locations, origin.first + index, x, y);
+  T defect_x = x - x, defect_y = y - y;
   if (problem.coordinates == Coordinates::kernel_grid) {
     const int kernel_height = static_cast<int>(problem.kernel_height);
     const int middle = static_cast<int>(problem.points / 2);
     const int element = index + (problem.remove_center && index >= middle ? 1 : 0);
     const int column = quotient(element, task.reciprocal), row = element - column * kernel_height;
     const T scale = static_cast<T>(problem.offset_scale);
-    x = (static_cast<T>(column * problem.dilation_width - half_width(problem)) + x) * scale + origin.x;
-    y = (static_cast<T>(row * problem.dilation_height - half_height(problem)) + y) * scale + origin.y;
+    x = bounded((static_cast<T>(column * problem.dilation_width - half_width(problem)) + x) * scale + origin.x, defect_x);
+    y = bounded((static_cast<T>(row * problem.dilation_height - half_height(problem)) + y) * scale + origin.y, defect_y);
     return;
   }
   const int level = level_of(task, index);
   const T width = static_cast<T>(task.level[level].width), height = static_cast<T>(task.level[level].height);
   if (problem.coordinates == Coordinates::normalised) {
-    x = x * width - T(0.5);
-    y = y * height - T(0.5);
+    x = bounded(x * width - T(0.5), defect_x);
+    y = bounded(y * height - T(0.5), defect_y);
     return;
   }
   T reference_x, reference_y;
   load_pair(problem.references, origin.pair + level * problem.reference_level_stride, reference_x, reference_y);
-  x += reference_x * width - T(0.5);
-  y += reference_y * height - T(0.5);
+  defect_x += reference_x - reference_x;
+  defect_y += reference_y - reference_y;
+  x = bounded(x + (reference_x * width - T(0.5)), defect_x);
+  y = bounded(y + (reference_y * height - T(0.5)), defect_y);
 }
 
 // Return the four neighbours of a position in a level.

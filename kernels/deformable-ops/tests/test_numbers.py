@@ -278,6 +278,64 @@ def test_nan_and_infinity_do_not_spread(ops, device, data, bad):
     torch.testing.assert_close(output[expected.isfinite()], expected[expected.isfinite()], rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("factor", [1.0, -1.0, 1e-3])
+def test_huge_finite_coordinates_are_outside(ops, device, dtype, factor):
+    """A position that overflows in pixels reads nothing, and leaves the sum of the other samples finite."""
+    huge = torch.finfo(dtype).max * factor
+    arguments = attention(shapes=((3, 4), (2, 2)), batch=2, queries=4, heads=2, channels=8, points=2)
+    arguments = {k: v.to(dtype) if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
+    arguments["sampling_locations"].clamp_(0.2, 0.8)[0, 1, 0, 0, 0] = torch.tensor([huge, 0.5], dtype=dtype)
+    arguments["sampling_locations"][1, 2, 1, 1, 1, 1] = huge
+    expected = {**arguments, "attention_weights": arguments["attention_weights"].clone()}
+    expected["attention_weights"][0, 1, 0, 0, 0] = expected["attention_weights"][1, 2, 1, 1, 1] = 0
+    names = TENSORS["ms_deform_attn"]
+    output, gradients = with_gradients(ops.ms_deform_attn, on_device(arguments, device), names)
+    wanted = ops.ms_deform_attn(**on_device(expected, device))
+    assert relative_error(output, wanted) < 1e-6 and all(gradient.isfinite().all() for gradient in gradients.values())
+
+    parts = {k: v.to(dtype) if isinstance(v, torch.Tensor) else v for k, v in fused(attention(), None, None).items()}
+    for name in ("sampling_offsets", "reference_points"):
+        changed = {**parts, name: parts[name].clone()}
+        changed[name].flatten()[:2] = torch.tensor([huge, -huge], dtype=dtype)
+        output, gradients = with_gradients(
+            ops.ms_deform_attn_fused, on_device(changed, device), TENSORS["ms_deform_attn_fused"]
+        )
+        assert output.isfinite().all() and all(gradient.isfinite().all() for gradient in gradients.values())
+
+    tensors = {
+        "value": torch.randn(1, 5, 5, 4, dtype=dtype, device=device),
+        "offset": torch.zeros(1, 5, 5, 18, dtype=dtype, device=device),
+        "mask": torch.ones(1, 5, 5, 9, dtype=dtype, device=device),
+    }
+    tensors["offset"][..., 0], tensors["offset"][..., 5] = huge, -huge
+    options = ((3, 3), (1, 1), (1, 1), (1, 1), 1, 2.0, False)
+    without = tensors["mask"].clone()
+    without[..., 0] = without[..., 2] = 0
+    expected = ops.dcnv3(tensors["value"], torch.zeros_like(tensors["offset"]), without, *options)
+    assert relative_error(ops.dcnv3(*tensors.values(), *options), expected) < 1e-6
+
+
+def test_gradient_of_reference_points_is_summed_before_rounding(ops, device):
+    """Offsets in half precision have rounded gradients, those of float64 or float32 reference points have not."""
+    exact = fused(attention(device=device), None, 1)
+    names = TENSORS["ms_deform_attn_fused"]
+    for dtype, offsets, bound in ((torch.float64, torch.float32, 1e-12), (torch.float32, torch.bfloat16, 1e-5)):
+        mixed = {**exact, "sampling_offsets": exact["sampling_offsets"].to(offsets)}
+        expected = {**exact, "sampling_offsets": mixed["sampling_offsets"].double()}
+        mixed["reference_points"] = exact["reference_points"].to(dtype)
+        expected["reference_points"] = mixed["reference_points"].double()
+        if dtype == torch.float32:
+            for name in ("value", "attention_logits"):
+                mixed[name] = mixed[name].to(dtype)
+                expected[name] = mixed[name].double()
+        gradient = torch.ones(2, 9, 24, dtype=torch.float64, device=device)
+        _, gradients = with_gradients(ops.ms_deform_attn_fused, mixed, names, gradient.to(mixed["value"].dtype))
+        _, wanted = with_gradients(ops.ms_deform_attn_fused, expected, names, gradient)
+        assert relative_error(gradients["reference_points"], wanted["reference_points"]) < bound
+        assert gradients["sampling_offsets"].dtype == offsets
+
+
 def test_remove_center_of_a_rectangular_kernel(ops, device):
     """Removing the middle point equals a weight of zero for it."""
     points, middle = 15, 7  # in column order

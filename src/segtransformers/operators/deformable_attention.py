@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from . import dispatcher
-from .sampling import check_floating, weighted_samples
+from .sampling import bounded_grid, check_floating, weighted_samples
 
 
 def ms_deform_attn_reference(
@@ -24,7 +24,8 @@ def ms_deform_attn_reference(
     """Sum weighted bilinear samples from several levels, in plain PyTorch.
 
     Sampling uses align_corners False and zeros outside a level. All arithmetic runs in float32, or in float64 if any
-    argument is float64, because coordinates in half precision would be off by whole pixels.
+    argument is float64, because coordinates in half precision would be off by whole pixels. A location that is not
+    finite gives NaN for its query and head; a finite one of any size is outside.
 
     Args:
         value: `(B, sum(h * w), heads, channels)`, the levels one after another, each row by row.
@@ -46,7 +47,8 @@ def ms_deform_attn_reference(
 
     values = value.to(dtype).permute(0, 2, 3, 1).flatten(0, 1)  # (B * heads, channels, tokens)
     values_by_level = values.split([height * width for height, width in spatial_shapes], dim=2)
-    grids = (2 * sampling_locations.to(dtype) - 1).transpose(1, 2).flatten(0, 1)
+    locations = sampling_locations.to(dtype)
+    grids = bounded_grid(2 * locations - 1, locations).transpose(1, 2).flatten(0, 1)
     weights = attention_weights.to(dtype).transpose(1, 2).reshape(batch * heads, 1, queries, levels, points)
     output = value.new_zeros((), dtype=dtype)
     for level, (height, width) in enumerate(spatial_shapes):
@@ -74,7 +76,8 @@ def ms_deform_attn_fallback(
     locations = sampling_locations.to(dtype)
     x = [locations[:, :, :, level, :, 0] * width - 0.5 for level, (_, width) in enumerate(spatial_shapes)]
     y = [locations[:, :, :, level, :, 1] * height - 0.5 for level, (height, _) in enumerate(spatial_shapes)]
-    return weighted_samples(value.to(dtype), spatial_shapes, x, y, attention_weights.to(dtype)).to(value.dtype)
+    sources = locations.unbind(3)
+    return weighted_samples(value.to(dtype), spatial_shapes, x, y, attention_weights.to(dtype), sources).to(value.dtype)
 
 
 def _check_shapes(value, spatial_shapes, sampling_locations, attention_weights) -> None:

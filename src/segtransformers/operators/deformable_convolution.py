@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from . import dispatcher
-from .sampling import check_floating, weighted_samples
+from .sampling import bounded_grid, check_floating, weighted_samples
 
 
 def dcnv3_reference(
@@ -37,7 +37,8 @@ def dcnv3_reference(
     So `offset_scale` scales the kernel's grid as well as the offsets. Values outside of `value` are zero.
 
     All arithmetic runs in float32, or in float64 if any argument is float64, because coordinates in half precision
-    would be off by whole pixels.
+    would be off by whole pixels. An offset that is not finite gives NaN for its output pixel and group; a finite one of
+    any size is outside.
 
     Args:
         value: `(B, H, W, groups * channels)`, not padded.
@@ -56,14 +57,15 @@ def dcnv3_reference(
         ValueError: if an argument is out of range, the shapes do not fit together, or a tensor does not hold
             floating-point numbers.
     """
-    locations, mask = _locations(
+    locations, offset, mask = _locations(
         value, offset, mask, kernel_size, stride, padding, dilation, groups, offset_scale, remove_center
     )
     batch, height, width, _, points, _ = locations.shape
     value_height, value_width = value.shape[1:3]
     dtype = locations.dtype
     sides = torch.tensor([value_width, value_height], dtype=dtype, device=value.device)
-    grids = (2 * locations + 1) / sides - 1  # grid_sample: -1 and 1 are the outer edges
+    # grid_sample: -1 and 1 are the outer edges
+    grids = bounded_grid((2 * locations + 1) / sides - 1, offset)
     grids = grids.permute(0, 3, 4, 1, 2, 5).reshape(batch * groups, points, height * width, 2)
     weights = mask.permute(0, 3, 4, 1, 2).reshape(batch * groups, 1, points, height * width)
     values = value.to(dtype).unflatten(3, (groups, -1)).permute(0, 3, 4, 1, 2).flatten(0, 1)
@@ -89,21 +91,22 @@ def dcnv3_fallback(
     remove_center: bool,
 ) -> torch.Tensor:
     """Compute [`dcnv3_reference`] several times faster on a CPU, in eager mode and with torch.compile."""
-    locations, mask = _locations(
+    locations, offset, mask = _locations(
         value, offset, mask, kernel_size, stride, padding, dilation, groups, offset_scale, remove_center
     )
     height, width = locations.shape[1:3]
     x, y = locations.flatten(1, 2).unbind(-1)  # (B, h * w, groups, points)
     rows = value.to(locations.dtype).flatten(1, 2).unflatten(2, (groups, -1))
     weights = mask.flatten(1, 2)[:, :, :, None]
-    output = weighted_samples(rows, [(value.shape[1], value.shape[2])], [x], [y], weights)
+    sources = [offset.flatten(1, 2)]
+    output = weighted_samples(rows, [(value.shape[1], value.shape[2])], [x], [y], weights, sources)
     return output.unflatten(1, (height, width)).to(value.dtype)
 
 
 def _locations(value, offset, mask, kernel_size, stride, padding, dilation, groups, offset_scale, remove_center):
-    """Return sampling locations `(B, h, w, groups, points, 2)` in pixels of `value`, and the mask in that shape.
+    """Return sampling locations `(B, h, w, groups, points, 2)` in pixels of `value`, and offset and mask in that shape.
 
-    Both are float32, or float64 if any argument is float64.
+    All are float32, or float64 if any argument is float64.
     """
     points = _check_kernel(kernel_size, stride, padding, dilation, groups, remove_center)
     height, width = _check_shapes(value, offset, mask, kernel_size, stride, padding, dilation, groups, points)
@@ -124,7 +127,7 @@ def _locations(value, offset, mask, kernel_size, stride, padding, dilation, grou
     centres = torch.stack(torch.meshgrid(centres_x, centres_y, indexing="xy"), dim=-1)  # (h, w, 2)
     offset = offset.to(dtype).unflatten(3, (groups, points, 2))
     locations = centres[:, :, None, None] + (kernel + offset) * offset_scale
-    return locations, mask.to(dtype).unflatten(3, (groups, points))
+    return locations, offset, mask.to(dtype).unflatten(3, (groups, points))
 
 
 def _check_kernel(kernel_size, stride, padding, dilation, groups, remove_center) -> int:

@@ -17,17 +17,20 @@ def weighted_samples(
     x: Sequence[torch.Tensor],
     y: Sequence[torch.Tensor],
     weights: torch.Tensor,
+    sources: Sequence[torch.Tensor],
 ) -> torch.Tensor:
     """Sum weight times bilinear sample over levels and points; values outside a level are zero.
 
     A corner outside the level reads a row of zeros instead of a stored row with weight zero, because a stored value may
-    be NaN. A position that is not finite gives NaN for its query and head, as with `grid_sample`.
+    be NaN. A source that is not finite gives NaN for its query and head. A position that overflows although its source
+    is finite is outside its level.
 
     Args:
         value: `(B, sum(h * w), heads, channels)`, the levels one after another, each row by row.
         spatial_shapes: `(h, w)` of each level.
         x, y: `(B, queries, heads, points)` for each level, in pixels of the level; pixel centres are integers.
         weights: `(B, queries, heads, levels, points)`, in the dtype of `value`.
+        sources: `(B, queries, heads, points, 2)` for each level, the numbers that x and y were computed from.
 
     Returns:
         `(B, queries, heads * channels)`.
@@ -41,8 +44,8 @@ def weighted_samples(
     start = 0
     indices, factors = [], []
     for level, (height, width) in enumerate(spatial_shapes):
-        column, right = _split(x[level], width)
-        row, lower = _split(y[level], height)
+        column, right = _split(x[level], width, sources[level][..., 0])
+        row, lower = _split(y[level], height, sources[level][..., 1])
         weight = weights[:, :, :, level]
         upper_weight, lower_weight = (1 - lower) * weight, lower * weight
         first = ((image + start + row * width + column) * heads) + head
@@ -62,13 +65,25 @@ def weighted_samples(
     return output.reshape(batch, queries, heads * channels)
 
 
-def _split(position: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+def bounded_grid(grid: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+    """Move positions of `grid_sample` that are far outside near to the level, where they are still outside of it.
+
+    `grid_sample` returns NaN for a large position that overflows inside of it.
+
+    Args:
+        grid: positions, from -1 to 1 inside of a level.
+        source: the numbers that they were computed from, in the same shape. NaN results where these are not finite.
+    """
+    return grid.clamp(-5, 5) + (source - source)
+
+
+def _split(position: torch.Tensor, size: int, source: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Split positions into whole pixels and fractions; a position a pixel or more outside becomes pixel -2."""
     near = (position > -1) & (position < size)  # False for NaN
     bounded = torch.where(near, position, -2.0)
     pixel = bounded.detach().floor()
-    # position - position is 0, or NaN where the position is not finite
-    return pixel.long(), (bounded - pixel) + (position - position)
+    # source - source is 0, or NaN where the source is not finite
+    return pixel.long(), (bounded - pixel) + (source - source)
 
 
 def check_floating(**tensors: torch.Tensor) -> None:

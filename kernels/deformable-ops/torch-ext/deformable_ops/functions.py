@@ -28,7 +28,7 @@ def ms_deform_attn(
     """Multi-scale deformable attention (Deformable DETR, https://arxiv.org/abs/2010.04159, equation 3).
 
     Sampling is bilinear with align_corners False and zeros outside a level. A location that is not finite gives NaN for
-    its query and head.
+    its query and head; a finite one of any size is outside.
 
     Args:
         value: `(B, sum(h * w), heads, channels)`, the levels one after another, each row by row.
@@ -209,20 +209,24 @@ def _fused_backward(ctx, gradient):
     _alert_not_deterministic(ctx, "ms_deform_attn_fused_backward", gradient)
     value, references, offsets, logits = ctx.saved_tensors
     shapes = ctx.spatial_shapes
+    offsets_dtype = offsets.dtype
+    if ctx.needs_input_grad[2]:
+        # the gradient of a reference point is a sum of those of the offsets, before they are rounded
+        offsets = offsets.to(torch.promote_types(torch.promote_types(references.dtype, torch.float32), offsets_dtype))
     grad_value, grad_offsets, grad_logits = ops.ms_deform_attn_fused_backward(
         gradient, value, shapes, references, offsets, logits
     )
     grad_references = None
     if ctx.needs_input_grad[2]:
         if offsets.shape[3] == 0:
-            return grad_value, None, torch.zeros_like(references), grad_offsets, grad_logits
+            return grad_value, None, torch.zeros_like(references), grad_offsets.to(offsets_dtype), grad_logits
         levels = []
         for level in range(offsets.shape[3]):
             # a reference point's unit is a side of the level, that of an offset a pixel
-            pixels = grad_offsets[:, :, :, level].to(torch.promote_types(references.dtype, torch.float32)).sum((2, 3))
+            pixels = grad_offsets[:, :, :, level].sum((2, 3))
             levels.append(torch.stack([pixels[..., 0] * shapes[2 * level + 1], pixels[..., 1] * shapes[2 * level]], -1))
         grad_references = torch.stack(levels, dim=2).sum_to_size(references.shape).to(references.dtype)
-    return grad_value, None, grad_references, grad_offsets, grad_logits
+    return grad_value, None, grad_references, grad_offsets.to(offsets_dtype), grad_logits
 
 
 def _fused_backward_fake(gradient, value, spatial_shapes, references, offsets, logits):
