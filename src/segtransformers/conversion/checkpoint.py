@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from ..escaping import printable, short_repr
 from .archive import is_archive, read_arrays, unpacked_checkpoint
-from .mapping import ConversionError
+from .mapping import ConversionError, checked_tensors, separate_averages
 from .pickle_reader import StandIn, StoredTensor
 from .pytorch_file import FileError, PyTorchFile, TensorSizeError, read_file
 
@@ -83,6 +83,28 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         return _read(path, name)
     except MemoryError as error:
         raise ConversionError(f"the memory does not suffice to read {name}") from error
+
+
+def averaged_weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """Return the averaged weights of a checkpoint under the names of the weights.
+
+    These are the buffers `ema_*` of mmcv's `EMAHook`, with the weights that have no average, or the averaged model of
+    timm's and InternImage's trainers.
+
+    Raises:
+        ConversionError: if the checkpoint has neither.
+    """
+    if checkpoint.average:
+        return checkpoint.average
+    tensors = checked_tensors(checkpoint.state_dict)
+    weights, averages = separate_averages(tensors)
+    if averages:
+        return {name: tensors[averages.get(name, name)] for name in weights}
+    if "ema_state_dict" in checkpoint.others:
+        raise ConversionError("mmengine saves the averaged weights as the checkpoint's weights: leave --ema out")
+    raise ConversionError(
+        f"the checkpoint has no averaged weights: neither buffers ema_* nor an entry {' or '.join(AVERAGE_KEYS)}"
+    )
 
 
 def _read(path: Path, name: str, mapped: bool = True) -> Checkpoint:

@@ -70,6 +70,7 @@ def _convert(options: argparse.Namespace, output: Path, family: str) -> None:
         verify=options.verify,
         repo_id=repository,
         license=options.license,
+        ema=options.ema,
     )
     print(conversion.describe())
     if options.output is not None:
@@ -123,6 +124,11 @@ def _parser(family: str, program: str | None) -> argparse.ArgumentParser:
         action="store_true",
         help="also load the folder in float32, run it on an image, and print the difference of its outputs from those "
         "of the converted model in memory; the folder is not written if they differ",
+    )
+    parser.add_argument(
+        "--ema",
+        action="store_true",
+        help="convert the averaged weights that some trainers save beside the weights, such as mmcv's EMAHook",
     )
     parser.add_argument("--output", metavar="DIR", help="folder to write; it must be new or empty")
     parser.add_argument(

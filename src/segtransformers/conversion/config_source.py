@@ -5,9 +5,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..escaping import printable
 from ..published import published_rows
 from .checkpoint import Checkpoint
-from .config_text import parse_config, parse_variant
+from .config_text import LARGEST_TEXT, check_values, parse_config, parse_variant
 from .mapping import ConversionError
 
 VARIANT = "variant.yml"  # name of the config that the official Segmenter writes beside its checkpoints
@@ -35,8 +36,15 @@ def read_config(name: str, family: str) -> dict[str, Any]:
     suffix = path.suffix.lower()
     if not path.is_file():
         rows = ", ".join(published_rows(family))
-        raise ConversionError(f"--config {name!r} is neither a file nor a published config. Published configs: {rows}")
+        raise ConversionError(
+            f"--config '{printable(name)}' is neither a file nor a published config. Published configs: {rows}"
+        )
+    shown = printable(path, 200)
     try:
+        if path.stat().st_size > LARGEST_TEXT:
+            raise ConversionError(
+                f"{shown} has {path.stat().st_size} bytes; a config of at most {LARGEST_TEXT} is read"
+            )
         text = path.read_text(encoding="utf-8-sig")
         if suffix in (".yml", ".yaml"):
             config = parse_variant(text)
@@ -48,8 +56,8 @@ def read_config(name: str, family: str) -> dict[str, Any]:
             if suffix in (".py", ".json", ".yml", ".yaml")
             else ". It was read as Python; a file with JSON must be named .json, and a variant file .yml or .yaml"
         )
-        raise ConversionError(f"{path} cannot be read as a config: {error}{hint}") from error
-    return _checked_config(config, str(path))
+        raise ConversionError(f"{shown} cannot be read as a config: {printable(error, 400)}{hint}") from error
+    return _checked_config(config, shown)
 
 
 def config_of(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
@@ -78,6 +86,7 @@ def _parsed(text: str) -> dict[str, Any]:
 
 def _checked_config(config: Any, where: str) -> dict[str, Any]:
     """Return the config as a dict with the key `model`; a model dict alone becomes its value."""
+    check_values(config, where)
     config = _without_scopes(config)
     if isinstance(config, dict) and "model" not in config:
         config = {"model": config}

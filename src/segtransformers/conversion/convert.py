@@ -9,15 +9,29 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
+from transformers.backbone_utils import BackboneMixin
 from transformers.utils import logging
 
+from ..escaping import printable, short_repr
 from ..models.internimage import InternImageBackbone
 from ..models.mask2former import SegMask2FormerForSemanticSegmentation
 from ..models.segformer import SegSegformerForSemanticSegmentation
 from ..models.segmenter import SegmenterForSemanticSegmentation
 from ..models.upernet import SegUperNetForSemanticSegmentation
 from . import internimage, mask2former, segformer, segmenter, upernet, vit_adapter, vit_comer
-from .mapping import ConversionError, Head, Rule, Settings, checked_tensors, load_converted, prefixed
+from .classes import with_actual_classes, with_two_classes
+from .config_text import check_values
+from .mapping import (
+    LARGEST_NUMBER,
+    ConversionError,
+    Head,
+    Rule,
+    Settings,
+    checked_tensors,
+    load_converted,
+    prefixed,
+    separate_averages,
+)
 from .protocol import read_test_cfg
 from .report import ConversionReport
 
@@ -63,19 +77,30 @@ def convert_checkpoint(state_dict: Mapping[str, torch.Tensor], config: Mapping[s
         ConversionError: naming the setting that cannot be converted, or the tensor that is missing, left over or of
             another shape.
     """
-    return convert_with_report(state_dict, config)[0]
+    model, report = convert_with_report(state_dict, config)
+    for note in report.notes:
+        logger.warning(note)
+    return model
 
 
 def convert_with_report(
     state_dict: Mapping[str, torch.Tensor], config: Mapping[str, Any]
 ) -> tuple[PreTrainedModel, ConversionReport]:
     """Convert as [`convert_checkpoint`] and also report the use of every tensor."""
-    state_dict = checked_tensors(state_dict)
-    config = segmenter.with_patch_bias(_with_actual_classes(config, state_dict), state_dict)
+    original, averages = separate_averages(checked_tensors(state_dict))
+    config, weights, changed = with_two_classes(config, original)
+    config = segmenter.with_patch_bias(with_actual_classes(config, weights), weights)
     model, rules, prepare = empty_model(config)
-    prepared = prepare(state_dict)
+    prepared = prepare(weights)
     report = load_converted(model, prepared, rules)
-    report.note_preparation(state_dict, prepared)
+    report.note_preparation(weights, prepared)
+    report.changed |= set(changed)
+    report.unused |= dict.fromkeys(averages.values(), "average of a weight, kept by mmcv's EMAHook; see --ema")
+    if not isinstance(model, BackboneMixin) and model.config.num_labels == 1:
+        report.notes.append(
+            "the model has one class, so it predicts class 0 everywhere; a config with num_classes=2, out_channels=1 "
+            "and threshold makes a head with one output a model of two classes"
+        )
     return model.eval(), report
 
 
@@ -93,6 +118,7 @@ def empty_model(config: Mapping[str, Any]) -> tuple[PreTrainedModel, list[Rule],
         ConversionError: naming the setting that cannot be converted.
     """
     segmentor = Settings(config, "the model config")
+    _check_numbers(config)
     if segmentor.take("net_kwargs", None) is not None:
         with _config_errors(), torch.device("meta"):
             official = SegmenterForSemanticSegmentation(segmenter.read_variant(config))
@@ -101,7 +127,7 @@ def empty_model(config: Mapping[str, Any]) -> tuple[PreTrainedModel, list[Rule],
     if isinstance(kind, str) and kind in CLASSIFIERS:
         return _empty_backbone(segmentor, kind)
     if kind not in SEGMENTORS:
-        raise ConversionError(f"the model config's type is {kind!r}; known types are {', '.join(SEGMENTORS)}")
+        raise ConversionError(f"the model config's type is {short_repr(kind)}; known types are {', '.join(SEGMENTORS)}")
     if segmentor.take("neck", None) is not None:
         raise ConversionError("the model config has a neck; models with a neck cannot be converted")
 
@@ -125,6 +151,24 @@ def empty_model(config: Mapping[str, Any]) -> tuple[PreTrainedModel, list[Rule],
     with _config_errors(), torch.device("meta"):
         model = known_head.model_class(known_head.read_config(head, auxiliary, known.read_config(backbone), **protocol))
     return model, [*prefixed("backbone.", known.rules), *known_head.rules], known.prepare
+
+
+def _check_numbers(config: Mapping[str, Any]) -> None:
+    """Refuse a config with a number that no model has, before anything is built with it.
+
+    Raises:
+        ConversionError: naming the setting.
+    """
+    check_values(config, "the model config")
+    stack: list[tuple[Any, Any]] = list(config.items())
+    while stack:
+        name, value = stack.pop()
+        if isinstance(value, int) and abs(value) > LARGEST_NUMBER:
+            raise ConversionError(f"the model config's {printable(name)} has {short_repr(value)}, which is too large")
+        if isinstance(value, Mapping):
+            stack.extend(value.items())
+        elif isinstance(value, list | tuple):
+            stack.extend((name, item) for item in value)
 
 
 def backbone_of_classifier(config: Mapping[str, Any], state_dict: Mapping[str, torch.Tensor]) -> Mapping[str, Any]:
@@ -158,34 +202,14 @@ def _config_errors() -> Iterator[None]:
         yield
     except ConversionError:
         raise
-    except (ValueError, TypeError, ArithmeticError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())
+    except (ValueError, TypeError, ArithmeticError, RuntimeError, MemoryError, StrictDataclassError) as error:
+        reason = printable(" ".join(str(error).split()) or type(error).__name__, 400)
         raise ConversionError(f"the model config describes an impossible model: {reason}") from error
-
-
-def _with_actual_classes(config: Any, state_dict: Mapping[str, torch.Tensor]) -> Any:
-    """Set the config's number of classes to the number of outputs of the classifier in the checkpoint.
-
-    InternImage's configs for Cityscapes and Mapillary have 150, which is wrong for most of these checkpoints.
-    """
-    weight = state_dict.get("decode_head.conv_seg.weight")
-    if not isinstance(weight, torch.Tensor) or weight.dim() != 4 or not isinstance(config, Mapping):
-        return config
-    if "decode_head.cls_embed.weight" in state_dict:  # Mask2Former's classifier; an unused conv_seg may exist too
-        return config
-    heads = {name: config[name] for name in ("decode_head", "auxiliary_head") if isinstance(config.get(name), Mapping)}
-    counts = {head.get("num_classes") for head in heads.values() if isinstance(head.get("num_classes"), int)}
-    if len(counts) != 1 or counts == {len(weight)} or any("num_classes" not in head for head in heads.values()):
-        return config
-    logger.warning(
-        f"the config's num_classes is {counts.pop()}, but the checkpoint's classifier has {len(weight)} outputs"
-    )
-    return {**config, **{name: {**head, "num_classes": len(weight)} for name, head in heads.items()}}
 
 
 def _take_type(values: Any, where: str, known) -> tuple[Settings, str]:
     settings = Settings(values, where)
     kind = settings.take("type", None)
     if not isinstance(kind, str) or kind not in known:
-        raise ConversionError(f"{where}.type is {kind!r}; known types are {', '.join(known)}")
+        raise ConversionError(f"{where}.type is {short_repr(kind)}; known types are {', '.join(known)}")
     return settings, kind

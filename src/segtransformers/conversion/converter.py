@@ -14,15 +14,17 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 from transformers.backbone_utils import BackboneMixin
 
+from ..escaping import printable, short_repr
 from ..files import staging_folder
 from ..hub.model_card import RECORD, write_model_card
 from ..image_processing import SegmentationImageProcessor
 from ..published import published_rows
 from ..version import __version__
-from .checkpoint import Checkpoint, read_checkpoint
+from .checkpoint import Checkpoint, averaged_weights, read_checkpoint
 from .config_source import VARIANT, config_of, read_config
 from .convert import backbone_of_classifier, convert_with_report
 from .download import download, file_sha256, is_url, shown_url
+from .errors import is_memory_error, memory_errors
 from .labels import dataset_of_variant, name_classes, reduces_labels
 from .mapping import ConversionError, checked_tensors
 from .protocol import read_test_pipeline
@@ -108,6 +110,7 @@ BACKBONES = {
 }
 
 
+@memory_errors()
 def convert_to_folder(
     checkpoint: str,
     output: Path,
@@ -120,6 +123,7 @@ def convert_to_folder(
     verify: bool = False,
     repo_id: str | None = None,
     license: str | None = None,
+    ema: bool = False,
 ) -> Conversion:
     """Convert a checkpoint into a folder. The folder appears when it is complete and checked.
 
@@ -135,6 +139,7 @@ def convert_to_folder(
         verify: also compare outputs after a reload.
         repo_id: the repository that the folder will be pushed to, for the model card.
         license: licence of the weights, for the model card; by default that of the authors of a published config.
+        ema: convert the averaged weights that some trainers save beside the weights.
 
     Raises:
         ConversionError: if the checkpoint or its config cannot be converted, or the folder cannot be written.
@@ -147,6 +152,8 @@ def convert_to_folder(
     if not row and config is not None:
         original_config = read_config(config, family)
     original = read_checkpoint(path)
+    if ema:
+        original.state_dict = averaged_weights(original)
     if not original_config:
         original_config = config_of(original, path)
     source.row = row_name
@@ -157,7 +164,7 @@ def convert_to_folder(
     report.left_behind = original.others
     dataset_or_row = dataset or row.get("dataset")
     if is_variant:
-        dataset_or_row = dataset_or_row or dataset_of_variant(model_config)
+        dataset_or_row = dataset_or_row or dataset_of_variant(model_config, model.config.num_labels or 0)
         processor = read_variant_processor(model_config, reduces_labels(original_config, dataset_or_row, original.meta))
         origin = name_classes(model, original, dataset_or_row, row)
     else:
@@ -169,7 +176,7 @@ def convert_to_folder(
     if row_name is not None and not isinstance(model, BackboneMixin):
         model.config.source_config = row_name  # an evaluation reads the published figures by it
     config_origin = f"published config {row_name}" if row else Path(config).name if config else "in the checkpoint"
-    description = _describe(model, origin)
+    description = _describe(model, origin + ("; averaged weights" if ema else ""))
     with _complete_folder(output) as folder:
         stored, tensors, verification = _save(
             folder, model, processor, original, report, dtype or model.dtype, max_shard_size, verify
@@ -197,6 +204,8 @@ def _complete_folder(output: Path) -> Iterator[Path]:
             folder.chmod(0o755)
             folder.replace(output)  # replaces an empty folder
     except (OSError, SafetensorError) as error:
+        if is_memory_error(error):
+            raise
         raise ConversionError(f"cannot write {output}: {getattr(error, 'strerror', None) or error}") from error
 
 
@@ -225,7 +234,7 @@ def _save(
     model.to("meta")  # type: ignore[arg-type]
     verification = None
     if verify:
-        verification = verify_outputs(folder, type(model), expected)
+        verification = verify_outputs(folder, type(model), expected, report.not_finite)
         if dtype == torch.float32 and verification.relative_error > EXACT_TOLERANCE:
             raise ConversionError(f"the written model differs from the converted one: {verification.describe()}")
     return str(dtype).removeprefix("torch."), tensors, verification
@@ -239,17 +248,23 @@ def _find_checkpoint(checkpoint: str, rows: Mapping[str, Any], sha256: str | Non
     """
     path, row = Path(checkpoint), None
     url = checkpoint if is_url(checkpoint) else None
-    if url is None and not path.is_file() and checkpoint in rows:
+    try:
+        is_file = path.is_file()
+    except (OSError, ValueError):  # a name that is too long, or has a zero byte
+        is_file = False
+    if url is None and not is_file and checkpoint in rows:
         row, url = checkpoint, rows[checkpoint]["download"]
         if url is None:
             raise ConversionError(f"the authors of {checkpoint} published no file for it: pass a file of your own")
     if url is not None:
         path = download(url, sha256)
-    if not path.is_file():
-        raise ConversionError(f"{checkpoint} is neither a file nor a published config nor an https address")
+    elif not is_file:
+        raise ConversionError(
+            f"{printable(checkpoint, 200)} is neither a file nor a published config nor an https address"
+        )
     digest = file_sha256(path)
     if sha256 is not None and digest != sha256:
-        raise ConversionError(f"{path} has the SHA-256 {digest}, expected {sha256}")
+        raise ConversionError(f"{printable(path, 200)} has the SHA-256 {digest}, expected {sha256}")
     name = path.name if url is None else path.name.partition("-")[2]
     return path, Source(name, path.stat().st_size, digest, None if url is None else shown_url(url), row)
 
@@ -271,7 +286,7 @@ def _check_backbone(model_config: Mapping[str, Any], is_variant: bool, backbones
             f"this script converts {', '.join(backbones)}"
         )
     known = ("an official Segmenter with its variant.yml" if name == VARIANT else name for name in backbones)
-    raise ConversionError(f"the config's backbone is {kind!r}; this script converts {', '.join(known)}")
+    raise ConversionError(f"the config's backbone is {short_repr(kind)}; this script converts {', '.join(known)}")
 
 
 def _processor(

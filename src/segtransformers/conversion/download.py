@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from ..cache import user_cache
 from .archive import WEIGHT_SUFFIXES
-from .mapping import ConversionError
+from .errors import ConversionError, is_memory_error
 
 FILE_SUFFIXES = (*WEIGHT_SUFFIXES, ".zip", ".safetensors", ".npz")
 ATTEMPTS = 5  # consecutive attempts without a new byte
@@ -106,6 +106,8 @@ def download(url: str, sha256: str | None = None, folder: Path | None = None) ->
             else:
                 _fetch(url, shown, target, known)
     except OSError as error:
+        if is_memory_error(error):
+            raise
         raise ConversionError(f"cannot write {target}: {error.strerror or error}") from error
     return target
 

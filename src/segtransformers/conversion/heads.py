@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers.utils import logging
 
+from ..escaping import short_repr
 from .mapping import ConversionError, Rule, Settings
 
 IGNORE_INDEX = "semantic_loss_ignore_index"  # the field in our configs
@@ -22,7 +23,9 @@ def take_channels(head: Settings) -> None:
     """Check that a head reads all feature maps of the backbone in order. Their channels follow from the tensors."""
     channels = head.take("in_channels")
     if not isinstance(channels, list | tuple):
-        raise ConversionError(f"decode_head.in_channels is {channels!r}; expected one number for each feature map")
+        raise ConversionError(
+            f"decode_head.in_channels is {short_repr(channels)}; expected one number for each feature map"
+        )
     head.expect("in_index", list(range(len(channels))), tuple(range(len(channels))))
 
 
@@ -54,7 +57,7 @@ def _loss_weight(loss: Any, where: str) -> float:
     )
     if not plain or (where == "decode_head" and weight != 1.0):
         logger.warning(
-            f"{where}.loss_decode is {loss!r}: the converted model predicts the same, but it trains with plain cross "
-            "entropy"
+            f"{where}.loss_decode is {short_repr(loss, 200)}: the converted model predicts the same, but it trains "
+            "with plain cross entropy"
         )
     return weight

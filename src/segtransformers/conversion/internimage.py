@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 from transformers import PreTrainedConfig
 
+from ..escaping import short_repr
 from ..models.internimage import InternImageConfig
 from .mapping import Backbone, ConversionError, Rule, Settings
 
@@ -74,13 +75,13 @@ def read_config(settings: Settings) -> InternImageConfig:
     stages = settings.take("out_indices", (0, 1, 2, 3))
     if (
         not isinstance(stages, list | tuple)
-        or not stages
+        or not 1 <= len(stages) <= 4
         or not all(type(stage) is int and 0 <= stage <= 3 for stage in stages)
     ):
-        raise ConversionError(f"backbone.out_indices is {stages!r}; expected a list of stages from 0 to 3")
+        raise ConversionError(f"backbone.out_indices is {short_repr(stages)}; expected a list of stages from 0 to 3")
     config = InternImageConfig(
         embed_dim=settings.take("channels", 64),
-        depths=settings.take("depths", [3, 4, 18, 5]),
+        depths=settings.counts("depths", [3, 4, 18, 5]),
         num_groups=settings.take("groups", [3, 6, 12, 24]),
         mlp_ratio=settings.take("mlp_ratio", 4.0),
         post_norm=settings.take("post_norm", False),

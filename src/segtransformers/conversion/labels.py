@@ -7,10 +7,13 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from ..datasets import DATASETS, get_dataset_info
+from ..escaping import printable
 from ..published import published_outputs
 from .checkpoint import Checkpoint
 from .mapping import ConversionError, Settings
 from .pickle_reader import numbers_of
+
+LONGEST_NAME = 1000  # characters of a class's name
 
 
 def name_classes(model: PreTrainedModel, checkpoint: Checkpoint, chosen: str | None, row: dict[str, Any]) -> str:
@@ -45,6 +48,8 @@ def name_classes(model: PreTrainedModel, checkpoint: Checkpoint, chosen: str | N
             palette = [*palette, *([[0, 0, 0]] * surplus)]
     if names is None:
         return "without names: add --dataset to name them"
+    if isinstance(names, list | tuple) and any(isinstance(name, str) and len(name) > LONGEST_NAME for name in names):
+        raise ConversionError(f"the checkpoint's CLASSES has a name of more than {LONGEST_NAME} characters")
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         raise ConversionError("the checkpoint's CLASSES must be a list of names")
     if len(names) != config.num_labels:
@@ -55,7 +60,7 @@ def name_classes(model: PreTrainedModel, checkpoint: Checkpoint, chosen: str | N
         )
         raise ConversionError(
             f"the head has {config.num_labels} outputs, but there are {len(names)} {origin} "
-            f"({', '.join(names[:4])}, ...). {advice}"
+            f"({', '.join(printable(name, 40) for name in names[:4])}, ...). {advice}"
         )
     config.id2label = dict(enumerate(names))
     config.label2id = {name: index for index, name in enumerate(names)}
@@ -67,11 +72,12 @@ def name_classes(model: PreTrainedModel, checkpoint: Checkpoint, chosen: str | N
     return origin
 
 
-def dataset_of_variant(variant: Mapping[str, Any]) -> str | None:
+def dataset_of_variant(variant: Mapping[str, Any], outputs: int) -> str | None:
     """Return the data set of an official Segmenter if it is known and has as many classes as the model outputs."""
     name = Settings(variant.get("dataset_kwargs") or {}, "the variant's dataset_kwargs").take("dataset", None)
-    outputs = variant["net_kwargs"]["n_cls"]
-    return name if name in DATASETS and len(get_dataset_info(name).classes) == outputs else None
+    return (
+        name if isinstance(name, str) and name in DATASETS and len(get_dataset_info(name).classes) == outputs else None
+    )
 
 
 def reduces_labels(config: Mapping[str, Any], dataset: str | None, meta: Mapping[str, Any]) -> bool:
@@ -102,7 +108,7 @@ def _checked_palette(palette: Any, count: int) -> list[list[int]]:
     try:
         colours = [[int(value) for value in colour] for colour in palette]
     except (TypeError, ValueError, OverflowError) as error:
-        raise ConversionError(f"the checkpoint's PALETTE is not a list of colours: {error}") from error
+        raise ConversionError(f"the checkpoint's PALETTE is not a list of colours: {printable(error, 200)}") from error
     if len(colours) != count or any(
         len(colour) != 3 or not 0 <= min(colour) <= max(colour) <= 255 for colour in colours
     ):

@@ -2,18 +2,22 @@
 """Read an original's settings and rename its tensors; the conversions of all families consist of these two steps."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
+from ..escaping import LONGEST, printable, short_repr
 from .errors import ConversionError
 from .report import ConversionReport
 
 _REQUIRED = object()
+_ROOTS = ("backbone", "decode_head", "auxiliary_head", "encoder", "decoder")  # parts of models, not of wrappers
 SHOWN = 6  # largest number of names in an error message
+# limits of numbers in a config; each layer becomes modules, and each class a name
+MOST_LAYERS, MOST_CLASSES, LARGEST_NUMBER = 1000, 2**16, 2**24
 
 
 class Settings:
@@ -42,27 +46,40 @@ class Settings:
         """Take `name` and refuse any value except `allowed`. The default is the first of them unless given."""
         value = self.take(name, allowed[0] if default is _REQUIRED else default)
         if not any(value == option for option in allowed):
-            options = " or ".join(map(repr, allowed))
-            raise ConversionError(f"{self._where}.{name} is {value!r}; only {options} can be converted")
+            options = " or ".join(short_repr(option) for option in allowed)
+            raise ConversionError(f"{self._where}.{name} is {short_repr(value)}; only {options} can be converted")
         return value
 
     def require(self, name: str, *allowed: Any) -> Any:
         """Take `name`, which has no default, and refuse any value except `allowed`."""
         return self.expect(name, *allowed, default=self.take(name))
 
-    def count(self, name: str, default: Any = _REQUIRED) -> int:
+    def count(self, name: str, default: Any = _REQUIRED, most: int = LARGEST_NUMBER) -> int:
         """Take a positive integer."""
         value = self.take(name, default)
         if type(value) is not int or value < 1:  # bool is a subclass of int
-            raise ConversionError(f"{self._where}.{name} is {value!r}; expected a positive integer")
+            raise ConversionError(f"{self._where}.{name} is {short_repr(value)}; expected a positive integer")
+        if value > most:
+            raise ConversionError(f"{self._where}.{name} is {short_repr(value)}; at most {most} can be converted")
         return value
+
+    def counts(self, name: str, default: Any = _REQUIRED, most: int = MOST_LAYERS) -> Any:
+        """Take a list of integers, none and not all together above `most`."""
+        values = self.take(name, default)
+        if not isinstance(values, list | tuple) or any(type(value) is not int for value in values):
+            raise ConversionError(f"{self._where}.{name} is {short_repr(values)}; expected a list of integers")
+        if len(values) > most or sum(max(value, 0) for value in values) > most:
+            raise ConversionError(f"{self._where}.{name} is {short_repr(values)}, which is too large: at most {most}")
+        return values
 
     def sides(self, name: str, default: Any = _REQUIRED) -> tuple[int, int]:
         """Take the height and width of an image, given as one side or both."""
         value = self.take(name, default)
         sides = tuple(value) if isinstance(value, list | tuple) else (value,)
         if len(sides) not in (1, 2) or any(type(side) is not int or side < 1 for side in sides):
-            raise ConversionError(f"{self._where}.{name} is {value!r}; expected one side or (height, width) in pixels")
+            raise ConversionError(
+                f"{self._where}.{name} is {short_repr(value)}; expected one side or (height, width) in pixels"
+            )
         return sides[0], sides[-1]
 
     def part(self, name: str) -> "Settings":
@@ -77,7 +94,7 @@ class Settings:
     def finish(self) -> None:
         """Refuse settings that are left over."""
         if self._left:
-            raise ConversionError(f"{self._where} has unknown settings: {_listed(self._left)}")
+            raise ConversionError(f"{self._where} has unknown settings: {listed(self._left)}")
 
 
 @dataclass(frozen=True)
@@ -108,7 +125,9 @@ class Rule:
         if not self.parts:
             return [(new_name, tensor)]
         if tensor.dim() == 0 or tensor.shape[0] % len(self.parts):
-            raise ConversionError(f"{name} is {_shape(tensor)}: it cannot be split into {len(self.parts)} equal parts")
+            raise ConversionError(
+                f"{printable(name)} is {shape_of(tensor)}: it cannot be split into {len(self.parts)} equal parts"
+            )
         pieces = tensor.chunk(len(self.parts))
         return [
             (new_name.replace("{part}", part), piece.clone()) for part, piece in zip(self.parts, pieces, strict=True)
@@ -194,9 +213,11 @@ def load_converted(
             report.changed.add(name)
         for new_name, piece in pieces:
             if new_name in renamed:
-                raise ConversionError(f"{original_names[new_name]!r} and {name!r} become the same tensor of the model")
+                raise ConversionError(
+                    f"{short_repr(original_names[new_name])} and {short_repr(name)} become the same tensor of the model"
+                )
             if piece.shape != expected[new_name].shape:
-                misshapen[new_name] = f"{name} is {_shape(piece)}, expected {_shape(expected[new_name])}"
+                misshapen[new_name] = f"{printable(name)} is {shape_of(piece)}, expected {shape_of(expected[new_name])}"
                 continue
             piece = piece.to(dtype) if piece.is_floating_point() else piece
             # safetensors refuses tensors that share memory
@@ -205,6 +226,8 @@ def load_converted(
             storages.add(piece.untyped_storage().data_ptr())
             renamed[new_name] = piece
             original_names[new_name] = name
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            report.not_finite.append(name)
     missing = [name for name in expected if name not in renamed and name not in misshapen]
     for name in [name for name in missing if name.endswith("num_batches_tracked")]:
         renamed[name] = torch.zeros((), dtype=torch.long)
@@ -213,13 +236,18 @@ def load_converted(
 
     problems = []
     if misshapen:
-        problems.append(f"wrong shapes: {_listed(misshapen.values(), '; ')}")
+        problems.append(f"wrong shapes: {listed(misshapen.values(), '; ')}")
     if leftover:
-        problems.append(f"tensors that the model does not have: {_listed(leftover)}")
+        problems.append(f"tensors that the model does not have: {listed(leftover)}")
     if missing:
-        problems.append(f"tensors that the checkpoint lacks (by their new names): {_listed(missing)}")
+        problems.append(f"tensors that the checkpoint lacks (by their new names): {listed(missing)}")
     if problems:
         raise ConversionError("the checkpoint does not fit its config: " + ". ".join(problems))
+    if report.not_finite:
+        report.notes.append(
+            f"the checkpoint holds NaN or infinity in {len(report.not_finite)} of its tensors, so the model may output "
+            f"NaN: {listed(report.not_finite)}"
+        )
     model.load_state_dict(renamed, strict=True, assign=True)
     _make_unsaved_buffers(model)
     model.to(dtype)  # type: ignore[arg-type]  # transformers wraps it
@@ -255,7 +283,7 @@ def _unused(names: Iterable[str], rules: list[Rule]) -> dict[str, str]:
 
 
 def checked_tensors(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Check the tensors of a checkpoint, and remove the prefix `module.` of data-parallel training.
+    """Check the tensors of a checkpoint, and remove the prefix that all names share, such as `module.` or `model.`.
 
     Raises:
         ConversionError: naming an entry whose key is not a string or whose value is not a dense tensor in memory.
@@ -263,14 +291,40 @@ def checked_tensors(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.T
     for name, tensor in state_dict.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
             raise ConversionError(
-                f"the state dict has a {type(tensor).__name__} under {name!r}, expected a tensor under a name"
+                f"the state dict has a {type(tensor).__name__} under {short_repr(name)}, expected a tensor under a name"
             )
         if tensor.layout != torch.strided or tensor.is_meta:
             raise ConversionError(
-                f"{name} is {tensor.dtype} ({tensor.layout}, {tensor.device}), expected a dense tensor"
+                f"{printable(name)} is {tensor.dtype} ({tensor.layout}, {tensor.device}), expected a dense tensor"
             )
-    wrapped = bool(state_dict) and all(name.startswith("module.") for name in state_dict)
-    return {name.removeprefix("module.") if wrapped else name: tensor for name, tensor in state_dict.items()}
+    prefix = _wrapper(state_dict)
+    return {name.removeprefix(prefix): tensor for name, tensor in state_dict.items()}
+
+
+def _wrapper(names: Collection[str]) -> str:
+    """Return the prefix, with its dot, that a wrapper of the model has added to all names; else an empty string."""
+    prefix = ""
+    if len(names) > 1:  # the first and the last name in order share what all share
+        for part, other in zip(min(names).split(".")[:-1], max(names).split(".")[:-1], strict=False):
+            if part != other or part in _ROOTS:
+                break
+            prefix += f"{part}."
+    return prefix
+
+
+def separate_averages(state_dict: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Separate the weights from the averages that mmcv's `EMAHook` keeps beside them.
+
+    The hook registers a buffer `ema_backbone_norm_weight` for a parameter `backbone.norm.weight`. Buffers such as the
+    statistics of batch norms have no average.
+
+    Returns:
+        the weights, and the name of each average by that of its weight.
+    """
+    names = {f"ema_{name.replace('.', '_')}": name for name in state_dict}
+    averages = {names[name]: name for name in state_dict if name in names}
+    kept = {name: tensor for name, tensor in state_dict.items() if name not in names}
+    return kept, {name: average for name, average in averages.items() if name in kept}
 
 
 def widest_dtype(state_dict: Mapping[str, torch.Tensor]) -> torch.dtype:
@@ -284,17 +338,19 @@ def widest_dtype(state_dict: Mapping[str, torch.Tensor]) -> torch.dtype:
         is_counter = name.endswith("num_batches_tracked")
         if tensor.is_floating_point() == is_counter:
             kind = "an integer counter" if is_counter else "floating-point numbers"
-            raise ConversionError(f"{name} is {tensor.dtype}, expected {kind}")
+            raise ConversionError(f"{printable(name)} is {tensor.dtype}, expected {kind}")
         if not is_counter:
             widest = tensor.dtype if widest is None else torch.promote_types(widest, tensor.dtype)
     return widest or torch.float32
 
 
-def _shape(tensor: torch.Tensor) -> str:
-    return "x".join(map(str, tensor.shape)) or "a scalar"
+def shape_of(tensor: torch.Tensor) -> str:
+    """Return a tensor's shape for an error message, such as `3x4`."""
+    return printable("x".join(map(str, tensor.shape)) or "a scalar")
 
 
-def _listed(names: Iterable[str], separator: str = ", ") -> str:
-    names = list(names)
+def listed(names: Iterable[str], separator: str = ", ") -> str:
+    """Return the first names for a message, and the number of the others."""
+    names = [printable(name, 2 * LONGEST) for name in names]
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return separator.join(names[:SHOWN]) + more

@@ -8,8 +8,9 @@ from typing import Any
 from transformers import PreTrainedConfig
 from transformers.utils import logging
 
+from ..escaping import short_repr
 from ..models.mask2former import SegMask2FormerConfig
-from .mapping import ConversionError, Rule, Settings, prefixed
+from .mapping import MOST_CLASSES, MOST_LAYERS, ConversionError, Rule, Settings, prefixed
 
 logger = logging.get_logger(__name__)
 
@@ -73,12 +74,15 @@ def read_config(
     width = decode_head.take("feat_channels")
     channels = decode_head.take("in_channels")
     if not isinstance(channels, list | tuple) or len(channels) != 4:
-        raise ConversionError(f"decode_head.in_channels is {channels!r}; expected one for each feature map")
+        raise ConversionError(f"decode_head.in_channels is {short_repr(channels)}; expected one for each feature map")
     decode_head.expect("in_index", [0, 1, 2, 3], (0, 1, 2, 3))
     # only InternImage has num_classes; its numbers of things and stuff are meaningless
     things, stuff = decode_head.take("num_things_classes", 80), decode_head.take("num_stuff_classes", 53)
     num_labels = decode_head.take("num_classes", None)
-    num_labels = things + stuff if num_labels is None else num_labels
+    if num_labels is None and isinstance(things, int) and isinstance(stuff, int):
+        num_labels = things + stuff
+    if type(num_labels) is not int or not 1 <= num_labels <= MOST_CLASSES:
+        raise ConversionError(f"decode_head has {short_repr(num_labels)} classes; expected 1 to {MOST_CLASSES}")
     losses = _read_losses(decode_head)
     fields = {
         "num_labels": num_labels,
@@ -116,7 +120,7 @@ def _read_pixel_decoder(settings: Settings, width: Any) -> dict[str, Any]:
     settings.finish()
 
     encoder.expect("type", "DetrTransformerEncoder")
-    fields = {"norm_groups": groups, "encoder_layers": encoder.take("num_layers")}
+    fields = {"norm_groups": groups, "encoder_layers": encoder.count("num_layers", most=MOST_LAYERS)}
     layers = encoder.part("transformerlayers")
     encoder.drop("init_cfg")
     encoder.finish()
@@ -141,9 +145,7 @@ def _read_pixel_decoder(settings: Settings, width: Any) -> dict[str, Any]:
 def _read_decoder(settings: Settings, width: Any) -> dict[str, Any]:
     settings.expect("type", "DetrTransformerDecoder")
     settings.expect("return_intermediate", True, default=False)
-    depth = settings.take("num_layers")
-    if not isinstance(depth, int):
-        raise ConversionError(f"decode_head.transformer_decoder.num_layers is {depth!r}; expected an integer")
+    depth = settings.count("num_layers", most=MOST_LAYERS)
     layers = settings.part("transformerlayers")
     settings.drop("init_cfg")
     settings.finish()
@@ -228,9 +230,9 @@ def _read_losses(head: Settings) -> dict[str, Any]:
             weights = loss.pop("class_weight", None) or [1.0]
             fields["no_object_weight"] = weights[-1]
             if any(weight != 1.0 for weight in weights[:-1]):
-                _warn(name, f"weighs classes differently ({weights})")
+                _warn(name, f"weighs classes differently ({short_repr(weights)})")
         if loss != plain:
-            _warn(name, f"is {loss}")
+            _warn(name, f"is {short_repr(loss, 200)}")
     return fields
 
 
@@ -245,7 +247,7 @@ def _read_train_cfg(train_cfg: Any, losses: Mapping[str, Any]) -> dict[str, Any]
     for cost, field in (("cls_cost", "class_weight"), ("mask_cost", "mask_weight"), ("dice_cost", "dice_weight")):
         weight = assigner[cost].get("weight", 1.0) if isinstance(assigner.get(cost), Mapping) else None
         if weight is not None and weight != losses.get(field, weight):
-            _warn(f"train_cfg.assigner.{cost}", f"has the weight {weight}")
+            _warn(f"train_cfg.assigner.{cost}", f"has the weight {short_repr(weight)}")
     names = {"train_num_points": "num_points"} | {
         name: name for name in ("oversample_ratio", "importance_sample_ratio")
     }

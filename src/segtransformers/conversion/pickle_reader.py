@@ -6,6 +6,7 @@ function becomes a [`StandIn`], which only keeps its name and arguments. Time an
 pickle: see [`MOST_OPERATIONS`] and [`MEMORY_PER_BYTE`].
 """
 
+import gc
 import math
 import struct
 import sys
@@ -119,6 +120,8 @@ class PickleReader:
         Raises:
             PickleError: if the pickle is damaged or exceeds the limits.
         """
+        collects = gc.isenabled()
+        gc.disable()  # it would walk a million new objects again and again, and find no cycle worth freeing
         try:
             for _ in range(MOST_OPERATIONS):
                 if self.position >= self.end:
@@ -135,6 +138,9 @@ class PickleReader:
             raise
         except (IndexError, KeyError, TypeError, ValueError, OverflowError, struct.error) as error:
             raise PickleError(f"it is damaged near byte {self.position}") from error
+        finally:
+            if collects:
+                gc.enable()
         raise PickleError(f"it has more than {MOST_OPERATIONS} operations, which no weights need")
 
     def _charge(self, size: int) -> None:

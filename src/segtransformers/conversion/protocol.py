@@ -4,6 +4,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..escaping import printable, short_repr
 from ..image_processing import SegmentationImageProcessor
 from .mapping import ConversionError, Settings
 
@@ -57,7 +58,7 @@ def read_test_pipeline(
     scale: Any = None
     for step in _flattened(pipeline):
         kind = step.get("type")
-        settings = Settings(step, f"the test pipeline's {kind}")
+        settings = Settings(step, f"the test pipeline's {printable(kind)}")
         settings.drop("type")
         if kind == "MultiScaleFlipAug":
             scale = settings.take("img_scale", None)
@@ -74,7 +75,7 @@ def read_test_pipeline(
             options |= _normalization(settings)
             settings.finish()
         elif kind not in STEPS_WITHOUT_EFFECT:
-            raise ConversionError(f"the test pipeline has an unknown step {kind!r}")
+            raise ConversionError(f"the test pipeline has an unknown step {short_repr(kind)}")
     if preprocessor is not None:
         settings = Settings(preprocessor, "data_preprocessor")
         settings.expect("type", "SegDataPreProcessor")
@@ -92,7 +93,7 @@ def _read_multi_scale(pipeline: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     protocol = {**SegmentationImageProcessor.multi_scale, "size_divisor": 0}
     for step in _flattened(pipeline):
         kind = step.get("type")
-        settings = Settings(step, f"the test pipeline's {kind}")
+        settings = Settings(step, f"the test pipeline's {printable(kind)}")
         if kind == "MultiScaleFlipAug" and settings.take("img_ratios", None):
             protocol |= {"scales": list(step["img_ratios"]), "flip": settings.take("flip", False)}
         elif kind == "ResizeToMultiple":
@@ -129,7 +130,9 @@ def _size(scale: Any, keep_ratio: bool) -> dict[str, int]:
     if isinstance(scale, list | tuple) and len(scale) == 1 and isinstance(scale[0], list | tuple):
         (scale,) = scale
     if not isinstance(scale, list | tuple) or len(scale) != 2 or not all(isinstance(side, int) for side in scale):
-        raise ConversionError(f"the test pipeline's img_scale is {scale!r}; expected one pair of sides in pixels")
+        raise ConversionError(
+            f"the test pipeline's img_scale is {short_repr(scale)}; expected one pair of sides in pixels"
+        )
     if keep_ratio:
         return {"shortest_edge": min(scale), "longest_edge": max(scale)}
     return {"height": scale[1], "width": scale[0]}

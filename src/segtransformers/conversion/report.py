@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..escaping import printable
+
 
 @dataclass
 class ConversionReport:
@@ -17,6 +19,8 @@ class ConversionReport:
         unused: by original name, the reason why the model does not need the tensor.
         made: by name in the model, the reason why the original has no tensor for it.
         left_behind: names of the checkpoint's entries that are not weights, such as its optimizer.
+        not_finite: original names of the tensors that hold NaN or infinity.
+        notes: sentences about the weights that the user should know.
     """
 
     used: dict[str, list[str]] = field(default_factory=dict)
@@ -24,6 +28,8 @@ class ConversionReport:
     unused: dict[str, str] = field(default_factory=dict)
     made: dict[str, str] = field(default_factory=dict)
     left_behind: list[str] = field(default_factory=list)
+    not_finite: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def note_preparation(self, before: Iterable[str], after: Iterable[str]) -> None:
         """Correct the report for tensors that the preparation of a family joined or added.
@@ -44,15 +50,17 @@ class ConversionReport:
         """Return lines with the counts and the reasons."""
         lines = [f"tensors: {len(self.used)} used, {len(self.unused)} unused, {len(self.made)} made"]
         for kind, reasons in (("unused", self.unused), ("made", self.made)):
-            names: dict[str, str] = {}
+            examples: dict[str, str] = {}
             for name, reason in reasons.items():
-                names.setdefault(reason, name)
+                examples.setdefault(reason, name)
             for reason, count in Counter(reasons.values()).items():
                 more = f" and {count - 1} more" if count > 1 else ""
-                lines.append(f"  {kind}: {names[reason]}{more} ({reason})")
+                lines.append(f"  {kind}: {printable(examples[reason])}{more} ({reason})")
         if self.left_behind:
-            lines.append(f"  left behind: {', '.join(self.left_behind)} (state of the training run)")
-        return lines
+            more = f" and {len(self.left_behind) - 20} more" if len(self.left_behind) > 20 else ""
+            names = ", ".join(printable(name, 40) for name in self.left_behind[:20])
+            lines.append(f"  left behind: {names}{more} (state of the training run)")
+        return [*lines, *(f"note: {note}" for note in self.notes)]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report for JSON."""
@@ -62,4 +70,6 @@ class ConversionReport:
             "unused": self.unused,
             "made": self.made,
             "left_behind": self.left_behind,
+            "not_finite": self.not_finite,
+            "notes": self.notes,
         }

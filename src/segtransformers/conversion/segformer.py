@@ -7,7 +7,7 @@ from transformers import PreTrainedConfig
 
 from ..models.segformer import SegSegformerConfig
 from .heads import CONV_MODULE_RULES, IGNORE_INDEX, take_channels, take_common
-from .mapping import ConversionError, Rule, Settings, prefixed
+from .mapping import MOST_CLASSES, ConversionError, Rule, Settings, prefixed
 
 _HEAD_RULES = [
     Rule(r"convs\.(\d)\.bn\.(.+)", r"levels.\1.batch_norm.\2"),
@@ -32,7 +32,7 @@ def read_config(
     take_channels(decode_head)
     decode_head.expect("interpolate_mode", "bilinear")
     fields = {
-        "num_labels": decode_head.take("num_classes"),
+        "num_labels": decode_head.count("num_classes", most=MOST_CLASSES),
         "hidden_size": decode_head.take("channels"),
         "classifier_dropout": decode_head.take("dropout_ratio", 0.1),
         IGNORE_INDEX: decode_head.take("ignore_index", 255),

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
+from ..escaping import printable
 from ..image_processing import SegmentationImageProcessor
 from ..models.segmenter import SegmenterConfig, SegmenterViTConfig
 from .heads import IGNORE_INDEX, take_common
-from .mapping import Backbone, ConversionError, Rule, Settings, prefixed
+from .mapping import MOST_CLASSES, MOST_LAYERS, Backbone, ConversionError, Rule, Settings, prefixed
 
 # The config overrides every number of these architectures, so the names only describe the model.
 VIT_NAMES = {192: "vit_tiny_patch16_384", 384: "vit_small_patch16_384", 1024: "vit_large_patch16_384"}
@@ -61,13 +62,13 @@ RULES = prefixed("decode_head.", [*_MASK_HEAD_RULES, Rule(r"conv_seg\.(.+)", r"c
 def _transposed(name: str, matrix: torch.Tensor) -> torch.Tensor:
     """Transpose a matrix that the official repository multiplies from the right."""
     if matrix.dim() != 2:
-        raise ConversionError(f"{name} is {tuple(matrix.shape)}, expected a matrix")
+        raise ConversionError(f"{printable(name)} is {tuple(matrix.shape)}, expected a matrix")
     return matrix.t().contiguous()
 
 
 def _as_convolution(name: str, matrix: torch.Tensor) -> torch.Tensor:
     if matrix.dim() != 2:
-        raise ConversionError(f"{name} is {tuple(matrix.shape)}, expected a matrix")
+        raise ConversionError(f"{printable(name)} is {tuple(matrix.shape)}, expected a matrix")
     return matrix[:, :, None, None]
 
 
@@ -89,7 +90,7 @@ OFFICIAL_RULES = [
 
 def read_vit(settings: Settings) -> SegmenterViTConfig:
     """Convert the settings of mmseg's `VisionTransformer`; the defaults are the original's."""
-    width, depth = settings.count("embed_dims", 768), settings.count("num_layers", 12)
+    width, depth = settings.count("embed_dims", 768), settings.count("num_layers", 12, MOST_LAYERS)
     config = SegmenterViTConfig(
         trunk=VIT_NAMES.get(width, "vit_base_patch16_384"),
         patch_size=settings.count("patch_size", 16),
@@ -152,7 +153,7 @@ def read_mask_head(
     """
     dropout = decode_head.take("drop_rate", 0.0)
     fields = {
-        "decoder_num_hidden_layers": decode_head.count("num_layers"),
+        "decoder_num_hidden_layers": decode_head.count("num_layers", most=MOST_LAYERS),
         "decoder_num_attention_heads": decode_head.count("num_heads"),
         "decoder_hidden_size": decode_head.count("embed_dims"),
         "decoder_mlp_ratio": decode_head.take("mlp_ratio", 4),
@@ -190,7 +191,7 @@ def _read_head(
         raise ConversionError("the model config has an auxiliary_head; Segmenter is converted without one")
     decode_head.expect("in_index", -1)
     decode_head.drop("in_channels", "channels")  # follow from the tensors
-    fields["num_labels"] = decode_head.count("num_classes")
+    fields["num_labels"] = decode_head.count("num_classes", most=MOST_CLASSES)
     fields[IGNORE_INDEX] = decode_head.take("ignore_index", 255)
     take_common(decode_head, "decode_head", has_convolutions=False)
     decode_head.finish()
@@ -210,7 +211,7 @@ def read_variant(variant: Mapping[str, Any]) -> SegmenterConfig:
         patch_size=patch,
         pretrain_image_size=net.sides("image_size"),
         hidden_size=width,
-        num_hidden_layers=net.count("n_layers"),
+        num_hidden_layers=net.count("n_layers", most=MOST_LAYERS),
         num_attention_heads=net.count("n_heads"),
         mlp_ratio=4,
         drop_path_rate=net.take("drop_path_rate", 0.0),
@@ -222,10 +223,10 @@ def read_variant(variant: Mapping[str, Any]) -> SegmenterConfig:
         position_interpolation="bilinear",
         keep_positions_of_same_count=True,
     )
-    fields: dict[str, Any] = {"decoder_type": kind, "num_labels": net.count("n_cls")}
+    fields: dict[str, Any] = {"decoder_type": kind, "num_labels": net.count("n_cls", most=MOST_CLASSES)}
     if kind == "mask_transformer":
         fields |= {
-            "decoder_num_hidden_layers": decoder.count("n_layers"),
+            "decoder_num_hidden_layers": decoder.count("n_layers", most=MOST_LAYERS),
             "decoder_num_attention_heads": width // 64,
             "decoder_drop_path_rate": decoder.take("drop_path_rate"),
             "decoder_dropout": decoder.take("dropout"),

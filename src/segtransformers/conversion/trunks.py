@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from ..escaping import printable, short_repr
 from ..models.trunk import Trunk
 from ..models.trunk.configuration_trunk import TrunkConfig
 from ..models.trunk.pretrained import load_trunk_weights
@@ -34,13 +35,15 @@ _VIT_RULES = [
 def _transposed(name: str, kernel: torch.Tensor) -> torch.Tensor:
     """Convert a kernel of JAX, which has inputs first, and a dimension for heads in attention, into a matrix."""
     if kernel.dim() < 2:
-        raise ConversionError(f"{name} is {tuple(kernel.shape)}, expected a matrix, possibly with a dimension of heads")
+        raise ConversionError(
+            f"{printable(name)} is {tuple(kernel.shape)}, expected a matrix, possibly with a dimension of heads"
+        )
     return kernel.flatten(0, -2).t() if name.endswith("out/kernel") else kernel.flatten(1).t()
 
 
 def _as_patches(name: str, kernel: torch.Tensor) -> torch.Tensor:
     if kernel.dim() != 4:
-        raise ConversionError(f"{name} is {tuple(kernel.shape)}, expected (height, width, 3, channels)")
+        raise ConversionError(f"{printable(name)} is {tuple(kernel.shape)}, expected (height, width, 3, channels)")
     return kernel.permute(3, 2, 0, 1)
 
 
@@ -131,7 +134,9 @@ def _renamed(state_dict: Mapping[str, torch.Tensor], config: TrunkConfig) -> tup
 
     def add(new_name: str, name: str, tensor: torch.Tensor) -> None:
         if new_name in renamed:
-            raise ConversionError(f"{original_names[new_name]!r} and {name!r} become the same tensor of the trunk")
+            raise ConversionError(
+                f"{short_repr(original_names[new_name])} and {short_repr(name)} become the same tensor of the trunk"
+            )
         renamed[new_name], original_names[new_name] = tensor, name
 
     if "layers.0.self_attn.in_proj.weight" in state_dict:

@@ -6,9 +6,10 @@ from typing import Any
 from transformers import PreTrainedConfig
 from transformers.utils import logging
 
+from ..escaping import short_repr
 from ..models.upernet import SegUperNetConfig
 from .heads import CONV_MODULE_RULES, IGNORE_INDEX, take_channels, take_common
-from .mapping import ConversionError, Settings, prefixed
+from .mapping import MOST_CLASSES, MOST_LAYERS, ConversionError, Settings, prefixed
 
 logger = logging.get_logger(__name__)
 
@@ -24,10 +25,10 @@ def read_config(
         protocol: fields of [`SegmentationConfig`].
     """
     take_channels(decode_head)
-    num_labels = decode_head.take("num_classes")
+    num_labels = decode_head.count("num_classes", most=MOST_CLASSES)
     fields = {
         "hidden_size": decode_head.take("channels"),
-        "pool_scales": decode_head.take("pool_scales", (1, 2, 3, 6)),
+        "pool_scales": decode_head.counts("pool_scales", (1, 2, 3, 6)),
         "classifier_dropout": decode_head.take("dropout_ratio", 0.1),
         IGNORE_INDEX: decode_head.take("ignore_index", 255),
     }
@@ -43,10 +44,13 @@ def read_config(
         auxiliary_head.expect("dilation", 1)
         for name, field, default in (("dropout_ratio", "classifier_dropout", 0.1), ("ignore_index", IGNORE_INDEX, 255)):
             if (value := auxiliary_head.take(name, default)) != fields[field]:
-                logger.warning(f"auxiliary_head.{name} is {value}: the model trains with decode_head's {fields[field]}")
+                logger.warning(
+                    f"auxiliary_head.{name} is {short_repr(value)}: the model trains with decode_head's "
+                    f"{short_repr(fields[field])}"
+                )
         fields["auxiliary_in_index"] = auxiliary_head.take("in_index")
         fields["auxiliary_channels"] = auxiliary_head.take("channels")
-        fields["auxiliary_num_convs"] = auxiliary_head.take("num_convs", 2)
+        fields["auxiliary_num_convs"] = auxiliary_head.count("num_convs", 2, MOST_LAYERS)
         fields["auxiliary_concat_input"] = auxiliary_head.take("concat_input", True)
         fields["auxiliary_loss_weight"] = take_common(auxiliary_head, "auxiliary_head")
         auxiliary_head.finish()

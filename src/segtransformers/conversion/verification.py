@@ -1,7 +1,7 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """Check a folder that was written: compare every tensor with the checkpoint, and the outputs after a reload."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from safetensors import safe_open
 from transformers import PreTrainedModel
 from transformers.backbone_utils import BackboneMixin
 
-from .mapping import ConversionError
+from .mapping import ConversionError, listed
 from .report import ConversionReport
 
 CHECK_SIZE = (96, 128)  # height and width of the image for the forward pass, in pixels
@@ -48,8 +48,13 @@ def outputs_of(model: PreTrainedModel) -> list[torch.Tensor]:
     return list(outputs.feature_maps) if isinstance(model, BackboneMixin) else [outputs.logits]
 
 
-def verify_outputs(folder: Path, model_class: type[PreTrainedModel], expected: list[torch.Tensor]) -> Verification:
+def verify_outputs(
+    folder: Path, model_class: type[PreTrainedModel], expected: list[torch.Tensor], not_finite: Sequence[str] = ()
+) -> Verification:
     """Load the folder in float32 and compare its outputs with those of the model that was written.
+
+    Args:
+        not_finite: names of the checkpoint's tensors with NaN or infinity, for the error.
 
     Raises:
         ConversionError: if an output is not finite.
@@ -57,7 +62,8 @@ def verify_outputs(folder: Path, model_class: type[PreTrainedModel], expected: l
     reloaded = model_class.from_pretrained(folder, dtype=torch.float32).eval()
     actual = outputs_of(reloaded)
     if not all(output.isfinite().all() for output in actual):
-        raise ConversionError("the written model outputs infinity or NaN: choose another --dtype")
+        reason = f"as the checkpoint has in {listed(not_finite)}" if not_finite else "choose another --dtype"
+        raise ConversionError(f"the written model outputs infinity or NaN: {reason}")
     distance = sum((one - other).double().square().sum() for one, other in zip(actual, expected, strict=True))
     norm = sum(other.double().square().sum() for other in expected)
     same = None

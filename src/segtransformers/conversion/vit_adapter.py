@@ -11,7 +11,7 @@ import torch
 
 from ..models.pyramid.configuration_pyramid import PyramidConfig
 from ..models.vit_adapter import ViTAdapterConfig
-from .mapping import Backbone, ConversionError, Rule, Settings
+from .mapping import MOST_LAYERS, Backbone, ConversionError, Rule, Settings
 
 # The config overrides every number of these architectures, so the names only describe the model.
 VIT_NAMES = {192: "vit_tiny_patch16_224", 384: "vit_small_patch16_224", 1024: "vit_large_patch16_224"}
@@ -176,10 +176,7 @@ def read_uniperceiver(settings: Settings) -> ViTAdapterConfig:
 
 
 def _depth(settings: Settings) -> int:
-    depth = settings.take("depth", 12)
-    if not isinstance(depth, int):
-        raise ConversionError(f"backbone.depth is {depth!r}; expected an integer")
-    return depth
+    return settings.count("depth", 12, MOST_LAYERS)
 
 
 def _pyramid_config(

@@ -60,6 +60,8 @@ def content_of(data: Any, name: str, member: Member) -> tuple[int, int]:
         raise ZipError(f"the archive is damaged at its member {name}")
     name_size, extra_size = struct.unpack("<HH", data[member.header + 26 : member.header + 30])
     start = member.header + 30 + name_size + extra_size
+    if data[member.header + 30 : member.header + 30 + name_size].decode("utf-8", "replace") != name:
+        raise ZipError(f"the archive has another member in the place of {name}")
     if start + member.size > len(data):
         raise ZipError(f"the archive ends inside of its member {name}")
     return start, start + member.size
