@@ -124,6 +124,13 @@ class ModelTests(ModelCase):
         with pytest.raises(ValueError, match=r"\(batch, 3, height, width\)"):
             self.run(self.model(), torch.randn(1, 4, 64, 64, dtype=torch.float64))
 
+    @pytest.mark.parametrize("convert", [torch.Tensor.numpy, torch.Tensor.tolist, torch.Tensor.byte])
+    def test_anything_but_normalized_images_is_refused(self, convert):
+        with pytest.raises(
+            ValueError, match=r"must be normalized floating-point images .* got (a ndarray|a list|torch)"
+        ):
+            self.model()(convert(self.images(size=(32, 32))))
+
     def test_images_of_a_batch_are_independent(self):
         model, images = self.model(), self.images(batch=3)
         alone = [torch.cat(parts) for parts in zip(*(self.run(model, image[None]) for image in images), strict=True)]

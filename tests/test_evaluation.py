@@ -1,6 +1,7 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """Evaluation of a data set: results, several processes and threads, interruptions, resume logs, and the command."""
 
+import copy
 import json
 import os
 import shutil
@@ -24,6 +25,7 @@ from segtransformers.datasets import load_segmentation_dataset
 from segtransformers.datasets.scenes import SCENE_CLASSES, draw_scene
 from segtransformers.evaluation import check_classes, compare_with_published, evaluate_segmentation, results_table
 from segtransformers.evaluation.resume_log import ResumeLog, ResumeLogError, ResumeLogWriter
+from segtransformers.evaluation.subject import describe_model
 from segtransformers.inference import InferenceProtocol, segment_image
 from segtransformers.metrics import MeanIoU
 from segtransformers.published import published_row
@@ -156,7 +158,7 @@ def test_killed_and_resumed(folder, tmp_path):
     log.write_bytes(log.read_bytes() + b'{"index":8,"name":"8","cou')
 
     refused = run(folder, tmp_path / "two.json")
-    assert_refused(refused, f"interrupted after {done} images: continue it with --resume")
+    assert_refused(refused, f"interrupted after {done} images: continue it with resume=True (--resume)")
     assert_refused(run(folder, tmp_path / "two.json", "--flip", "--resume"), "protocol.flip is false, now it is true")
     assert_refused(run(folder, tmp_path / "two.json", "--limit", "5", "--resume"), "data.images is 9, now it is 5")
 
@@ -212,6 +214,25 @@ def test_an_optimized_model_is_described_as_it_was(folder, tmp_path):
     optimized = evaluate_segmentation(model, processor, data, optimize=True)
     assert model.is_optimized and optimized["model"] == plain["model"]
     assert optimized["mean_iou"] == pytest.approx(plain["mean_iou"], abs=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("tool", ["torchao", "quantize_dynamic"])
+def test_quantized_models_are_described(packaged, tool):
+    """Their state dicts have tensors in tensors, tuples and values that are no tensors."""
+    digests = {describe_model(packaged[0])["sha256"]}
+    for change in (0.0, 1.0):
+        model = copy.deepcopy(packaged[0])
+        model.backbone.trunk.blocks[0].attn.qkv.weight.data[0, 0] += change
+        if tool == "torchao":
+            quantization = pytest.importorskip("torchao.quantization", reason="torchao is not installed")
+            quantization.quantize_(model, quantization.Int8WeightOnlyConfig())
+        else:
+            model = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+        digest = describe_model(model)["sha256"]
+        assert digest == describe_model(copy.deepcopy(model))["sha256"]
+        digests.add(digest)
+    assert len(digests) == 3
 
 
 def test_many_threads_share_a_model(folder, packaged, tmp_path):

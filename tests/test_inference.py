@@ -248,6 +248,8 @@ def test_memory_of_a_huge_image(more):
         ({"scales": []}, "scales must be positive"),
         ({"scales": 1.5}, "scales must be positive"),
         ({"scales": "1, 2"}, "scales must be positive"),
+        ({"scales": "12"}, "scales must be positive"),
+        ({"flip": "no"}, "flip must be True or False, got 'no'"),
         ({"window": (64, 0)}, r"window must be two whole numbers of pixels .* got \(64, 0\)"),
         ({"window": 64}, "window must be two whole numbers"),
         ({"window": (64.5, 64)}, "window must be two whole numbers"),
@@ -333,6 +335,30 @@ def test_many_threads_share_a_model(packaged, tmp_path, optimized):
     for labels, of_thread in zip(expected, found, strict=True):
         assert all(torch.equal(labels, other) for other in of_thread)
     assert model.config.to_dict() == before and processor.to_dict() == settings
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda image: [image, image], "image must be one image, got 2: pass them one by one"),
+        (lambda image: np.stack([np.asarray(image)] * 2), "image must be one image, got 2"),
+        (lambda image: image.tobytes(), "image must be a path, a PIL image, an array or a tensor, got bytes"),
+        (lambda image: None, "image must be a path, .* got NoneType"),
+    ],
+)
+def test_anything_but_one_image_is_refused(packaged, make, message):
+    """The label map of the first of two images would be returned as that of both."""
+    with pytest.raises((TypeError, ValueError), match=message):
+        segment_image(*packaged, make(scene(0, (64, 64))))
+
+
+def test_one_image_in_any_form(packaged, tmp_path):
+    image = scene(0, (64, 96))
+    image.save(tmp_path / "image.png")
+    tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    expected = segment_image(*packaged, image)
+    for form in ([image], [tmp_path / "image.png"], tensor[None], tensor.float().requires_grad_()):
+        assert torch.equal(segment_image(*packaged, form), expected)
 
 
 def test_training_mode_is_refused(packaged):

@@ -9,6 +9,9 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -293,6 +296,26 @@ def test_missing_kernel_is_reported_once(no_kernel, messages):
     with compiled_operators("off"):
         model(images)
     assert len(messages()) == 1
+
+
+def test_threads_search_once(no_kernel, monkeypatch):
+    """A thread that comes during the search would load the same library, and hide the kernel that another has found."""
+    loads = []
+    together = threading.Barrier(4)
+
+    def load():
+        loads.append(time.sleep(0.2))
+        return SimpleNamespace(**dict.fromkeys(dispatcher.OPERATORS))
+
+    def search(_):
+        together.wait()
+        return dispatcher.find_kernel()
+
+    monkeypatch.setattr(dispatcher, "_candidates", lambda: iter([("somewhere", load)]))
+    monkeypatch.setattr(dispatcher, "devices_of", lambda functions: frozenset({"cpu"}))
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(search, range(4)))
+    assert len(loads) == 1 and found[0] is not None and all(kernel is found[0] for kernel in found)
 
 
 def test_advice_depends_on_the_device(no_kernel, messages):

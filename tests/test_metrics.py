@@ -53,7 +53,16 @@ def test_areas_of_the_original(reduced):
     assert torch.equal(counted.confusion[:, :-1].sum(0).double(), predicted)
 
 
-@pytest.mark.parametrize("convert", [torch.Tensor.numpy, torch.Tensor.tolist, lambda x: Image.fromarray(x.numpy())])
+@pytest.mark.parametrize(
+    "convert",
+    [
+        torch.Tensor.numpy,
+        torch.Tensor.tolist,
+        lambda x: Image.fromarray(x.numpy()),
+        lambda x: x.flip(1).numpy()[:, ::-1],  # negative strides
+        lambda x: x.numpy().astype(">i4"),
+    ],
+)
 def test_arrays_lists_and_images_are_taken(convert):
     whole = metric().compute(predictions=PREDICTIONS, references=LABELS)
     streamed = metric()

@@ -197,7 +197,7 @@ def test_our_pipeline_reads_in_other_processes(folder):
 
 
 def test_our_pipeline_names_unknown_options(folder):
-    with pytest.raises(TypeError, match="takes no scale"):
+    with pytest.raises(TypeError, match="takes no scale: its options are multi_scale, scales, flip"):
         ours(folder)(random_image(), scale=[1.0])
     with pytest.raises(ValueError, match="stride must not exceed window"):
         ours(folder, window=(64, 64))(random_image(), stride=(65, 64))
@@ -278,6 +278,18 @@ def test_model_slides_in_evaluation_only(size):
         shapes.clear()
         small = images[:, :, :40, :40]
         assert model.eval()(small).logits.shape == (2, 5, *small.shape[2:]) and shapes == [(2, 3, *small.shape[2:])]
+
+
+def test_a_pipeline_loads_by_its_arguments():
+    """transformers drops `dtype`, and calls a processor that it got as text or not at all."""
+    folder = packaged_model_path()
+    assert SegmentationPipeline(folder).model.dtype == torch.float32
+    for name in ("dtype", "torch_dtype"):
+        loaded = SegmentationPipeline(folder, **{name: torch.bfloat16}, image_processor=str(folder))
+        assert loaded.model.dtype == torch.bfloat16
+        assert isinstance(loaded.image_processor, SegmentationImageProcessor)
+    with pytest.raises(ValueError, match="image_processor is missing: pass the image processor of the model"):
+        SegmentationPipeline(loaded.model)
 
 
 def test_a_pipeline_optimizes_the_model_that_it_loads():

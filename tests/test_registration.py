@@ -105,6 +105,30 @@ assert not errors, errors
     run_python(threads + CHECK)
 
 
+def test_registration_waits_for_an_auto_module_that_another_thread_imports():
+    slow_import = """
+import importlib.machinery, sys, threading, time
+import transformers
+
+class Slow:
+    def find_spec(self, name, path, target=None):
+        if name == "transformers.models.auto.modeling_auto":
+            spec = importlib.machinery.PathFinder.find_spec(name, path)
+            execute = spec.loader.exec_module
+            spec.loader.exec_module = lambda module: (begun.set(), time.sleep(0.5), execute(module))
+            return spec
+
+begun = threading.Event()
+sys.meta_path.insert(0, Slow())
+thread = threading.Thread(target=lambda: transformers.AutoModel)
+thread.start()
+begun.wait()
+import segtransformers
+thread.join()
+"""
+    run_python(slow_import + CHECK)
+
+
 def test_names_that_somebody_else_has_registered_do_not_break_the_import():
     taken = """
 from transformers import AutoConfig, PreTrainedConfig

@@ -231,7 +231,9 @@ class MeanIoU:
 def _label_map(name: str, values: Any) -> torch.Tensor:
     """Return a label map `(height, width)` as a tensor of integers."""
     if not isinstance(values, torch.Tensor):
-        values = torch.from_numpy(np.require(values, requirements="W"))  # a copy if it is read-only
+        # torch takes neither read-only memory, nor negative strides, nor a foreign byte order
+        array = np.require(values, requirements=["C", "W"])
+        values = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
     if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
         raise ValueError(f"{name} must be class indices, integers, got {values.dtype}: take the argmax of logits")
     if values.ndim != 2:

@@ -54,12 +54,12 @@ class ResumeLog:
             if subject != self.subject:
                 raise ResumeLogError(
                     f"the resume log {self.folder} is of another evaluation ({_difference(subject, self.subject)}): "
-                    "delete that folder to start anew, or choose another --output"
+                    "delete that folder to start anew, or choose another resume_log (--output)"
                 )
         if found and not resume:
             raise ResumeLogError(
-                f"an evaluation was interrupted after {len(found)} images: continue it with --resume, or delete the "
-                f"folder {self.folder} to start anew"
+                f"an evaluation was interrupted after {len(found)} images: continue it with resume=True (--resume), or "
+                f"delete the folder {self.folder} to start anew"
             )
         return found
 

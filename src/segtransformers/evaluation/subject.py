@@ -6,6 +6,7 @@ They stand in the results, and a resume log is continued only if they are equal.
 
 import hashlib
 import json
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,15 +36,31 @@ def describe_model(model: PreTrainedModel) -> dict[str, Any]:
     """Describe a model by its class and a digest of its config and its tensors."""
     config = {key: value for key, value in model.config.to_dict().items() if key not in VOLATILE_FIELDS}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    for name, value in sorted(model.state_dict().items()):
+        for tensor in _stored_tensors(value):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return {
         "class": type(model).__name__,
         "num_labels": model.config.num_labels,
         "source_config": getattr(model.config, "source_config", None),
         "sha256": digest.hexdigest(),
     }
+
+
+def _stored_tensors(value: Any) -> Iterator[Any]:
+    """Yield the plain tensors that a value of a state dict consists of. Quantized weights consist of several."""
+    if isinstance(value, tuple):  # weight and bias of `quantize_dynamic`
+        for part in value:
+            yield from _stored_tensors(part)
+    elif not isinstance(value, torch.Tensor):
+        return
+    elif hasattr(value, "__tensor_flatten__"):
+        names, _ = value.__tensor_flatten__()
+        for name in names:
+            yield from _stored_tensors(getattr(value, name))
+    else:
+        yield value.dequantize() if value.is_quantized else value
 
 
 def describe_data(data: "SegmentationDataset") -> dict[str, Any]:

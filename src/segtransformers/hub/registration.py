@@ -143,7 +143,7 @@ def register_automatically() -> None:
         sys.meta_path.insert(0, _Finder())
     loaded = [name for name in _ADD_NAMES if name in sys.modules]
     for name in loaded:
-        _ADD_NAMES[name](sys.modules[name])
+        _ADD_NAMES[name](importlib.import_module(name))  # waits for another thread that is importing it
     if f"{_AUTO}.modeling_auto" in loaded:
         _register_models()
     if f"{_AUTO}.image_processing_auto" in loaded:

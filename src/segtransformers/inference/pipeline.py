@@ -49,8 +49,14 @@ class SegmentationPipeline(ImageSegmentationPipeline):
         model: a model, or the folder or Hub id of one, which is then loaded with its image processor.
         optimize: whether to run [`optimize_for_inference`] on the model, on a copy if it was passed as an object. None
             does so for a model that is loaded here.
+        image_processor: of the model, or its folder or Hub id. It is needed if `model` is an object.
+        dtype: precision of a model that is loaded here. None is that of its files.
         progress: whether to show a progress bar for a list of images.
         timeout: limit for the download of an image, in seconds.
+
+    Raises:
+        TypeError: for an unknown option.
+        ValueError: if `model` is an object and `image_processor` is missing.
     """
 
     def __init__(
@@ -61,14 +67,19 @@ class SegmentationPipeline(ImageSegmentationPipeline):
         progress: bool = False,
         **kwargs,
     ):
-        is_loaded_here = False
+        is_loaded_here = isinstance(model, str | os.PathLike)
         if isinstance(model, str | os.PathLike):
-            is_loaded_here = True
             if kwargs.get("image_processor") is None:
-                kwargs["image_processor"] = AutoImageProcessor.from_pretrained(model)
-            model = AutoModelForSemanticSegmentation.from_pretrained(model)
+                kwargs["image_processor"] = model
+            # transformers drops both names of this option, because its `pipeline` has loaded the model
+            dtypes = [kwargs.pop(name) for name in ("dtype", "torch_dtype") if kwargs.get(name) is not None]
+            model = AutoModelForSemanticSegmentation.from_pretrained(model, **({"dtype": dtypes[0]} if dtypes else {}))
+        if isinstance(kwargs.get("image_processor"), str | os.PathLike):
+            kwargs["image_processor"] = AutoImageProcessor.from_pretrained(kwargs["image_processor"])
         self.progress = progress
         super().__init__(model, *args, **kwargs)
+        if self.image_processor is None:
+            raise ValueError("image_processor is missing: pass the image processor of the model, or its folder")
         # after the model was moved to its device, where other layers are fast
         if is_loaded_here and optimize is not False:
             self.model = optimize_if_ours(self.model, inplace=True)
@@ -78,7 +89,10 @@ class SegmentationPipeline(ImageSegmentationPipeline):
     def _sanitize_parameters(self, **kwargs):
         unknown = set(kwargs) - {"multi_scale", *PROTOCOL_FIELDS, "timeout", "subtask"}
         if unknown:
-            raise TypeError(f"{type(self).__name__} takes no {', '.join(sorted(unknown))}")
+            raise TypeError(
+                f"{type(self).__name__} takes no {', '.join(sorted(unknown))}: its options are multi_scale, "
+                f"{', '.join(PROTOCOL_FIELDS)}, progress and timeout"
+            )
         if kwargs.get("subtask") not in (None, "semantic"):
             raise ValueError(f"subtask must be 'semantic', got {kwargs['subtask']!r}")
         return {name: value for name, value in kwargs.items() if name != "subtask"}, {}, {}

@@ -30,8 +30,8 @@ class InferenceProtocol:
             `window`, as most of the original configs do.
 
     Raises:
-        ValueError: if a scale is not positive or too large, a side or step is not a positive whole number, the stride
-            exceeds the window, or there is a stride without a window.
+        ValueError: if a scale is not positive or too large, `flip` is no truth value, a side or step is not a positive
+            whole number, the stride exceeds the window, or a stride is given without a window.
     """
 
     scales: tuple[float, ...] | None = None
@@ -42,6 +42,8 @@ class InferenceProtocol:
     def __post_init__(self) -> None:
         if self.scales is not None:
             object.__setattr__(self, "scales", check_scales(self.scales))
+        if self.flip not in (True, False, None):
+            raise ValueError(f"flip must be True or False, got {short_repr(self.flip)}")
         object.__setattr__(self, "flip", bool(self.flip))
         for name in ("window", "stride"):
             if getattr(self, name) is not None:

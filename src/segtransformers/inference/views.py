@@ -50,7 +50,8 @@ def image_views(processor: Any, image: Any, protocol: InferenceProtocol | None =
         protocol: the inference options. None is the single-scale protocol of the checkpoint.
 
     Raises:
-        ValueError: if the protocol has scales and the processor has no settings for them.
+        TypeError: if `image` is no image.
+        ValueError: if there are several images, or the protocol has scales and the processor has no settings for them.
     """
     protocol = protocol or InferenceProtocol()
     image = loaded(image)
@@ -58,6 +59,8 @@ def image_views(processor: Any, image: Any, protocol: InferenceProtocol | None =
     for scale in [None] if protocol.scales is None else protocol.scales:
         options, pad_to = ({}, 0) if scale is None else _resize_options(processor, image_size(image), scale)
         pixel_values = processor(images=image, return_tensors="pt", **options)["pixel_values"]
+        if len(pixel_values) != 1:
+            raise ValueError(f"image must be one image, got {len(pixel_values)}: pass them one by one")
         size = (pixel_values.shape[2], pixel_values.shape[3])
         for flipped in (False, True) if protocol.flip else (False,):
             view = pixel_values.flip(-1) if flipped else pixel_values
@@ -92,8 +95,18 @@ def view_sizes(
 
 
 def loaded(image: Any) -> Any:
-    """Load an image that is given as a path, an address or base64 text, upright and in RGB. Return others unchanged."""
-    return load_image(image) if isinstance(image, str | os.PathLike) else image
+    """Load an image that is given as a path, an address or base64 text, upright and in RGB. Return others unchanged.
+
+    Raises:
+        TypeError: if `image` is nothing that an image processor takes.
+    """
+    if isinstance(image, list | tuple) and len(image) == 1:
+        image = image[0]
+    if isinstance(image, str | os.PathLike):
+        return load_image(image)
+    if not isinstance(image, Image.Image | np.ndarray | torch.Tensor | list | tuple):
+        raise TypeError(f"image must be a path, a PIL image, an array or a tensor, got {type(image).__name__}")
+    return image
 
 
 def image_size(image: Any) -> tuple[int, int]:
@@ -105,7 +118,7 @@ def image_size(image: Any) -> tuple[int, int]:
     image = loaded(image)
     if isinstance(image, Image.Image):
         return image.height, image.width
-    return get_image_size(np.asarray(as_8bit_image(image)))  # with a channel axis
+    return get_image_size(as_8bit_image(image))  # which adds a channel axis; transformers reads the shape only
 
 
 def stacked(views: Sequence[View]) -> View:

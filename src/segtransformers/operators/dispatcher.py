@@ -22,6 +22,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -57,6 +58,7 @@ class Kernel:
     devices: frozenset[str]
 
 
+_SEARCHING = threading.Lock()
 # a namespace, because torch.compile can read and guard plain attributes
 _state = SimpleNamespace(searched=False, kernel=None, problems=[], mode=None, warned_devices=set())
 
@@ -142,23 +144,29 @@ def _is_exporting() -> bool:
 def find_kernel() -> Kernel | None:
     """Return the kernel in use, or None. The first call searches for it."""
     if not _state.searched:
-        _state.kernel = None
-        _state.problems.clear()
-        for origin, load in _candidates():
-            try:
-                functions = load()
-                devices = devices_of(functions)
-            except Exception as error:  # for example for another torch, or incomplete: the next one may work
-                _state.problems.append(f"{origin}: {' '.join(str(error).split())[:300]}")
-                continue
-            _state.kernel = Kernel(functions, origin, devices)
-            break
-        _state.searched = True
-        for problem in _state.problems:
-            logger.warning(f"A compiled kernel was skipped. {problem}")
-        if _state.kernel is not None:
-            logger.info(describe())
+        with _SEARCHING:
+            if not _state.searched:  # another thread may have searched in the meantime
+                _search()
     return _state.kernel
+
+
+def _search() -> None:
+    _state.kernel = None
+    _state.problems.clear()
+    for origin, load in _candidates():
+        try:
+            functions = load()
+            devices = devices_of(functions)
+        except Exception as error:  # for example for another torch, or incomplete: the next one may work
+            _state.problems.append(f"{origin}: {' '.join(str(error).split())[:300]}")
+            continue
+        _state.kernel = Kernel(functions, origin, devices)
+        break
+    _state.searched = True
+    for problem in _state.problems:
+        logger.warning(f"A compiled kernel was skipped. {problem}")
+    if _state.kernel is not None:
+        logger.info(describe())
 
 
 def reset() -> None:

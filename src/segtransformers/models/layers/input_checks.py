@@ -5,37 +5,43 @@ import torch
 
 
 def check_pixel_values(pixel_values: torch.Tensor, num_channels: int | None = None) -> None:
-    """Refuse a tensor that is not a batch of normalized images.
+    """Refuse anything but a batch of at least one normalized image.
 
     Args:
         num_channels: channels of the images; None if a backbone's config does not have the number.
 
     Raises:
-        ValueError: with the dtype and shape found.
+        ValueError: with the type, or the dtype and shape found.
     """
     channels = "channels" if num_channels is None else num_channels
     if (
-        pixel_values.dim() != 4
+        not isinstance(pixel_values, torch.Tensor)
+        or pixel_values.dim() != 4
         or pixel_values.numel() == 0
         or not pixel_values.is_floating_point()
         or (num_channels is not None and pixel_values.shape[1] != num_channels)
     ):
         raise ValueError(
             f"pixel_values must be normalized floating-point images (batch, {channels}, height, width), got "
-            f"{pixel_values.dtype} {tuple(pixel_values.shape)}"
+            f"{_description(pixel_values)}"
         )
 
 
 def check_image_size(pixel_values: torch.Tensor, num_channels: int) -> None:
-    """Refuse images with another number of channels, or without pixels.
+    """Refuse anything but normalized images with pixels and this number of channels.
 
     Raises:
-        ValueError: with the shape found.
+        ValueError: with the type, or the dtype and shape found.
     """
-    if pixel_values.dim() != 4 or pixel_values.shape[1] != num_channels:
+    if (
+        not isinstance(pixel_values, torch.Tensor)
+        or pixel_values.dim() != 4
+        or pixel_values.shape[1] != num_channels
+        or not pixel_values.is_floating_point()
+    ):
         raise ValueError(
-            f"pixel_values must be (batch, {num_channels}, height, width), got {tuple(pixel_values.shape)}: the "
-            f"backbone's config has num_channels={num_channels}"
+            f"pixel_values must be normalized floating-point images (batch, {num_channels}, height, width), got "
+            f"{_description(pixel_values)}: the backbone's config has num_channels={num_channels}"
         )
     if pixel_values.shape[2] < 1 or pixel_values.shape[3] < 1:
         raise ValueError(f"pixel_values must have at least one pixel, got {tuple(pixel_values.shape)}")
@@ -67,6 +73,10 @@ def check_labels(labels: torch.Tensor, pixel_values: torch.Tensor, num_labels: i
             f"labels contain the values {wrong.unique()[:8].tolist()}, but the model has num_labels={num_labels} and "
             f"ignores {ignore_index}: check the format of the label maps (reduce_labels, 0 and 255)"
         )
+
+
+def _description(value: object) -> str:
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, torch.Tensor) else f"a {type(value).__name__}"
 
 
 __all__ = ["check_image_size", "check_labels", "check_pixel_values"]
