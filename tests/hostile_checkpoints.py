@@ -140,7 +140,11 @@ def old_start() -> bytes:
 # tensors that are larger than their data, of odd kinds, or many views of the same data
 many = [tensor(storage(count=b"M\x00\x10"), shape=b"M\x00\x10\x85") for _ in range(3000)]
 huge_count = storage(count=HUGE)
+slices = [  # one unaligned storage, declared with many sizes
+    tensor(storage(count=struct.pack("<cH", b"M", 60_000 - index)), shape=b"K\x01\x85") for index in range(4000)
+]
 TENSORS = {
+    "storages of many sizes": weights(*slices),
     "a storage of terabytes": weights(tensor(huge_count, shape=HUGE + b"\x85")),
     "a shape of terabytes": weights(tensor(storage(), shape=HUGE + b"\x85")),
     "a stride of zero": weights(tensor(storage(), shape=HUGE + b"\x85", stride=b"K\x00\x85")),
@@ -174,7 +178,7 @@ TENSORS = {
     "a class as a dict": b"\x80\x02cos\nenviron\n}(" + text("a") + text("b") + b"ud.",
 }
 for name, program in TENSORS.items():
-    FILES[f"tensor: {name}"] = lambda path, program=program: crafted(path, program, {"0": bytes(16_384)})
+    FILES[f"tensor: {name}"] = lambda path, program=program: crafted(path, program, {"0": bytes(240_000)})
 
 
 def archive_of(path: Path) -> bytearray:
@@ -366,7 +370,7 @@ def main() -> None:
             path = Path(folder) / f"file{suffix if suffix.startswith('.') else '.pth'}"
             write(path)
             size = path.stat().st_size / 2**20
-            # what the writers needed counts as used already; a process cannot lower its own maximum
+            # a process cannot lower its own maximum, so the memory of the writers is part of it
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             start = time.monotonic()
             signal.alarm(MOST_SECONDS)

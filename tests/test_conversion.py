@@ -429,6 +429,55 @@ def test_objects_of_the_training_state_are_not_built(tmp_path):
     assert numbers_of(meta["objects"]) is None and numbers_of(meta["args"]) is None and numbers_of([1]) is None
 
 
+NUMBERS = {
+    "single": torch.arange(12.0).reshape(3, 4) / 7,
+    "half": torch.arange(5).half(),
+    "brain": torch.tensor(2.5).bfloat16(),
+    "double": torch.arange(3).double() / 3,
+    "complex": torch.complex(torch.arange(2.0), torch.arange(2.0) / 3),
+    "counter": torch.arange(4),
+    "bytes": torch.arange(3, dtype=torch.uint8),
+    "flags": torch.tensor([True, False]),
+    "view": torch.arange(16.0).reshape(4, 4).t()[1:],
+    "empty": torch.empty(0, 3),
+    "expanded": torch.ones(1).expand(3),
+    "parameter": torch.nn.Parameter(torch.ones(2)),
+}
+
+
+def assert_equal_numbers(read):
+    assert list(read) == list(NUMBERS)
+    assert all(torch.equal(read[name], tensor) and read[name].dtype == tensor.dtype for name, tensor in NUMBERS.items())
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_tensors_are_read_exactly(tmp_path, is_new, protocol):
+    shared = {**NUMBERS, "again": NUMBERS["view"]}
+    file = tmp_path / "a.pth"
+    torch.save(shared, file, _use_new_zipfile_serialization=is_new, pickle_protocol=protocol)
+    read = read_checkpoint(file).state_dict
+    assert read["view"].untyped_storage().data_ptr() == read.pop("again").untyped_storage().data_ptr()
+    assert_equal_numbers(read)
+
+
+def test_files_of_machines_with_another_byte_order_and_alignment(tmp_path):
+    numbers = {name: tensor.detach().clone() for name, tensor in NUMBERS.items() if name != "empty"}
+    torch.save(numbers, tmp_path / "a.pth")
+    with zipfile.ZipFile(tmp_path / "a.pth") as little, zipfile.ZipFile(tmp_path / "b.pth", "w") as big:
+        for name in little.namelist():
+            content = little.read(name)
+            if name.endswith("byteorder"):
+                content = b"big"
+            elif "/data/" in name:
+                tensor = list(numbers.values())[int(name.rpartition("/")[2])]
+                width = tensor.itemsize // (2 if tensor.is_complex() else 1)
+                content = numpy.frombuffer(content, f"u{width}").byteswap().tobytes()
+            big.writestr(name, content)
+    read = read_checkpoint(tmp_path / "b.pth").state_dict
+    assert all(torch.equal(read[name], tensor) for name, tensor in numbers.items())
+
+
 # A config as mmcv 1.4 writes it; most of them contain the line with gpu_ids.
 DUMPED = """norm_cfg = dict(type='SyncBN', requires_grad=True)
 model = dict(

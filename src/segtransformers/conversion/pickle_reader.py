@@ -192,7 +192,7 @@ class PickleReader:
     def _integer(self, size: int) -> None:
         content = self._take(size)
         value: Any = int.from_bytes(content, "little", signed=True)
-        self._push(value if size <= _LONGEST_INTEGER else StandIn("a long integer"), _CONTAINER + size)
+        self._push(value if size <= _LONGEST_INTEGER else StandIn("long integer"), _CONTAINER + size)
 
     def _long(self, size: int) -> None:
         if size <= _LONGEST_INTEGER:
@@ -201,7 +201,7 @@ class PickleReader:
         if size < 0 or size > self.end - self.position:
             raise PickleError("it ends too early")
         self.position += size
-        self._push(StandIn("a long integer"), _CONTAINER)
+        self._push(StandIn("long integer"), _CONTAINER)
 
     def _text_number(self, convert: Callable[[str], Any]) -> None:
         text = self._line(100)
@@ -278,7 +278,7 @@ class PickleReader:
             return
         built = None if name is None else self._built(name, arguments)
         if built is None:
-            built = StandIn("the result of a call" if name is None else name, arguments)
+            built = StandIn("result of a call" if name is None else name, arguments)
         self._push(built, _CONTAINER)
 
     def _built(self, name: str, arguments: tuple[Any, ...]) -> Any:
@@ -331,7 +331,7 @@ class PickleReader:
                 self._push(storage, _ENTRY + _CONTAINER)
                 self.storages.setdefault(storage.key, storage)
             case _:  # the first formats save the source text of modules like this
-                self._push(StandIn("an object outside of the pickle"), _CONTAINER)
+                self._push(StandIn("object outside of the pickle"), _CONTAINER)
 
     def _instance(self) -> None:
         """Operation `i` of protocol 0."""
@@ -422,7 +422,7 @@ def _as_key(key: Any) -> Any:
         return key
     if type(key) is int and key.bit_length() < 64:
         return key
-    return StandIn(f"a key of type {type(key).__name__}")
+    return StandIn(f"key of type {type(key).__name__}")
 
 
 # old names of modules, of Python 2 and numpy 2

@@ -14,6 +14,7 @@ from .zip_directory import Member, ZipError, content_of, read_directory
 _ZIP = b"PK\x03\x04"
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of the format before torch 1.6
 _MOST_DIMENSIONS, _LARGEST = 16, 2**40
+_ALIGNMENT = 16  # bytes of the largest element
 # dtypes by the classes of their storages and by name; others are not read
 _STORAGES = {
     "DoubleStorage": torch.float64,
@@ -61,7 +62,7 @@ class PyTorchFile:
     _data: Any
     _places: dict[str, tuple[int, int]]  # first byte and number of bytes of each storage
     _swapped: bool = False
-    _storages: dict[tuple[str, torch.dtype], torch.Tensor] = field(default_factory=dict)
+    _storages: dict[tuple[str, int], torch.Tensor] = field(default_factory=dict)
 
     def tensor(self, name: str, stored: StoredTensor) -> torch.Tensor:
         """Return a tensor of the file. Tensors of one storage share its memory, which is the mapped file's.
@@ -86,32 +87,31 @@ class PyTorchFile:
         ):
             raise FileError(f"{name} has no valid shape")
         size = torch.empty((), dtype=dtype).element_size()
-        numbers = self._numbers(name, storage, dtype, size)
-        last = stored.offset + sum((side - 1) * step for side, step in zip(shape, stride, strict=True))
-        is_empty = 0 in shape
-        if max(0, stored.offset, *shape, *stride) > _LARGEST or (not is_empty and not 0 <= last < len(numbers)):
-            raise TensorSizeError(f"{name} is {shape} in a storage of {len(numbers)} numbers")
-        if is_empty:
-            return torch.empty(shape, dtype=dtype)
-        return numbers.as_strided(shape, stride, stored.offset)
-
-    def _numbers(self, name: str, storage: StoredNumbers, dtype: torch.dtype, size: int) -> torch.Tensor:
-        start, held = self._places.get(storage.key, (0, 0))
-        start += storage.start * size
         count = storage.count // size if storage.kind == _UNTYPED else storage.count
+        held = self._places.get(storage.key, (0, 0))[1]
         if (storage.start + count) * size > held:
             raise TensorSizeError(f"{name} needs {(storage.start + count) * size} bytes, but there are {held}")
-        if not count:
-            return torch.empty(0, dtype=dtype)
-        key = (f"{start} {count}", dtype)
-        if key not in self._storages:
-            content = torch.frombuffer(self._data, dtype=torch.uint8, count=count * size, offset=start)
-            if self._swapped:
-                content = content.view(-1, size // 2 if dtype.is_complex else size).flip(1).flatten()
-            elif start % size:
+        last = stored.offset + sum((side - 1) * step for side, step in zip(shape, stride, strict=True))
+        is_empty = 0 in shape
+        if max(0, stored.offset, *shape, *stride) > _LARGEST or (not is_empty and not 0 <= last < count):
+            raise TensorSizeError(f"{name} is {shape} in a storage of {count} numbers")
+        if is_empty:
+            return torch.empty(shape, dtype=dtype)
+        return self._numbers(storage.key, dtype, size).as_strided(shape, stride, storage.start + stored.offset)
+
+    def _numbers(self, key: str, dtype: torch.dtype, size: int) -> torch.Tensor:
+        """Return all numbers of a storage. A storage is copied at most once for each size of an element."""
+        start, held = self._places[key]
+        width = size // 2 if dtype.is_complex else size
+        if (key, width) not in self._storages:
+            content = torch.frombuffer(self._data, dtype=torch.uint8, count=held - held % width, offset=start)
+            if self._swapped and width > 1:
+                content = content.view(-1, width).flip(1).flatten()
+            elif start % _ALIGNMENT:
                 content = content.clone()
-            self._storages[key] = content.view(dtype)
-        return self._storages[key]
+            self._storages[key, width] = content
+        content = self._storages[key, width]
+        return content[: len(content) - len(content) % size].view(dtype)
 
 
 def read_file(data: Any) -> PyTorchFile:
