@@ -53,8 +53,8 @@ RULES = [
     Rule(r"levels\.(\d)\.downsample\.conv\.(.+)", r"downsamples.\1.conv.\2"),
     Rule(r"levels\.(\d)\.downsample\.norm\.1\.(.+)", r"downsamples.\1.norm.\2"),
 ]
-# fields that transformers writes into every config.json; the last four are of older versions, of remote code, and for
-# new weights
+# fields of a config.json that do not describe the network: those of every config, `torch_dtype` of older versions,
+# `auto_map` of remote code, and `initializer_range` for new weights
 _HUB_FIELDS = {*PreTrainedConfig().to_dict(), "model_type", "torch_dtype", "auto_map", "initializer_range"}
 _CLASSIFIER = r"(?:model\.)?"  # prefix in the Hub's layout
 CLASSIFIER_RULES = [
@@ -95,7 +95,7 @@ def read_config(settings: Settings) -> InternImageConfig:
         drop_path_rate=settings.take("drop_path_rate", 0.2),
         out_features=[f"stage{index + 1}" for index in stages],
     )
-    # both compute the same; DCNv4 rounds differently, and no published model uses it
+    # DCNv3_pytorch computes the same as DCNv3. DCNv4 rounds differently, and no published model uses it
     settings.expect("core_op", "DCNv3", "DCNv3_pytorch")
     settings.expect("use_dcn_v4_op", False)
     settings.expect("act_layer", "GELU")
@@ -110,7 +110,7 @@ def read_config(settings: Settings) -> InternImageConfig:
 
 
 def with_layer_scale(config: InternImageConfig, state_dict: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-    """Add the layer scale at its initial value to a classifier's tensors if the backbone has one and they do not.
+    """Add layer scales at their initial value to a classifier's tensors without any, if the backbone has layer scales.
 
     InternImage-T was pre-trained without layer scale. The original does the same when it loads such a file.
     """

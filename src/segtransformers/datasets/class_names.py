@@ -48,7 +48,7 @@ def read_classes(given: Any, where: str = "classes") -> Classes:
     pixels without a class.
 
     Args:
-        given: one of these.
+        given: the classes in one of these forms.
         where: name of `given` in error messages.
 
     Raises:

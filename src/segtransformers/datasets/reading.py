@@ -165,12 +165,13 @@ class LabelRule:
 
     Attributes:
         num_labels: number of classes, 1 to 255.
-        reduce_labels: whether value 0 means "no class" and all other values go down by one. Value 255 means "no class",
-            too: with 255 classes `label_map` must name the value of the last one.
-        label_map: class index, or 255, of values that are exceptions to this.
+        reduce_labels: whether value 0 means "no class" and all other values go down by one. Value 255 still means "no
+            class", so with 255 classes `label_map` must give the value of the last class.
+        label_map: class index, or 255, of values that are exceptions to these rules.
         label_map_only: whether all values but 255 must be in `label_map`.
         colours: class index, or 255, of each colour, for masks that hold colours.
-        strict_binary: whether masks of 0 and 255 are refused where they look like foreground and background.
+        strict_binary: whether to refuse masks that hold only 0 and 255, if the data have at most two classes or
+            `reduce_labels` is set. There, 255 probably is the foreground.
     """
 
     num_labels: int
@@ -294,7 +295,7 @@ class LabelRule:
             )
             raise DataError(
                 f"the mask {name} has {len(found)} colours that the palette lacks: {listed}. Add them to the palette, "
-                "or save masks without smoothing (not as JPEG, resized to the nearest neighbour)"
+                "or save masks without smoothing: not as JPEG, and resized by the nearest neighbour"
             )
         return labels[position]
 

@@ -27,9 +27,9 @@ def compare_with_published(
         complete: whether all images of the split were evaluated.
 
     Returns:
-        None if neither names a config. Otherwise a dict with `config` and `dataset`, and either `reason`, why the
-        figures cannot be compared, or `published`, `measured` and `difference` in percentage points, and `note`, a
-        remark of the authors or of this package, or None.
+        None if neither `source_config` nor the model names a published config. Otherwise a dict with `config` and
+        `dataset`, and either `reason`, why the figures cannot be compared, or `published`, `measured` and `difference`
+        in percentage points, and `note`, a remark of the authors or of this package, or None.
 
     Raises:
         ValueError: if no published config has that name.

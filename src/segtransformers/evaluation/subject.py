@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # fields of a config that change without any change of the model
 VOLATILE_FIELDS = ("_name_or_path", "transformers_version", "dtype", "custom_pipelines", "auto_map")
-# settings of an image processor that decide over the network's input
+# settings of an image processor that determine the network's input
 PROCESSOR_FIELDS = (
     "do_resize",
     "size",

@@ -29,8 +29,8 @@ from ..operators import compiled_operators
 FORMATS = (".onnx", ".pt2")
 INPUT, OUTPUT = "pixel_values", "logits"
 METADATA = "segmentation.json"  # name of the description in the file
-OLDEST_OPSET = 18  # the exporter of PyTorch writes none below it
-TOLERANCE = 1e-4  # largest difference between the file and the model, as a share of the largest logit
+OLDEST_OPSET = 18  # PyTorch's exporter writes no older version
+TOLERANCE = 1e-4  # largest difference between logits of the file and of the model, as a share of the largest logit
 CHECKED_BATCH_SIZES = (1, 3)  # for files with a dynamic batch
 # torch.export and its ONNX exporter change state of the whole process: one export at a time
 _EXPORTING = threading.Lock()
@@ -227,7 +227,7 @@ class _WriteErrorsKept(io.BufferedIOBase):
     """A file for PyTorch's archive writer, which aborts the process if a write raises an error.
 
     Attributes:
-        error: the first error. Everything after it is dropped.
+        error: the first error. What is written after it is dropped.
     """
 
     def __init__(self, file: BinaryIO):

@@ -50,7 +50,7 @@ def image_scores(
 ) -> torch.Tensor:
     """Predict class probabilities at the size of an image: the mean over its views of the softmax over classes.
 
-    Args, errors: as of [`segment_image`].
+    Arguments and errors are those of [`segment_image`].
 
     Returns:
         `(num_labels, height, width)`, float32 (float64 for a float64 model), on the model's device.
@@ -74,7 +74,7 @@ def segment_views(
     with several views the scores of all classes, so batches are for images of usual sizes.
 
     Args:
-        model, errors: as of [`segment_image`].
+        model: as for [`segment_image`], whose errors this function also raises.
         views: the [`image_views`] of each image, all with `protocol`.
         sizes: (height, width) of each image.
         protocol: the inference options. None is the single-scale protocol of the checkpoint.

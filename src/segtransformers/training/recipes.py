@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import functools
 import json
+import math
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -29,13 +30,12 @@ KNOWN_ISSUES = {
     "lacks the prefix of the real names",
     "mask_predictor_at_lowest_rate": "the classifier, mask embedding, queries and level embedding of Mask2Former learn "
     "as slowly as the patch embedding, although they are new",
-    "first_keyword_alone": "only the longest of several keywords in a name counts: biases of the heads learn at the "
-    "rate of the backbone, and norms of the heads are decayed",
+    "first_keyword_alone": "of several keywords in a name only the first counts, which is the longest: biases of the "
+    "heads learn at the rate of the backbone, and norms of the heads are decayed",
     "last_stage_norm_with_first_block": "the norm after the last stage learns at the rate of that stage's first block",
     "post_norms_with_wrong_blocks": "the k-th norm between the blocks of stage 3 learns at the rate of block k instead "
     "of the block before it",
 }
-MAX_WARMUP_SHARE = 10  # the warm-up of a shortened recipe takes at most one step in this many
 _Part = TypeVar("_Part")
 
 
@@ -106,9 +106,9 @@ class AugmentationSettings:
     """The augmentation of an image and its label map: see [`TrainingAugmentation`].
 
     Attributes:
-        shortest_edge, longest_edge: largest lengths in pixels of an image's sides after the resize, which keeps the
-            aspect ratio, before the random factor.
-        ratio_range: (lowest, highest) random factor on both lengths.
+        shortest_edge, longest_edge: limits in pixels on the sides of an image. The image is resized to the largest size
+            of its aspect ratio within them, times the random factor.
+        ratio_range: (lowest, highest) random factor.
         crop_size: (height, width) in pixels.
         cat_max_ratio: a crop in which one class covers at least this share is drawn again, up to ten times; 1 accepts
             every crop.
@@ -295,7 +295,7 @@ class Recipe:
 
     def with_steps(self, steps: int) -> "Recipe":
         """Return the recipe for another number of steps. The warm-up keeps its length, up to a tenth of the steps."""
-        warmup = min(self.schedule.warmup_steps, steps // MAX_WARMUP_SHARE)
+        warmup = min(self.schedule.warmup_steps, steps // 10)
         return dataclasses.replace(self, schedule=dataclasses.replace(self.schedule, steps=steps, warmup_steps=warmup))
 
     def image_processor(self) -> "SegmentationImageProcessor":
@@ -380,7 +380,7 @@ def _number(value: Any) -> float | None:
         number = float(value)
     except ValueError:
         return None
-    return number if number - number == 0 else None  # neither infinite nor NaN
+    return number if math.isfinite(number) else None
 
 
 def _check_whole(settings: Any, where: str, **lowest: int) -> None:

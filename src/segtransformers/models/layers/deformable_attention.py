@@ -40,7 +40,7 @@ class SamplingGeometry:
     ) -> "SamplingGeometry":
         """Place queries at the pixel centers of `query_grids`; values come from `value_grids`.
 
-        The centers are float32 in every mode, because the original computes them so.
+        The centers are float32 in models of every precision, because the original computes them so.
         """
         points = []
         for height, width in query_grids:
@@ -77,7 +77,9 @@ class DeformableAttention(nn.Module):
 
     Args:
         hidden_size: channels of queries, values and output.
-        num_heads, num_levels, num_points: the number of points is per head and level.
+        num_heads: heads.
+        num_levels: feature maps that are sampled.
+        num_points: sampling points of each head on each level.
         value_ratio: width of the projected values over `hidden_size`.
     """
 
@@ -110,8 +112,11 @@ class DeformableAttention(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Initialize as Deformable DETR: point p of head m looks p + 1 pixels into direction m of a ring, with equal
-        attention weights."""
+        """Initialize as Deformable DETR does.
+
+        Sampling point p of head m lies p + 1 pixels from the query, in direction m of a ring. All points have the same
+        attention weight.
+        """
         angles = torch.arange(self.num_heads, dtype=torch.float32) * (2 * math.pi / self.num_heads)
         directions = torch.stack([angles.cos(), angles.sin()], dim=-1)
         directions = directions / directions.abs().amax(dim=-1, keepdim=True)

@@ -26,12 +26,12 @@ class BiasMemory(threading.local):
 
 
 class SharedRelativePositionBias(nn.Module):
-    """[`RelativePositionBias`] that writes into the memory of the block before.
+    """[`RelativePositionBias`] that reuses the memory of the previous block.
 
     Args:
         position_bias: the layer to replace.
         memory: shared by the blocks of a trunk.
-        is_last: whether this is the last block, which gives the memory up.
+        is_last: whether this is the last block, after which the memory is freed.
     """
 
     def __init__(self, position_bias: RelativePositionBias, memory: BiasMemory, is_last: bool):

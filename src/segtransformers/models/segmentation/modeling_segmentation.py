@@ -118,8 +118,9 @@ class BackboneForSemanticSegmentation(SegmentationPreTrainedModel):
         sliding_window: SlidingWindow | bool | None = None,
     ) -> SemanticSegmenterOutput:
         """
-        In evaluation mode, images larger than the sliding window are run in windows and have no hidden states; the loss
-        is then that of the merged logits, without the auxiliary head.
+        In evaluation mode, images larger than the sliding window are run in windows. They have no hidden states, and
+        their loss is that of the merged logits. With a sliding window, the loss of evaluation mode never includes the
+        auxiliary head, so that images of all sizes have the same kind of loss.
 
         Args:
             pixel_values: `(B, C, H, W)`, normalized.

@@ -67,6 +67,7 @@ class SegmenterViTBackbone(TrunkBackbone):
             `(B, C, ceil(H / stride), ceil(W / stride))`.
 
         Raises:
+            TypeError: for an unknown keyword argument.
             ValueError: if `pixel_values` is no batch of images with `num_channels` channels.
 
         Example, with a folder written by `convert_segmenter.py`:
@@ -105,7 +106,9 @@ class SegmenterViTBackbone(TrunkBackbone):
 
 
 class SegmenterMaskTransformer(nn.Module):
-    """Blocks over patch tokens and one token for each class. The logits are the normalized products of the two.
+    """Transformer blocks over patch tokens and one token for each class.
+
+    The logits are the cosines between patches and classes, normalized over the classes of each patch.
 
     Args:
         in_channels: channels of the feature map.
@@ -143,7 +146,7 @@ class SegmenterMaskTransformer(nn.Module):
         self.mask_norm = nn.LayerNorm(config.num_labels, eps=eps)
 
     def forward(self, feature_maps: Sequence[torch.Tensor]) -> torch.Tensor:
-        """From the last feature map `(B, C, h, w)` to logits `(B, num_labels, h, w)`."""
+        """Map the last feature map `(B, C, h, w)` to logits `(B, num_labels, h, w)`."""
         feature_map = feature_maps[-1]
         grid = grid_of(feature_map)
         patches = self.input_proj(feature_map.flatten(2).transpose(1, 2))
@@ -166,7 +169,7 @@ class SegmenterLinearDecoder(nn.Module):
         self.classifier = nn.Conv2d(in_channels, config.num_labels, kernel_size=1)
 
     def forward(self, feature_maps: Sequence[torch.Tensor]) -> torch.Tensor:
-        """From the last feature map `(B, C, h, w)` to logits `(B, num_labels, h, w)`."""
+        """Map the last feature map `(B, C, h, w)` to logits `(B, num_labels, h, w)`."""
         return self.classifier(self.dropout(feature_maps[-1]))
 
 

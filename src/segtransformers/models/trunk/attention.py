@@ -1,7 +1,7 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """Self-attention of a trunk where timm's own does not fit.
 
-Each class takes over the layers of timm's attention under their names, and calls each layer's own `forward`.
+Each class takes over the layers of timm's attention under the same names, and calls each layer's own `forward`.
 
 Sources: the windows follow `segmentation/mmseg_custom/models/backbones/base/{vit,uniperceiver}.py` of
 czczup/ViT-Adapter; BEiT (https://arxiv.org/abs/2106.08254); EVA-02 (https://arxiv.org/abs/2303.11331).
@@ -21,14 +21,14 @@ from ..layers.token_grid import Grid
 class WindowAttention(nn.Module):
     """Attention among the tokens of each window of `window x window` tokens.
 
-    The token grid is padded with zeros at the right and the bottom to full windows, and padded keys take part in the
-    softmax: ViT-Adapter pads queries, keys and values, so padded keys are exactly zero; its Uni-Perceiver pads the
-    tokens before the projection, so they equal the projection's bias.
+    The token grid is padded with zeros at the right and the bottom to full windows. Padded keys take part in the
+    softmax. ViT-Adapter pads queries, keys and values, so that padded keys are zero. With Uni-Perceiver it pads the
+    tokens before the projection, so that padded keys equal the projection's bias.
 
     Args:
         attention: timm's attention, whose layers are taken over.
         window: side of a window in tokens.
-        pad_before_projection: pads as Uni-Perceiver.
+        pad_before_projection: whether to pad the tokens, as with Uni-Perceiver, not queries, keys and values.
     """
 
     def __init__(self, attention: PlainAttention, window: int, pad_before_projection: bool):
@@ -41,7 +41,7 @@ class WindowAttention(nn.Module):
         self.proj = attention.proj
 
     def forward(self, tokens: torch.Tensor, grid: Grid) -> torch.Tensor:
-        """Attend in the windows of a grid `(h, w)`: from `(B, h * w, C)` to the same."""
+        """Map `(B, h * w, C)` on a grid `(h, w)` to the same shape."""
         (height, width), window = grid, self.window
         rows, columns = (height + window - 1) // window, (width + window - 1) // window
         padding = (0, 0, 0, columns * window - width, 0, rows * window - height)
@@ -65,7 +65,7 @@ class WindowAttention(nn.Module):
 class BeitTrunkAttention(nn.Module):
     """BEiT's attention: biases on queries and values, none on keys, and a bias on the attention logits.
 
-    timm's own adds the biases in place to the output of `qkv`, or reads its weight without calling it.
+    timm's class adds the biases in place to the output of `qkv`, or reads the weight of `qkv` and does not call it.
 
     Args:
         attention: timm's attention, whose layers and biases are taken over.
@@ -78,10 +78,10 @@ class BeitTrunkAttention(nn.Module):
         self.qkv, self.proj = attention.qkv, attention.proj
 
     def forward(self, tokens: torch.Tensor, logit_bias: torch.Tensor | None = None) -> torch.Tensor:
-        """From `(B, N, C)` to the same.
+        """Map `(B, N, C)` to the same shape.
 
         Args:
-            logit_bias: `(1, heads, N, N)`, queries first.
+            logit_bias: `(1, heads, N, N)`; the queries come before the keys.
         """
         query, key, value = _query_key_value(self, tokens)
         if torch.compiler.is_exporting():
@@ -96,7 +96,7 @@ class BeitTrunkAttention(nn.Module):
 class EvaTrunkAttention(nn.Module):
     """EVA-02's attention: biases on queries and values, none on keys, and rotated queries and keys.
 
-    It replaces timm's where that, as in BEiT, adds the biases in place or reads the weight of `qkv`.
+    It replaces timm's class where that class has the fault that [`BeitTrunkAttention`] names.
 
     Args:
         attention: timm's attention with one fused projection, whose layers and biases are taken over.
@@ -114,7 +114,7 @@ class EvaTrunkAttention(nn.Module):
         self.proj = attention.proj
 
     def forward(self, tokens: torch.Tensor, rope: torch.Tensor | None = None) -> torch.Tensor:
-        """From `(B, N, C)` to the same.
+        """Map `(B, N, C)` to the same shape.
 
         Args:
             rope: sines and cosines of timm's rotary embedding for the patch tokens.

@@ -20,7 +20,7 @@ class TrunkBackbone(FromTrunkMixin, BackboneMixin, SegmentationModelMixin, PreTr
     """A backbone with a plain ViT as `self.trunk`. Subclasses add the rest and call `post_init`.
 
     Args:
-        config: a [`TrunkConfig`] that is a backbone's config.
+        config: of the backbone, a subclass of [`TrunkConfig`].
     """
 
     config: TrunkConfig
