@@ -5,6 +5,7 @@ The libraries that download repositories ask several times and wait in between, 
 cannot be reached.
 """
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +21,7 @@ def check_hub_name(name: str, kind: Kind, cache_dir: str | Path | None = None) -
     """Check that a repository exists on the Hub or in the local cache.
 
     Args:
-        name: `owner/name`.
+        name: `owner/name`, which is no folder here.
         kind: of the repository.
         cache_dir: folder of the local cache; None takes the Hub's default.
 
@@ -34,9 +35,9 @@ def check_hub_name(name: str, kind: Kind, cache_dir: str | Path | None = None) -
     try:
         validate_repo_id(name)
     except HFValidationError:
-        raise LookupError(f"there is no such folder, and it is no name on the Hub, such as owner/{kind}") from None
-    if name.count("/") != 1:
-        raise LookupError(f"there is no such folder, and a {kind} on the Hub has a name such as owner/{kind}")
+        raise LookupError(f"it is no name on the Hub, such as owner/{kind}") from None
+    if kind == "model" and "/" not in name:  # some data sets have no owner
+        raise LookupError("a model on the Hub has a name such as owner/model")
     if constants.HF_HUB_OFFLINE:
         return _only_cached(name, kind, cache_dir, "the Hub is not asked, because HF_HUB_OFFLINE is set")
     api = HfApi()
@@ -46,8 +47,7 @@ def check_hub_name(name: str, kind: Kind, cache_dir: str | Path | None = None) -
         if is_cached(name, kind, cache_dir):
             return True
         raise LookupError(
-            f"there is no such folder, and the Hub has no {kind} of that name, or one that is private and not yours "
-            "(hf auth login)"
+            f"the Hub has no {kind} of that name, or one that is private and not yours (hf auth login)"
         ) from None
     except HfHubHTTPError:  # such as a server that is busy: the download may succeed
         return True
@@ -58,11 +58,14 @@ def check_hub_name(name: str, kind: Kind, cache_dir: str | Path | None = None) -
 
 def is_cached(name: str, kind: Kind, cache_dir: str | Path | None = None) -> bool:
     """Return whether the local cache has files of a repository."""
-    folder = Path(cache_dir or constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}" / "snapshots"
-    return folder.is_dir() and any(folder.iterdir())
+    folders = [Path(cache_dir or constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}" / "snapshots"]
+    if kind == "dataset":  # `datasets` has a cache of its own
+        own = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets")
+        folders.append(own / name.replace("/", "___"))
+    return any(folder.is_dir() and any(folder.iterdir()) for folder in folders)
 
 
 def _only_cached(name: str, kind: Kind, cache_dir: str | Path | None, reason: str) -> bool:
     if is_cached(name, kind, cache_dir):
         return False
-    raise LookupError(f"there is no such folder, {reason}, and the {kind} is not in the local cache")
+    raise LookupError(f"{reason}, and the {kind} is not in the local cache")

@@ -98,8 +98,10 @@ def check_model_name(name: str) -> dict[str, Any]:
                 check_folder_readable(folder)
             return options
         options["local_files_only"] = not check_hub_name(name, "model")
-    except (OSError, LookupError) as error:
-        raise UserError(f"cannot load the model {name}: {error}") from None
+    except LookupError as error:
+        raise UserError(f"cannot load the model {name}: there is no such folder; {error}") from None
+    except OSError as error:
+        raise UserError(f"cannot load the model {name}: {describe(error)}") from None
     return options
 
 

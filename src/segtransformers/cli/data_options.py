@@ -75,6 +75,7 @@ def load_data(
     from transformers.utils import logging
 
     from ..datasets import load_segmentation_dataset
+    from ..hub_names import check_hub_name
 
     if classes is not None and not classes.isdigit() and not Path(classes).is_file():
         raise UserError(f"--classes {classes}: expected an existing file or a number")
@@ -84,6 +85,11 @@ def load_data(
         if not image_column or not mask_column or "," in mask_column:
             raise UserError(f"--columns {columns}: expected two names, such as image,annotation")
     logging.disable_progress_bar()
+    try:
+        if not Path(source).exists() and source.count("/") < 2:  # of a longer path the loader knows more
+            check_hub_name(source, "dataset")
+    except LookupError as error:
+        raise UserError(f"cannot load the data set {source}: there is no such folder; {error}") from None
     return load_segmentation_dataset(
         source,
         split,

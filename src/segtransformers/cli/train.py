@@ -4,7 +4,6 @@
 import argparse
 import contextlib
 import difflib
-import json
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,8 @@ import typer
 
 from ..escaping import one_line
 from ..packaged import known_model
-from .common import check_folder, sides, why_not_loaded
+from .checkpoints import has_checkpoints, last_checkpoint, remove_incomplete, save_model, write_failure
+from .common import check_folder, check_model_name, sides, why_not_loaded
 from .data_options import (
     ClassesOption,
     ColumnsOption,
@@ -101,8 +101,8 @@ def train(
 
     All options of transformers' TrainingArguments may follow and take precedence over the recipe, such as --max_steps
     2000 --per_device_train_batch_size 4 --bf16 --report_to tensorboard. Batch size per device and gradient accumulation
-    are chosen to give the recipe's batch size on the processes that torchrun or accelerate launch started. Ctrl-C saves
-    a checkpoint before the command ends.
+    are chosen to give the recipe's batch size on the processes that torchrun or accelerate launch started. Ctrl-C and
+    SIGTERM save a checkpoint before the command ends.
 
     The output folder gets the model and its image processor, results.json with the IoU of each class, and recipe.json.
     """
@@ -160,7 +160,7 @@ def _run(
 
     from .. import SegMask2FormerForSemanticSegmentation, training
     from ..hub.publishing import check_destination
-    from ..training.starting_points import starting_model
+    from ..training.starting_points import is_timm_trunk, starting_model
 
     logging.disable_progress_bar()
     if len(parts) == 1:
@@ -170,6 +170,8 @@ def _run(
     if arguments.push_to_hub and arguments.hub_token is None and is_main:
         check_destination(arguments.hub_model_id or output.resolve().name)
     set_seed(arguments.seed)
+    if model is not None and not is_timm_trunk(model):
+        check_model_name(model)
     try:
         network, processor = starting_model(
             model, recipe, parts[0].id2label, parts[0].palette, crop_size=crop_size, trunk_weights=trunk_weights
@@ -204,7 +206,7 @@ def _run(
         raise UserError(_last_line(error)) from None
     if is_main:
         typer.echo(_summary(network, recipe, parts, batch, arguments))
-    checkpoint = _last_checkpoint(output, network) if resume else arguments.resume_from_checkpoint
+    checkpoint = last_checkpoint(output, network) if resume else arguments.resume_from_checkpoint
     try:
         with _whole_lines(not arguments.disable_tqdm and is_main):
             trainer.train(resume_from_checkpoint=checkpoint)
@@ -229,11 +231,25 @@ def _run(
                 "--optim and --recipe as before"
             ) from None
         raise
+    except Exception as error:
+        reason = write_failure(error)
+        if reason is None:
+            raise
+        if is_main:
+            remove_incomplete(output)
+        kept = "; --resume continues from the last checkpoint" if has_checkpoints(output) else ""
+        raise UserError(f"cannot write to {output}: {reason}{kept}") from None
     if lora_rank is not None:
         training.merge_lora(network)
-    if is_main:
-        write_results(recipe.to_dict(), output / "recipe.json")
-    trainer.save_model()
+    try:
+        if is_main:
+            write_results(recipe.to_dict(), output / "recipe.json")
+        save_model(trainer, output)
+    except Exception as error:
+        reason = write_failure(error)
+        if reason is None:
+            raise
+        raise UserError(f"cannot write to {output}: {reason}; --resume saves the model again") from None
     if len(parts) > 1:
         _measure(output, processor, parts[1], arguments)
     elif is_main:
@@ -249,7 +265,8 @@ def _measure(output: Path, processor: Any, data: "SegmentationDataset", argument
 
     if arguments.world_size > 1:
         torch.distributed.barrier()  # the main process writes the model
-    saved = AutoModelForSemanticSegmentation.from_pretrained(output, dtype=torch.float32).to(arguments.device).eval()
+    saved = AutoModelForSemanticSegmentation.from_pretrained(output, dtype=torch.float32, trust_remote_code=False)
+    saved = saved.to(arguments.device).eval()
     results = evaluate_segmentation(saved, processor, data, num_workers=arguments.dataloader_num_workers, optimize=True)
     if arguments.process_index == 0:
         write_results(results, output / "results.json")
@@ -311,30 +328,13 @@ def _recipe(name: str) -> "Recipe":
 def _check_output(output: Path, resume: bool) -> None:
     """Raise UserError for an output folder that cannot be used, before the run starts."""
     check_folder(output, f"--output {output}")
-    if not resume and any(output.glob("checkpoint-*")) and int(os.environ.get("RANK", "0")) == 0:
+    if int(os.environ.get("RANK", "0")) != 0:
+        return
+    remove_incomplete(output)  # of a run that was killed
+    if not resume and has_checkpoints(output):
         raise UserError(
             f"{output} holds checkpoints of another run: continue it with --resume, or choose another folder"
         )
-
-
-def _last_checkpoint(output: Path, network: Any) -> str | None:
-    """Return the newest complete checkpoint of this model, or None to start from the beginning."""
-    steps = (path.name.removeprefix("checkpoint-") for path in output.glob("checkpoint-*"))
-    for step in sorted(map(int, filter(str.isdecimal, steps)), reverse=True):
-        path = output / f"checkpoint-{step}"
-        try:
-            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))  # written last
-            saved = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        own = json.loads(network.config.to_json_string())
-        if any(saved.get(name) != own.get(name) for name in ("model_type", "id2label")):
-            raise UserError(
-                f"{path} has another model or other classes: --resume needs the same --data, --model and --recipe as "
-                "before; or choose another folder"
-            )
-        return str(path)
-    return None
 
 
 def _check_samples(parts: "list[SegmentationDataset]") -> None:

@@ -109,7 +109,7 @@ def _pair(name: str, value: Any) -> tuple[int, int]:
         pair = ()
     if len(pair) != 2 or not 1 <= min(pair) <= max(pair) <= LARGEST_SIDE:
         raise ValueError(
-            f"{name} must be two whole numbers of pixels (vertical, horizontal) at least 1 and at most "
+            f"{name} must be two whole numbers of pixels (vertical, horizontal), at least 1 and at most "
             f"{LARGEST_SIDE}, got {short_repr(value)}"
         )
     return pair[0], pair[1]

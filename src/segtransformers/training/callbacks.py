@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Callbacks of a training run: the epoch of the dataset, Ctrl-C, and images of predictions."""
+"""Callbacks of a training run: the epoch of the dataset, Ctrl-C and SIGTERM, and images of predictions."""
 
 import contextlib
 import importlib
@@ -38,14 +38,14 @@ class EpochCallback(TrainerCallback):
 
 
 class InterruptCallback(TrainerCallback):
-    """Finish the step and save a checkpoint at Ctrl-C; a second Ctrl-C stops at once.
+    """Finish the step and save a checkpoint at Ctrl-C or SIGTERM; a second one stops at once.
 
     All processes stop after the same step. Each starts an asynchronous exchange of its flag after every step, in a
     group of its own on the CPU, and reads the result one step later, so that no step waits for the exchange.
 
     Attributes:
-        requested: whether Ctrl-C was pressed in this process.
-        stopped: whether the last training ended at Ctrl-C.
+        requested: whether Ctrl-C was pressed, or SIGTERM sent, in this process.
+        stopped: whether the last training ended for this reason.
     """
 
     def __init__(self) -> None:
@@ -55,23 +55,29 @@ class InterruptCallback(TrainerCallback):
 
     @contextlib.contextmanager
     def catching(self) -> Iterator[None]:
-        """Make the first Ctrl-C set `requested` inside this context."""
+        """Make the first Ctrl-C or SIGTERM set `requested` inside this context."""
         self.requested = self.stopped = False
         if threading.current_thread() is not threading.main_thread():  # Python sets handlers in the main thread only
             yield
             return
-        before = signal.getsignal(signal.SIGINT)
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def restore() -> None:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
         def request(number: int, frame: Any) -> None:
             self.requested = True
-            signal.signal(signal.SIGINT, before)
-            logger.warning("Ctrl-C: the run stops after this step and saves a checkpoint. Press again to stop at once.")
+            restore()
+            name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+            logger.warning(f"{name}: the run stops after this step and saves a checkpoint. A second one stops at once.")
 
-        signal.signal(signal.SIGINT, request)
+        for number in before:
+            signal.signal(number, request)
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, before)
+            restore()
             if self._pending is not None:
                 self._pending[1].wait()
                 self._pending = None

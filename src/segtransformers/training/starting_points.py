@@ -30,6 +30,8 @@ from .recipes import Recipe
 
 logger = logging.get_logger(__name__)
 
+NO_REMOTE_CODE: dict[str, Any] = {"trust_remote_code": False}  # code that comes with a model is never run
+
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 
 
@@ -69,7 +71,7 @@ def starting_model(
             raise ValueError(f"the recipe {recipe.name!r} does not describe a model: choose a model to start from")
         config = _whole_config(own, own.backbone_config, recipe, classes, crop_size)
         model, processor = AutoModelForSemanticSegmentation.from_config(config), _processor(recipe, crop_size)
-    elif _is_timm_trunk(name):
+    elif is_timm_trunk(name):
         backbone = ViTAdapterBackbone.from_trunk(
             name,
             pretrained=trunk_weights is None,
@@ -83,15 +85,18 @@ def starting_model(
         normalization = trunk_normalization(name) if trunk_weights is None else {}
         processor = _processor(recipe, crop_size, **normalization)
     else:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, **NO_REMOTE_CODE)
         _set_drop_path(config, recipe.drop_path_rate)
         if type(config) in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING:
-            model, processor = _with_classes(name, config, classes), AutoImageProcessor.from_pretrained(name)
+            model, processor = (
+                _with_classes(name, config, classes),
+                AutoImageProcessor.from_pretrained(name, **NO_REMOTE_CODE),
+            )
         else:
             config = _whole_config(own, config, recipe, classes, crop_size)
             model_class: Any = MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING[type(config)]
             with _without_load_report():
-                model = model_class.from_pretrained(name, config=config, dtype=torch.float32)
+                model = model_class.from_pretrained(name, config=config, dtype=torch.float32, **NO_REMOTE_CODE)
             logger.warning(f"{name} is a backbone: its head starts at random")
             processor = _processor(recipe, crop_size)
     if trunk_weights is not None:
@@ -100,7 +105,8 @@ def starting_model(
     return model.train(), processor
 
 
-def _is_timm_trunk(name: str) -> bool:
+def is_timm_trunk(name: str) -> bool:
+    """Return whether a name is a trunk of timm, and no folder."""
     return not Path(name).exists() and timm.is_model(name.partition(".")[0])
 
 
@@ -160,11 +166,13 @@ def _with_classes(name: str, config: Any, classes: dict[str, Any]) -> PreTrained
     before = [str(config.id2label[index]) for index in sorted(config.id2label)]
     wanted = [classes["id2label"][index] for index in sorted(classes["id2label"])]
     if before == wanted:
-        return AutoModelForSemanticSegmentation.from_pretrained(name, config=config, dtype=torch.float32)
+        return AutoModelForSemanticSegmentation.from_pretrained(
+            name, config=config, dtype=torch.float32, **NO_REMOTE_CODE
+        )
     config = type(config).from_dict({**config.to_dict(), **classes})
     with _without_load_report():
         model = AutoModelForSemanticSegmentation.from_pretrained(
-            name, config=config, dtype=torch.float32, ignore_mismatched_sizes=True
+            name, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, **NO_REMOTE_CODE
         )
     new = class_parameters(config)
     if len(before) == len(wanted):  # the old classifier was loaded, because its shape fits
@@ -199,4 +207,4 @@ def class_parameters(config: Any) -> list[str]:
     return [name for name, shape in shapes[0].items() if shapes[1][name] != shape]
 
 
-__all__ = ["class_parameters", "starting_model"]
+__all__ = ["class_parameters", "is_timm_trunk", "starting_model"]

@@ -47,7 +47,7 @@ class SegmentationTrainer(Trainer):
       class. With your own `compute_metrics`, evaluation is that of `Trainer`.
     - The mean of Mask2Former's loss over all masks of an optimizer step. `Trainer` alone averages the means of the
       accumulated batches, which depend on how the images are divided among them.
-    - Ctrl-C finishes the step, saves a checkpoint and raises `KeyboardInterrupt`. A second Ctrl-C stops at once.
+    - Ctrl-C and SIGTERM finish the step, save a checkpoint and raise `KeyboardInterrupt`. A second one stops at once.
     - Any other error during training saves a checkpoint of the last step before it is raised, except with FSDP and
       DeepSpeed. An error in an evaluation names the samples of the batch.
     - An infinite or NaN loss raises `FloatingPointError` with the names of the batch's samples.

@@ -8,6 +8,7 @@ from typing import Any
 import timm
 import torch
 
+from ...hub_names import check_hub_name
 from ..layers.token_grid import Grid
 from .architectures import describe_trunk
 from .configuration_trunk import TrunkConfig
@@ -37,12 +38,14 @@ class FromTrunkMixin:
 
         Raises:
             ValueError: if timm has no such trunk or no such weights, or if `fields` change its shape.
+            OSError: if the weights are not cached and cannot be downloaded.
         """
         config = cls.config_class(trunk=trunk.partition(".")[0], **fields)
         if pretrained or "." in trunk:
             _check_weights(trunk)
         model = cls(config)
         if pretrained:
+            _check_available(trunk, cache_dir)
             source = timm.create_model(trunk, pretrained=True, num_classes=0, cache_dir=cache_dir)
             load_trunk_weights(model.trunk, config, source.state_dict(), _grid_of(source), f"timm's weights {trunk!r}")
         return model.eval()
@@ -58,6 +61,25 @@ def _check_weights(name: str) -> None:
             f"timm {timm.__version__} has no pre-trained weights {name!r}; "
             + (f"known are {', '.join(tagged)}" if tagged else "pass pretrained=False to start at random")
         )
+
+
+def _check_available(name: str, cache_dir: str | None) -> None:
+    """Refuse weights that are not cached and cannot be downloaded, before timm tries for a minute.
+
+    Raises:
+        OSError: naming the trunk and what to do.
+    """
+    repository = timm.get_pretrained_cfg(name).hf_hub_id
+    if not repository:
+        return
+    try:
+        check_hub_name(repository, "model", cache_dir)
+    except LookupError as error:
+        raise OSError(
+            f"timm's weights of the trunk {name!r} ({repository} on the Hub) cannot be loaded: {error}. Connect to the "
+            "network, pass the cache_dir of an earlier download, or pass pretrained=False to start at random (on the "
+            "command line, --trunk-weights takes a file)"
+        ) from None
 
 
 def trunk_normalization(name: str) -> dict[str, list[float]]:

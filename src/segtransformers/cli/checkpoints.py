@@ -1,0 +1,94 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""Checkpoints and models that `segtransformers train` writes: complete ones, and what a failure or a kill left."""
+
+import errno
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ..files import remove_leftovers, staging_folder
+from .errors import UserError, describe
+
+STATE = "trainer_state.json"  # of a checkpoint, written last
+# endings of the files in a checkpoint; a folder with others is not deleted
+SUFFIXES = (".json", ".py", ".bin", ".pt", ".pth", ".safetensors", ".txt", ".tmp", "")
+
+
+def last_checkpoint(output: Path, network: Any) -> str | None:
+    """Return the newest complete checkpoint of this model, or None to start from the beginning.
+
+    Raises:
+        UserError: if it is of another model.
+    """
+    for path in sorted(_checkpoints(output), key=_step, reverse=True):
+        try:
+            json.loads((path / STATE).read_text(encoding="utf-8"))
+            saved = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        own = json.loads(network.config.to_json_string())
+        if any(saved.get(name) != own.get(name) for name in ("model_type", "id2label")):
+            raise UserError(
+                f"{path} has another model or other classes: --resume needs the same --data, --model and --recipe as "
+                "before; or choose another folder"
+            )
+        return str(path)
+    return None
+
+
+def remove_incomplete(output: Path) -> None:
+    """Delete checkpoints that were not written to their end, and temporary folders, in the folder of a run."""
+    remove_leftovers(output)
+    for path in _checkpoints(output):
+        if not _is_complete(path) and all(file.is_file() and file.suffix in SUFFIXES for file in path.iterdir()):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def has_checkpoints(output: Path) -> bool:
+    """Return whether the folder of a run holds a checkpoint."""
+    return bool(_checkpoints(output))
+
+
+def save_model(trainer: Any, output: Path) -> None:
+    """Save the model of a trainer in `output`. Its files appear there when all of them are complete."""
+    arguments = trainer.args
+    if not arguments.should_save or arguments.push_to_hub:  # a push takes the files of the output folder
+        trainer.save_model()
+        return
+    with staging_folder(output / "model") as folder:
+        trainer.save_model(str(folder))
+        for file in sorted(folder.iterdir(), key=lambda file: file.name == "config.json"):  # the config last
+            file.replace(output / file.name)
+
+
+def write_failure(error: BaseException) -> str | None:
+    """Return the reason why a file could not be written, or None if this is another error.
+
+    PyTorch and safetensors report a full disk with errors of their own.
+    """
+    text = str(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EIO):
+        return describe(error)
+    if type(error).__name__ == "SafetensorError" and "I/O error" in text:
+        return text.partition("I/O error: ")[2].partition(" (os error")[0]
+    if isinstance(error, RuntimeError) and ("inline_container" in text or "PytorchStreamWriter" in text):
+        return "the disk is full, or the file cannot be written"
+    return None
+
+
+def _checkpoints(output: Path) -> list[Path]:
+    return [path for path in output.glob("checkpoint-*") if path.is_dir() and _step(path) >= 0]
+
+
+def _step(path: Path) -> int:
+    number = path.name.removeprefix("checkpoint-")
+    return int(number) if number.isdecimal() else -1
+
+
+def _is_complete(path: Path) -> bool:
+    try:
+        json.loads((path / STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
