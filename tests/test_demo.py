@@ -288,7 +288,7 @@ def test_a_visitor_cannot_fill_the_memory(demo, options, message, tmp_path):
     image = tmp_path / "large.png"
     Image.new("RGB", (1024, 688)).save(image)
     (name,) = demo.models
-    network, processor = demo.load(name)
+    _, processor = demo.load(name)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(processor, "do_resize", False)
         patch.setattr(demo_module, "segment_image", lambda *_: pytest.fail("it was segmented"))
