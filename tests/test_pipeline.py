@@ -254,8 +254,20 @@ def test_every_pixel_is_the_mean_over_its_windows():
 def test_windows_that_leave_gaps_are_refused():
     with pytest.raises(ValueError, match="must not exceed window_size"):
         SlidingWindow((32, 32), (33, 32))
-    with pytest.raises(ValueError, match="at least 1 pixel"):
-        SlidingWindow((32, 32), (0, 32))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (((32, 32), (0, 32)), r"stride of a window must be two whole numbers .* at least 1, got \(0, 32\)"),
+        (((32.5, 32), (32, 32)), "size of a window must be two whole numbers"),
+        ((32, 32), "size of a window must be two whole numbers .* got 32"),
+        (((32, 32), (32, 32), 1.5), "window_batch_size must be a whole number of at least 1, got 1.5"),
+    ],
+)
+def test_windows_of_anything_but_whole_numbers_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        SlidingWindow(*arguments)
 
 
 @pytest.mark.parametrize("size", [(96, 160), (40, 160), (160, 40), (65, 64)])

@@ -25,7 +25,7 @@ class SlidingWindow:
         batch_size: number of windows of each image that share one forward pass.
 
     Raises:
-        ValueError: if a side or step is not positive, or a stride exceeds its side.
+        ValueError: if a number is not whole or not positive, or a stride exceeds its side.
     """
 
     size: tuple[int, int]
@@ -34,17 +34,24 @@ class SlidingWindow:
 
     def __post_init__(self) -> None:
         for name in ("size", "stride"):
-            pair = tuple(getattr(self, name))
-            if len(pair) != 2 or min(pair) < 1:
-                raise ValueError(f"{name} of a window must be (height, width) of at least 1 pixel, got {pair}")
-            object.__setattr__(self, name, pair)
+            pair = getattr(self, name)
+            if (
+                not isinstance(pair, tuple | list)
+                or len(pair) != 2
+                or not all(isinstance(side, int) and side >= 1 for side in pair)
+            ):
+                raise ValueError(
+                    f"{name} of a window must be two whole numbers of pixels (vertical, horizontal), at least 1, got "
+                    f"{pair!r}"
+                )
+            object.__setattr__(self, name, tuple(pair))
         if any(step > side for step, side in zip(self.stride, self.size, strict=True)):
             raise ValueError(
                 f"window_stride must not exceed window_size, got {list(self.stride)} and {list(self.size)}: pixels "
                 "would be left out"
             )
-        if self.batch_size < 1:
-            raise ValueError(f"window_batch_size must be at least 1, got {self.batch_size}")
+        if not isinstance(self.batch_size, int) or self.batch_size < 1:
+            raise ValueError(f"window_batch_size must be a whole number of at least 1, got {self.batch_size!r}")
 
     def covers(self, image_size: Sequence[int]) -> bool:
         """Return whether one window holds a whole image of (height, width) pixels."""

@@ -37,7 +37,7 @@ def optimize_for_inference(model: Model, *, inplace: bool = False, without: Coll
     out once. Layers with hooks, adapters, quantized or offloaded weights stay. So do all layers of a model in half
     precision, because folded weights would round differently.
 
-    The result cannot be trained, saved or given an adapter, and it has no gradients. Keep the original for these.
+    The result cannot be trained, saved or given an adapter, and it gives no gradients. Keep the original for these.
 
     Args:
         model: a model or backbone of this package. It is set to evaluation mode.
