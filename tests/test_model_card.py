@@ -185,3 +185,22 @@ def test_the_document_describes_the_template():
     assert sections
     for section in sections:
         assert f"| {section.removeprefix('## ')} |" in DOCUMENT, section
+
+
+def test_names_from_files_are_no_markup(tmp_path):
+    """Names of classes, files and tensors come from a checkpoint of somebody else."""
+    folder = tmp_path / 'x")\nimport os'
+    packaged = packaged_model_path()
+    folder.mkdir()
+    config = json.loads((packaged / "config.json").read_text())
+    hostile = ["<img src=x onerror=alert(1)>", "[a](javascript:b)", "a\n# b", "\x1b[2J", "www.evil.example", "sky"]
+    config["id2label"] = {str(index): name for index, name in enumerate(hostile)}
+    config["architectures"] = ["A`<script>`"]
+    (folder / "config.json").write_text(json.dumps(config))
+    processor = json.loads((packaged / "preprocessor_config.json").read_text()) | {"size": "`<b>", "image_mean": "<b>"}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    text = str(model_card(folder))
+    body = text.split("---", 2)[2]
+    for raw in ("<img", "<script", "<b>", "](javascript", "\n# b", "\x1b", " www.evil", 'x")\n'):
+        assert raw not in body, raw
+    assert r"\x1b" in body.replace("\\\\", "\\") and ", sky" in body

@@ -6,6 +6,7 @@ the folder was converted. Figures of the authors and figures of `segtransformers
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..escaping import markdown, markdown_code
 from ..published import FAMILIES, published_rows
 from ..version import __version__
 
@@ -161,18 +163,19 @@ def model_card(
     return ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
-        name=name,
-        title=name.rpartition("/")[2],
-        architecture=architecture,
+        name=_in_quotes(name),
+        title=_text(name.rpartition("/")[2]),
+        architecture=_for_code(architecture),
         is_backbone=is_backbone,
-        config=config,
-        classes=_classes(config),
-        processor=processor,
-        record=record,
+        config=_for_code(config),
+        classes=[_text(str(one)) for one in _classes(config)],
+        processor=_for_code(processor),
+        record=_for_text(record),
+        file=_for_code((record.get("source") or {}).get("file", "")),
         row=row,
         row_data=_DATA.get(row["dataset"]) if row else None,
         original=original,
-        license_stated=license,
+        license_stated=license and _text(license),
         measured=[_measured_row(one) for one in measured],
         version=__version__,
     )
@@ -197,6 +200,35 @@ def _read(path: Path) -> dict[str, Any]:
             raise ValueError(f"{path.parent} holds no config.json: a folder that save_pretrained wrote is needed")
         return {}
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _for_code(value: Any) -> Any:
+    """Return a value of a JSON file whose texts are safe in a code span of Markdown, without `<` outside of one."""
+    if isinstance(value, Mapping):
+        return {_for_code(key): _for_code(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_for_code(item) for item in value]
+    return markdown_code(value).replace("<", "(").replace(">", ")") if isinstance(value, str) else value
+
+
+def _for_text(value: Any) -> Any:
+    """Return a value of a JSON file whose texts are safe in Markdown."""
+    if isinstance(value, Mapping):
+        return {key: _for_text(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_for_text(item) for item in value]
+    return _text(value) if isinstance(value, str) else value
+
+
+def _text(text: str) -> str:
+    """Return a text for Markdown. Plain words, file names, versions and addresses stay as they are."""
+    plain = re.fullmatch(r"[A-Za-z0-9][\w .,/()+-]*", text, re.ASCII) and "www." not in text
+    return text if plain or re.fullmatch(r"https://[\w./+%-]+", text, re.ASCII) else markdown(text)
+
+
+def _in_quotes(name: str) -> str:
+    """Return a name for the snippets of the card, which a user copies: it must not end the string around it."""
+    return re.sub(r"[^\w./@+ -]", "_", name)
 
 
 def _row(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -283,7 +315,7 @@ def _check_results(results: Mapping[str, Any], architecture: str, config: Mappin
 
 def _measured_row(results: Mapping[str, Any]) -> dict[str, Any]:
     software = results.get("software") or {}
-    return {
+    texts = {
         "dataset": _DATA.get(results["data"]["kind"] or "", (results["data"]["kind"] or "own data",))[0],
         "split": results["data"]["split"],
         "images": results["images"],
@@ -291,6 +323,7 @@ def _measured_row(results: Mapping[str, Any]) -> dict[str, Any]:
         "miou": f"{100 * results['mean_iou']:.2f}",
         "software": ", ".join(f"{name} {version}" for name, version in software.items()),
     }
+    return {name: _text(text) if isinstance(text, str) else text for name, text in texts.items()}
 
 
 def _protocol(results: Mapping[str, Any]) -> str:
