@@ -447,6 +447,25 @@ def test_test_pipelines_that_are_not_understood(pipeline, message):
         read_test_pipeline(pipeline, reduce_labels=False)
 
 
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        ({"type": "Normalize", "mean": [1, 1, 1], "std": "abc", "to_rgb": True}, "std of the normalization must be"),
+        ({"type": "Normalize", "mean": [1.0], "std": [1.0], "to_rgb": True}, "mean of the normalization must be three"),
+        ({"type": "Normalize", "mean": [1, 1, 1], "std": [0, 1, 1], "to_rgb": True}, "image_std must be positive"),
+        ({"type": "SETR_Resize", "crop_size": -5, "setr_multi_scale": True, "scale": [64, 64]}, "crop_size"),
+        ({"type": "MultiScaleFlipAug", "img_ratios": 5}, "scales must be positive numbers"),
+        ({"type": "MultiScaleFlipAug", "img_ratios": [1e9]}, "scales must be positive numbers"),
+        ({"type": "PadShortSide", "size": 10**9, "pad_val": 0}, "pad_shortest_edge"),
+        ({"type": "ResizeToMultiple", "size_divisor": "a"}, "size_divisor"),
+        ({"type": "Resize", "scale": [0, 512]}, "shortest_edge"),
+    ],
+)
+def test_test_pipelines_of_nonsense(step, message):
+    with pytest.raises(ConversionError, match=message):
+        read_test_pipeline([step], reduce_labels=False)
+
+
 def test_without_normalisation_pixel_values_are_grey_levels():
     pixel_values = read_test_pipeline([{"type": "Collect"}], False)(Image.new("L", (40, 40), 200))["pixel_values"][0]
     assert pixel_values.dtype == torch.float32 and pixel_values.unique().tolist() == [200]

@@ -85,7 +85,10 @@ def read_test_pipeline(
         settings.drop("size", "pad_val", "seg_pad_val")  # for training
         settings.finish()
     options["multi_scale"] = _read_multi_scale(pipeline if multi_scale_pipeline is None else multi_scale_pipeline)
-    return SegmentationImageProcessor(**options, do_reduce_labels=reduce_labels)
+    try:
+        return SegmentationImageProcessor(**options, do_reduce_labels=reduce_labels)
+    except ValueError as error:
+        raise ConversionError(f"the test pipeline cannot be converted: {error}") from error
 
 
 def _read_multi_scale(pipeline: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -95,12 +98,14 @@ def _read_multi_scale(pipeline: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         kind = step.get("type")
         settings = Settings(step, f"the test pipeline's {printable(kind)}")
         if kind == "MultiScaleFlipAug" and settings.take("img_ratios", None):
-            protocol |= {"scales": list(step["img_ratios"]), "flip": settings.take("flip", False)}
+            ratios = step["img_ratios"]
+            protocol |= {"scales": list(ratios) if isinstance(ratios, tuple) else ratios}
+            protocol["flip"] = settings.take("flip", False)
         elif kind == "ResizeToMultiple":
             protocol["size_divisor"] = settings.take("size_divisor", 32)
         elif kind == "SETR_Resize":
             settings.expect("setr_multi_scale", True)
-            protocol["shortest_edge_at_least"] = settings.take("crop_size")[0]
+            protocol["shortest_edge_at_least"] = settings.sides("crop_size")[0]
         elif kind == "PadShortSide":
             settings.expect("pad_val", 0)
             protocol["pad_shortest_edge"] = settings.take("size")
@@ -111,9 +116,21 @@ def _normalization(settings: Settings) -> dict[str, Any]:
     return {
         "do_rescale": True,
         "do_normalize": True,
-        "image_mean": [value / 255 for value in settings.take("mean")],
-        "image_std": [value / 255 for value in settings.take("std")],
+        "image_mean": _channels(settings, "mean"),
+        "image_std": _channels(settings, "std"),
     }
+
+
+def _channels(settings: Settings, name: str) -> list[float]:
+    """Take a number in grey levels for each of red, green and blue, and return them for values in 0..1."""
+    values = settings.take(name)
+    if (
+        not isinstance(values, list | tuple)
+        or len(values) != 3
+        or not all(type(value) in (int, float) for value in values)
+    ):
+        raise ConversionError(f"{name} of the normalization must be three numbers, got {short_repr(values)}")
+    return [value / 255 for value in values]
 
 
 def _flattened(pipeline: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
