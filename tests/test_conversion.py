@@ -607,3 +607,12 @@ def test_convert_command(tmp_path):
         assert done.exit_code == 1 and "vit_adapter, internimage" in done.stderr and done.stderr.count("\n") == 1
     done = runner.invoke(app, ["convert", "segmenter", "--checkpoint", str(tmp_path / "no.pth"), "--output", "out"])
     assert done.exit_code == 1 and "no.pth" in done.stderr
+
+
+def test_float8_is_refused(tmp_path, capsys, checkpoint, config_file):
+    """Its values need scales, and it cannot be mixed with other types."""
+    name = next(name for name, tensor in checkpoint["state_dict"].items() if tensor.dim() == 2)
+    checkpoint["state_dict"][name] = checkpoint["state_dict"][name].to(torch.float8_e4m3fn)
+    torch.save(checkpoint, tmp_path / "original.pth")
+    arguments = ("--checkpoint", tmp_path / "original.pth", "--config", config_file)
+    assert_refused(capsys, tmp_path, f"{name} is torch.float8_e4m3fn: save the checkpoint in float32", *arguments)

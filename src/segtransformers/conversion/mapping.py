@@ -13,6 +13,7 @@ from ..escaping import LONGEST, printable, short_repr
 from .errors import ConversionError
 from .report import ConversionReport
 
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _REQUIRED = object()
 _ROOTS = ("backbone", "decode_head", "auxiliary_head", "encoder", "decoder")  # parts of models, not of wrappers
 SHOWN = 6  # largest number of names in an error message
@@ -340,6 +341,10 @@ def widest_dtype(state_dict: Mapping[str, torch.Tensor]) -> torch.dtype:
             kind = "an integer counter" if is_counter else "floating-point numbers"
             raise ConversionError(f"{printable(name)} is {tensor.dtype}, expected {kind}")
         if not is_counter:
+            if tensor.dtype not in FLOATS:  # such as float8, whose values need scales
+                raise ConversionError(
+                    f"{printable(name)} is {tensor.dtype}: save the checkpoint in float32, float16 or bfloat16"
+                )
             widest = tensor.dtype if widest is None else torch.promote_types(widest, tensor.dtype)
     return widest or torch.float32
 
