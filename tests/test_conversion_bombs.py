@@ -11,6 +11,7 @@ from reference_cases import ReferenceCase
 from segtransformers.conversion import ConversionError, convert_checkpoint
 from segtransformers.conversion.cli import main
 from segtransformers.conversion.config_text import DEEPEST, parse_config, parse_variant
+from segtransformers.conversion.protocol import read_test_pipeline
 
 CASE = ReferenceCase("vit_adapter/tiny-vit-light-upernet")
 VIT = ReferenceCase("segmenter/tiny-mask")
@@ -93,6 +94,42 @@ def test_configs_of_normal_size_are_read():
     shared = "a = dict(x=[1, 2])\nmodel = dict(type='A', one=a, other=a, more=[a] * 1)".replace("[a] * 1", "[a, a]")
     assert parse_config(shared, ["model"])["model"]["more"] == [{"x": [1, 2]}] * 2
     assert parse_variant("a: &a [1]\nb: *a\nc: {<<: {d: 1}}") == {"a": [1], "b": [1], "c": {"d": 1}}
+
+
+NORMALIZE = {"type": "Normalize", "mean": [1, 2, 3], "std": [1, 2, 3], "to_rgb": True}
+AUGMENT = {"type": "MultiScaleFlipAug", "img_scale": (2048, 512)}
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        {**NORMALIZE, "std": "abc"},
+        {**NORMALIZE, "std": 0},
+        {**NORMALIZE, "std": [0, 0, 0]},
+        {**NORMALIZE, "std": [float("nan")] * 3},
+        {**NORMALIZE, "mean": [1]},
+        {**NORMALIZE, "mean": None},
+        {**NORMALIZE, "mean": [[1], 2, 3]},
+        {**AUGMENT, "img_ratios": 5},
+        {**AUGMENT, "img_ratios": ["a"]},
+        {**AUGMENT, "img_ratios": [1.0] * 10**4},
+        {**AUGMENT, "img_ratios": [1.0], "flip": "x"},
+        {**AUGMENT, "transforms": 5},
+        {"type": "SETR_Resize", "scale": (64, 64), "crop_size": "x", "setr_multi_scale": True},
+        {"type": "SETR_Resize", "scale": (64, 64), "crop_size": [], "setr_multi_scale": True},
+        {"type": "Resize", "scale": (10**9, 0)},
+        {"type": "Resize", "scale": (True, False)},
+        {"type": "ResizeToMultiple", "size_divisor": "a"},
+        {"type": "ResizeToMultiple", "size_divisor": -1},
+        {"type": "PadShortSide", "size": 10**9},
+        {"type": "PadShortSide", "size": "x"},
+        {"type": ["x"]},
+    ],
+)
+def test_nonsense_in_a_test_pipeline_is_refused(step):
+    with pytest.raises(ConversionError) as caught:
+        read_test_pipeline([step], False)
+    assert len(str(caught.value)) < 600 and str(caught.value).isprintable()
 
 
 HUGE = 10**9

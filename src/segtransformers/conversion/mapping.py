@@ -35,12 +35,12 @@ class Settings:
         if not isinstance(values, Mapping):
             raise ConversionError(f"{where} must be a dict of settings, got {type(values).__name__}")
         self._left = dict(values)
-        self._where = where
+        self.where = where
 
     def take(self, name: str, default: Any = _REQUIRED) -> Any:
         """Return the value of `name`, or the original's default."""
         if name not in self._left and default is _REQUIRED:
-            raise ConversionError(f"{self._where} has no setting {name!r}")
+            raise ConversionError(f"{self.where} has no setting {name!r}")
         return self._left.pop(name, default)
 
     def expect(self, name: str, *allowed: Any, default: Any = _REQUIRED) -> Any:
@@ -48,7 +48,7 @@ class Settings:
         value = self.take(name, allowed[0] if default is _REQUIRED else default)
         if not any(value == option for option in allowed):
             options = " or ".join(short_repr(option) for option in allowed)
-            raise ConversionError(f"{self._where}.{name} is {short_repr(value)}; only {options} can be converted")
+            raise ConversionError(f"{self.where}.{name} is {short_repr(value)}; only {options} can be converted")
         return value
 
     def require(self, name: str, *allowed: Any) -> Any:
@@ -59,18 +59,18 @@ class Settings:
         """Take a positive integer."""
         value = self.take(name, default)
         if type(value) is not int or value < 1:  # bool is a subclass of int
-            raise ConversionError(f"{self._where}.{name} is {short_repr(value)}; expected a positive integer")
+            raise ConversionError(f"{self.where}.{name} is {short_repr(value)}; expected a positive integer")
         if value > most:
-            raise ConversionError(f"{self._where}.{name} is {short_repr(value)}; at most {most} can be converted")
+            raise ConversionError(f"{self.where}.{name} is {short_repr(value)}; at most {most} can be converted")
         return value
 
     def counts(self, name: str, default: Any = _REQUIRED, most: int = MOST_LAYERS) -> Any:
         """Take a list of integers, none and not all together above `most`."""
         values = self.take(name, default)
         if not isinstance(values, list | tuple) or any(type(value) is not int for value in values):
-            raise ConversionError(f"{self._where}.{name} is {short_repr(values)}; expected a list of integers")
+            raise ConversionError(f"{self.where}.{name} is {short_repr(values)}; expected a list of integers")
         if len(values) > most or sum(max(value, 0) for value in values) > most:
-            raise ConversionError(f"{self._where}.{name} is {short_repr(values)}, which is too large: at most {most}")
+            raise ConversionError(f"{self.where}.{name} is {short_repr(values)}, which is too large: at most {most}")
         return values
 
     def sides(self, name: str, default: Any = _REQUIRED) -> tuple[int, int]:
@@ -79,13 +79,13 @@ class Settings:
         sides = tuple(value) if isinstance(value, list | tuple) else (value,)
         if len(sides) not in (1, 2) or any(type(side) is not int or side < 1 for side in sides):
             raise ConversionError(
-                f"{self._where}.{name} is {short_repr(value)}; expected one side or (height, width) in pixels"
+                f"{self.where}.{name} is {short_repr(value)}; expected one side or (height, width) in pixels"
             )
         return sides[0], sides[-1]
 
     def part(self, name: str) -> "Settings":
         """Take a dict as settings of their own."""
-        return Settings(self.take(name), f"{self._where}.{name}")
+        return Settings(self.take(name), f"{self.where}.{name}")
 
     def drop(self, *names: str) -> None:
         """Remove settings without a meaning for the converted model."""
@@ -95,7 +95,7 @@ class Settings:
     def finish(self) -> None:
         """Refuse settings that are left over."""
         if self._left:
-            raise ConversionError(f"{self._where} has unknown settings: {listed(self._left)}")
+            raise ConversionError(f"{self.where} has unknown settings: {listed(self._left)}")
 
 
 @dataclass(frozen=True)

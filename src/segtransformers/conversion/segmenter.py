@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from ..escaping import printable
+from ..escaping import one_line, printable
 from ..image_processing import SegmentationImageProcessor
 from ..models.segmenter import SegmenterConfig, SegmenterViTConfig
 from .heads import IGNORE_INDEX, take_common
@@ -255,13 +255,16 @@ def read_variant_processor(variant: Mapping[str, Any], reduce_labels: bool) -> S
     inference = Settings(variant.get("inference_kwargs") or {}, "the variant's inference_kwargs")
     side = inference.count("im_size", max(net.sides("image_size")))
     dataset = Settings(variant.get("dataset_kwargs") or {}, "the variant's dataset_kwargs").take("dataset", None)
-    return SegmentationImageProcessor(
-        size={"shortest_edge": side, "longest_edge": MAX_RATIOS.get(str(dataset), MAX_RATIOS["ade20k"]) * side},
-        size_divisor=0,
-        image_mean=mean,
-        image_std=std,
-        do_reduce_labels=reduce_labels,
-    )
+    try:
+        return SegmentationImageProcessor(
+            size={"shortest_edge": side, "longest_edge": MAX_RATIOS.get(str(dataset), MAX_RATIOS["ade20k"]) * side},
+            size_divisor=0,
+            image_mean=mean,
+            image_std=std,
+            do_reduce_labels=reduce_labels,
+        )
+    except (ValueError, TypeError) as error:
+        raise ConversionError(f"the variant's image processor is impossible: {one_line(error)}") from error
 
 
 BACKBONES = {"VisionTransformer": Backbone(VIT_RULES, read_vit)}
