@@ -12,8 +12,9 @@ from transformers import AutoConfig
 
 from segtransformers import InternImageBackbone, InternImageConfig, packaged_model_path
 from segtransformers.conversion.report import ConversionReport
-from segtransformers.hub.model_card import ORIGINALS, TEMPLATE, has_generated_card, model_card, write_model_card
+from segtransformers.hub.model_card import TEMPLATE, has_generated_card, model_card, write_model_card
 from segtransformers.published import published_row, published_rows
+from segtransformers.published.originals import ORIGINALS
 
 ROW = "upernet_deit_adapter_small_512_160k_ade20k"
 DOCUMENT = (Path(__file__).parent.parent / "MODEL_CARD.md").read_text(encoding="utf-8")

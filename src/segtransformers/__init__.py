@@ -13,6 +13,7 @@ from .packaged import example_image_path, packaged_model_path
 from .version import __version__
 
 if TYPE_CHECKING:
+    from .conversion.published_model import published_model
     from .image_processing import SegmentationImageProcessor, SegmentationImageProcessorPil
     from .inference.pipeline import SegmentationPipeline
     from .models.internimage import InternImageBackbone, InternImageConfig
@@ -33,6 +34,7 @@ else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
+            "conversion.published_model": ("published_model",),
             "image_processing": ("SegmentationImageProcessor", "SegmentationImageProcessorPil"),
             "inference.pipeline": ("SegmentationPipeline",),
             "models.internimage": ("InternImageBackbone", "InternImageConfig"),
@@ -91,5 +93,6 @@ __all__ = [
     "example_image_path",
     "optimize_for_inference",
     "packaged_model_path",
+    "published_model",
     "trunk_normalization",
 ]

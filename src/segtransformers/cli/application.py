@@ -20,6 +20,7 @@ from .errors import one_line_errors
 from .evaluate import evaluate
 from .export import export
 from .info import info
+from .models import models
 from .push import push
 from .recipes import recipes
 from .segment import segment
@@ -59,6 +60,7 @@ app.command()(export)
 app.command()(demo)
 app.command()(info)
 app.command()(build_kernels)
+app.command()(models)
 app.command()(recipes)
 app.command()(push)
 # `convert` passes its options on to the conversion scripts, `train` to transformers' TrainingArguments

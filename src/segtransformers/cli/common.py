@@ -12,7 +12,7 @@ import typer
 
 from ..escaping import short_repr
 from ..files import check_folder_readable, check_readable
-from ..packaged import known_model
+from ..model_names import model_folder
 from .errors import UserError, describe, note
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def load_model(name: str, device: str | None, optimize: bool = False) -> "tuple[
     """Load a model in float32, whatever dtype its file has, and its image processor.
 
     Args:
-        name: a folder, a Hub id, or packaged.
+        name: see [`named_model`].
         device: such as cpu or cuda; None takes a GPU if there is one.
         optimize: whether to run `optimize_for_inference` on the model.
 
@@ -56,7 +56,7 @@ def load_model(name: str, device: str | None, optimize: bool = False) -> "tuple[
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    folder = known_model(name)
+    folder = named_model(name)
     try:
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError:
@@ -103,6 +103,20 @@ def check_model_name(name: str) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"cannot load the model {name}: {describe(error)}") from None
     return options
+
+
+def named_model(name: str) -> str:
+    """Return the folder or Hub id that the text of `--model` stands for, see [`model_folder`].
+
+    Raises:
+        UserError: if it may be several published models, or the published model cannot be downloaded or converted.
+    """
+    from ..conversion.errors import ConversionError
+
+    try:
+        return model_folder(name)
+    except (ValueError, ConversionError) as error:
+        raise UserError(f"--model {name}: {' '.join(str(error).split())}") from None
 
 
 def why_not_loaded(name: str, error: Exception) -> str:

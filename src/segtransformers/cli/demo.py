@@ -16,7 +16,10 @@ from .errors import UserError, one_line_errors
 def demo(
     model: Annotated[
         list[str] | None,
-        typer.Option(metavar="DIR_OR_ID", help="A folder, a Hub id, or packaged; may be given several times."),
+        typer.Option(
+            metavar="MODEL",
+            help="A folder, a Hub id, the name of a published model, or packaged; may be given several times.",
+        ),
     ] = None,
     device: DeviceOption = None,
     host: Annotated[str, typer.Option(help="Address to serve at; 0.0.0.0 lets other machines in.")] = "127.0.0.1",

@@ -31,7 +31,7 @@ from segtransformers.cli.common import inference_protocol, load_model, read_imag
 from segtransformers.cli.errors import UserError
 from segtransformers.escaping import html_text, one_line
 from segtransformers.inference import InferenceProtocol, segment_image, view_sizes
-from segtransformers.packaged import example_image_path, known_model
+from segtransformers.packaged import example_image_path
 from segtransformers.visualization import (
     Palette,
     class_areas,
@@ -284,7 +284,7 @@ def named_models(models: Sequence[str]) -> dict[str, str]:
     """
     named: dict[str, str] = {}
     for model in models or ["packaged"]:
-        if known_model(model) != model:
+        if model == "packaged" and not Path(model).exists():
             named[PACKAGED] = model
             continue
         short = Path(model).name if Path(model).is_dir() else model

@@ -17,7 +17,8 @@ from .errors import UserError, one_line_errors
 def export(
     output: Annotated[Path, typer.Option(help="File to write: .onnx, or .pt2 for torch.export.")],
     model: Annotated[
-        str | None, typer.Option(metavar="DIR_OR_ID", help="A converted folder, a Hub id, or packaged.")
+        str | None,
+        typer.Option(metavar="MODEL", help="A folder, a Hub id, the name of a published model, or packaged."),
     ] = None,
     size: Annotated[
         tuple[int, int] | None,

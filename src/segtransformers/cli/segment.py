@@ -13,6 +13,7 @@ import typer
 
 from ..escaping import one_line, printable
 from ..files import complete_file
+from ..model_names import SMALL_MODEL, model_folder
 from ..packaged import example_image_path
 from .common import (
     DeviceOption,
@@ -45,7 +46,8 @@ def segment(
         typer.Argument(metavar="[IMAGE]...", help="Images, or folders, which are searched with their sub-folders."),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(metavar="DIR_OR_ID", help="A converted folder, a Hub id, or packaged.")
+        str | None,
+        typer.Option(metavar="MODEL", help="A folder, a Hub id, the name of a published model, or packaged."),
     ] = None,
     output: Annotated[
         Path | None,
@@ -73,8 +75,9 @@ def segment(
 ) -> None:
     """Draw the predicted classes over images, with a legend, and print the share of each class.
 
-    Without images, the packaged example scene is segmented; without --model, the packaged model, which knows drawn
-    scenes only. Images may be huge: a model that runs in windows segments them in bands of rows.
+    Without images, the packaged example scene is segmented, with the packaged model, which knows drawn scenes only.
+    Without --model, photos are segmented with a small published model of ADE20K's 150 classes, which is downloaded at
+    the first use. Images may be huge: a model that runs in windows segments them in bands of rows.
 
     Files are named after the images, in the same sub-folders; equal names get a number. Label maps have 8 bits, or 16
     bits for models of more than 256 classes. Existing files are replaced.
@@ -89,8 +92,10 @@ def segment(
         found = _images(images or [example_image_path()], list(folders.values()))
         single = not images or (len(images) == 1 and not images[0].is_dir())
         targets = _targets(found, folders, single)
-        network, processor = load_model(model or "packaged", device, optimize=True)
+        name = model or _default_model(bool(images))
+        network, processor = load_model(name, device, optimize=True)
         protocol = inference_protocol(processor, multi_scale, scales, flip, window, stride)
+    typer.echo(f"model: {printable(name, None)}, {network.config.num_labels} classes")
     failed = 0
     hidden = True if len(found) == 1 else None  # None shows the bar on a terminal only
     for (path, _), files in tqdm(list(zip(found, targets, strict=True)), unit="image", disable=hidden):
@@ -109,6 +114,24 @@ def segment(
         typer.echo(f"error: {failed} of {len(found)} images failed", err=True)
     if failed:
         raise typer.Exit(1)
+
+
+def _default_model(has_images: bool) -> str:
+    """Return the name of the model for photos, or "packaged" for the example scene and where no download is possible."""
+    from ..conversion.errors import ConversionError
+
+    if not has_images:
+        return "packaged"
+    try:
+        model_folder(SMALL_MODEL)
+    except ConversionError as error:
+        typer.echo(
+            f"note: {one_line(error)}. The packaged model is used instead: it knows drawn scenes only, so its classes "
+            f"mean nothing on photos. For photos: --model {SMALL_MODEL}",
+            err=True,
+        )
+        return "packaged"
+    return SMALL_MODEL
 
 
 def _extensions(operation: str) -> set[str]:

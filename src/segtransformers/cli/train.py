@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..escaping import one_line
-from ..packaged import known_model
 from .checkpoints import has_checkpoints, last_checkpoint, remove_incomplete, save_model, write_failure
-from .common import check_folder, check_model_name, sides, why_not_loaded
+from .common import check_folder, check_model_name, named_model, sides, why_not_loaded
 from .data_options import (
     ClassesOption,
     ColumnsOption,
@@ -124,7 +123,7 @@ def train(
         if limit is not None:
             parts = [part.select(range(min(limit, len(part)))) for part in parts]
         _check_samples(parts)
-        model = None if model is None else known_model(model)
+        model = None if model is None else named_model(model)
         crop = None if crop_size is None else sides("--crop-size", crop_size)
         _run(
             chosen,

@@ -23,7 +23,7 @@ from ..version import __version__
 from .checkpoint import Checkpoint, averaged_weights, read_checkpoint
 from .config_source import VARIANT, config_of, read_config
 from .convert import backbone_of_classifier, convert_with_report
-from .download import download, file_sha256, is_url, shown_url
+from .download import download, file_sha256, is_file_url, is_url, shown_url
 from .errors import is_memory_error, memory_errors
 from .labels import dataset_of_variant, name_classes, reduces_labels
 from .mapping import ConversionError, checked_tensors
@@ -253,10 +253,9 @@ def _find_checkpoint(checkpoint: str, rows: Mapping[str, Any], sha256: str | Non
     except (OSError, ValueError):  # a name that is too long, or has a zero byte
         is_file = False
     if url is None and not is_file and checkpoint in rows:
-        row, url = checkpoint, rows[checkpoint]["download"]
-        if url is None:
-            raise ConversionError(f"the authors of {checkpoint} published no file for it: pass a file of your own")
-    if url is not None:
+        row = checkpoint
+        path, url = _download_first(checkpoint, addresses_of(rows[checkpoint]), sha256)
+    elif url is not None:
         path = download(url, sha256)
     elif not is_file:
         raise ConversionError(
@@ -267,6 +266,38 @@ def _find_checkpoint(checkpoint: str, rows: Mapping[str, Any], sha256: str | Non
         raise ConversionError(f"{printable(path, 200)} has the SHA-256 {digest}, expected {sha256}")
     name = path.name if url is None else path.name.partition("-")[2]
     return path, Source(name, path.stat().st_size, digest, None if url is None else shown_url(url), row)
+
+
+def addresses_of(row: Mapping[str, Any]) -> list[str]:
+    """Return the addresses of a row's file: the authors' release, then other copies of the same file."""
+    addresses = row["download"] or []
+    return [addresses] if isinstance(addresses, str) else list(addresses)
+
+
+def _download_first(name: str, addresses: Sequence[str], sha256: str | None) -> tuple[Path, str]:
+    """Download the file of a published config from the first address that has it.
+
+    Returns:
+        the file, and its address.
+
+    Raises:
+        ConversionError: if no address has it.
+    """
+    if not addresses:
+        raise ConversionError(f"the authors of {name} published no file for it: pass a file of your own")
+    files = [url for url in addresses if is_file_url(url)]
+    if not files:
+        raise ConversionError(
+            f"the authors of {name} published its file on a page that programs cannot read: open {addresses[0]} in a "
+            f"browser, save the file, and run `segtransformers models {name} --checkpoint FILE`"
+        )
+    failures = []
+    for url in files:
+        try:
+            return download(url, sha256), url
+        except ConversionError as error:
+            failures.append(str(error))
+    raise ConversionError("; ".join(failures))
 
 
 def _check_backbone(model_config: Mapping[str, Any], is_variant: bool, backbones: Sequence[str]) -> None:

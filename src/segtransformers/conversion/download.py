@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import ssl
 import time
 import urllib.error
@@ -61,6 +62,24 @@ def downloads_folder() -> Path:
     return user_cache("downloads")
 
 
+def is_file_url(url: str) -> bool:
+    """Return True if an address ends like a checkpoint file, and not like a page."""
+    return _file_name(url).lower().endswith(FILE_SUFFIXES)
+
+
+def cached_download(url: str, folder: Path | None = None) -> Path:
+    """Return the path of a downloaded file, by default in [`downloads_folder`].
+
+    Files are named by their address, too, because different files with equal names exist.
+    """
+    return (folder or downloads_folder()) / f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{_file_name(url)}"
+
+
+def _file_name(url: str) -> str:
+    path = urllib.parse.unquote(urllib.parse.urlsplit(url).path)
+    return re.sub(r"[^\w.+-]", "_", path.rpartition("/")[2])[-150:].lstrip(".")
+
+
 def download(url: str, sha256: str | None = None, folder: Path | None = None) -> Path:
     """Download a file, or return it from an earlier download.
 
@@ -86,8 +105,8 @@ def download(url: str, sha256: str | None = None, folder: Path | None = None) ->
         raise ConversionError(f"{shown} is not downloaded: only https addresses are allowed")
     if parts.username or parts.password:
         raise ConversionError(f"{shown} is not downloaded: remove the user and password from the address")
-    name = re.sub(r"[^\w.+-]", "_", urllib.parse.unquote(parts.path).rpartition("/")[2])[-150:].lstrip(".")
-    if not name.lower().endswith(FILE_SUFFIXES):
+    name = _file_name(url)
+    if not is_file_url(url):
         raise ConversionError(
             f"{shown} is not the address of a file ({', '.join(FILE_SUFFIXES)}): download the file with a browser and "
             "pass its path"
@@ -95,9 +114,8 @@ def download(url: str, sha256: str | None = None, folder: Path | None = None) ->
     known = _Known(sha256.lower() if sha256 else None)
     if known.sha256 is None and (found := re.search(r"-([0-9a-f]{8})\.pth$", name)):
         known.sha256 = found[1]
-    folder = folder or downloads_folder()
-    # a file is cached by address, because files with equal names exist
-    target = folder / f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{name}"
+    target = cached_download(url, folder)
+    folder = target.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f".{target.name}.lock"):  # two processes would mix what they write
@@ -168,7 +186,8 @@ def _fetch(url: str, shown: str, target: Path, known: _Known) -> None:
                 ssl.SSLError,
             ) as error:
                 attempts = 0 if partial.exists() and partial.stat().st_size > before else attempts
-                if attempts + 1 >= ATTEMPTS or "CERTIFICATE_VERIFY_FAILED" in str(error):
+                no_network = isinstance(getattr(error, "reason", error), socket.gaierror) and not partial.exists()
+                if attempts + 1 >= ATTEMPTS or no_network or "CERTIFICATE_VERIFY_FAILED" in str(error):
                     reason = str(getattr(error, "reason", error)) or type(error).__name__
                     note = "; the next call resumes the download" if partial.exists() else ""
                     raise ConversionError(f"cannot download {shown}: {reason}{note}") from None

@@ -8,7 +8,6 @@ the folder was converted. Figures of the authors and figures of `segtransformers
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..escaping import markdown, markdown_code
 from ..published import FAMILIES, published_rows
+from ..published.originals import DATA_TERMS, ORIGINALS, Original
 from ..version import __version__
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
@@ -23,88 +23,11 @@ RECORD = "conversion.json"
 PIPELINE_TAG = "image-segmentation"
 
 
-@dataclass(frozen=True)
-class Original:
-    """The paper and the repository of a model family.
-
-    Attributes:
-        title: of the paper.
-        authors: of the paper, in the form of BibTeX.
-        year: of the paper.
-        arxiv: number of the paper.
-        repository: address of the repository that published the weights.
-        license: of these weights, by the Hub's name for it.
-    """
-
-    title: str
-    authors: str
-    year: int
-    arxiv: str
-    repository: str
-    license: str
-
-    @property
-    def citation(self) -> str:
-        """The BibTeX entry of the paper."""
-        key = f"{self.authors.partition(',')[0].lower()}{self.year}{self.title.split()[0].strip(':').lower()}"
-        return (
-            f"@article{{{key},\n  title = {{{self.title}}},\n  author = {{{self.authors}}},\n"
-            f"  journal = {{arXiv:{self.arxiv}}},\n  year = {{{self.year}}}\n}}"
-        )
-
-
-ORIGINALS = {
-    "vit_adapter": Original(
-        "Vision Transformer Adapter for Dense Predictions",
-        "Chen, Zhe and Duan, Yuchen and Wang, Wenhai and He, Junjun and Lu, Tong and Dai, Jifeng and Qiao, Yu",
-        2022,
-        "2205.08534",
-        "https://github.com/czczup/ViT-Adapter",
-        "apache-2.0",
-    ),
-    "internimage": Original(
-        "InternImage: Exploring Large-Scale Vision Foundation Models with Deformable Convolutions",
-        "Wang, Wenhai and Dai, Jifeng and Chen, Zhe and Huang, Zhenhang and Li, Zhiqi and Zhu, Xizhou and Hu, Xiaowei "
-        "and Lu, Tong and Lu, Lewei and Li, Hongsheng and Wang, Xiaogang and Qiao, Yu",
-        2022,
-        "2211.05778",
-        "https://github.com/OpenGVLab/InternImage",
-        "mit",
-    ),
-    "vit_comer": Original(
-        "ViT-CoMer: Vision Transformer with Convolutional Multi-scale Feature Interaction for Dense Predictions",
-        "Xia, Chunlong and Wang, Xinliang and Lv, Feng and Hao, Xin and Shi, Yifeng",
-        2024,
-        "2403.07392",
-        "https://github.com/Traffic-X/ViT-CoMer",
-        "apache-2.0",
-    ),
-    "segmenter": Original(
-        "Segmenter: Transformer for Semantic Segmentation",
-        "Strudel, Robin and Garcia, Ricardo and Laptev, Ivan and Schmid, Cordelia",
-        2021,
-        "2105.05633",
-        "https://github.com/open-mmlab/mmsegmentation",
-        "apache-2.0",
-    ),
-}
 _FAMILIES = {  # by the model type of the backbone
     "seg_vit_adapter": "vit_adapter",
     "seg_vit_comer": "vit_comer",
     "seg_internimage": "internimage",
     "seg_segmenter_vit": "segmenter",
-}
-# title of each data set, its name on the Hub if it has one, and the terms of its images
-_DATA = {
-    "ade20k": ("ADE20K", "zhoubolei/scene_parse_150", "non-commercial research and education only"),
-    "cityscapes": ("Cityscapes", None, "non-commercial purposes only"),
-    "mapillary": ("Mapillary Vistas", None, "non-commercial purposes only"),
-    "mapillary_as_cityscapes": ("Mapillary Vistas", None, "non-commercial purposes only"),
-    "coco_stuff10k": ("COCO-Stuff 10K", None, "those of Flickr, the source of the images"),
-    "coco_stuff164k": ("COCO-Stuff 164K", None, "those of Flickr, the source of the images"),
-    "pascal_context_59": ("Pascal Context (59 classes)", None, "those of Flickr, the source of the images"),
-    "pascal_context_60": ("Pascal Context (60 classes)", None, "those of Flickr, the source of the images"),
-    "nyu_depth_v2": ("NYU Depth V2", None, "those of its authors"),
 }
 
 
@@ -173,7 +96,7 @@ def model_card(
         record=_for_text(record),
         file=_for_code((record.get("source") or {}).get("file", "")),
         row=row,
-        row_data=_DATA.get(row["dataset"]) if row else None,
+        row_data=DATA_TERMS.get(row["dataset"]) if row else None,
         original=original,
         license_stated=license and _text(license),
         measured=[_measured_row(one) for one in measured],
@@ -250,7 +173,7 @@ def _base_model(record: Mapping[str, Any]) -> str | None:
 
 
 def _hub_datasets(row: Mapping[str, Any]) -> list[str] | None:
-    hub_name = _DATA[row["dataset"]][1] if row else None
+    hub_name = DATA_TERMS[row["dataset"]][1] if row else None
     return [hub_name] if hub_name else None
 
 
@@ -282,7 +205,7 @@ def _results(
 
 
 def _eval_result(dataset: str, split: str | None, metric_name: str, value: float, **source: Any) -> EvalResult:
-    title, hub_name, _ = _DATA.get(dataset, (dataset, None, None))
+    title, hub_name, _ = DATA_TERMS.get(dataset, (dataset, None, None))
     return EvalResult(
         task_type=PIPELINE_TAG,
         task_name="Semantic segmentation",
@@ -316,7 +239,7 @@ def _check_results(results: Mapping[str, Any], architecture: str, config: Mappin
 def _measured_row(results: Mapping[str, Any]) -> dict[str, Any]:
     software = results.get("software") or {}
     texts = {
-        "dataset": _DATA.get(results["data"]["kind"] or "", (results["data"]["kind"] or "own data",))[0],
+        "dataset": DATA_TERMS.get(results["data"]["kind"] or "", (results["data"]["kind"] or "own data",))[0],
         "split": results["data"]["split"],
         "images": results["images"],
         "protocol": _protocol(results),

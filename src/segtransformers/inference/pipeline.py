@@ -26,6 +26,7 @@ from transformers.pipelines import ImageSegmentationPipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
 from ..image_processing import load_image
+from ..model_names import model_folder
 from ..models.optimize import optimize_for_inference, optimize_if_ours
 from .protocol import InferenceProtocol
 from .segmentation import segment_views
@@ -46,7 +47,8 @@ class SegmentationPipeline(ImageSegmentationPipeline):
         scales, flip, window, stride: fields of the [`InferenceProtocol`]. They override those of `multi_scale`.
         batch_size: number of images in one forward pass, if their sizes after the resize are equal. Other images of
             the batch are run one by one.
-        model: a model, or the folder or Hub id of one, which is then loaded with its image processor.
+        model: a model; or a folder, a Hub id, "packaged" or the name of a published model ([`published_model`]), whose
+            model and image processor are then loaded.
         optimize: whether to run [`optimize_for_inference`] on the model, on a copy if it was passed as an object. None
             does so for a model that is loaded here.
         image_processor: of the model, or its folder or Hub id. It is needed if `model` is an object.
@@ -69,6 +71,7 @@ class SegmentationPipeline(ImageSegmentationPipeline):
     ):
         is_loaded_here = isinstance(model, str | os.PathLike)
         if isinstance(model, str | os.PathLike):
+            model = model_folder(os.fspath(model))
             if kwargs.get("image_processor") is None:
                 kwargs["image_processor"] = model
             # transformers drops both names of this option, because its `pipeline` has loaded the model

@@ -14,11 +14,6 @@ def packaged_model_path() -> Path:
     return _FOLDER / "scenes-vit-adapter"
 
 
-def known_model(name: str) -> str:
-    """Return the folder of the packaged model for the name "packaged", unless such a folder exists, else the name."""
-    return str(packaged_model_path()) if name == "packaged" and not Path(name).exists() else name
-
-
 def example_image_path() -> Path:
     """Return the file of a drawn scene that was not in the training data of the packaged model."""
     return _FOLDER / "example_scene.png"

@@ -62,7 +62,10 @@ def published_table(family: str) -> str:
 
 def published_outputs(row: dict[str, Any]) -> int:
     """Return the number of outputs of a row's model, which may exceed the number of classes in its data set."""
-    return row["model"]["decode_head"]["num_classes"]
+    head = row["model"]["decode_head"]
+    if "num_classes" in head:
+        return head["num_classes"]
+    return head["num_things_classes"] + head["num_stuff_classes"]
 
 
 __all__ = [

@@ -1,0 +1,201 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""`segtransformers models`: the published models, and the cache of those that were converted."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..cache import cached_model, user_cache
+from ..published import FAMILIES, published_outputs, published_rows
+from ..published.names import published_name, published_names
+from ..published.originals import DATA_TERMS, ORIGINALS
+from .errors import UserError, one_line_errors
+
+COLUMNS = ("name", "data", "crop", "mIoU", "+ms", "params", "weights", "licence", "cached")
+
+
+def models(
+    name: Annotated[
+        str | None, typer.Argument(help="Show everything about this model; some words of the name do.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(metavar="DATA", help="Only models of this data set.")] = None,
+    family: Annotated[str | None, typer.Option(help=f"Only models of one of {', '.join(FAMILIES)}.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    checkpoint: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Convert this file of the authors into the cache.")
+    ] = None,
+    where: Annotated[
+        bool, typer.Option("--where", help="Print the folder of the cache, or of the model in it.")
+    ] = False,
+    clear_cache: Annotated[
+        bool, typer.Option("--clear-cache", help="Delete the converted models, or the one named.")
+    ] = False,
+) -> None:
+    """List the published models: each is downloaded and converted when a command first needs it.
+
+    mIoU is the published percentage, +ms with several scales and flips. The size of the weights is that in float32.
+    """
+    with one_line_errors():
+        full_name = None if name is None else _full_name(name)
+        if checkpoint is not None:
+            _convert(full_name, checkpoint)
+        elif where:
+            typer.echo(user_cache() if full_name is None else cached_model(full_name))
+        elif clear_cache:
+            _clear(full_name)
+        elif full_name is not None:
+            details = describe(full_name)
+            typer.echo(json.dumps(details, indent=2) if as_json else _details(details))
+        else:
+            chosen = _chosen(data, family)
+            typer.echo(json.dumps(chosen, indent=2) if as_json else _table(chosen))
+
+
+def describe(name: str) -> dict[str, Any]:
+    """Return the facts about a published model, with plain values only.
+
+    Args:
+        name: the full name.
+    """
+    family = published_names()[name]
+    row, original = published_rows(family)[name], ORIGINALS[family]
+    title, _, terms = DATA_TERMS[row["dataset"]]
+    folder = cached_model(name)
+    test = row["model"].get("test_cfg") or {}
+    return {
+        "name": name,
+        "family": family,
+        "data": row["dataset"],
+        "data_title": title,
+        "data_terms": terms,
+        "num_labels": published_outputs(row),
+        "crop_size": row["crop_size"],
+        "inference": test.get("mode", "whole"),
+        "miou": row["miou"],
+        "miou_ms": row["miou_ms"],
+        "parameters": row["num_parameters"],
+        "weights_bytes": None if row["num_parameters"] is None else 4 * row["num_parameters"],
+        "license": original.license,
+        "repository": original.repository,
+        "download": row["download"],
+        "note": row["note"],
+        "cached": str(folder) if folder.is_dir() else None,
+        "citation": original.citation,
+    }
+
+
+def _full_name(name: str) -> str:
+    try:
+        return published_name(name)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _chosen(data: str | None, family: str | None) -> list[dict[str, Any]]:
+    if family is not None and family not in FAMILIES:
+        raise UserError(f"--family must be one of {', '.join(FAMILIES)}, got {family!r}")
+    known = sorted({row["dataset"] for name in FAMILIES for row in published_rows(name).values()})
+    if data is not None and data not in known:
+        raise UserError(f"--data must be one of {', '.join(known)}, got {data!r}")
+    chosen = [describe(name) for name in published_names()]
+    chosen = [one for one in chosen if data in (None, one["data"]) and family in (None, one["family"])]
+    if not chosen:
+        raise UserError(f"{family} has no published model for {data}")
+    return chosen
+
+
+def _table(chosen: list[dict[str, Any]]) -> str:
+    rows = [COLUMNS]
+    for one in chosen:
+        crop = one["crop_size"]
+        rows.append(
+            (
+                one["name"],
+                one["data"],
+                "x".join(map(str, crop)) if isinstance(crop, list) else str(crop),
+                _number(one["miou"]),
+                _number(one["miou_ms"]),
+                "-" if one["parameters"] is None else f"{one['parameters'] / 1e6:.0f}M",
+                _size(one["weights_bytes"]),
+                one["license"],
+                "yes" if one["cached"] else "" if one["download"] else "no file",
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
+    lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join(lines)
+
+
+def _details(one: dict[str, Any]) -> str:
+    name, crop = one["name"], one["crop_size"]
+    facts = {
+        "family": one["family"],
+        "data": f"{one['data_title']}, {one['num_labels']} classes (terms of the images: {one['data_terms']})",
+        "crop": "x".join(map(str, crop)) if isinstance(crop, list) else f"{crop}x{crop}",
+        "inference": "sliding windows" if one["inference"] == "slide" else "whole images",
+        "mIoU": f"{_number(one['miou'])} single scale, {_number(one['miou_ms'])} multi-scale and flip, as published",
+        "parameters": "-" if one["parameters"] is None else f"{one['parameters']:,}",
+        "weights": f"{_size(one['weights_bytes'])} in float32, licence {one['license']}",
+        "authors' file": one["download"] or "not published",
+        "repository": one["repository"],
+        "cached": one["cached"] or "no",
+    }
+    if one["note"]:
+        facts["note"] = one["note"]
+    width = max(map(len, facts)) + 2
+    lines = [name, *(f"  {key:<{width}}{value}" for key, value in facts.items()), ""]
+    lines += [
+        "Use it:",
+        f"  segtransformers segment photo.jpg --model {name}",
+        f"  segtransformers evaluate --model {name} --data FOLDER",
+        "",
+        "In Python:",
+        "  from segtransformers import published_model",
+        "  from transformers import AutoModelForSemanticSegmentation",
+        f'  model = AutoModelForSemanticSegmentation.from_pretrained(published_model("{name}"))',
+        "",
+        "Cite:",
+        *(f"  {line}" for line in one["citation"].splitlines()),
+    ]
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:g}"
+
+
+def _size(size: int | None) -> str:
+    if size is None:
+        return "-"
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+
+
+def _convert(name: str | None, checkpoint: Path) -> None:
+    if name is None:
+        raise UserError("--checkpoint needs the name of the model whose file it is")
+    if not checkpoint.is_file():
+        raise UserError(f"--checkpoint: there is no file {checkpoint}")
+    if cached_model(name).is_dir():
+        raise UserError(f"{name} is in the cache already: `segtransformers models {name} --clear-cache` removes it")
+    from ..conversion.errors import ConversionError
+    from ..conversion.published_model import published_model
+
+    try:
+        typer.echo(published_model(name, checkpoint))
+    except ConversionError as error:
+        raise UserError(" ".join(str(error).split())) from None
+
+
+def _clear(name: str | None) -> None:
+    folder = user_cache("models") if name is None else cached_model(name)
+    if not folder.is_dir():
+        typer.echo(f"nothing to delete: there is no {folder}")
+        return
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        raise UserError(f"cannot delete {folder}: {error.strerror or error}") from None
+    typer.echo(f"deleted {folder}")

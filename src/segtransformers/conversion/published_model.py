@@ -1,0 +1,93 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""Published models by name: downloaded and converted on first use, afterwards read from the cache."""
+
+import os
+import sys
+from pathlib import Path
+
+from filelock import FileLock
+from safetensors import SafetensorError, safe_open
+
+from ..cache import cached_model, user_cache
+from ..published import published_rows
+from ..published.names import published_name, published_names
+from ..published.originals import DATA_TERMS, ORIGINALS
+from .converter import addresses_of, convert_to_folder
+from .download import cached_download
+from .errors import ConversionError
+
+
+def published_model(name: str, checkpoint: str | Path | None = None) -> Path:
+    """Return the folder of a published model, which `from_pretrained` loads.
+
+    The first call downloads the authors' file, converts it, and deletes the file, whose tensors the folder has. The
+    terms of the weights and of the training data are then printed to stderr. Further calls need no network. Processes
+    that ask for the same model at the same time convert it once.
+
+    Args:
+        name: the name of a published model (`segtransformers models` lists them), or some words of it, such as
+            "deit-adapter-tiny-ade20k", if no other name has all of them.
+        checkpoint: the authors' file, if it is there already. It is kept.
+
+    Raises:
+        ValueError: if no published model, or more than one, has this name.
+        ConversionError: if the file cannot be downloaded, converted or written, or the folder in the cache is damaged.
+    """
+    full_name = published_name(name)
+    folder = cached_model(full_name)
+    if not folder.is_dir():
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder.parent / f".{full_name}.lock"):
+                if not folder.is_dir():  # another process may have converted it in the meantime
+                    _convert(full_name, folder, checkpoint)
+        except OSError as error:
+            raise ConversionError(
+                f"cannot write to the cache {user_cache()}: {error.strerror or error}; SEGTRANSFORMERS_CACHE names "
+                "another folder"
+            ) from error
+    _check(full_name, folder)
+    return folder
+
+
+def _convert(name: str, folder: Path, checkpoint: str | Path | None) -> None:
+    family = published_names()[name]
+    row, original = published_rows(family)[name], ORIGINALS[family]
+    addresses = addresses_of(row)
+    if checkpoint is None and os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        raise ConversionError(
+            f"{name} is not in the cache {user_cache()}, and HF_HUB_OFFLINE forbids to download it: unset the "
+            f"variable, or run `segtransformers models {name} --checkpoint FILE` if you have the authors' file"
+        )
+    title, _, terms = DATA_TERMS[row["dataset"]]
+    print(
+        f"{name}: weights of {original.repository} under the licence {original.license}, trained on {title} (terms of "
+        f"the images: {terms})",
+        file=sys.stderr,
+    )
+    kept = {path for path in map(cached_download, addresses) if path.exists()}
+    convert_to_folder(str(checkpoint or name), folder, family, config=name)
+    for path in map(cached_download, addresses):
+        if path not in kept:
+            path.unlink(missing_ok=True)
+
+
+def _check(name: str, folder: Path) -> None:
+    """Refuse a folder whose files are missing or cut off. Their content is not read."""
+    weights = sorted(folder.glob("*.safetensors"))
+    try:
+        if not weights:
+            raise OSError("it has no weights")
+        for path in (folder / "config.json", folder / "preprocessor_config.json"):
+            path.stat()
+        for path in weights:
+            with safe_open(path, "pt"):  # compares the size of the file with its header
+                pass
+    except (OSError, SafetensorError) as error:
+        raise ConversionError(
+            f"the cached model {folder} is damaged ({error}): `segtransformers models {name} --clear-cache` removes "
+            "it, and the next use converts it again"
+        ) from None
+
+
+__all__ = ["published_model"]

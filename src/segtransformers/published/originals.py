@@ -1,0 +1,85 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""The papers, repositories and licences of the published models, and the terms of their data sets."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Original:
+    """The paper and the repository of a model family.
+
+    Attributes:
+        title: of the paper.
+        authors: of the paper, in the form of BibTeX.
+        year: of the paper.
+        arxiv: number of the paper.
+        repository: address of the repository that published the weights.
+        license: of these weights, by the Hub's name for it.
+    """
+
+    title: str
+    authors: str
+    year: int
+    arxiv: str
+    repository: str
+    license: str
+
+    @property
+    def citation(self) -> str:
+        """The BibTeX entry of the paper."""
+        key = f"{self.authors.partition(',')[0].lower()}{self.year}{self.title.split()[0].strip(':').lower()}"
+        return (
+            f"@article{{{key},\n  title = {{{self.title}}},\n  author = {{{self.authors}}},\n"
+            f"  journal = {{arXiv:{self.arxiv}}},\n  year = {{{self.year}}}\n}}"
+        )
+
+
+ORIGINALS = {
+    "vit_adapter": Original(
+        "Vision Transformer Adapter for Dense Predictions",
+        "Chen, Zhe and Duan, Yuchen and Wang, Wenhai and He, Junjun and Lu, Tong and Dai, Jifeng and Qiao, Yu",
+        2022,
+        "2205.08534",
+        "https://github.com/czczup/ViT-Adapter",
+        "apache-2.0",
+    ),
+    "internimage": Original(
+        "InternImage: Exploring Large-Scale Vision Foundation Models with Deformable Convolutions",
+        "Wang, Wenhai and Dai, Jifeng and Chen, Zhe and Huang, Zhenhang and Li, Zhiqi and Zhu, Xizhou and Hu, Xiaowei "
+        "and Lu, Tong and Lu, Lewei and Li, Hongsheng and Wang, Xiaogang and Qiao, Yu",
+        2022,
+        "2211.05778",
+        "https://github.com/OpenGVLab/InternImage",
+        "mit",
+    ),
+    "vit_comer": Original(
+        "ViT-CoMer: Vision Transformer with Convolutional Multi-scale Feature Interaction for Dense Predictions",
+        "Xia, Chunlong and Wang, Xinliang and Lv, Feng and Hao, Xin and Shi, Yifeng",
+        2024,
+        "2403.07392",
+        "https://github.com/Traffic-X/ViT-CoMer",
+        "apache-2.0",
+    ),
+    "segmenter": Original(
+        "Segmenter: Transformer for Semantic Segmentation",
+        "Strudel, Robin and Garcia, Ricardo and Laptev, Ivan and Schmid, Cordelia",
+        2021,
+        "2105.05633",
+        "https://github.com/open-mmlab/mmsegmentation",
+        "apache-2.0",
+    ),
+}
+# title of each data set, its name on the Hub if it has one, and the terms of its images
+DATA_TERMS = {
+    "ade20k": ("ADE20K", "zhoubolei/scene_parse_150", "non-commercial research and education only"),
+    "cityscapes": ("Cityscapes", None, "non-commercial purposes only"),
+    "mapillary": ("Mapillary Vistas", None, "non-commercial purposes only"),
+    "mapillary_as_cityscapes": ("Mapillary Vistas", None, "non-commercial purposes only"),
+    "coco_stuff10k": ("COCO-Stuff 10K", None, "those of Flickr, the source of the images"),
+    "coco_stuff164k": ("COCO-Stuff 164K", None, "those of Flickr, the source of the images"),
+    "pascal_context_59": ("Pascal Context (59 classes)", None, "those of Flickr, the source of the images"),
+    "pascal_context_60": ("Pascal Context (60 classes)", None, "those of Flickr, the source of the images"),
+    "nyu_depth_v2": ("NYU Depth V2", None, "those of its authors"),
+}
+
+__all__ = ["DATA_TERMS", "ORIGINALS", "Original"]
