@@ -117,7 +117,7 @@ def segment(
 
 
 def _default_model(has_images: bool) -> str:
-    """Return the name of the model for photos, or "packaged" for the example scene and where no download is possible."""
+    """Return the model for photos, or "packaged" for the example scene and if no download is possible."""
     from ..conversion.errors import ConversionError
 
     if not has_images:

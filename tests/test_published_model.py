@@ -1,0 +1,233 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""Published models by name: small checkpoints stand in for the released ones, on a local server."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from reference_cases import relative_error
+from test_download import CASE, _checkpoint, authority, server  # noqa: F401
+from transformers import AutoModelForSemanticSegmentation
+from typer.testing import CliRunner
+
+from segtransformers import SegmentationPipeline, example_image_path, published_model
+from segtransformers.cache import cached_model, user_cache
+from segtransformers.cli import app
+from segtransformers.conversion import ConversionError
+from segtransformers.conversion.download import downloads_folder
+from segtransformers.model_names import SMALL_MODEL, model_folder
+from segtransformers.published import published_rows
+from segtransformers.published.names import find_published, published_names
+
+NAME = "upernet_stand_in_tiny_64_ade20k"
+
+
+def row_at(*addresses: str) -> dict:
+    real = published_rows("vit_adapter")["upernet_deit_adapter_tiny_512_160k_ade20k"]
+    return {**real, "model": CASE.config, "download": list(addresses), "note": None}
+
+
+@pytest.fixture
+def released(server, monkeypatch):  # noqa: F811
+    """A server with the file of a published row, which is in the tables of this process."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    server.files["/model.pth.tar"] = _checkpoint()
+    monkeypatch.setitem(published_rows("vit_adapter"), NAME, row_at(f"{server.url}/model.pth.tar"))
+    return server
+
+
+def assert_is_the_original(folder):
+    model = AutoModelForSemanticSegmentation.from_pretrained(folder).double().eval()
+    model.config.inference_mode = "whole"
+    expected = CASE.outputs()["segmentation_logits"]
+    with torch.no_grad():
+        found = CASE.sampled("segmentation_logits", model(CASE.pixel_values()).logits)
+    assert relative_error(found, expected) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("short", "full"),
+    [
+        ("deit-adapter-tiny-ade20k", "upernet_deit_adapter_tiny_512_160k_ade20k"),
+        ("comer_base", "upernet_vit_comer_base_512_160k_ade20k"),
+        (SMALL_MODEL, SMALL_MODEL),
+        ("nosuch", None),
+        ("", None),
+        ("openmmlab/upernet-swin-tiny", None),
+    ],
+)
+def test_names_may_be_shortened(short, full):
+    assert find_published(short) == full
+
+
+def test_unclear_names_are_errors_with_suggestions():
+    with pytest.raises(ValueError, match="'adapter-tiny' may be 2 published models: upernet_deit_adapter_tiny_512"):
+        published_model("adapter-tiny")
+    with pytest.raises(ValueError, match="no published model: did you mean upernet_deit_adapter_tiny_512_160k_ade20k"):
+        published_model("deit_adaptor_tiny")
+    assert all(find_published(name) == name for name in published_names())
+
+
+def test_the_model_for_photos_is_the_best_small_one():
+    rows = {name: published_rows(family)[name] for name, family in published_names().items()}
+    small = {
+        name: row["miou"]
+        for name, row in rows.items()
+        if row["dataset"] == "ade20k" and row["download"] and row["miou"] and 4 * row["num_parameters"] < 150e6
+    }
+    assert max(small, key=small.get) == SMALL_MODEL
+
+
+def test_a_model_is_downloaded_and_converted_once(released, monkeypatch, capsys):
+    folder = published_model(NAME)
+    assert folder == cached_model(NAME)
+    assert_is_the_original(folder)
+    told = capsys.readouterr().err
+    assert told.count("under the licence apache-2.0") == 1 and "non-commercial research" in told
+    assert [path for path in downloads_folder().iterdir() if not path.name.startswith(".")] == []
+    record = json.loads((folder / "conversion.json").read_text())
+    assert record["source"]["row"] == NAME and record["source"]["url"] == f"{released.url}/model.pth.tar"
+    requests = len(released.seen)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for short in (NAME, "stand-in-tiny"):
+        assert published_model(short) == folder
+    assert len(released.seen) == requests and capsys.readouterr().err == ""
+    assert model_folder("stand-in") == str(folder)
+    segments = SegmentationPipeline("stand-in")(str(example_image_path()))
+    assert segments[0]["mask"].size == (384, 256)
+
+
+def test_the_next_address_is_tried(released, monkeypatch):
+    monkeypatch.setitem(
+        published_rows("vit_adapter"), NAME, row_at(f"{released.url}/gone.pth", f"{released.url}/model.pth.tar")
+    )
+    assert_is_the_original(published_model(NAME))
+
+
+def test_failures_leave_nothing(released, monkeypatch, tmp_path):
+    released.files["/cut.pth"] = released.files["/model.pth.tar"][:-3000]
+    released.files["/other.pth"] = b"no checkpoint"
+    for address, message in (
+        (f"{released.url}/gone.pth", "the server answers 404"),
+        (f"{released.url}/cut.pth", "cut.pth"),
+        (f"{released.url}/other.pth", "other.pth"),
+        (f"{released.url}/share?pwd=x", "--checkpoint FILE"),
+    ):
+        monkeypatch.setitem(published_rows("vit_adapter"), NAME, row_at(address))
+        with pytest.raises(ConversionError, match=message) as error:
+            published_model(NAME)
+        assert "\n" not in str(error.value)
+        assert not [path for path in user_cache("models").iterdir() if not path.name.endswith(".lock")]
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ConversionError, match=r"not in the cache .* HF_HUB_OFFLINE"):
+        published_model(NAME)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SEGTRANSFORMERS_CACHE", str(tmp_path / "file"))
+    with pytest.raises(ConversionError, match=r"cannot write to the cache .*SEGTRANSFORMERS_CACHE"):
+        published_model(NAME)
+
+
+def test_a_damaged_cache_is_named(released):
+    folder = published_model(NAME)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(ConversionError, match=f"is damaged .*segtransformers models {NAME} --clear-cache"):
+        published_model(NAME)
+    done = CliRunner().invoke(app, ["models", NAME, "--clear-cache"])
+    assert done.exit_code == 0 and not folder.exists()
+    assert_is_the_original(published_model(NAME))
+
+
+def test_a_file_that_is_there_is_converted_and_kept(released, monkeypatch, tmp_path):
+    monkeypatch.setitem(published_rows("vit_adapter"), NAME, row_at("https://pan.test/s/1?pwd=x"))
+    file = tmp_path / "mine.pth"
+    file.write_bytes(_checkpoint())
+    done = CliRunner().invoke(app, ["models", NAME, "--checkpoint", str(file)])
+    assert done.exit_code == 0 and file.exists() and released.seen == []
+    assert_is_the_original(published_model(NAME))
+    again = CliRunner().invoke(app, ["models", NAME, "--checkpoint", str(file)])
+    assert again.exit_code == 1 and "is in the cache already" in again.stderr
+
+
+PROCESS = """
+import json, sys
+from segtransformers.published import published_rows
+name, row = json.load(sys.stdin)
+published_rows("vit_adapter")[name] = row
+from segtransformers import published_model
+print(published_model(name))
+"""
+
+
+def test_processes_convert_once(released):
+    environment = {**os.environ, "HF_HUB_OFFLINE": "0", "OMP_NUM_THREADS": "1"}
+    text = json.dumps([NAME, row_at(f"{released.url}/model.pth.tar")])
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(4)
+    ]
+    for process in running:
+        process.stdin.write(text)
+        process.stdin.close()
+    printed = [process.stdout.read().strip() for process in running]
+    told = "".join(process.stderr.read() for process in running)
+    assert [process.wait() for process in running] == [0] * 4, told
+    assert set(printed) == {str(cached_model(NAME))} and told.count("under the licence") == 1
+    assert len(released.seen) == 1
+    assert_is_the_original(Path(printed[0]))
+
+
+def test_the_table(monkeypatch, tmp_path):
+    monkeypatch.setenv("SEGTRANSFORMERS_CACHE", str(tmp_path))
+    done = CliRunner().invoke(app, ["models", "--json"])
+    listed = json.loads(done.stdout)
+    assert [one["name"] for one in listed] == list(published_names()) and not any(one["cached"] for one in listed)
+    cached_model(SMALL_MODEL).mkdir(parents=True)
+    table = CliRunner().invoke(app, ["models", "--data", "ade20k", "--family", "segmenter"]).stdout.splitlines()
+    assert table[0].split()[:4] == ["name", "data", "crop", "mIoU"] and len(table) == 6
+    (line,) = (line for line in table if line.startswith(SMALL_MODEL))
+    assert line.split()[-1] == "yes"
+    details = CliRunner().invoke(app, ["models", "segmenter-vit-s-mask"]).stdout
+    assert SMALL_MODEL in details and "@article" in details and "segtransformers segment photo.jpg" in details
+    assert CliRunner().invoke(app, ["models", "--where"]).stdout.strip() == str(tmp_path)
+    for arguments, message in (
+        (["--data", "nosuch"], "--data must be one of ade20k"),
+        (["--family", "nosuch"], "--family must be one of vit_adapter"),
+        (["--family", "vit_comer", "--data", "cityscapes"], "vit_comer has no published model for cityscapes"),
+        (["--checkpoint", "x"], "--checkpoint needs the name of the model"),
+    ):
+        done = CliRunner().invoke(app, ["models", *arguments])
+        assert done.exit_code == 1 and done.stderr.startswith(f"error: {message}") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("is_offline", [False, True])
+def test_photos_without_a_model(released, monkeypatch, tmp_path, is_offline):
+    monkeypatch.setattr("segtransformers.cli.segment.SMALL_MODEL", NAME)
+    monkeypatch.setenv("HF_HUB_OFFLINE", str(int(is_offline)))
+    target = tmp_path / "out.png"
+    done = CliRunner().invoke(app, ["segment", str(example_image_path()), "--output", str(target)])
+    assert done.exit_code == 0 and target.is_file(), done.output
+    if is_offline:
+        assert done.stdout.startswith("model: packaged, 10 classes")
+        assert "knows drawn scenes only" in done.stderr and f"--model {NAME}" in done.stderr
+    else:
+        assert done.stdout.startswith(f"model: {NAME}, ")
+
+
+def test_the_cache_lies_beside_that_of_hugging_face(monkeypatch, tmp_path):
+    monkeypatch.delenv("SEGTRANSFORMERS_CACHE", raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    assert user_cache("models") == tmp_path / "segtransformers/models"
+    monkeypatch.setenv("SEGTRANSFORMERS_CACHE", str(tmp_path / "own"))
+    assert user_cache("models") == tmp_path / "own/models"
