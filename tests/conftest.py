@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-for name in ("HF_HOME", "SEGTRANSFORMERS_CACHE"):  # some tests set XDG_CACHE_HOME, which these would override
-    os.environ.pop(name, None)
+# some tests set XDG_CACHE_HOME, which these would override
+os.environ.pop("HF_HOME", None)
+os.environ.pop("SEGTRANSFORMERS_CACHE", None)
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest

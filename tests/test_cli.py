@@ -24,7 +24,7 @@ from segtransformers.cli import app
 from segtransformers.cli.common import load_model
 from segtransformers.datasets.scenes import SCENE_CLASSES, draw_scene
 from segtransformers.inference import segment_image
-from segtransformers.packaged import known_model
+from segtransformers.model_names import model_folder
 from segtransformers.visualization import (
     class_areas,
     distinct_colours,
@@ -92,7 +92,7 @@ def test_packaged_means_the_packaged_model_unless_a_folder_has_that_name(tmp_pat
     assert load_model("packaged", "cpu", optimize=True)[0].is_optimized
     monkeypatch.chdir(tmp_path)
     (tmp_path / "packaged").mkdir()
-    assert known_model("packaged") == "packaged"
+    assert model_folder("packaged") == "packaged"
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1", "LA", "I;16"])
