@@ -268,7 +268,8 @@ def test_wrong_arguments(tmp_path):
     assert_refused(run("segment", good, "--model", "no/such-model", "--output", tmp_path / "o.png"), "cannot load")
     assert_refused(run("segment", good, "--model", tmp_path / "empty", "--output", tmp_path / "o.png"), "cannot load")
     assert_refused(run("segment", "--device", "warp"), "error: --device warp: torch has no such device")
-    assert_refused(run("segment", good, "--device", "meta", "--output", tmp_path / "o.png"), "cannot segment")
+    meta = ("--model", "packaged", "--device", "meta", "--output", tmp_path / "o.png")
+    assert_refused(run("segment", good, *meta), "cannot segment")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "good.png"]
 
 

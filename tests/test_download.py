@@ -305,7 +305,7 @@ def test_addresses_and_published_names_are_converted(server, capsys, monkeypatch
     assert status == 1 and "remove the user and password from the address" in error and "word@" not in error
     for name, message in (
         ("absent", "published no file for it"),
-        ("page", "is not the address of a file"),
+        ("page", "published its file on a page that programs cannot read"),
         ("nobody", "nobody is neither a file nor a published config nor an https address"),
         ("http://localhost/x.pth", "only https addresses are allowed"),
     ):

@@ -92,7 +92,9 @@ def segment(
         found = _images(images or [example_image_path()], list(folders.values()))
         single = not images or (len(images) == 1 and not images[0].is_dir())
         targets = _targets(found, folders, single)
-        name = model or _default_model(bool(images))
+        # nothing is downloaded for images that do not exist
+        has_photos = bool(images) and any(os.path.isfile(path) for path, _ in found)
+        name = model or _default_model(has_photos)
         network, processor = load_model(name, device, optimize=True)
         protocol = inference_protocol(processor, multi_scale, scales, flip, window, stride)
     typer.echo(f"model: {printable(name, None)}, {network.config.num_labels} classes")
@@ -116,11 +118,11 @@ def segment(
         raise typer.Exit(1)
 
 
-def _default_model(has_images: bool) -> str:
+def _default_model(has_photos: bool) -> str:
     """Return the model for photos, or "packaged" for the example scene and if no download is possible."""
     from ..conversion.errors import ConversionError
 
-    if not has_images:
+    if not has_photos:
         return "packaged"
     try:
         model_folder(SMALL_MODEL)
