@@ -11,7 +11,7 @@ from .escaping import printable
 
 Palette = Sequence[Sequence[int]]
 BAND_PIXELS = 1 << 20  # pixels blended at once, which limits the memory for huge images
-MIN_PANEL = 160  # pixels of the shorter side in a comparison
+MIN_PANEL, MAX_ENLARGED = 160, 640  # pixels of the shorter and the longer side of an enlarged image in a comparison
 TITLE_SIZE = 14  # pixels
 BACKGROUND, FOREGROUND = (255, 255, 255), (32, 32, 32)  # of the legend
 
@@ -155,7 +155,7 @@ def draw_comparison(
         palette: `[red, green, blue]` of each class. None or an empty one takes distinct colours.
     """
     palette = palette or distinct_colours(max(names, default=-1) + 1)
-    factor = max(-(-MIN_PANEL // min(image.size)), 1)
+    factor = max(min(-(-MIN_PANEL // min(image.size)), MAX_ENLARGED // max(image.size)), 1)
     width, height = factor * image.width, factor * image.height
     panels = {"image": image.convert("RGB")}
     panels |= {title: draw_overlay(image, labels, palette) for title, labels in label_maps.items()}
