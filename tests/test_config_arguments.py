@@ -160,7 +160,7 @@ def test_images_of_other_channels(config):
     assert backbone.get_input_embeddings().weight.shape[1] == 4
     with torch.no_grad():
         assert backbone(torch.randn(1, 4, 64, 96)).feature_maps[-1].isfinite().all()
-        with pytest.raises(ValueError, match=r"\(batch, 4, height, width\), got \(1, 3, 64, 96\).* num_channels=4"):
+        with pytest.raises(ValueError, match=r"\(batch, 4, .*, got torch.float32 \(1, 3, 64, 96\).* num_channels=4"):
             backbone(torch.randn(1, 3, 64, 96))
     with pytest.raises(ValueError, match="num_channels must be at least 1"):
         type(config)(num_channels=0)

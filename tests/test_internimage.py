@@ -172,7 +172,7 @@ def _change(**values):
         (_change(use_dcn_v4_op=True), "use_dcn_v4_op is True; only False"),
         (_change(groups=[3, 4, 8, 16]), "an impossible model: num_groups"),
         (_change(depths=[1, 1, 1]), "an impossible model: depths must be 4 numbers"),
-        (_change(depths="deep"), "an impossible model: "),
+        (_change(depths="deep"), "depths is 'deep'; expected a list of integers"),
         (_change(out_indices=[4]), r"out_indices is \[4\]"),
         (_change(layer_scale=None), "tensors that the model does not have: backbone.levels.0.blocks.0.gamma1"),
         (_change(dw_kernel_size=5), "dcn.dw_conv.0.weight is 32x1x3x3, expected 32x1x5x5"),
@@ -211,7 +211,7 @@ def test_a_segmentor_is_no_classifier():
     [
         ({"embed_dim": 15}, "embed_dim must be an even number"),
         ({"depths": [1, 1, 1]}, "depths must be 4 numbers of at least 1"),
-        ({"depths": [1, 0, 1, 1]}, "depths must be 4 numbers of at least 1"),
+        ({"depths": [1, 0, 1, 1]}, "depths must be at least 1 and at most 1000"),
         ({"num_groups": [3, 2, 4, 8]}, "num_groups .* must divide the stages' channels"),
         ({"mlp_ratio": 0.01}, "leaves no channel of 16"),
         ({"offset_scale": 0}, "offset_scale must be more than 0"),

@@ -225,7 +225,7 @@ def test_gradient_accumulation_changes_nothing(tmp_path):
         ({"window_size": [64, 64, 64]}, r"one side or \(height, width\)"),
         ({"window_batch_size": 0}, "at least 1"),
         ({"auxiliary_in_index": -1}, "0 or more"),
-        ({"pool_scales": []}, "at least 1"),
+        ({"pool_scales": []}, "pool_scales must be 1 to 16 sides"),
         ({"hidden_size": 0}, "at least 1"),
         ({"classifier_dropout": 1.0}, r"\[0, 1\)"),
         ({"palette": [[0, 0, 256]] * 5}, "from 0 to 255"),

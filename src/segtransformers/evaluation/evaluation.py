@@ -168,7 +168,7 @@ def _count(
         labels = segment_image(model, processor, sample.image, protocol)
         known = labels.where(labels < data.num_labels, data.ignore_index)
         counts.add(prediction=known, reference=sample.labels)
-    except (ValueError, RuntimeError) as error:  # such as an image that is too small, or too little memory
+    except (ValueError, RuntimeError) as error:  # such as too little memory
         reason = " ".join(str(error).split())
         raise ValueError(f"cannot evaluate {sample.name}: {reason[:300]}") from error
     counts.confusion = counts.confusion.cpu()
