@@ -15,9 +15,10 @@ import trustme
 from reference_cases import ReferenceCase
 from transformers import AutoModelForSemanticSegmentation
 
+from segtransformers.cache import downloads_folder
 from segtransformers.conversion import ConversionError
 from segtransformers.conversion.cli import main
-from segtransformers.conversion.download import download, downloads_folder, shown_url
+from segtransformers.conversion.download import download, shown_url
 
 CASE = ReferenceCase("vit_adapter/tiny-vit-light-upernet")
 CONTENT = torch.rand(3_000_000, generator=torch.Generator().manual_seed(0)).numpy().tobytes()

@@ -235,8 +235,9 @@ def test_floats_in_0_to_1_are_not_divided_twice(processor_class, do_resize):
 
 
 @pytest.mark.parametrize("processor_class", BACKENDS)
-def test_four_rows_are_not_four_channels(processor_class):
-    rows = np.random.default_rng(0).integers(0, 256, (4, 40, 3), dtype=np.uint8)
+@pytest.mark.parametrize("height", [1, 4])
+def test_one_or_four_rows_are_not_channels(height, processor_class):
+    rows = np.random.default_rng(0).integers(0, 256, (height, 40, 3), dtype=np.uint8)
     processor = processor_class(do_resize=False)
     expected = processor(Image.fromarray(rows), return_tensors="pt")["pixel_values"]
     for image in (rows, torch.from_numpy(rows)):

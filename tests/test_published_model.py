@@ -15,10 +15,9 @@ from transformers import AutoModelForSemanticSegmentation
 from typer.testing import CliRunner
 
 from segtransformers import SegmentationPipeline, example_image_path, published_model
-from segtransformers.cache import cached_model, user_cache
+from segtransformers.cache import cached_model, downloads_folder, user_cache
 from segtransformers.cli import app
 from segtransformers.conversion import ConversionError
-from segtransformers.conversion.download import downloads_folder
 from segtransformers.model_names import SMALL_MODEL, model_folder
 from segtransformers.published import published_rows
 from segtransformers.published.names import find_published, published_names
@@ -140,6 +139,9 @@ def test_a_damaged_cache_is_named(released):
     done = CliRunner().invoke(app, ["models", NAME, "--clear-cache"])
     assert done.exit_code == 0 and not folder.exists()
     assert_is_the_original(published_model(NAME))
+    (downloads_folder() / "part.partial").write_text("half of a file")
+    assert CliRunner().invoke(app, ["models", "--clear-cache"]).exit_code == 0
+    assert not folder.exists() and not downloads_folder().exists()
 
 
 def test_a_file_that_is_there_is_converted_and_kept(released, monkeypatch, tmp_path):

@@ -18,10 +18,20 @@ def user_cache(name: str = "") -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "segtransformers" / name
 
 
+def downloads_folder() -> Path:
+    """Return the folder of the authors' files that were downloaded."""
+    return user_cache("downloads")
+
+
+def models_folder() -> Path:
+    """Return the folder of the published models that were converted."""
+    return user_cache("models")
+
+
 def cached_model(name: str) -> Path:
     """Return the folder of a published model in the cache, which exists if the model was converted.
 
     Args:
         name: the full name.
     """
-    return user_cache("models") / name
+    return models_folder() / name

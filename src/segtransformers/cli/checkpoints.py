@@ -22,10 +22,8 @@ def last_checkpoint(output: Path, network: Any) -> str | None:
         UserError: if it is of another model.
     """
     for path in sorted(_checkpoints(output), key=_step, reverse=True):
-        try:
-            json.loads((path / STATE).read_text(encoding="utf-8"))
-            saved = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        saved = _read(path / "config.json")
+        if saved is None or not _is_complete(path):
             continue
         own = json.loads(network.config.to_json_string())
         if any(saved.get(name) != own.get(name) for name in ("model_type", "id2label")):
@@ -87,8 +85,12 @@ def _step(path: Path) -> int:
 
 
 def _is_complete(path: Path) -> bool:
+    return _read(path / STATE) is not None
+
+
+def _read(file: Path) -> Any:
+    """Return the content of a JSON file, or None if it is missing or incomplete."""
     try:
-        json.loads((path / STATE).read_text(encoding="utf-8"))
+        return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    return True
+        return None

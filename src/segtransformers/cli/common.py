@@ -111,12 +111,10 @@ def named_model(name: str) -> str:
     Raises:
         UserError: if it may be several published models, or the published model cannot be downloaded or converted.
     """
-    from ..conversion.errors import ConversionError
-
     try:
         return model_folder(name)
-    except (ValueError, ConversionError) as error:
-        raise UserError(f"--model {name}: {' '.join(str(error).split())}") from None
+    except ValueError as error:  # a ConversionError, too
+        raise UserError(f"--model {name}: {error}") from None
 
 
 def why_not_loaded(name: str, error: Exception) -> str:

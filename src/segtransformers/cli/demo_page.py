@@ -107,7 +107,7 @@ class Demo:
             return self._segment(file, model, multi_scale, (scales or "").strip(), flip, (window or "").strip())
         except UserError as error:
             message = _named_as_on_the_page(str(error))
-        except (ValueError, RuntimeError, OSError, MemoryError) as error:  # such as an image that is too small
+        except (ValueError, RuntimeError, OSError, MemoryError) as error:
             message = f"cannot segment this image: {one_line(error) or type(error).__name__}"
         except Exception as error:
             logger.exception("an image could not be segmented")  # the traceback is for whoever runs the page

@@ -46,7 +46,7 @@ def evaluate(
     model: Annotated[
         str, typer.Option(metavar="MODEL", help="A folder, a Hub id, the name of a published model, or packaged.")
     ],
-    data: Annotated[str, typer.Option(metavar="MODEL", help="A folder with images and masks, or a Hub id.")],
+    data: Annotated[str, typer.Option(metavar="DIR_OR_ID", help="A folder with images and masks, or a Hub id.")],
     split: Annotated[str, typer.Option(help="The part to evaluate.")] = "validation",
     kind: KindOption = None,
     classes: ClassesOption = None,

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from ..cache import cached_model, user_cache
-from ..published import FAMILIES, published_outputs, published_rows
+from ..cache import cached_model, downloads_folder, models_folder, user_cache
+from ..published import FAMILIES, download_addresses, published_outputs, published_rows
 from ..published.names import published_name, published_names
 from ..published.originals import DATA_TERMS, ORIGINALS
-from .errors import UserError, one_line_errors
+from .errors import UserError, ends_quietly_if_nobody_reads, one_line_errors
 
 COLUMNS = ("name", "data", "crop", "mIoU", "+ms", "params", "weights", "licence", "cached")
 
@@ -31,14 +31,14 @@ def models(
         bool, typer.Option("--where", help="Print the folder of the cache, or of the model in it.")
     ] = False,
     clear_cache: Annotated[
-        bool, typer.Option("--clear-cache", help="Delete the converted models, or the one named.")
+        bool, typer.Option("--clear-cache", help="Delete the converted models and all downloads, or the model named.")
     ] = False,
 ) -> None:
     """List the published models: each is downloaded and converted when a command first needs it.
 
     mIoU is the published percentage, +ms with several scales and flips. The size of the weights is that in float32.
     """
-    with one_line_errors():
+    with one_line_errors(), ends_quietly_if_nobody_reads():
         full_name = None if name is None else _full_name(name)
         if checkpoint is not None:
             _convert(full_name, checkpoint)
@@ -80,7 +80,7 @@ def describe(name: str) -> dict[str, Any]:
         "weights_bytes": None if row["num_parameters"] is None else 4 * row["num_parameters"],
         "license": original.license,
         "repository": original.repository,
-        "download": row["download"],
+        "download": download_addresses(row),
         "note": row["note"],
         "cached": str(folder) if folder.is_dir() else None,
         "citation": original.citation,
@@ -110,12 +110,11 @@ def _chosen(data: str | None, family: str | None) -> list[dict[str, Any]]:
 def _table(chosen: list[dict[str, Any]]) -> str:
     rows = [COLUMNS]
     for one in chosen:
-        crop = one["crop_size"]
         rows.append(
             (
                 one["name"],
                 one["data"],
-                "x".join(map(str, crop)) if isinstance(crop, list) else str(crop),
+                _sides(one["crop_size"]),
                 _number(one["miou"]),
                 _number(one["miou_ms"]),
                 "-" if one["parameters"] is None else f"{one['parameters'] / 1e6:.0f}M",
@@ -130,16 +129,16 @@ def _table(chosen: list[dict[str, Any]]) -> str:
 
 
 def _details(one: dict[str, Any]) -> str:
-    name, crop = one["name"], one["crop_size"]
+    name = one["name"]
     facts = {
         "family": one["family"],
         "data": f"{one['data_title']}, {one['num_labels']} classes (terms of the images: {one['data_terms']})",
-        "crop": "x".join(map(str, crop)) if isinstance(crop, list) else f"{crop}x{crop}",
+        "crop": _sides(one["crop_size"]),
         "inference": "sliding windows" if one["inference"] == "slide" else "whole images",
         "mIoU": f"{_number(one['miou'])} single scale, {_number(one['miou_ms'])} multi-scale and flip, as published",
         "parameters": "-" if one["parameters"] is None else f"{one['parameters']:,}",
         "weights": f"{_size(one['weights_bytes'])} in float32, licence {one['license']}",
-        "authors' file": one["download"] or "not published",
+        "authors' file": ", ".join(one["download"]) or "not published",
         "repository": one["repository"],
         "cached": one["cached"] or "no",
     }
@@ -161,6 +160,10 @@ def _details(one: dict[str, Any]) -> str:
         *(f"  {line}" for line in one["citation"].splitlines()),
     ]
     return "\n".join(lines)
+
+
+def _sides(crop: Any) -> str:
+    return "x".join(map(str, crop)) if isinstance(crop, list) else str(crop)
 
 
 def _number(value: float | None) -> str:
@@ -186,16 +189,14 @@ def _convert(name: str | None, checkpoint: Path) -> None:
     try:
         typer.echo(published_model(name, checkpoint))
     except ConversionError as error:
-        raise UserError(" ".join(str(error).split())) from None
+        raise UserError(str(error)) from None
 
 
 def _clear(name: str | None) -> None:
-    folder = user_cache("models") if name is None else cached_model(name)
-    if not folder.is_dir():
-        typer.echo(f"nothing to delete: there is no {folder}")
-        return
-    try:
-        shutil.rmtree(folder)
-    except OSError as error:
-        raise UserError(f"cannot delete {folder}: {error.strerror or error}") from None
-    typer.echo(f"deleted {folder}")
+    folders = [models_folder(), downloads_folder()] if name is None else [cached_model(name)]
+    for folder in folders:
+        if folder.is_dir():
+            shutil.rmtree(folder)
+            typer.echo(f"deleted {folder}")
+        else:
+            typer.echo(f"nothing to delete: there is no {folder}")

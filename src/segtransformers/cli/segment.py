@@ -127,10 +127,9 @@ def _default_model(has_photos: bool) -> str:
     try:
         model_folder(SMALL_MODEL)
     except ConversionError as error:
-        typer.echo(
-            f"note: {one_line(error)}. The packaged model is used instead: it knows drawn scenes only, so its classes "
-            f"mean nothing on photos. For photos: --model {SMALL_MODEL}",
-            err=True,
+        note(
+            f"{error}. The packaged model is used instead: it knows drawn scenes only, so its classes mean nothing on "
+            f"photos. For photos: --model {SMALL_MODEL}"
         )
         return "packaged"
     return SMALL_MODEL
@@ -259,7 +258,7 @@ def _predict(
 
     try:
         return segment_image(model, processor, image, protocol).cpu().numpy()
-    except (ValueError, RuntimeError, MemoryError) as error:  # such as an image that is too small
+    except (ValueError, RuntimeError, MemoryError) as error:
         raise UserError(f"cannot segment {printable(path, 200)}: {error or 'too little memory'}") from None
 
 

@@ -102,7 +102,7 @@ def _array(opened: zipfile.ZipFile, member: zipfile.ZipInfo) -> numpy.ndarray:
     return array.astype(dtype.newbyteorder("="), copy=False)
 
 
-def is_archive(start: bytes) -> str | None:
+def archive_kind(start: bytes) -> str | None:
     """Return the kind of an archive that is not read, by the first 512 bytes of a file; None for any other file.
 
     Python's `tarfile` also looks into compressed archives, and allocates what their headers ask for.

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers.utils import logging
 
 from ..escaping import printable, short_repr
-from .archive import is_archive, read_arrays, unpacked_checkpoint
+from .archive import archive_kind, read_arrays, unpacked_checkpoint
 from .mapping import ConversionError, checked_tensors, separate_averages
 from .pickle_reader import StandIn, StoredTensor
 from .pytorch_file import FileError, PyTorchFile, TensorSizeError, read_file
@@ -112,7 +112,7 @@ def _read(path: Path, name: str, mapped: bool = True) -> Checkpoint:
     if not size:
         raise ConversionError(f"{name} is damaged or not a PyTorch checkpoint (it is empty)")
     with path.open("rb") as opened:
-        if kind := is_archive(opened.read(512)):
+        if kind := archive_kind(opened.read(512)):
             raise ConversionError(f"{name} is a {kind}: unpack it and pass the checkpoint in it")
         try:
             if mapped:

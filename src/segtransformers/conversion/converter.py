@@ -18,7 +18,7 @@ from ..escaping import printable, short_repr
 from ..files import staging_folder
 from ..hub.model_card import RECORD, write_model_card
 from ..image_processing import SegmentationImageProcessor
-from ..published import published_rows
+from ..published import download_addresses, published_rows
 from ..version import __version__
 from .checkpoint import Checkpoint, averaged_weights, read_checkpoint
 from .config_source import VARIANT, config_of, read_config
@@ -254,7 +254,7 @@ def _find_checkpoint(checkpoint: str, rows: Mapping[str, Any], sha256: str | Non
         is_file = False
     if url is None and not is_file and checkpoint in rows:
         row = checkpoint
-        path, url = _download_first(checkpoint, addresses_of(rows[checkpoint]), sha256)
+        path, url = _download_first(checkpoint, download_addresses(rows[checkpoint]), sha256)
     elif url is not None:
         path = download(url, sha256)
     elif not is_file:
@@ -266,12 +266,6 @@ def _find_checkpoint(checkpoint: str, rows: Mapping[str, Any], sha256: str | Non
         raise ConversionError(f"{printable(path, 200)} has the SHA-256 {digest}, expected {sha256}")
     name = path.name if url is None else path.name.partition("-")[2]
     return path, Source(name, path.stat().st_size, digest, None if url is None else shown_url(url), row)
-
-
-def addresses_of(row: Mapping[str, Any]) -> list[str]:
-    """Return the addresses of a row's file: the authors' release, then other copies of the same file."""
-    addresses = row["download"] or []
-    return [addresses] if isinstance(addresses, str) else list(addresses)
 
 
 def _download_first(name: str, addresses: Sequence[str], sha256: str | None) -> tuple[Path, str]:

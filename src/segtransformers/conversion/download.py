@@ -22,7 +22,7 @@ from typing import Any
 from filelock import FileLock
 from tqdm import tqdm
 
-from ..cache import user_cache
+from ..cache import downloads_folder
 from .archive import WEIGHT_SUFFIXES
 from .errors import ConversionError, is_memory_error
 
@@ -55,11 +55,6 @@ def shown_url(url: str) -> str:
     parts = urllib.parse.urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
     return urllib.parse.urlunsplit((parts.scheme, host, parts.path, "", ""))
-
-
-def downloads_folder() -> Path:
-    """Return the folder of downloaded files: `~/.cache/segtransformers/downloads`."""
-    return user_cache("downloads")
 
 
 def is_file_url(url: str) -> bool:

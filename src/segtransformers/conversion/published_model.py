@@ -9,10 +9,10 @@ from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 
 from ..cache import cached_model, user_cache
-from ..published import published_rows
+from ..published import download_addresses, published_rows
 from ..published.names import published_name, published_names
 from ..published.originals import DATA_TERMS, ORIGINALS
-from .converter import addresses_of, convert_to_folder
+from .converter import convert_to_folder
 from .download import cached_download
 from .errors import ConversionError
 
@@ -27,7 +27,7 @@ def published_model(name: str, checkpoint: str | Path | None = None) -> Path:
     Args:
         name: the name of a published model (`segtransformers models` lists them), or some words of it, such as
             "deit-adapter-tiny-ade20k", if no other name has all of them.
-        checkpoint: the authors' file, if it is there already. It is kept.
+        checkpoint: the authors' file, if it is there already. It is kept, and not read if the model is in the cache.
 
     Raises:
         ValueError: if no published model, or more than one, has this name.
@@ -53,7 +53,7 @@ def published_model(name: str, checkpoint: str | Path | None = None) -> Path:
 def _convert(name: str, folder: Path, checkpoint: str | Path | None) -> None:
     family = published_names()[name]
     row, original = published_rows(family)[name], ORIGINALS[family]
-    addresses = addresses_of(row)
+    addresses = download_addresses(row)
     if checkpoint is None and os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         raise ConversionError(
             f"{name} is not in the cache {user_cache()}, and HF_HUB_OFFLINE forbids to download it: unset the "

@@ -4,7 +4,7 @@
 from .image_processor import SegmentationImageProcessor, SegmentationImageProcessorPil
 from .inputs import as_8bit_image, integer_label_map, load_image, upright_rgb
 from .label_maps import ResizedRows, argmax_resized
-from .options import check_enlargement, check_scales, check_whole
+from .options import check_enlargement, check_scales
 from .resizing import keep_ratio_size, resize_image, resize_labels
 
 __all__ = [
@@ -15,7 +15,6 @@ __all__ = [
     "as_8bit_image",
     "check_enlargement",
     "check_scales",
-    "check_whole",
     "integer_label_map",
     "keep_ratio_size",
     "load_image",

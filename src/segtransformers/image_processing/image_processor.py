@@ -307,7 +307,7 @@ def _checked_range(image: torch.Tensor, rescale_factor: float | None) -> torch.T
         raise ValueError("an image holds NaN or infinity: replace these values before it is processed")
     if rescale_factor is None:
         return image
-    low, high = float(image.min()), float(image.max())
+    low, high = (float(value) for value in image.detach().aminmax())
     if low < 0 or high > 255:
         raise ValueError(
             f"an image of floating-point numbers must hold 0..1 or 0..255, got {low:g} to {high:g}: pass 8-bit images, "

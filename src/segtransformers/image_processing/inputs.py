@@ -53,8 +53,8 @@ def as_8bit_image(image: Any, channels_last: bool = False) -> Any:
         return image[..., None] if channels_last else image[None]
     if image.ndim == 3 and 4 in (image.shape[0], image.shape[-1]) and 3 not in (image.shape[0], image.shape[-1]):
         return image[..., :3] if image.shape[-1] == 4 else image[:3]
-    if image.ndim == 3 and image.shape[0] == 4 and image.shape[-1] == 3 and not channels_last:
-        # four rows of RGB, which transformers would read as four channels
+    if image.ndim == 3 and image.shape[0] in (1, 4) and image.shape[-1] == 3 and not channels_last:
+        # one or four rows of RGB, which transformers would read as one or four channels
         return (
             image.permute(2, 0, 1)
             if isinstance(image, torch.Tensor)

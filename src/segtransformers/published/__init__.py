@@ -12,7 +12,7 @@ from typing import Any
 FAMILIES = ("vit_adapter", "internimage", "vit_comer", "segmenter")
 # dataset: the data set of the checkpoint. miou, miou_ms: published percent, single scale and multi-scale + flip.
 # parameters: as published. num_parameters: counted in the original code. crop_size: side in pixels, or [height, width].
-# download: address of the authors' file. note: conflicts between sources, and missing facts.
+# download: address of the authors' file, or a list of addresses of it. note: conflicts of sources, missing facts.
 PUBLISHED_FIELDS = ("dataset", "miou", "miou_ms", "parameters", "num_parameters", "crop_size", "download", "note")
 
 
@@ -52,12 +52,19 @@ def published_table(family: str) -> str:
             if row["note"] not in notes:
                 notes.append(row["note"])
             mark = f" [{notes.index(row['note']) + 1}]"
-        file = row["download"] and f"[{row['download'].rpartition('/')[2]}]({row['download']})"
+        addresses = download_addresses(row)
+        file = f"[{addresses[0].rpartition('/')[2]}]({addresses[0]})" if addresses else None
         crop = row["crop_size"]
         crop = "x".join(map(str, crop)) if isinstance(crop, list) else crop
         values = (row["dataset"], crop, row["miou"], row["miou_ms"], row["parameters"], file)
         lines.append(f"| `{name}`{mark} | {' | '.join('-' if value is None else str(value) for value in values)} |")
     return "\n".join([*lines, "", *(f"[{index}] {note}." for index, note in enumerate(notes, start=1))]).rstrip()
+
+
+def download_addresses(row: dict[str, Any]) -> list[str]:
+    """Return the addresses of a row's file: the authors' release, then other copies of the same file."""
+    addresses = row["download"] or []
+    return [addresses] if isinstance(addresses, str) else list(addresses)
 
 
 def published_outputs(row: dict[str, Any]) -> int:
@@ -71,6 +78,7 @@ def published_outputs(row: dict[str, Any]) -> int:
 __all__ = [
     "FAMILIES",
     "PUBLISHED_FIELDS",
+    "download_addresses",
     "published_outputs",
     "published_row",
     "published_rows",

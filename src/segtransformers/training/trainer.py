@@ -318,7 +318,8 @@ class SegmentationTrainer(Trainer):
             return self._count(model, inputs)
         except (ValueError, RuntimeError) as error:
             names = self._names(indices, self._evaluated)
-            raise type(error)(f"in the evaluation of {names}: {error}") from error
+            kind = ValueError if isinstance(error, ValueError) else RuntimeError  # subclasses may need other arguments
+            raise kind(f"in the evaluation of {names}: {error}") from error
 
     def _count(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the mean loss of a batch, its confusion matrices, and zeros in place of labels."""
