@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -252,7 +253,10 @@ def test_damaged_images_do_not_stop_the_others(tmp_path):
         assert line in result.stderr
 
 
-def test_wrong_arguments(tmp_path):
+def test_wrong_arguments(tmp_path, monkeypatch):
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    Path("segmentation.png").write_text("an earlier result")  # not announced as replaced, because nothing is written
     good = tmp_path / "good.png"
     random_image().save(good)
     (tmp_path / "empty").mkdir()
@@ -270,7 +274,8 @@ def test_wrong_arguments(tmp_path):
     assert_refused(run("segment", "--device", "warp"), "error: --device warp: torch has no such device")
     meta = ("--model", "packaged", "--device", "meta", "--output", tmp_path / "o.png")
     assert_refused(run("segment", good, *meta), "cannot segment")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "good.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cwd", "empty", "file", "good.png"]
+    assert Path("segmentation.png").read_text() == "an earlier result"
 
 
 def test_models_of_transformers_work_too(tmp_path):

@@ -97,6 +97,7 @@ def segment(
         name = model or _default_model(has_photos)
         network, processor = load_model(name, device, optimize=True)
         protocol = inference_protocol(processor, multi_scale, scales, flip, window, stride)
+    _note_replaced(targets)  # not before an error that leaves them as they are
     typer.echo(f"model: {printable(name, None)}, {network.config.num_labels} classes")
     failed = 0
     hidden = True if len(found) == 1 else None  # None shows the bar on a terminal only
@@ -202,11 +203,15 @@ def _targets(found: Sequence[tuple[Path, Path]], folders: dict[str, Path], singl
             raise UserError(f"{target} would overwrite one of the images: choose another folder for the results")
     if len(set(resolved)) < len(resolved):
         raise UserError(f"{' and '.join(folders)} need different folders")
-    replaced = [target for target in written if target.exists()]
+    return targets
+
+
+def _note_replaced(targets: Sequence[dict[str, Path]]) -> None:
+    """Say which files will be replaced."""
+    replaced = [target for files in targets for target in files.values() if target.exists()]
     if replaced:
         more = f" and {len(replaced) - 1} more files" if len(replaced) > 1 else ""
         note(f"{replaced[0]}{more} will be replaced")
-    return targets
 
 
 def _names(paths: Sequence[Path]) -> list[Path]:
