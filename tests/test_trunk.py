@@ -27,6 +27,7 @@ from segtransformers.models.trunk.architectures import describe_trunk
 from segtransformers.models.trunk.positions import (
     RelativePositionBias,
     offset_interpolation,
+    resize_positions,
     resize_relative_position_table,
 )
 from segtransformers.models.trunk.pretrained import load_trunk_weights
@@ -275,6 +276,44 @@ def test_pretrained_tables_are_resized_as_the_original_does():
         )
         assert resized.dtype == torch.float32 and resized.shape == expected.shape
         assert (resized - expected).abs().max() < 2e-7, name
+
+
+@pytest.mark.parametrize("old, new", [((37, 37), (46, 46)), ((5, 5), (6, 9)), ((8, 8), (3, 5)), ((4, 6), (6, 4))])
+def test_positions_resized_by_a_scale_factor_with_an_offset(old, new):
+    """DINOv2's rule; torch takes the factors as the distance of the sampling positions."""
+    positions = torch.randn(1, old[0] * old[1], 8)
+    factors = [(side + 0.1) / known for side, known in zip(new, old, strict=True)]
+    expected = F.interpolate(
+        positions.transpose(1, 2).unflatten(2, old), scale_factor=factors, mode="bicubic", align_corners=False
+    )
+    resized = resize_positions(positions.double(), old, new, offset=0.1)
+    assert resized.dtype == torch.float32  # whatever the dtype of the model
+    torch.testing.assert_close(resized, expected.flatten(2).transpose(1, 2), rtol=0, atol=2e-5)
+    to_size = resize_positions(positions, old, new)
+    assert (resized - to_size).norm() / to_size.norm() > 0.01
+    assert torch.equal(resize_positions(positions, old, old, offset=0.1), positions)
+
+
+@pytest.mark.parametrize("trunk", ["vit_small_patch14_reg4_dinov2", "vit_small_patch14_dinov2"])
+def test_native_token_grid_equals_timm(trunk):
+    """A stride of one patch keeps the trunk's own grid. timm antialiases positions, as DINOv2 does with registers."""
+    config = SegmenterViTBackbone.config_class(
+        trunk=trunk, position_interpolation_antialias=True, pretrain_image_size=112, **SMALL
+    )
+    backbone = randomise(SegmenterViTBackbone(config)).eval()
+    model = timm.create_model(
+        trunk, img_size=112, dynamic_img_size=True, num_classes=0, depth=4, embed_dim=96, num_heads=2
+    ).eval()
+    names = {name.removeprefix("embeddings."): tensor for name, tensor in backbone.trunk.state_dict().items()}
+    model.load_state_dict(names)
+    images = torch.randn(2, 3, 56, 84)
+    with torch.no_grad():
+        tokens, layout = backbone.trunk.embed(images)
+        *_, tokens = backbone.trunk.run_blocks(tokens, 0, 3, layout)
+        feature_map = backbone.trunk.feature_map(tokens, layout, normalize=True)
+        (theirs,) = model.get_intermediate_layers(images, n=1, reshape=True, norm=True)
+    assert layout.grid == (4, 6) and feature_map.shape == (2, 96, 4, 6)
+    torch.testing.assert_close(feature_map, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_attention_bias_costs_no_index():

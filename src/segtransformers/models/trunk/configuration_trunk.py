@@ -41,8 +41,8 @@ class TrunkConfig(ChecksArguments, RemoteCodeConfigMixin, PreTrainedConfig):
         patch_size (`int`, *optional*):
             Side of the trunk's patches in pixels.
         token_stride (`int`, defaults to 16):
-            Pixels of the image from one token to the next. For patches of 14 pixels, the trunk resizes its input by
-            14 / 16.
+            Pixels of the image from one token to the next: the side of a patch for the trunk's native token grid. With
+            16 and patches of 14 pixels, the trunk resizes its input by 14 / 16.
         pretrain_image_size (`int` or pair of `int`, *optional*):
             Image size (pixels; height, width) of the patch grid that position embeddings or tables are made for.
         hidden_size, num_hidden_layers, num_attention_heads (`int`, *optional*):
@@ -66,6 +66,11 @@ class TrunkConfig(ChecksArguments, RemoteCodeConfigMixin, PreTrainedConfig):
             Whether a norm follows the last block.
         position_interpolation (`str`, defaults to `"bicubic"`):
             Interpolation of learned positions to another token grid: `"bicubic"` or `"bilinear"`.
+        position_interpolation_offset (`float`, defaults to 0.0):
+            Resizes learned positions by the scale factors `(side + offset) / pretrained side` instead of to the size of
+            the new grid. DINOv2 without registers: 0.1.
+        position_interpolation_antialias (`bool`, defaults to `False`):
+            Whether learned positions are resized with antialiasing. DINOv2 with registers: True.
         keep_positions_of_same_count (`bool`, defaults to `False`):
             Whether learned positions are used as they are, in the order of the tokens, on any grid with as many tokens
             as theirs. Both originals of Segmenter do so. By default every other grid gets resized positions.
@@ -106,6 +111,8 @@ class TrunkConfig(ChecksArguments, RemoteCodeConfigMixin, PreTrainedConfig):
     use_prefix_tokens: bool = True
     final_norm: bool = False
     position_interpolation: str = "bicubic"
+    position_interpolation_offset: float | int = 0.0
+    position_interpolation_antialias: bool = False
     keep_positions_of_same_count: bool = False
     window_sizes: list[int] | tuple[int, ...] | None = None
     pad_before_projection: bool = False
@@ -170,6 +177,17 @@ class TrunkConfig(ChecksArguments, RemoteCodeConfigMixin, PreTrainedConfig):
         if self.position_interpolation not in ("bicubic", "bilinear"):
             raise ValueError(
                 f"position_interpolation must be 'bicubic' or 'bilinear', got {self.position_interpolation!r}"
+            )
+        if not 0 <= self.position_interpolation_offset < 1:
+            raise ValueError(
+                f"position_interpolation_offset must be in [0, 1) tokens, got {self.position_interpolation_offset}"
+            )
+        if self.position_interpolation_offset and (
+            self.position_interpolation != "bicubic" or self.position_interpolation_antialias
+        ):
+            raise ValueError(
+                "position_interpolation_offset needs position_interpolation='bicubic' and "
+                "position_interpolation_antialias=False, as in DINOv2"
             )
         if len(self.pretrain_image_size) != 2 or min(self.pretrain_image_size) < self.patch_size:
             raise ValueError(

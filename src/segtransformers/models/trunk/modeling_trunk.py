@@ -87,6 +87,8 @@ class TrunkEmbeddings(nn.Module):
         self.grid = config.pretrain_grid
         self.patch_size, self.token_stride = config.patch_size, config.token_stride
         self.position_interpolation = config.position_interpolation
+        self.position_interpolation_offset = float(config.position_interpolation_offset)
+        self.position_interpolation_antialias = config.position_interpolation_antialias
         self.keep_positions_of_same_count = config.keep_positions_of_same_count
         self.patch_embed = TrunkPatchEmbedding(model.patch_embed, config.patch_bias)
         self.norm_pre = getattr(model, "norm_pre", nn.Identity())
@@ -114,7 +116,14 @@ class TrunkEmbeddings(nn.Module):
             prefix_positions = self.pos_embed[:, :-count]
             positions = self.pos_embed[:, -count:]
             if not self.keep_positions_of_same_count or patches.shape[1] != count:
-                positions = resize_positions(positions, self.grid, grid, self.position_interpolation)
+                positions = resize_positions(
+                    positions,
+                    self.grid,
+                    grid,
+                    self.position_interpolation,
+                    self.position_interpolation_offset,
+                    self.position_interpolation_antialias,
+                )
             patches = patches + positions.to(patches.dtype)
         if self.prefix_names:
             prefix = torch.cat([getattr(self, name) for name in self.prefix_names], dim=1)
@@ -217,6 +226,20 @@ class Trunk(nn.Module):
         for index in range(first, last + 1):
             tokens = self.blocks[index](tokens, layout.grid, layout.positions_of(index))
             yield tokens
+
+    def feature_map(self, tokens: torch.Tensor, layout: TokenLayout, normalize: bool = False) -> torch.Tensor:
+        """Return the patch tokens as a feature map `(B, C, h, w)`.
+
+        Args:
+            tokens: `(B, num_prefix_tokens + h * w, C)`, after any block.
+            layout: as returned by `embed`.
+            normalize: whether to apply the final norm, as DINOv2 and DINOv3 do after every block that they read. Needs
+                `config.final_norm`.
+        """
+        if normalize:
+            assert self.norm is not None, "the trunk was built without a final norm"
+            tokens = self.norm(tokens)
+        return tokens[:, self.num_prefix_tokens :].transpose(1, 2).unflatten(2, layout.grid)
 
 
 def init_trunk_weights(module: nn.Module, config: TrunkConfig) -> None:

@@ -199,14 +199,50 @@ def resize_relative_position_table(table: torch.Tensor, old_grid: Grid, new_grid
 
 
 def resize_positions(
-    positions: torch.Tensor, old_grid: Grid, new_grid: Grid, interpolation: str = "bicubic"
+    positions: torch.Tensor,
+    old_grid: Grid,
+    new_grid: Grid,
+    interpolation: str = "bicubic",
+    offset: float = 0.0,
+    antialias: bool = False,
 ) -> torch.Tensor:
-    """Resize position embeddings `(1, h * w, C)` to another token grid.
+    """Resize position embeddings `(1, h * w, C)` to another token grid with align_corners=False.
 
-    By `interpolation` with align_corners=False and without antialiasing, as the originals do at every forward pass.
+    Positions for `new_grid` are returned as they are. The originals of ViT-Adapter and Segmenter resize to the size
+    without antialiasing. DINOv2 (`interpolate_pos_encoding` of `dinov2/models/vision_transformer.py`) has an offset or
+    antialiases, always in float32.
+
+    Args:
+        interpolation: `"bicubic"` or `"bilinear"`.
+        offset: the sampling positions are those of the scale factors `(side + offset) / old side`. Bicubic only.
+        antialias: whether to antialias where the new grid is smaller.
     """
     if old_grid == new_grid:
         return positions
     feature_map = positions.transpose(1, 2).unflatten(2, old_grid)
-    feature_map = feature_map if feature_map.dtype == torch.float64 else feature_map.float()
-    return F.interpolate(feature_map, size=new_grid, mode=interpolation, align_corners=False).flatten(2).transpose(1, 2)
+    if offset:
+        rows, columns = (
+            _cubic_weights(old, new, offset, positions.device) for old, new in zip(old_grid, new_grid, strict=True)
+        )
+        return (rows @ feature_map.float() @ columns.t()).flatten(2).transpose(1, 2)
+    if antialias or feature_map.dtype != torch.float64:
+        feature_map = feature_map.float()
+    resized = F.interpolate(feature_map, size=new_grid, mode=interpolation, align_corners=False, antialias=antialias)
+    return resized.flatten(2).transpose(1, 2)
+
+
+def _cubic_weights(known: int, wanted: int, offset: float, device: torch.device) -> torch.Tensor:
+    """Return the weights `(wanted, known)`, float32, of a bicubic resize by the factor `(wanted + offset) / known`.
+
+    `F.interpolate` has such weights only together with a size that it computes from the factor, and this cannot be
+    exported for a variable size. Keys' cubic convolution with a = -0.75, the border repeated.
+    """
+    steps = torch.arange(wanted, device=device, dtype=torch.float32)
+    centers = (steps + 0.5) * (known / (wanted + offset)) - 0.5
+    neighbours = centers.floor()[:, None] + torch.arange(-1, 3, device=device)
+    distances = (centers[:, None] - neighbours).abs()
+    near = (1.25 * distances - 2.25) * distances**2 + 1
+    far = ((-0.75 * distances + 3.75) * distances - 6) * distances + 3
+    weights = torch.where(distances <= 1, near, far)
+    columns = torch.arange(known, device=device)
+    return ((neighbours.clamp(0, known - 1)[..., None] == columns) * weights[..., None]).sum(1)
