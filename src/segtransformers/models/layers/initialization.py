@@ -5,10 +5,12 @@ from typing import Any
 
 from torch import nn
 
+from .separate_trunk import SeparateTrunkMixin
+
 LOAD_AGAIN = "load the model again with from_pretrained, without optimize_for_inference"
 
 
-class SegmentationModelMixin:
+class SegmentationModelMixin(SeparateTrunkMixin):
     """Behaviour that all our models add to `PreTrainedModel`, before which it stands in the bases.
 
     It has transformers call `_init_weights` for every module. For classes outside its own package, transformers skips
@@ -37,7 +39,7 @@ class SegmentationModelMixin:
 
     def save_pretrained(self, *args: Any, **kwargs: Any):
         self._refuse_if_optimized("be saved")
-        return super().save_pretrained(*args, **kwargs)  # type: ignore[misc]
+        return super().save_pretrained(*args, **kwargs)
 
     def add_adapter(self, *args: Any, **kwargs: Any):
         self._refuse_if_optimized("get an adapter")

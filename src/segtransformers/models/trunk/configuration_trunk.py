@@ -84,6 +84,11 @@ class TrunkConfig(ChecksArguments, RemoteCodeConfigMixin, PreTrainedConfig):
             Stochastic depth rate of the last block. The rate grows linearly from 0 at the first block.
         initializer_range (`float`, defaults to 0.02):
             Standard deviation of newly initialized linear weights and position embeddings.
+        trunk_weights (`str`, *optional*):
+            Name of the trunk's weights, where saved folders leave them out; see `separate_trunk` of the models. None
+            means that they hold all weights.
+        trunk_samples (`dict`, *optional*):
+            Some numbers of these weights, by the names of their tensors.
         timm_version (`str`, *optional*):
             Version of timm that resolved the fields above. Nothing depends on it.
 
@@ -118,6 +123,8 @@ class TrunkConfig(ChecksArguments, RemoteCodeConfigMixin, PreTrainedConfig):
     pad_before_projection: bool = False
     drop_path_rate: float | int = 0.0
     initializer_range: float = 0.02
+    trunk_weights: str | None = None
+    trunk_samples: dict[str, float] | None = None
     timm_version: str | None = None
 
     def __post_init__(self, **kwargs):

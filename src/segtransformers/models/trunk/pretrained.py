@@ -45,10 +45,40 @@ class FromTrunkMixin:
             _check_weights(trunk)
         model = cls(config)
         if pretrained:
-            _check_available(trunk, cache_dir)
-            source = timm.create_model(trunk, pretrained=True, num_classes=0, cache_dir=cache_dir)
-            load_trunk_weights(model.trunk, config, source.state_dict(), _grid_of(source), f"timm's weights {trunk!r}")
+            weights = _download(trunk, cache_dir)
+            load_trunk_weights(model.trunk, config, *weights, f"timm's weights {trunk!r}")
         return model.eval()
+
+
+def weights_of_timm(name: str, config: TrunkConfig, cache_dir: str | None = None) -> dict[str, torch.Tensor]:
+    """Return pre-trained weights of timm by their names in a [`Trunk`], resized to its grid.
+
+    Args:
+        name, cache_dir: as for `from_trunk`.
+
+    Raises:
+        ValueError, OSError: as `from_trunk`.
+    """
+    _check_weights(name)
+    weights, grid = _download(name, cache_dir)
+    return _fitted_weights(_empty_trunk(config).state_dict(), config, weights, grid, f"timm's weights {name!r}")
+
+
+def expected_weights(config: TrunkConfig) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of all weights of a [`Trunk`] by their names."""
+    return {name: tuple(tensor.shape) for name, tensor in _empty_trunk(config).state_dict().items()}
+
+
+def _empty_trunk(config: TrunkConfig) -> Trunk:
+    with torch.device("meta"):
+        return Trunk(config)
+
+
+def _download(name: str, cache_dir: str | None) -> tuple[dict[str, torch.Tensor], Grid]:
+    """Return pre-trained weights of timm, and the patch grid of their positions."""
+    _check_available(name, cache_dir)
+    model = timm.create_model(name, pretrained=True, num_classes=0, cache_dir=cache_dir)
+    return model.state_dict(), tuple(model.patch_embed.grid_size)
 
 
 def _check_weights(name: str) -> None:
@@ -120,7 +150,17 @@ def load_trunk_weights(
     Raises:
         ValueError: naming the weights that are missing, left over or of another shape. The trunk is unchanged then.
     """
-    expected = trunk.state_dict()
+    trunk.load_state_dict(_fitted_weights(trunk.state_dict(), config, state_dict, grid, where), strict=False)
+
+
+def _fitted_weights(
+    expected: Mapping[str, torch.Tensor],
+    config: TrunkConfig,
+    state_dict: Mapping[str, torch.Tensor],
+    grid: Grid,
+    where: str,
+) -> dict[str, torch.Tensor]:
+    """Return the weights for [`load_trunk_weights`] by their names in the trunk, whose tensors are `expected`."""
     renamed: dict[str, torch.Tensor] = {}
     problems = []
     for name, tensor in state_dict.items():
@@ -147,7 +187,7 @@ def load_trunk_weights(
         raise ValueError(
             f"{where} do not fit the trunk {config.trunk!r} as configured: {'; '.join(problems[:6])}{more}"
         )
-    trunk.load_state_dict(renamed, strict=False)
+    return renamed
 
 
 def _trunk_name(name: str) -> str:
@@ -177,8 +217,4 @@ def _fitted(name: str, tensor: torch.Tensor, config: TrunkConfig, grid: Grid) ->
     return tensor
 
 
-def _grid_of(model: Any) -> Grid:
-    return tuple(model.patch_embed.grid_size)
-
-
-__all__ = ["FromTrunkMixin", "load_trunk_weights", "trunk_normalization"]
+__all__ = ["FromTrunkMixin", "expected_weights", "load_trunk_weights", "trunk_normalization", "weights_of_timm"]
