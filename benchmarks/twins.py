@@ -20,7 +20,7 @@ from transformers import (
 from transformers.models.mask2former import modeling_mask2former
 
 from segtransformers import SegMask2FormerForSemanticSegmentation
-from segtransformers.models.layers.losses import semantic_cross_entropy
+from segtransformers.models.losses import CrossEntropy, total_loss
 from segtransformers.models.mask2former.loss_seg_mask2former import semantic_targets
 from segtransformers.operators import dcnv3_reference, dispatcher
 
@@ -113,7 +113,7 @@ class Logits(Runner):
 
     def forward(self, pixel_values, labels=None):
         logits = self.model(pixel_values)
-        return logits if labels is None else semantic_cross_entropy(logits, labels, 255)
+        return logits if labels is None else total_loss([CrossEntropy(average_over="all_pixels")], logits, labels, 255)
 
 
 def twin_of(model: PreTrainedModel) -> Runner:

@@ -120,11 +120,41 @@ def binary(threshold, dtype=torch.float64) -> tuple[dict, dict]:
     return fill.state_dict(shapes, dtype), config
 
 
+def test_losses_of_the_config_are_kept(caplog):
+    config = CASE.config
+    weights = [1.0] * (config["decode_head"]["num_classes"] - 1) + [5.0]
+    config["decode_head"]["loss_decode"] = [
+        {"type": "CrossEntropyLoss", "class_weight": weights, "loss_name": "loss_ce"},
+        {"type": "DiceLoss", "loss_weight": 3.0, "loss_name": "loss_dice"},
+    ]
+    config["decode_head"]["sampler"] = {"type": "OHEMPixelSampler", "thresh": 0.7, "min_kept": 100}
+    config["auxiliary_head"]["loss_decode"] = {"type": "CrossEntropyLoss", "loss_weight": 0.4}
+    model = convert_checkpoint(CASE.state_dict(), config)
+    assert not caplog.text
+    assert model.config.losses == [
+        {
+            "name": "ohem_cross_entropy",
+            "min_kept": 100,
+            "class_weights": weights,
+            "definition": "mmseg",
+        },
+        {"name": "dice", "weight": 3.0, "definition": "mmseg"},
+    ]
+    assert model.config.auxiliary_losses == [{"name": "cross_entropy", "average_over": "all_pixels"}]
+    assert model.config.auxiliary_loss_weight == 0.4
+
+    config["decode_head"]["loss_decode"] = {"type": "HausdorffLoss"}
+    model = convert_checkpoint(CASE.state_dict(), config)
+    assert "the loss 'HausdorffLoss' is not one of" in caplog.text and "plain cross entropy" in caplog.text
+    assert model.config.losses is None
+
+
 @pytest.mark.parametrize("threshold", [None, 0.3, 0.5, 0.95])
 def test_one_output_with_a_threshold_becomes_two_classes(threshold):
     state_dict, config = binary(threshold)
     model, report = convert_with_report(state_dict, config)
     assert model.config.num_labels == 2 and "decode_head.conv_seg.weight" in report.changed
+    assert model.config.losses is None  # softmax over the logits 0 and z is sigmoid(z)
     one = CASE.config
     for head in ("decode_head", "auxiliary_head"):
         one[head]["num_classes"] = 1

@@ -10,6 +10,7 @@ from transformers import UperNetForSemanticSegmentation as TransformersUperNet
 from segtransformers import SegUperNetConfig, SegUperNetForSemanticSegmentation
 from segtransformers.conversion import convert_checkpoint, upernet, vit_adapter
 from segtransformers.conversion.mapping import find_rule, prefixed
+from segtransformers.models.losses import build_losses, total_loss
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 
@@ -289,3 +290,35 @@ def test_export_with_windows_and_a_dynamic_batch():
     program = torch.export.export(model, (images,), dynamic_shapes=shapes, strict=False)
     more = torch.randn(3, 3, 64, 96)
     torch.testing.assert_close(program.module()(more).logits, model(more).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_losses_of_the_config_train_the_heads():
+    losses = [{"name": "cross_entropy", "label_smoothing": 0.1}, {"name": "dice", "weight": 3.0}]
+    model = SegUperNetForSemanticSegmentation(small_head(losses=losses, auxiliary_losses=["focal"])).eval()
+    images, labels = torch.randn(2, 3, 64, 64), torch.randint(model.config.num_labels, (2, 64, 64))
+    labels[0, :20] = 255
+    outputs = model(images, labels=labels)
+    auxiliary = model.auxiliary_head(model.backbone(images).feature_maps)
+    expected = total_loss(build_losses(losses), outputs.logits, labels, 255)
+    expected = expected + 0.4 * total_loss(build_losses(["focal"]), auxiliary, labels, 255)
+    torch.testing.assert_close(outputs.loss, expected)
+    model.set_losses(["lovasz"])
+    again = model(images, labels=labels).loss
+    assert model.config.losses == [{"name": "lovasz"}] and model.config.auxiliary_losses is None
+    assert not torch.isclose(again, outputs.loss)
+
+
+def test_losses_are_saved_and_class_weights_go_with_the_classes(tmp_path, caplog):
+    weights = [1.0] * (small_head().num_labels - 1) + [3.0]
+    losses = [{"name": "cross_entropy", "class_weights": weights}, {"name": "dice"}]
+    model = SegUperNetForSemanticSegmentation(small_head(losses=losses))
+    model.save_pretrained(tmp_path)
+    assert SegUperNetForSemanticSegmentation.from_pretrained(tmp_path).pixel_losses == build_losses(losses)
+    other = SegUperNetForSemanticSegmentation.from_pretrained(tmp_path, num_labels=2, ignore_mismatched_sizes=True)
+    assert other.config.losses == [{"name": "cross_entropy"}, {"name": "dice"}]
+    assert "losses of the config has settings for each class, which new classes do not keep" in caplog.text
+    with pytest.raises(ValueError, match="class_weights has 2 numbers, but the model has"):
+        small_head(losses=[{"name": "cross_entropy", "class_weights": [1, 2]}])
+    with pytest.raises(ValueError, match="class_weights has 2 numbers, but the model has"):
+        model.set_losses([{"name": "cross_entropy", "class_weights": [1, 2]}])
+    assert model.config.losses == losses

@@ -206,6 +206,7 @@ def test_which_pixels_the_loss_is_averaged_over():
         valid = F.cross_entropy(outputs.logits, labels, ignore_index=255)
         torch.testing.assert_close(outputs.loss, valid / 4)
         model.config.count_ignored_pixels = False
+        model.set_losses(None)
         torch.testing.assert_close(model(images, labels=labels).loss, valid)
         assert model(images, labels=torch.full_like(labels, 255)).loss == 0
 

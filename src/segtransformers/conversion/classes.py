@@ -99,7 +99,21 @@ def with_two_classes(
                 raise ConversionError(f"{name} is {shape_of(tensor)}, but {part}.out_channels is 1")
             tensors[name] = torch.cat([torch.zeros_like(tensor), tensor - shift])
             changed.append(name)
+        if "loss_decode" in settings:
+            config[part]["loss_decode"] = _loss_of_two_classes(settings["loss_decode"])
     return config, tensors, changed
+
+
+def _loss_of_two_classes(loss: Any) -> Any:
+    """Turn a cross entropy over the sigmoid of one output into the equal one over two classes."""
+    if isinstance(loss, list | tuple):
+        return [_loss_of_two_classes(entry) for entry in loss]
+    if not isinstance(loss, Mapping) or loss.get("type") != "CrossEntropyLoss" or not loss.get("use_sigmoid"):
+        return loss
+    weights = loss.get("class_weight")
+    if isinstance(weights, list | tuple) and len(weights) == 1:
+        weights = [1.0, *weights]
+    return {**loss, "use_sigmoid": False, "class_weight": weights}
 
 
 def _size(state_dict: Mapping[str, torch.Tensor], name: str, rank: int, axis: int) -> int | None:

@@ -1,12 +1,12 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """Rules and settings that several heads of MMSegmentation 0.x share."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from transformers.utils import logging
 
 from ..escaping import short_repr
+from .losses import PLAIN_LOSSES, read_losses
 from .mapping import ConversionError, Rule, Settings
 
 IGNORE_INDEX = "semantic_loss_ignore_index"  # the field in our configs
@@ -29,8 +29,8 @@ def take_channels(head: Settings) -> None:
     head.expect("in_index", list(range(len(channels))), tuple(range(len(channels))))
 
 
-def take_common(head: Settings, where: str, has_convolutions: bool = True) -> float:
-    """Take the settings that all heads have, and return the weight of the head's loss."""
+def take_common(head: Settings, where: str, has_convolutions: bool = True) -> list[dict[str, Any]]:
+    """Take the settings that all heads have, and return the head's losses."""
     head.expect("align_corners", False)
     head.expect("conv_cfg", None)
     head.expect("input_transform", None, "multiple_select")
@@ -42,22 +42,25 @@ def take_common(head: Settings, where: str, has_convolutions: bool = True) -> fl
         norm.expect("momentum", 0.1)
         norm.drop("requires_grad")
         norm.finish()
-    head.drop("type", "init_cfg", "sampler")
-    return _loss_weight(head.take("loss_decode", {"type": "CrossEntropyLoss"}), where)
-
-
-def _loss_weight(loss: Any, where: str) -> float:
-    """Return the weight of the loss. Warn if it is not a plain cross entropy, which matters for training only."""
-    if isinstance(loss, list | tuple) and len(loss) == 1:
-        (loss,) = loss
-    settings = dict(loss) if isinstance(loss, Mapping) else {}
-    weight = settings.pop("loss_weight", 1.0)
-    plain = settings.pop("type", None) == "CrossEntropyLoss" and not any(
-        value for name, value in settings.items() if name != "loss_name"
-    )
-    if not plain or (where == "decode_head" and weight != 1.0):
+    head.drop("type", "init_cfg")
+    losses, sampler = head.take("loss_decode", {"type": "CrossEntropyLoss"}), head.take("sampler", None)
+    try:
+        return read_losses(losses, sampler)
+    except ConversionError as error:
         logger.warning(
-            f"{where}.loss_decode is {short_repr(loss, 200)}: the converted model predicts the same, but it trains "
-            "with plain cross entropy"
+            f"{where}.loss_decode: {error}. The converted model predicts the same, but trains with plain cross entropy"
         )
-    return weight
+        return PLAIN_LOSSES
+
+
+def loss_fields(losses: list[dict[str, Any]], auxiliary: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    """Return the fields of [`BackboneSegmentationConfig`] for the losses of the head and of the auxiliary head."""
+    fields: dict[str, Any] = {} if losses == PLAIN_LOSSES else {"losses": losses}
+    if auxiliary is None:
+        return fields
+    if len(auxiliary) == 1:
+        fields["auxiliary_loss_weight"] = auxiliary[0].get("weight", 1.0)
+        auxiliary = [{name: value for name, value in auxiliary[0].items() if name != "weight"}]
+    else:
+        fields["auxiliary_loss_weight"] = 1.0
+    return fields if auxiliary == losses else fields | {"auxiliary_losses": auxiliary}

@@ -6,7 +6,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from ..models.segformer import SegSegformerConfig
-from .heads import CONV_MODULE_RULES, IGNORE_INDEX, take_channels, take_common
+from .heads import CONV_MODULE_RULES, IGNORE_INDEX, loss_fields, take_channels, take_common
 from .mapping import MOST_CLASSES, ConversionError, Rule, Settings, prefixed
 
 _HEAD_RULES = [
@@ -37,6 +37,6 @@ def read_config(
         "classifier_dropout": decode_head.take("dropout_ratio", 0.1),
         IGNORE_INDEX: decode_head.take("ignore_index", 255),
     }
-    take_common(decode_head, "decode_head")
+    fields |= loss_fields(take_common(decode_head, "decode_head"))
     decode_head.finish()
     return SegSegformerConfig(backbone_config=backbone_config, **fields, **protocol)

@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig
 from ..escaping import one_line, printable
 from ..image_processing import SegmentationImageProcessor
 from ..models.segmenter import SegmenterConfig, SegmenterViTConfig
-from .heads import IGNORE_INDEX, take_common
+from .heads import IGNORE_INDEX, loss_fields, take_common
 from .mapping import MOST_CLASSES, MOST_LAYERS, Backbone, ConversionError, Rule, Settings, prefixed
 
 # The config overrides every number of these architectures, so the names only describe the model.
@@ -193,7 +193,7 @@ def _read_head(
     decode_head.drop("in_channels", "channels")  # follow from the tensors
     fields["num_labels"] = decode_head.count("num_classes", most=MOST_CLASSES)
     fields[IGNORE_INDEX] = decode_head.take("ignore_index", 255)
-    take_common(decode_head, "decode_head", has_convolutions=False)
+    fields |= loss_fields(take_common(decode_head, "decode_head", has_convolutions=False))
     decode_head.finish()
     return SegmenterConfig(backbone_config=backbone_config, **fields)
 

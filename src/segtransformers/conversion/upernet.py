@@ -8,7 +8,7 @@ from transformers.utils import logging
 
 from ..escaping import short_repr
 from ..models.upernet import SegUperNetConfig
-from .heads import CONV_MODULE_RULES, IGNORE_INDEX, take_channels, take_common
+from .heads import CONV_MODULE_RULES, IGNORE_INDEX, loss_fields, take_channels, take_common
 from .mapping import MOST_CLASSES, MOST_LAYERS, ConversionError, Settings, prefixed
 
 logger = logging.get_logger(__name__)
@@ -32,7 +32,7 @@ def read_config(
         "classifier_dropout": decode_head.take("dropout_ratio", 0.1),
         IGNORE_INDEX: decode_head.take("ignore_index", 255),
     }
-    take_common(decode_head, "decode_head")
+    losses = take_common(decode_head, "decode_head")
     decode_head.finish()
 
     fields["use_auxiliary_head"] = auxiliary_head is not None
@@ -52,6 +52,8 @@ def read_config(
         fields["auxiliary_channels"] = auxiliary_head.take("channels")
         fields["auxiliary_num_convs"] = auxiliary_head.count("num_convs", 2, MOST_LAYERS)
         fields["auxiliary_concat_input"] = auxiliary_head.take("concat_input", True)
-        fields["auxiliary_loss_weight"] = take_common(auxiliary_head, "auxiliary_head")
+        fields |= loss_fields(losses, take_common(auxiliary_head, "auxiliary_head"))
         auxiliary_head.finish()
+    else:
+        fields |= loss_fields(losses)
     return SegUperNetConfig(backbone_config=backbone_config, num_labels=num_labels, **fields, **protocol)

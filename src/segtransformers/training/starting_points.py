@@ -22,6 +22,7 @@ from transformers.utils import logging
 from ..conversion import load_pretrained_trunk
 from ..conversion.convert import empty_model
 from ..image_processing import SegmentationImageProcessor
+from ..models.losses import without_class_settings
 from ..models.trunk import trunk_normalization
 from ..models.upernet import SegUperNetConfig
 from ..models.vit_adapter import ViTAdapterBackbone
@@ -169,7 +170,11 @@ def _with_classes(name: str, config: Any, classes: dict[str, Any]) -> PreTrained
         return AutoModelForSemanticSegmentation.from_pretrained(
             name, config=config, dtype=torch.float32, **NO_REMOTE_CODE
         )
-    config = type(config).from_dict({**config.to_dict(), **classes})
+    settings = config.to_dict()
+    for losses in ("losses", "auxiliary_losses"):
+        if settings.get(losses):
+            settings[losses] = without_class_settings(settings[losses])
+    config = type(config).from_dict({**settings, **classes})
     with _without_load_report():
         model = AutoModelForSemanticSegmentation.from_pretrained(
             name, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, **NO_REMOTE_CODE

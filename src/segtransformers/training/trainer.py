@@ -45,8 +45,9 @@ class SegmentationTrainer(Trainer):
       memory. Each image counts once for any number of processes. The results are `eval_loss`, `eval_mean_iou`,
       `eval_mean_accuracy`, `eval_mean_dice` and `eval_overall_accuracy`; `class_metrics` holds the values of each
       class. With your own `compute_metrics`, evaluation is that of `Trainer`.
-    - The mean of Mask2Former's loss over all masks of an optimizer step. `Trainer` alone averages the means of the
-      accumulated batches, which depend on how the images are divided among them.
+    - The mean of Mask2Former's loss over all masks of an optimizer step, and the mean of other losses over all its
+      valid pixels. `Trainer` alone averages the means of the accumulated batches and of the processes, which depend on
+      how the images are divided among them.
     - Ctrl-C and SIGTERM finish the step, save a checkpoint and raise `KeyboardInterrupt`. A second one stops at once.
     - Any other error during training saves a checkpoint of the last step before it is raised, except with FSDP and
       DeepSpeed. An error in an evaluation names the samples of the batch.
@@ -221,18 +222,20 @@ class SegmentationTrainer(Trainer):
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], torch.Tensor | int | None]:
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        count_masks = getattr(self.accelerator.unwrap_model(self.model), "count_masks", None)
         labels = [batch.get("labels") for batch in batches]
-        is_one_device = self.args.n_gpu <= 1  # `nn.DataParallel` cannot scatter a scalar
-        if (
-            count_masks
-            and is_one_device
-            and len(batches) > 1
-            and all(isinstance(part, torch.Tensor) for part in labels)
-        ):
-            mean_masks = torch.stack([count_masks(part) for part in labels]).float().mean()
-            batches = [{**batch, "mean_masks": mean_masks} for batch in batches]
-        return batches, items
+        network = self.accelerator.unwrap_model(self.model)
+        is_one_device = self.args.n_gpu <= 1  # `nn.DataParallel` cannot scatter these tensors
+        if not is_one_device or not batches or not all(isinstance(part, torch.Tensor) for part in labels):
+            return batches, items
+        means: dict[str, torch.Tensor] = {}
+        if len(batches) > 1 and hasattr(network, "count_masks"):
+            means["mean_masks"] = torch.stack([network.count_masks(part) for part in labels]).float().mean()
+        if (len(batches) > 1 or self.args.world_size > 1) and hasattr(network, "count_classes"):
+            counts = [network.count_classes(part) for part in labels]
+            if counts[0] is not None:
+                mean = torch.stack(counts).double().mean(0).to(device)
+                means["mean_class_counts"] = self.accelerator.reduce(mean, "mean").float()
+        return ([{**batch, **means} for batch in batches] if means else batches), items
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None

@@ -7,11 +7,15 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.utils import logging
 
 from ...escaping import short_repr
 from ...remote_code import RemoteCodeConfigMixin
 from ..layers.config_arguments import MOST_ITEMS, ChecksArguments, check_range
 from ..layers.sliding_windows import SlidingWindow
+from ..losses import PixelLoss, build_losses, check_losses, without_class_settings
+
+logger = logging.get_logger(__name__)
 
 
 @strict
@@ -182,9 +186,15 @@ class BackboneSegmentationConfig(SegmentationConfigWithBackbone):
             Share of channels dropped in front of the classifiers in training.
         initializer_range (`float`, defaults to 0.01):
             Standard deviation of newly initialized classifiers.
+        losses (`list` of `dict`, *optional*):
+            The losses whose weighted sum trains the head, such as
+            `[{"name": "cross_entropy"}, {"name": "dice", "weight": 3.0}]`; [`segtransformers.models.losses`] has them
+            all. None is cross entropy averaged over all pixels, as in MMSegmentation.
+        auxiliary_losses (`list` of `dict`, *optional*):
+            The losses of the auxiliary head. None takes `losses`.
 
     Raises:
-        ValueError: if the backbone is unknown or gives too few feature maps, or a number is out of range.
+        ValueError: if the backbone is unknown or gives too few feature maps, or a number or a loss is not valid.
     """
 
     attribute_map = {
@@ -194,11 +204,44 @@ class BackboneSegmentationConfig(SegmentationConfigWithBackbone):
 
     classifier_dropout: float | int = 0.1
     initializer_range: float = 0.01
+    losses: list | tuple | None = None
+    auxiliary_losses: list | tuple | None = None
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
+        for name in ("losses", "auxiliary_losses"):
+            if getattr(self, name) is not None:
+                losses = build_losses(getattr(self, name))
+                check_losses(losses, self.num_labels)
+                setattr(self, name, [loss.to_dict() for loss in losses])
         if not 0 <= self.classifier_dropout < 1:
             raise ValueError(f"classifier_dropout must be a share in [0, 1), got {self.classifier_dropout}")
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any):
+        """Read a saved config.
+
+        Settings of losses that belong to single classes are dropped when `num_labels`, `id2label` or `label2id` of the
+        arguments describe other classes.
+        """
+        if any(kwargs.get(name) is not None for name in ("num_labels", "id2label", "label2id")):
+            for name in ("losses", "auxiliary_losses"):
+                saved = config_dict.get(name)
+                if saved is None or name in kwargs:
+                    continue
+                kept = without_class_settings(saved)
+                if kept != saved:
+                    logger.warning(f"{name} of the config has settings for each class, which new classes do not keep")
+                    config_dict = {**config_dict, name: kept}
+        return super().from_dict(config_dict, **kwargs)
+
+    def pixel_losses(self) -> list[PixelLoss]:
+        """Return the losses of the head."""
+        return build_losses(self.losses or [{"name": "cross_entropy", "average_over": "all_pixels"}])
+
+    def auxiliary_pixel_losses(self) -> list[PixelLoss]:
+        """Return the losses of the auxiliary head."""
+        return build_losses(self.auxiliary_losses) if self.auxiliary_losses else self.pixel_losses()
 
 
 __all__ = ["BackboneSegmentationConfig", "SegmentationConfig", "SegmentationConfigWithBackbone"]

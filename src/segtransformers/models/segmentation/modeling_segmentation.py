@@ -5,6 +5,9 @@ It follows `mmseg/models/segmentors/encoder_decoder.py` of MMSegmentation 0.20: 
 loss, large images can be run in sliding windows, and the loss is averaged over all pixels.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -17,9 +20,9 @@ from transformers.utils import can_return_tuple
 
 from ..layers.initialization import SegmentationModelMixin
 from ..layers.input_checks import check_labels, check_pixel_values
-from ..layers.losses import semantic_cross_entropy
 from ..layers.resize import STRIDES, resize
 from ..layers.sliding_windows import SlidingWindow, slide
+from ..losses import build_losses, check_losses, total_loss
 from .configuration_segmentation import BackboneSegmentationConfig
 
 
@@ -92,7 +95,36 @@ class BackboneForSemanticSegmentation(SegmentationPreTrainedModel):
         config.check_channels(self.backbone.channels)
         self.decode_head = self.build_decode_head(self.backbone.channels)
         self.auxiliary_head = self.build_auxiliary_head(self.backbone.channels)
+        self.pixel_losses = config.pixel_losses()
+        self.auxiliary_pixel_losses = config.auxiliary_pixel_losses()
         self.post_init()
+
+    def set_losses(self, losses: Sequence[Any] | None, auxiliary_losses: Sequence[Any] | None = None) -> None:
+        """Train with other losses, which are saved in the config.
+
+        Args:
+            losses, auxiliary_losses: as of [`BackboneSegmentationConfig`].
+
+        Raises:
+            ValueError: if a loss is not valid or does not fit the classes.
+        """
+        built = [None if value is None else build_losses(value) for value in (losses, auxiliary_losses)]
+        for value in built:
+            check_losses(value or [], self.config.num_labels)
+        self.config.losses, self.config.auxiliary_losses = (
+            None if value is None else [loss.to_dict() for loss in value] for value in built
+        )
+        self.pixel_losses = self.config.pixel_losses()
+        self.auxiliary_pixel_losses = self.config.auxiliary_pixel_losses()
+
+    def count_classes(self, labels: torch.Tensor) -> torch.Tensor | None:
+        """Count the pixels of each class, `(num_labels,)`, or return None if no loss divides by such counts."""
+        losses = self.pixel_losses + (self.auxiliary_pixel_losses if self.auxiliary_head is not None else [])
+        if labels.dim() != 3 or not any(loss.divides_by_counts for loss in losses):
+            return None
+        classes = max(self.config.num_labels or 0, 2)  # binary label maps hold 0 and 1
+        valid = labels[labels != self.config.semantic_loss_ignore_index].long()
+        return torch.bincount(valid, minlength=classes)[:classes]
 
     def build_decode_head(self, in_channels: list[int]) -> nn.Module:
         """Build the module that maps the backbone's feature maps, with these channels, to logits at the size of one."""
@@ -116,6 +148,7 @@ class BackboneForSemanticSegmentation(SegmentationPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         sliding_window: SlidingWindow | bool | None = None,
+        mean_class_counts: torch.Tensor | None = None,
     ) -> SemanticSegmenterOutput:
         """
         In evaluation mode, images larger than the sliding window are run in windows. They have no hidden states, and
@@ -127,6 +160,9 @@ class BackboneForSemanticSegmentation(SegmentationPreTrainedModel):
             labels: `(B, H, W)` class indices, or `config.semantic_loss_ignore_index`.
             output_hidden_states, output_attentions: passed to the backbone; None takes the config's setting.
             sliding_window: the windows of evaluation mode. None takes the config's, False runs the whole image at once.
+            mean_class_counts: `(num_labels,)`, for gradient accumulation and several processes: the mean of
+                [`count_classes`] over the batches of an optimizer step. Losses that divide by the number of valid
+                pixels use it, so that the mean over the batches is the loss of all of them joined.
 
         Returns:
             `SemanticSegmenterOutput` with `logits` `(B, num_labels, H, W)` and, with labels, `loss`.
@@ -163,9 +199,13 @@ class BackboneForSemanticSegmentation(SegmentationPreTrainedModel):
             )
         loss = None
         if labels is not None:
-            loss = self._pixel_loss(logits, labels)
+            ignored = config.semantic_loss_ignore_index
+            loss = total_loss(self.pixel_losses, logits, labels, ignored, mean_class_counts)
             if self.auxiliary_head is not None and window is None:
-                auxiliary = self._pixel_loss(self.auxiliary_head(outputs.feature_maps), labels)
+                auxiliary_logits = self.auxiliary_head(outputs.feature_maps)
+                auxiliary = total_loss(
+                    self.auxiliary_pixel_losses, auxiliary_logits, labels, ignored, mean_class_counts
+                )
                 loss = loss + config.auxiliary_loss_weight * auxiliary
         return SemanticSegmenterOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
@@ -180,9 +220,6 @@ class BackboneForSemanticSegmentation(SegmentationPreTrainedModel):
     def _enlarge(self, logits: torch.Tensor, size: torch.Size) -> torch.Tensor:
         """Resize the head's logits to the size of the image."""
         return resize(logits, size)
-
-    def _pixel_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return semantic_cross_entropy(logits, labels, self.config.semantic_loss_ignore_index)
 
     def _needs_windows(self, size: torch.Size, window: SlidingWindow) -> bool:
         """Return whether an image of (height, width) `size` is run in windows."""

@@ -9,6 +9,7 @@ from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import SubConfigSpec
 
 from ..layers.config_arguments import LARGEST_WIDTH, MOST_ITEMS, MOST_LAYERS, check_range
+from ..losses import PixelLoss, build_losses
 from ..segmentation.configuration_segmentation import BackboneSegmentationConfig
 from ..trunk.configuration_trunk import TrunkConfig
 
@@ -93,7 +94,7 @@ class SegmenterConfig(BackboneSegmentationConfig):
         enlarge_to_window (`bool`, defaults to `False`):
             Whether `inference_mode="slide"` enlarges an image that is smaller than the window. Official: True.
         count_ignored_pixels (`bool`, defaults to `True`):
-            Whether pixels without a class count in the divisor of the loss. Official: False.
+            Whether pixels without a class count in the divisor of the loss, where `losses` is None. Official: False.
 
     Raises:
         ValueError: if a number is out of range.
@@ -142,6 +143,11 @@ class SegmenterConfig(BackboneSegmentationConfig):
         for name in ("decoder_mlp_ratio", "decoder_layer_norm_eps"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+
+    def pixel_losses(self) -> list[PixelLoss]:
+        if self.losses or self.count_ignored_pixels:
+            return super().pixel_losses()
+        return build_losses(["cross_entropy"])
 
 
 __all__ = ["SegmenterConfig", "SegmenterViTConfig"]

@@ -19,7 +19,6 @@ from transformers.utils import can_return_tuple
 from ..layers.hidden_states import hidden_states_selection, select_hidden_states
 from ..layers.input_checks import check_image_size
 from ..layers.keywords import check_transformers_kwargs
-from ..layers.losses import semantic_cross_entropy
 from ..layers.resize import pad_to_multiple, resize
 from ..layers.sliding_windows import SlidingWindow
 from ..layers.token_grid import grid_of
@@ -215,10 +214,6 @@ class SegmenterForSemanticSegmentation(BackboneForSemanticSegmentation):
         # not `side + -side % divisor`: inductor has no such expression for dynamic sizes
         padded = torch.Size((side + divisor - 1) // divisor * divisor for side in size)
         return super()._enlarge(logits, padded)[:, :, : size[0], : size[1]]
-
-    def _pixel_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        config = self.config
-        return semantic_cross_entropy(logits, labels, config.semantic_loss_ignore_index, config.count_ignored_pixels)
 
     def _needs_windows(self, size: torch.Size, window: SlidingWindow) -> bool:
         return super()._needs_windows(size, window) or self._is_enlarged(size, window)
