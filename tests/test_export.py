@@ -13,6 +13,7 @@ import pytest
 import torch
 from model_tests import randomise
 from test_internimage import small_internimage
+from test_seg_linear import small_linear, small_plain_vit
 from test_segmenter import small_segmenter, small_vit
 from test_vit_adapter import small_config
 from test_vit_comer import small_comer
@@ -20,6 +21,7 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation, Segf
 from typer.testing import CliRunner
 
 from segtransformers import (
+    SegLinearForSemanticSegmentation,
     SegMask2FormerConfig,
     SegMask2FormerForSemanticSegmentation,
     SegmentationImageProcessor,
@@ -77,6 +79,11 @@ def segformer(backbone):
     return SegSegformerForSemanticSegmentation(config)
 
 
+def linear(**changes):
+    backbone = small_plain_vit(num_hidden_layers=2, out_indices=[1, 2], **changes)
+    return SegLinearForSemanticSegmentation(small_linear(backbone))
+
+
 def segmenter(**changes):
     vit = small_vit(num_hidden_layers=1)
     return SegmenterForSemanticSegmentation(small_segmenter(vit, decoder_num_hidden_layers=1, **changes))
@@ -88,6 +95,20 @@ MODELS = {
         f"{name}-mask2former": (lambda backbone=backbone: mask2former(backbone)) for name, backbone in BACKBONES.items()
     },
     "internimage-segformer": lambda: segformer(BACKBONES["internimage"]),
+    "dinov2-linear": lambda: SegLinearForSemanticSegmentation(
+        small_linear(small_plain_vit(num_hidden_layers=2, out_indices=[1, 2]))
+    ),
+    "dinov2-registers-linear": lambda: SegLinearForSemanticSegmentation(
+        small_linear(
+            small_plain_vit(
+                trunk="vit_small_patch14_reg4_dinov2",
+                position_interpolation_offset=0,
+                position_interpolation_antialias=True,
+                num_hidden_layers=1,
+                out_indices=[1],
+            )
+        )
+    ),
     "segmenter-mask_transformer": segmenter,
     "segmenter-linear": lambda: segmenter(decoder_type="linear"),
 }

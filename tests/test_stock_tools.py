@@ -4,6 +4,7 @@
 from model_tests import BackboneCase, SegmentationCase
 from stock_tools_tests import StockToolsTests
 from test_internimage import small_internimage
+from test_seg_linear import small_linear, small_plain_vit
 from test_seg_mask2former import small_head as small_mask2former
 from test_seg_segformer import small_segformer
 from test_seg_upernet import small_head as small_upernet
@@ -13,6 +14,8 @@ from test_vit_comer import small_comer
 
 from segtransformers import (
     InternImageBackbone,
+    PlainViTBackbone,
+    SegLinearForSemanticSegmentation,
     SegMask2FormerForSemanticSegmentation,
     SegmenterForSemanticSegmentation,
     SegmenterViTBackbone,
@@ -78,6 +81,22 @@ class TestSegmenterViT(BackboneCase, StockToolsTests):
 
     def config(self):
         return small_vit()
+
+
+class TestPlainViT(BackboneCase, StockToolsTests):
+    model_class = PlainViTBackbone
+
+    def config(self):
+        return small_plain_vit(
+            trunk="vit_small_plus_patch16_dinov3_qkvb", position_interpolation_offset=0, padding="none"
+        )
+
+
+class TestLinear(SegmentationCase, StockToolsTests):
+    model_class = SegLinearForSemanticSegmentation
+
+    def config(self):
+        return small_linear()
 
 
 class TestSegmenter(SegmentationCase, StockToolsTests):

@@ -286,8 +286,8 @@ def test_positions_resized_by_a_scale_factor_with_an_offset(old, new):
     expected = F.interpolate(
         positions.transpose(1, 2).unflatten(2, old), scale_factor=factors, mode="bicubic", align_corners=False
     )
-    resized = resize_positions(positions.double(), old, new, offset=0.1)
-    assert resized.dtype == torch.float32  # whatever the dtype of the model
+    resized = resize_positions(positions, old, new, offset=0.1)
+    assert resize_positions(positions.bfloat16(), old, new, offset=0.1).dtype == torch.float32
     torch.testing.assert_close(resized, expected.flatten(2).transpose(1, 2), rtol=0, atol=2e-5)
     to_size = resize_positions(positions, old, new)
     assert (resized - to_size).norm() / to_size.norm() > 0.01

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from .image_processing import SegmentationImageProcessor, SegmentationImageProcessorPil
     from .inference.pipeline import SegmentationPipeline
     from .models.internimage import InternImageBackbone, InternImageConfig
+    from .models.linear import SegLinearConfig, SegLinearForSemanticSegmentation
     from .models.mask2former import SegMask2FormerConfig, SegMask2FormerForSemanticSegmentation
     from .models.optimize import optimize_for_inference
+    from .models.plain_vit import PlainViTBackbone, PlainViTConfig
     from .models.segformer import SegSegformerConfig, SegSegformerForSemanticSegmentation
     from .models.segmenter import (
         SegmenterConfig,
@@ -38,8 +40,10 @@ else:
             "image_processing": ("SegmentationImageProcessor", "SegmentationImageProcessorPil"),
             "inference.pipeline": ("SegmentationPipeline",),
             "models.internimage": ("InternImageBackbone", "InternImageConfig"),
+            "models.linear": ("SegLinearConfig", "SegLinearForSemanticSegmentation"),
             "models.mask2former": ("SegMask2FormerConfig", "SegMask2FormerForSemanticSegmentation"),
             "models.optimize": ("optimize_for_inference",),
+            "models.plain_vit": ("PlainViTBackbone", "PlainViTConfig"),
             "models.segformer": ("SegSegformerConfig", "SegSegformerForSemanticSegmentation"),
             "models.segmenter": (
                 "SegmenterConfig",
@@ -72,6 +76,10 @@ register_automatically()
 __all__ = [
     "InternImageBackbone",
     "InternImageConfig",
+    "PlainViTBackbone",
+    "PlainViTConfig",
+    "SegLinearConfig",
+    "SegLinearForSemanticSegmentation",
     "SegMask2FormerConfig",
     "SegMask2FormerForSemanticSegmentation",
     "SegSegformerConfig",

@@ -14,11 +14,12 @@ from transformers.utils import logging
 
 from ..escaping import printable, short_repr
 from ..models.internimage import InternImageBackbone
+from ..models.linear import SegLinearForSemanticSegmentation
 from ..models.mask2former import SegMask2FormerForSemanticSegmentation
 from ..models.segformer import SegSegformerForSemanticSegmentation
 from ..models.segmenter import SegmenterForSemanticSegmentation
 from ..models.upernet import SegUperNetForSemanticSegmentation
-from . import internimage, mask2former, segformer, segmenter, upernet, vit_adapter, vit_comer
+from . import dinov2, dinov3, internimage, mask2former, segformer, segmenter, upernet, vit_adapter, vit_comer
 from .classes import with_actual_classes, with_two_classes
 from .config_text import check_values
 from .mapping import (
@@ -39,12 +40,14 @@ logger = logging.get_logger(__name__)
 
 # by type name of mmseg
 BACKBONES = {
+    **dinov2.BACKBONES,
     **internimage.BACKBONES,
     **segmenter.BACKBONES,
     **vit_adapter.BACKBONES,
     **vit_comer.BACKBONES,
 }
 HEADS = {
+    "BNHead": Head(SegLinearForSemanticSegmentation, dinov2.HEAD_RULES, dinov2.read_head),
     "UPerHead": Head(SegUperNetForSemanticSegmentation, upernet.RULES, upernet.read_config),
     **dict.fromkeys(
         ("Mask2FormerHead", "AdapterMask2FormerHead"),  # the second is the name in ports to MMSegmentation 1.x
@@ -90,6 +93,7 @@ def convert_with_report(
     original, averages = separate_averages(checked_tensors(state_dict))
     config, weights, changed = with_two_classes(config, original)
     config = segmenter.with_patch_bias(with_actual_classes(config, weights), weights)
+    config = dinov3.with_trunk_arguments(dinov2.with_trunk_arguments(config, weights), weights)
     model, rules, prepare = empty_model(config)
     prepared = prepare(weights)
     report = load_converted(model, prepared, rules)
@@ -126,6 +130,9 @@ def empty_model(config: Mapping[str, Any]) -> tuple[PreTrainedModel, list[Rule],
     kind = segmentor.take("model_type", None) or segmentor.take("type", None)
     if isinstance(kind, str) and kind in CLASSIFIERS:
         return _empty_backbone(segmentor, kind)
+    if kind == dinov3.KIND:
+        with _config_errors(), torch.device("meta"):
+            return dinov3.empty_model(config)
     if kind not in SEGMENTORS:
         raise ConversionError(f"the model config's type is {short_repr(kind)}; known types are {', '.join(SEGMENTORS)}")
     if segmentor.take("neck", None) is not None:

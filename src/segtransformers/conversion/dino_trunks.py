@@ -169,18 +169,18 @@ def dinov3_arguments(state_dict: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     if "blocks.0.mlp.w1.weight" in state_dict:
         hidden = _tensor(state_dict, "blocks.0.mlp.w1.weight", 2).shape[0]
         # the plus sizes align to 8; a width that is a multiple of 64 is the same for both
-        ffn = {"ffn_layer": "swiglu" if "blocks.0.attn.qkv.bias" in state_dict else "swiglu64"}
-        ffn |= {"ffn_ratio": 1.5 * hidden / width}
+        kind, ratio = "swiglu" if "blocks.0.attn.qkv.bias" in state_dict else "swiglu64", 1.5 * hidden / width
     else:
         hidden = _tensor(state_dict, "blocks.0.mlp.fc1.weight", 2).shape[0]
-        ffn = {"ffn_layer": "mlp", "ffn_ratio": hidden / width}
+        kind, ratio = "mlp", hidden / width
     return {
         "patch_size": patch,
         "embed_dim": width,
         "depth": _depth(state_dict),
         "num_heads": max(width // (2 * HEAD_WIDTH if width == 4096 else HEAD_WIDTH), 1),
         "qkv_bias": "blocks.0.attn.qkv.bias" in state_dict,
-        **ffn,
+        "ffn_layer": kind,
+        "ffn_ratio": ratio,
     }
 
 

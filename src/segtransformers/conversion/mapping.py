@@ -15,7 +15,14 @@ from .report import ConversionReport
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _REQUIRED = object()
-_ROOTS = ("backbone", "decode_head", "auxiliary_head", "encoder", "decoder")  # parts of models, not of wrappers
+_ROOTS = (
+    "backbone",
+    "decode_head",
+    "auxiliary_head",
+    "encoder",
+    "decoder",
+    "segmentation_model",
+)  # parts of models, not of wrappers
 SHOWN = 6  # largest number of names in an error message
 # limits of numbers in a config; each layer becomes modules, and each class a name
 MOST_LAYERS, MOST_CLASSES, LARGEST_NUMBER = 1000, 2**16, 2**24

@@ -43,11 +43,13 @@ class ModelNames:
 
 BACKBONES = (
     ModelNames("seg_internimage", "InternImageConfig", "InternImageBackbone"),
+    ModelNames("seg_plain_vit", "PlainViTConfig", "PlainViTBackbone"),
     ModelNames("seg_segmenter_vit", "SegmenterViTConfig", "SegmenterViTBackbone"),
     ModelNames("seg_vit_adapter", "ViTAdapterConfig", "ViTAdapterBackbone"),
     ModelNames("seg_vit_comer", "ViTCoMerConfig", "ViTCoMerBackbone"),
 )
 SEGMENTATION_MODELS = (
+    ModelNames("seg_linear", "SegLinearConfig", "SegLinearForSemanticSegmentation"),
     ModelNames("seg_mask2former", "SegMask2FormerConfig", "SegMask2FormerForSemanticSegmentation"),
     ModelNames("seg_segformer", "SegSegformerConfig", "SegSegformerForSemanticSegmentation"),
     ModelNames("seg_segmenter", "SegmenterConfig", "SegmenterForSemanticSegmentation"),

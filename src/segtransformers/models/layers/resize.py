@@ -17,12 +17,18 @@ def resize(features: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     return F.interpolate(features, size=tuple(size), mode="bilinear", align_corners=False)
 
 
-def pad_to_multiple(pixel_values: torch.Tensor, divisor: int = STRIDES[-1]) -> torch.Tensor:
-    """Pad `(B, C, H, W)` with zeros at the right and the bottom until both sides are multiples of `divisor`."""
+def pad_to_multiple(pixel_values: torch.Tensor, divisor: int = STRIDES[-1], center: bool = False) -> torch.Tensor:
+    """Pad `(B, C, H, W)` with zeros until both sides are multiples of `divisor`.
+
+    Args:
+        center: whether to pad on all sides, the smaller half at the left and the top, or only at the right and the
+            bottom.
+    """
     height, width = pixel_values.shape[2:]
     # not `-side % divisor`: inductor has no such expression for dynamic sizes
     bottom, right = (divisor - height % divisor) % divisor, (divisor - width % divisor) % divisor
-    return F.pad(pixel_values, (0, right, 0, bottom)) if bottom or right else pixel_values
+    top, left = (bottom // 2, right // 2) if center else (0, 0)
+    return F.pad(pixel_values, (left, right - left, top, bottom - top)) if bottom or right else pixel_values
 
 
 def crop_to_image(features: torch.Tensor, stride: int, height: int, width: int) -> torch.Tensor:

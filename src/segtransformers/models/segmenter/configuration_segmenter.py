@@ -5,29 +5,22 @@ import math
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
-from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import SubConfigSpec
 
 from ..layers.config_arguments import LARGEST_WIDTH, MOST_ITEMS, MOST_LAYERS, check_range
 from ..losses import PixelLoss, build_losses
+from ..plain_vit.configuration_plain_vit import PlainViTConfig
 from ..segmentation.configuration_segmentation import BackboneSegmentationConfig
-from ..trunk.configuration_trunk import TrunkConfig
 
 
 @strict
-class SegmenterViTConfig(BackboneConfigMixin, TrunkConfig):
+class SegmenterViTConfig(PlainViTConfig):
     r"""
-    Configuration of [`SegmenterViTBackbone`]; the fields of [`TrunkConfig`] describe the ViT.
+    Configuration of [`SegmenterViTBackbone`]. [`PlainViTConfig`] describes the fields.
 
     Args:
-        token_stride (`int`, *optional*):
-            Pixels of the image from one token to the next. None takes the side of a patch.
-        final_norm (`bool`, defaults to `True`):
-            Whether a norm follows the last block.
-        out_features, out_indices:
-            The feature maps to return, of `stem` (the embedded patches) and `stage1`, `stage2`, ... (after each block),
-            by name or by index. None returns the last one, the only one that the final norm applies to. Blocks behind
-            the last returned feature map get no gradient.
+        normalize_feature_maps (`bool`, defaults to `False`):
+            Whether the final norm applies to every returned feature map, or only to that of the last block.
 
     Example:
 
@@ -41,25 +34,8 @@ class SegmenterViTConfig(BackboneConfigMixin, TrunkConfig):
     """
 
     model_type = "seg_segmenter_vit"
-    base_config_key = "backbone_config"
 
-    token_stride: int | None = None  # type: ignore[assignment]  # an int from __post_init__ on
-    final_norm: bool = True
-    _out_features: list[str] | None = None
-    _out_indices: list[int] | None = None
-
-    def __post_init__(self, **kwargs):
-        self._resolve_trunk(kwargs)
-        self.stage_names = ["stem", *(f"stage{index + 1}" for index in range(self.num_hidden_layers))]
-        self.set_output_features_output_indices(
-            out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
-        )
-        super().__post_init__(**kwargs)
-
-    def _check_trunk(self) -> None:
-        if self.token_stride is None:
-            self.token_stride = self.patch_size
-        super()._check_trunk()
+    normalize_feature_maps: bool = False
 
 
 @strict

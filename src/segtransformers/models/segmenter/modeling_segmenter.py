@@ -5,103 +5,30 @@ Behaviour follows `mmseg/models/{backbones/vit,decode_heads/segmenter_mask_head}
 `segm/model` of rstrudel/segmenter for its checkpoints. The config distinguishes them.
 """
 
-import itertools
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import initialization as init
-from transformers.modeling_outputs import BackboneOutput
-from transformers.utils import can_return_tuple
 
-from ..layers.hidden_states import hidden_states_selection, select_hidden_states
-from ..layers.input_checks import check_image_size
-from ..layers.keywords import check_transformers_kwargs
-from ..layers.resize import pad_to_multiple, resize
+from ..layers.resize import resize
 from ..layers.sliding_windows import SlidingWindow
 from ..layers.token_grid import grid_of
+from ..plain_vit import PlainViTBackbone
 from ..segmentation.modeling_segmentation import BackboneForSemanticSegmentation
-from ..trunk import TrunkBackbone, plain_block
+from ..trunk import plain_block
 from .configuration_segmenter import SegmenterConfig, SegmenterViTConfig
 
 
-class SegmenterViTBackbone(TrunkBackbone):
-    """A plain ViT that returns its patch tokens as feature maps.
-
-    Feature maps: `stem`, and `stage1`, `stage2`, ... after each block, all with `config.hidden_size` channels at the
-    stride `config.token_stride`. The final norm applies to the last one only. Images of any size are padded with zeros
-    at the right and the bottom to multiples of the stride.
+class SegmenterViTBackbone(PlainViTBackbone):
+    """A plain ViT whose final norm applies to the last feature map only. [`PlainViTBackbone`] describes the rest.
 
     Args:
         config: a [`SegmenterViTConfig`].
     """
 
     config: SegmenterViTConfig
-
-    def __init__(self, config: SegmenterViTConfig):
-        super().__init__(config)
-        self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
-        self.post_init()
-
-    @can_return_tuple
-    def forward(
-        self,
-        pixel_values: torch.Tensor,
-        output_hidden_states: bool | int | list[int] | None = None,
-        output_attentions: bool | None = None,
-        **kwargs: Any,
-    ) -> BackboneOutput:
-        """
-        Args:
-            pixel_values: `(B, num_channels, H, W)`, normalized.
-            output_hidden_states: also return the tokens `(B, prefix + h * w, C)`, embedded and after each block, before
-                the final norm. A list of indices returns only those; the others are None.
-            output_attentions: has no effect, because the blocks' attention does not return its weights.
-            kwargs: other names of `TransformersKwargs`, which transformers' heads pass on. They have no effect.
-
-        Returns:
-            `BackboneOutput` with the `feature_maps` named by `config.out_features`,
-            `(B, C, ceil(H / stride), ceil(W / stride))`.
-
-        Raises:
-            TypeError: for an unknown keyword argument.
-            ValueError: if `pixel_values` is no batch of images with `num_channels` channels.
-
-        Example, with a folder written by `convert_segmenter.py`:
-
-        ```python
-        >>> import torch
-        >>> from segtransformers import SegmenterViTBackbone
-
-        >>> backbone = SegmenterViTBackbone.from_pretrained("segmenter_vit-t_mask_8x1_512x512_160k_ade20k")
-        >>> tuple(backbone(torch.randn(1, 3, 512, 512)).feature_maps[-1].shape)
-        (1, 192, 32, 32)
-        ```
-        """
-        check_transformers_kwargs(kwargs)
-        check_image_size(pixel_values, self.config.num_channels)
-        pixel_values = pad_to_multiple(
-            pixel_values.to(self.get_input_embeddings().weight.dtype), self.config.token_stride
-        )
-        trunk = self.trunk
-        tokens, layout = trunk.embed(pixel_values)
-        selection = hidden_states_selection(self, output_hidden_states)
-        wanted = self.out_features if selection is False else self.stage_names
-        states = itertools.chain([tokens], trunk.run_blocks(tokens, 0, len(trunk.blocks) - 1, layout))
-        named = {name: tokens for name, tokens in zip(self.stage_names, states, strict=True) if name in wanted}
-        hidden_states = None if selection is False else list(named.values())
-        last = self.stage_names[-1]
-        if trunk.norm is not None and last in self.out_features:
-            named[last] = trunk.norm(named[last])
-        return BackboneOutput(
-            feature_maps=tuple(
-                named[name][:, trunk.num_prefix_tokens :].transpose(1, 2).unflatten(2, layout.grid)
-                for name in self.out_features
-            ),
-            hidden_states=select_hidden_states(self, hidden_states, selection),
-        )
 
 
 class SegmenterMaskTransformer(nn.Module):

@@ -210,7 +210,7 @@ def resize_positions(
 
     Positions for `new_grid` are returned as they are. The originals of ViT-Adapter and Segmenter resize to the size
     without antialiasing. DINOv2 (`interpolate_pos_encoding` of `dinov2/models/vision_transformer.py`) has an offset or
-    antialiases, always in float32.
+    antialiases. All of it runs in float32, or in float64 for a model in that precision.
 
     Args:
         interpolation: `"bicubic"` or `"bilinear"`.
@@ -220,24 +220,27 @@ def resize_positions(
     if old_grid == new_grid:
         return positions
     feature_map = positions.transpose(1, 2).unflatten(2, old_grid)
+    feature_map = feature_map if feature_map.dtype == torch.float64 else feature_map.float()
     if offset:
         rows, columns = (
-            _cubic_weights(old, new, offset, positions.device) for old, new in zip(old_grid, new_grid, strict=True)
+            _cubic_weights(old, new, offset, feature_map) for old, new in zip(old_grid, new_grid, strict=True)
         )
-        return (rows @ feature_map.float() @ columns.t()).flatten(2).transpose(1, 2)
-    if antialias or feature_map.dtype != torch.float64:
-        feature_map = feature_map.float()
+        return (rows @ feature_map @ columns.t()).flatten(2).transpose(1, 2)
     resized = F.interpolate(feature_map, size=new_grid, mode=interpolation, align_corners=False, antialias=antialias)
     return resized.flatten(2).transpose(1, 2)
 
 
-def _cubic_weights(known: int, wanted: int, offset: float, device: torch.device) -> torch.Tensor:
-    """Return the weights `(wanted, known)`, float32, of a bicubic resize by the factor `(wanted + offset) / known`.
+def _cubic_weights(known: int, wanted: int, offset: float, like: torch.Tensor) -> torch.Tensor:
+    """Return the weights `(wanted, known)` of a bicubic resize by the factor `(wanted + offset) / known`.
 
     `F.interpolate` has such weights only together with a size that it computes from the factor, and this cannot be
     exported for a variable size. Keys' cubic convolution with a = -0.75, the border repeated.
+
+    Args:
+        like: a tensor with the device and dtype of the weights.
     """
-    steps = torch.arange(wanted, device=device, dtype=torch.float32)
+    device, dtype = like.device, like.dtype
+    steps = torch.arange(wanted, device=device, dtype=dtype)
     centers = (steps + 0.5) * (known / (wanted + offset)) - 0.5
     neighbours = centers.floor()[:, None] + torch.arange(-1, 3, device=device)
     distances = (centers[:, None] - neighbours).abs()
