@@ -21,6 +21,8 @@ import torch
 from segtransformers.operators import (
     dcnv3_fallback,
     dcnv3_reference,
+    dcnv4_fallback,
+    dcnv4_reference,
     dispatcher,
     ms_deform_attn_fallback,
     ms_deform_attn_reference,
@@ -68,6 +70,21 @@ def convolution(size: int, groups: int) -> dict:
     }
 
 
+def packed_convolution(size: int, groups: int) -> dict:
+    """Return arguments of DCNv4, with raw weights."""
+    case = convolution(size, groups)
+    settings = {name: value for name, value in case.items() if name not in ("value", "offset", "mask")}
+    width = -(-27 * groups // 8) * 8
+    return {"value": case["value"], "offset_mask": torch.randn(1, size, size, width), **settings}
+
+
+def operator_of(case: dict) -> str:
+    """Return the name of the operator that the arguments are for."""
+    if "spatial_shapes" in case:
+        return "ms_deform_attn"
+    return "dcnv4" if "offset_mask" in case else "dcnv3"
+
+
 CASES: dict[str, Callable[[], dict]] = {
     "injector, ViT-Adapter-T at 512": lambda: attention(grids(512, 16), grids(512, 8, 16, 32), 6, 32),
     "extractor, ViT-Adapter-T at 512": lambda: attention(grids(512, 8, 16, 32), grids(512, 16), 6, 32),
@@ -78,16 +95,25 @@ CASES: dict[str, Callable[[], dict]] = {
     "DCNv3, InternImage-T at 512, stage 2": lambda: convolution(64, 8),
     "DCNv3, InternImage-T at 512, stage 3": lambda: convolution(32, 16),
     "DCNv3, InternImage-T at 512, stage 4": lambda: convolution(16, 32),
+    "DCNv4, FlashInternImage-T at 512, stage 1": lambda: packed_convolution(128, 4),
+    "DCNv4, FlashInternImage-T at 512, stage 2": lambda: packed_convolution(64, 8),
+    "DCNv4, FlashInternImage-T at 512, stage 3": lambda: packed_convolution(32, 16),
+    "DCNv4, FlashInternImage-T at 512, stage 4": lambda: packed_convolution(16, 32),
+}
+# plain PyTorch: reference and fallback
+PLAIN = {
+    "ms_deform_attn": (ms_deform_attn_reference, ms_deform_attn_fallback),
+    "dcnv3": (dcnv3_reference, dcnv3_fallback),
+    "dcnv4": (dcnv4_reference, dcnv4_fallback),
 }
 
 
 def implementations(case: dict, compiled: bool) -> dict[str, Callable[..., torch.Tensor]]:
     """Return the implementations by name, as functions of the tensors of the case."""
-    is_attention = "spatial_shapes" in case
+    operator = operator_of(case)
     rest = {key: value for key, value in case.items() if not isinstance(value, torch.Tensor) and key != "fused"}
     names = [key for key, value in case.items() if isinstance(value, torch.Tensor)]
-    reference = ms_deform_attn_reference if is_attention else dcnv3_reference
-    fallback = ms_deform_attn_fallback if is_attention else dcnv3_fallback
+    reference, fallback = PLAIN[operator]
 
     def bind(function):
         return lambda *tensors: function(**dict(zip(names, tensors, strict=True)), **rest)
@@ -98,9 +124,9 @@ def implementations(case: dict, compiled: bool) -> dict[str, Callable[..., torch
     kernel = dispatcher.find_kernel()
     if kernel is None:
         raise SystemExit("error: no compiled kernel was found: run `segtransformers build-kernels` first")
-    found["compiled"] = bind(getattr(kernel.functions, "ms_deform_attn" if is_attention else "dcnv3"))
+    found["compiled"] = bind(getattr(kernel.functions, operator))
     found["compiled, bfloat16 values"] = lambda value, *tensors: found["compiled"](value.bfloat16(), *tensors)
-    if is_attention:
+    if operator == "ms_deform_attn":
         references, offsets, logits = case["fused"]
         found["compiled, softmax fused"] = lambda value, *_: kernel.functions.ms_deform_attn_fused(
             value, case["spatial_shapes"], references, offsets, logits

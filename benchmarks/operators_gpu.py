@@ -23,7 +23,7 @@ from types import SimpleNamespace
 
 import torch
 
-from segtransformers.operators import dcnv3_reference, dispatcher, ms_deform_attn_reference
+from segtransformers.operators import dcnv3_reference, dcnv4_reference, dispatcher, ms_deform_attn_reference
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 CALLS = 10  # calls in a graph of "warm"
@@ -154,19 +154,23 @@ def attention_runs(case: dict, dtype: torch.dtype, backward: bool, public) -> di
 
 
 def convolution_runs(case: dict, dtype: torch.dtype, backward: bool, public) -> dict[str, Run]:
-    """Return the calls of DCNv3 by implementation; they return the output or the gradients."""
+    """Return the calls of DCNv3 or DCNv4 by implementation; they return the output or the gradients."""
     ours = dispatcher.find_kernel()
     assert ours is not None
     ops = ours.functions.ops
-    exact = {name: case[name] for name in ("value", "offset", "mask")}
+    is_packed = "offset_mask" in case
+    reference = dcnv4_reference if is_packed else dcnv3_reference
+    forward_operator = ops.dcnv4 if is_packed else ops.dcnv3
+    backward_operator = ops.dcnv4_backward if is_packed else ops.dcnv3_backward
+    exact = {name: case[name] for name in (("value", "offset_mask") if is_packed else ("value", "offset", "mask"))}
     settings = [value for name, value in case.items() if name not in exact and name != "gradient"]
     lists = [list(value) if isinstance(value, tuple) else value for value in settings]
-    mixed = list(cast(exact, dtype, keep=("offset",)).values())
+    mixed = list(cast(exact, dtype, keep=("offset", "offset_mask")).values())
     gradient = case["gradient"].to(dtype)
     runs = {}
 
     def grid_sample(*tensors):
-        return dcnv3_reference(*tensors, *settings)
+        return reference(*tensors, *settings)
 
     def add(name, forward, backward_function, tensors):
         call = (lambda: backward_function(gradient, *tensors)) if backward else (lambda: forward(*tensors))
@@ -174,11 +178,11 @@ def convolution_runs(case: dict, dtype: torch.dtype, backward: bool, public) -> 
 
     add(
         "ours",
-        lambda *tensors: ops.dcnv3(*tensors, *lists),
-        lambda gradient, *tensors: ops.dcnv3_backward(gradient, *tensors, *lists),
+        lambda *tensors: forward_operator(*tensors, *lists),
+        lambda gradient, *tensors: backward_operator(gradient, *tensors, *lists),
         mixed,
     )
-    if public is not None and dtype != torch.bfloat16:  # not implemented there
+    if public is not None and not is_packed and dtype != torch.bfloat16:  # not implemented there
         kernel, stride, padding, dilation, groups, scale, _ = settings
         numbers = [*kernel, *stride, *padding, *dilation, groups, case["value"].shape[3] // groups, scale]
         add(
@@ -278,7 +282,8 @@ def measure(name: str, make: Callable[[], dict], device: torch.device, arguments
             batch, queries, heads = case["attention_weights"].shape[:3]
             shape = (batch, queries, heads * case["value"].shape[3])
         else:
-            shape = (*case["mask"].shape[:3], case["value"].shape[3])
+            coordinates = case["offset_mask"] if "offset_mask" in case else case["offset"]
+            shape = (*coordinates.shape[:3], case["value"].shape[3])
         case["gradient"] = torch.randn(shape, device=device)
         return case
 

@@ -8,9 +8,12 @@ from torch.profiler import ProfilerActivity, profile
 
 from segtransformers.operators import (
     DeformableConvolutionV3,
+    DeformableConvolutionV4,
     MultiScaleDeformableAttention,
     dcnv3_fallback,
     dcnv3_reference,
+    dcnv4_fallback,
+    dcnv4_reference,
     ms_deform_attn_fallback,
     ms_deform_attn_reference,
 )
@@ -39,6 +42,10 @@ def case(name: str):
         tensors, settings = convolution_arguments(name)
         keys = ("value", "offset", "mask")
         return DeformableConvolutionV3(), dcnv3_reference, dcnv3_fallback, keys, tensors, settings
+    if name.startswith("dcnv4"):
+        tensors, settings = convolution_arguments(name)
+        keys = ("value", "offset_mask")
+        return DeformableConvolutionV4(), dcnv4_reference, dcnv4_fallback, keys, tensors, settings
     tensors, shapes = attention_arguments(name)
     keys = ("value", "sampling_locations", "attention_weights")
     settings = {"spatial_shapes": shapes}
@@ -46,7 +53,7 @@ def case(name: str):
 
 
 def layer_call(layer, arguments: dict) -> torch.Tensor:
-    if isinstance(layer, DeformableConvolutionV3):
+    if isinstance(layer, (DeformableConvolutionV3, DeformableConvolutionV4)):
         return layer(**arguments)
     shapes = arguments["spatial_shapes"]
     starts = torch.tensor([sum(h * w for h, w in shapes[:level]) for level in range(len(shapes))])

@@ -9,7 +9,7 @@ from reference_cases import relative_error
 from segtransformers.operators import compiled_operators, ms_deform_attn_fallback, ms_deform_attn_reference
 
 
-@pytest.mark.parametrize("name", ["ms_deform_attn-3-levels", "dcnv3-3x3"])
+@pytest.mark.parametrize("name", ["ms_deform_attn-3-levels", "dcnv3-3x3", "dcnv4-3x3"])
 def test_fallback_serves_inference_and_reference_serves_training(name):
     """The fallback runs embedding_bag, the reference grid_sample; the results are equal."""
     layer, _, _, keys, tensors, settings = case(name)
@@ -24,14 +24,16 @@ def test_fallback_serves_inference_and_reference_serves_training(name):
     assert relative_error(output, tensors["output"]) < 1e-10 and relative_error(trained, output) < 1e-12
 
 
-@pytest.mark.parametrize("name", ["ms_deform_attn-3-levels", "dcnv3-3x3-remove-center"])
+@pytest.mark.parametrize("name", ["ms_deform_attn-3-levels", "dcnv3-3x3-remove-center", "dcnv4-3x3-remove-center"])
 def test_fallback_passes_gradcheck(name):
     _, _, fallback, keys, tensors, settings = case(name)
     if name.startswith("ms"):
         tensors = {key: tensors[key][:1, :2] if key != "value" else tensors[key][:1] for key in keys}
     inputs = tuple(tensors[key].requires_grad_() for key in keys)
-    if name.startswith("dcnv3"):
-        projection = torch.randn(8, 2, dtype=torch.float64)  # fewer outputs take a quarter of the time
+    if name.startswith("dcn"):
+        projection = torch.randn(
+            tensors["output"].shape[-1], 2, dtype=torch.float64
+        )  # fewer outputs take a quarter of the time
     else:
         projection = torch.randn(24, 3, dtype=torch.float64)
     assert torch.autograd.gradcheck(
@@ -42,7 +44,7 @@ def test_fallback_passes_gradcheck(name):
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.float16, 1e-3), (torch.bfloat16, 5e-3)])
-@pytest.mark.parametrize("name", ["ms_deform_attn-3-levels", "dcnv3-3x3-offset-scale-2"])
+@pytest.mark.parametrize("name", ["ms_deform_attn-3-levels", "dcnv3-3x3-offset-scale-2", "dcnv4-3x3-offset-scale-2"])
 def test_fallback_computes_coordinates_in_float32(name, dtype, bound):
     _, _, fallback, keys, tensors, settings = case(name)
     coordinates = keys[1]

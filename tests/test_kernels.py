@@ -176,9 +176,10 @@ def test_model_calls_a_replaced_forward(kernel, kind):
         assert relative_error(feature_map, other) < 1e-12
 
 
-def test_convolution_layer_calls_hooks_and_a_replaced_forward(kernel):
-    """DCNv3 is one layer with one `forward`, which selects the operator."""
-    layer, _, _, keys, tensors, settings = case("dcnv3-3x3")
+@pytest.mark.parametrize("name", ["dcnv3-3x3", "dcnv4-3x3"])
+def test_convolution_layer_calls_hooks_and_a_replaced_forward(kernel, name):
+    """A deformable convolution is one layer with one `forward`, which selects the operator."""
+    layer, _, _, keys, tensors, settings = case(name)
     inputs = {key: tensors[key] for key in keys}
     fired = []
     layer.register_forward_hook(lambda *_: fired.append(True))
@@ -187,7 +188,7 @@ def test_convolution_layer_calls_hooks_and_a_replaced_forward(kernel):
     add_hook_to_module(layer, ModelHook())
     with OperatorCalls() as hooked:
         assert relative_error(layer(**inputs, **settings), tensors["output"]) < 1e-10
-    assert calls.compiled() == hooked.compiled() == {"dcnv3"} and len(fired) == 2
+    assert calls.compiled() == hooked.compiled() == {name[:5]} and len(fired) == 2
     layer.forward = lambda *arguments, **named: 42
     assert layer(**inputs, **settings) == 42
 
@@ -274,12 +275,13 @@ def test_gpu_benchmark_reports_small_errors(kernel, monkeypatch, capsys, directi
     small = {
         "attention": lambda: operators.attention([(4, 5)], [(6, 7), (3, 4)], 2, 32),
         "DCNv3": lambda: operators.convolution(6, 2),
+        "DCNv4": lambda: operators.packed_convolution(6, 3),
     }
     monkeypatch.setattr(operators, "CASES", small)
     monkeypatch.setattr(sys, "argv", ["operators.py", "--device", "cpu", "--rounds", "1", *direction])
     operators.main()
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if " warm " in line]
-    assert len(lines) == (3 + 3 + 3 if direction else 3 + 4 + 4) + 2 * 3
+    assert len(lines) == (3 + 3 + 3 if direction else 3 + 4 + 4) + 2 * 3 + 2 * 3
     bounds = {"float32": 1e-3, "float16": 5e-3, "bfloat16": 2e-2}
     for line in lines:
         if "too" not in line:  # the line with locations in half precision, which are off

@@ -63,6 +63,11 @@ class DeformableOps(Benchmark):
         self.offset = torch.randn(1, 64, 64, 8 * 9 * 2, device=device)
         self.mask = torch.randn(1, 64, 64, 8, 9, device=device).softmax(-1).flatten(3)
 
+    def setup_dcnv4(self):
+        self.setup_dcnv3()
+        parts = [tensor.unflatten(-1, (8, -1)) for tensor in (self.offset, self.mask)]
+        self.offset_mask = torch.cat(parts, -1).flatten(3)  # 8 groups of 27 numbers, a multiple of 8
+
     def benchmark_ms_deform_attn(self):
         self.out = self.kernel.ms_deform_attn(self.value, self.shapes, self.locations, self.weights)
 
@@ -80,3 +85,9 @@ class DeformableOps(Benchmark):
 
     def verify_dcnv3(self):
         return convolution_reference(self.pixels, self.offset, self.mask, 8)
+
+    def benchmark_dcnv4(self):
+        self.out = self.kernel.dcnv4(self.pixels, self.offset_mask, (3, 3), (1, 1), (1, 1), (1, 1), 8, 1.0, False)
+
+    def verify_dcnv4(self):
+        return self.verify_dcnv3()

@@ -13,6 +13,7 @@
 #include <stdexcept>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "../cpu/problem.h"
@@ -116,7 +117,8 @@ inline std::vector<Level> levels_of(const std::vector<int64_t>& spatial_shapes, 
 struct Call {
   Problem problem{};
   std::vector<Level> levels;
-  Tensor value, locations, weights;
+  Tensor value, locations, weights;  // DCNv4: `locations` is the packed tensor, and `weights` is the same one
+  bool packed = false;               // DCNv4
   std::optional<Tensor> references;  // Coordinates::offsets only
   std::vector<int64_t> output_shape;
 
@@ -156,6 +158,7 @@ inline Call attention_call(DeviceKind kind, const Tensor& value_, const std::vec
   problem.locations = array_of(locations_name, locations);
   call.weights = weights;
   problem.weights = array_of(weights_name, weights);
+  set_contiguous(problem);
   call.output_shape = {problem.batch, problem.queries, problem.heads * problem.channels};
   return call;
 }
@@ -191,7 +194,7 @@ inline Call fused_call(DeviceKind kind, const Tensor& value, const std::vector<i
   return call;
 }
 
-// ---- DCNv3 ---------------------------------------------------------------------------------------------------------
+// ---- deformable convolutions ----------------------------------------------------------------------------------------
 
 inline void check_pair(const char* name, const std::vector<int64_t>& pair, int64_t least) {
   constexpr int64_t kMax = 1 << 20;
@@ -200,13 +203,18 @@ inline void check_pair(const char* name, const std::vector<int64_t>& pair, int64
   }
 }
 
-inline Call dcnv3_call(DeviceKind kind, const Tensor& value_, const Tensor& offset_, const Tensor& mask_,
-                       const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& stride,
-                       const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, int64_t groups,
-                       double offset_scale, bool remove_center) {
+// The settings of a deformable convolution.
+struct Convolution {
+  std::vector<int64_t> kernel_size, stride, padding, dilation;
+  int64_t groups;
+  double offset_scale;
+  bool remove_center;
+};
+
+// Check everything but the tensors of offsets and weights, and return the Problem without them.
+inline Call convolution_call(DeviceKind kind, const Tensor& value_, const Convolution& convolution) {
   const Tensor value = checked(kind, "value", value_, 4, "(batch, height, width, groups * channels)");
-  const Tensor offset = checked(kind, "offset", offset_, 4, "(batch, out_height, out_width, groups * points * 2)");
-  const Tensor mask = checked(kind, "mask", mask_, 4, "(batch, out_height, out_width, groups * points)");
+  const auto& [kernel_size, stride, padding, dilation, groups, offset_scale, remove_center] = convolution;
   check_pair("kernel_size", kernel_size, 1);
   check_pair("stride", stride, 1);
   check_pair("padding", padding, 0);
@@ -223,21 +231,10 @@ inline Call dcnv3_call(DeviceKind kind, const Tensor& value_, const Tensor& offs
   if (room_y < 0 || room_x < 0) {
     fail("the kernel covers ", reach_y, " by ", reach_x, " pixels, which is more than the padded value has");
   }
-  const int64_t out_height = room_y / stride[0] + 1, out_width = room_x / stride[1] + 1;
-  const int64_t points = kernel_size[0] * kernel_size[1] - (remove_center ? 1 : 0);
-  const auto expected = [&](int64_t per_point) {
-    return std::vector<int64_t>{value.size(0), out_height, out_width, groups * points * per_point};
-  };
-  const auto check = [&](const char* name, const Tensor& tensor, const std::vector<int64_t>& shape) {
-    for (int64_t i = 0; i < 4; ++i) {
-      if (tensor.size(i) != shape[i]) fail(name, " must have the shape ", join(shape), ", got ", shape_of(tensor));
-    }
-  };
-  check("offset", offset, expected(2));
-  check("mask", mask, expected(1));
   if (height > kMaxTokens || width > kMaxTokens || height * width > kMaxTokens) {
     fail("value may have at most ", kMaxTokens, " pixels, got ", shape_of(value));
   }
+  const int64_t out_height = room_y / stride[0] + 1, out_width = room_x / stride[1] + 1;
   Call call;
   call.levels = {{static_cast<int32_t>(height), static_cast<int32_t>(width), 0}};
   Problem& problem = call.problem;
@@ -248,7 +245,7 @@ inline Call dcnv3_call(DeviceKind kind, const Tensor& value_, const Tensor& offs
   problem.channels = value.size(3) / groups;
   problem.queries = out_height * out_width;
   problem.levels = 1;
-  problem.points = points;
+  problem.points = kernel_size[0] * kernel_size[1] - (remove_center ? 1 : 0);
   problem.level = call.levels.data();
   problem.output_width = out_width;
   problem.kernel_height = kernel_size[0];
@@ -263,12 +260,70 @@ inline Call dcnv3_call(DeviceKind kind, const Tensor& value_, const Tensor& offs
   problem.remove_center = remove_center;
   call.value = value;
   problem.value = array_of("value", value);
+  call.output_shape = {problem.batch, out_height, out_width, value.size(3)};
+  return call;
+}
+
+// Fail unless a tensor has the output's height and width, and `channels`.
+inline void check_output_pixels(const Call& call, const char* name, const Tensor& tensor, int64_t channels) {
+  std::vector<int64_t> expected = call.output_shape;
+  expected[3] = channels;
+  for (int64_t i = 0; i < 4; ++i) {
+    if (tensor.size(i) != expected[i]) {
+      fail(name, " must have the shape ", join(expected), ", got ", shape_of(tensor));
+    }
+  }
+}
+
+inline Call dcnv3_call(DeviceKind kind, const Tensor& value, const Tensor& offset_, const Tensor& mask_,
+                       const Convolution& convolution) {
+  const Tensor offset = checked(kind, "offset", offset_, 4, "(batch, out_height, out_width, groups * points * 2)");
+  const Tensor mask = checked(kind, "mask", mask_, 4, "(batch, out_height, out_width, groups * points)");
+  Call call = convolution_call(kind, value, convolution);
+  Problem& problem = call.problem;
+  check_output_pixels(call, "offset", offset, problem.heads * problem.points * 2);
+  check_output_pixels(call, "mask", mask, problem.heads * problem.points);
+  set_contiguous(problem);
   call.locations = offset;
   problem.locations = array_of("offset", offset);
   call.weights = mask;
   problem.weights = array_of("mask", mask);
-  call.output_shape = {problem.batch, out_height, out_width, value.size(3)};
   return call;
+}
+
+// ---- DCNv4 ----------------------------------------------------------------------------------------------------------
+
+// Return the location and the weight arrays inside a packed tensor: a group has its offsets, then its weights.
+inline std::pair<Array, Array> unpacked(const Problem& problem, const Array& packed) {
+  return {packed, advanced(packed, 2 * problem.points)};
+}
+
+inline Call dcnv4_call(DeviceKind kind, const Tensor& value, const Tensor& offset_mask_,
+                       const Convolution& convolution) {
+  constexpr int64_t kMultiple = 8;  // the width is rounded up to a multiple of this
+  const Tensor offset_mask =
+      checked(kind, "offset_mask", offset_mask_, 4, "(batch, out_height, out_width, groups * points * 3 rounded up)");
+  Call call = convolution_call(kind, value, convolution);
+  Problem& problem = call.problem;
+  const int64_t used = problem.heads * problem.points * 3;
+  const int64_t width = (used + kMultiple - 1) / kMultiple * kMultiple;
+  check_output_pixels(call, "offset_mask", offset_mask, width);
+  problem.location_layout = problem.weight_layout = {width, 3 * problem.points};
+  call.packed = true;
+  call.locations = call.weights = offset_mask;
+  std::tie(problem.locations, problem.weights) = unpacked(problem, array_of("offset_mask", offset_mask));
+  return call;
+}
+
+// Return the gradient of a packed tensor: not set, but for zeros at the end of each pixel, which no group uses.
+inline Tensor empty_packed_gradient(const Problem& problem, const Tensor& packed) {
+  Tensor gradient = empty_like_shape(packed);
+  const int64_t used = problem.heads * problem.points * 3, width = packed.size(3);
+  if (used < width && gradient.numel() > 0) {
+    Tensor unused = torch::stable::narrow(gradient, 3, used, width - used);
+    torch::stable::zero_(unused);
+  }
+  return gradient;
 }
 
 }  // namespace deformable_ops

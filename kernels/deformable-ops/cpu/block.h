@@ -15,12 +15,18 @@ constexpr int64_t kBlock = 144;  // points of a block; more if one query has mor
 // Iterator over the items of a part.
 struct Items {
   int64_t heads, all_heads;
-  int64_t query, head;  // the head relative to the first one of the part
-  int64_t row;          // index of (image, query, head)
+  int64_t query, head;       // the head relative to the first one of the part
+  int64_t row;               // index of (image, query, head)
+  int64_t first_row, first;  // index of (image, query 0), and the first head of the part
 
   Items(const Problem& problem, const Part& part, int64_t begin)
       : heads(part.heads), all_heads(problem.heads), query(begin / part.heads), head(begin % part.heads),
-        row((part.image * problem.queries + query) * problem.heads + part.first_head + head) {}
+        row((part.image * problem.queries + query) * problem.heads + part.first_head + head),
+        first_row(part.image * problem.queries), first(part.first_head) {}
+
+  DEFORMABLE_OPS_INLINE int64_t in(const Layout& layout) const {
+    return first_element(layout, first_row + query, first + head);
+  }
 
   DEFORMABLE_OPS_INLINE void next() {
     ++row;
@@ -144,26 +150,28 @@ struct Block {
   // Compute the corners and their weights for the items [begin, begin + count) of a part.
   void load(const Problem& problem, const Part& part, int64_t begin, int64_t count) {
     const int64_t used = count * per_query;
-    const bool together = part.heads == problem.heads;  // then the coordinates of all items are contiguous
+    // the coordinates of all items are contiguous then
+    const bool together = part.heads == problem.heads && problem.weight_layout.query == problem.heads * per_query;
     Items item(problem, part, begin);
     pairs = buffer;
     factors = weight;
     if (together && used % kPadding == 0 && problem.coordinates != Coordinates::offsets) {
-      pairs = view(problem.locations, 2 * item.row * per_query, 2 * used, buffer);
-      factors = view(problem.weights, item.row * per_query, used, weight);
+      pairs = view(problem.locations, item.in(problem.location_layout), 2 * used, buffer);
+      factors = view(problem.weights, item.in(problem.weight_layout), used, weight);
     } else if (together) {
-      load_row(problem.locations, 2 * item.row * per_query, 2 * used, buffer);
-      load_row(problem.weights, item.row * per_query, used, weight);
+      load_row(problem.locations, item.in(problem.location_layout), 2 * used, buffer);
+      load_row(problem.weights, item.in(problem.weight_layout), used, weight);
     }
     for (int64_t first = 0; first < used && !(together && problem.coordinates != Coordinates::offsets);
          first += per_query, item.next()) {
       if (!together) {
-        const int64_t row = item.row * per_query;
-        const int64_t ahead = row + kPrefetchQueries * problem.heads * per_query;  // may exceed the array: only a hint
-        prefetch(problem.locations, 2 * ahead, 2 * per_query);
-        prefetch(problem.weights, ahead, per_query);
-        load_row(problem.locations, 2 * row, 2 * per_query, buffer + 2 * first);
-        load_row(problem.weights, row, per_query, weight + first);
+        const int64_t location = item.in(problem.location_layout), factor = item.in(problem.weight_layout);
+        if (part.heads != problem.heads) {  // may exceed the array: only a hint
+          prefetch(problem.locations, location + kPrefetchQueries * problem.location_layout.query, 2 * per_query);
+          prefetch(problem.weights, factor + kPrefetchQueries * problem.weight_layout.query, per_query);
+        }
+        load_row(problem.locations, location, 2 * per_query, buffer + 2 * first);
+        load_row(problem.weights, factor, per_query, weight + first);
       }
       if (problem.coordinates == Coordinates::offsets) {
         subtract_largest(weight + first);

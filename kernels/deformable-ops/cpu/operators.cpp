@@ -241,13 +241,17 @@ Gradients Cpu::backward(Call call, const Tensor& grad_output) {
   check_grad_output(grad_output, call.output_shape);
   const int64_t rank = static_cast<int64_t>(call.output_shape.size());
   const Tensor gradient = checked(DeviceKind::cpu, "grad_output", grad_output, rank, "");
-  Tensor grad_value = empty_like_shape(call.value), grad_locations = empty_like_shape(call.locations),
-         grad_weights = empty_like_shape(call.weights);
-  call.problem.grad_output = array_of("grad_output", gradient);
-  call.problem.grad_value = array_of("grad_value", grad_value);
-  call.problem.grad_locations = array_of("grad_locations", grad_locations);
-  call.problem.grad_weights = array_of("grad_weights", grad_weights);
-  run_backward(call.problem);
+  Problem& problem = call.problem;
+  Tensor grad_value = empty_like_shape(call.value);
+  Tensor grad_locations =
+      call.packed ? empty_packed_gradient(problem, call.locations) : empty_like_shape(call.locations);
+  Tensor grad_weights = call.packed ? grad_locations : empty_like_shape(call.weights);
+  problem.grad_output = array_of("grad_output", gradient);
+  problem.grad_value = array_of("grad_value", grad_value);
+  problem.grad_locations = array_of("grad_locations", grad_locations);
+  problem.grad_weights = array_of("grad_weights", grad_weights);
+  if (call.packed) std::tie(problem.grad_locations, problem.grad_weights) = unpacked(problem, problem.grad_locations);
+  run_backward(problem);
   return {grad_value, grad_locations, grad_weights};
 }
 

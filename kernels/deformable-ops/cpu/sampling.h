@@ -288,9 +288,8 @@ void backward_points(const Problem& problem, const Part& part, int64_t begin, in
           block.gradient_weight[j] = block.factors[j] * (block.gradient_weight[j] - mean);
         }
       }
-      const int64_t row = item.row * per_query;
-      store_row(problem.grad_weights, row, per_query, block.gradient_weight + first);
-      store_row(problem.grad_locations, 2 * row, 2 * per_query, block.buffer + 2 * first);
+      store_row(problem.grad_weights, item.in(problem.weight_layout), per_query, block.gradient_weight + first);
+      store_row(problem.grad_locations, item.in(problem.location_layout), 2 * per_query, block.buffer + 2 * first);
     }
   }
 }

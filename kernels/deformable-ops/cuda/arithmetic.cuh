@@ -157,7 +157,7 @@ DEFORMABLE_OPS_DEVICE void store_element(const Array& array, int64_t index, T x)
   }
 }
 
-// A pair (x, y) for one load or store; tensors are aligned to 16 bytes.
+// A pair (x, y) for one load or store.
 template <typename V>
 struct alignas(2 * sizeof(V)) Pair {
   V x, y;
@@ -165,13 +165,19 @@ struct alignas(2 * sizeof(V)) Pair {
 
 template <typename V, typename T>
 DEFORMABLE_OPS_DEVICE void pair_of(const Array& array, int64_t index, T& x, T& y) {
-  const Pair<V> pair = static_cast<const Pair<V>*>(array.data)[index];
+  const Pair<V> pair = *reinterpret_cast<const Pair<V>*>(static_cast<const V*>(array.data) + index);
   x = to_compute(pair.x);
   y = to_compute(pair.y);
 }
 
+// Load x from element `index` and y from the next one; `aligned` says that this pair is aligned to its size.
 template <typename T>
-DEFORMABLE_OPS_DEVICE void load_pair(const Array& array, int64_t index, T& x, T& y) {
+DEFORMABLE_OPS_DEVICE void load_pair(const Array& array, int64_t index, bool aligned, T& x, T& y) {
+  if (!aligned) {
+    x = load_element<T>(array, index);
+    y = load_element<T>(array, index + 1);
+    return;
+  }
   if constexpr (kIsDouble<T>) {
     pair_of<double>(array, index, x, y);
   } else {
@@ -188,11 +194,17 @@ DEFORMABLE_OPS_DEVICE void put_pair(const Array& array, int64_t index, T x, T y)
   Pair<V> pair;
   from_compute(x, pair.x);
   from_compute(y, pair.y);
-  static_cast<Pair<V>*>(array.data)[index] = pair;
+  *reinterpret_cast<Pair<V>*>(static_cast<V*>(array.data) + index) = pair;
 }
 
+// Inverse of load_pair.
 template <typename T>
-DEFORMABLE_OPS_DEVICE void store_pair(const Array& array, int64_t index, T x, T y) {
+DEFORMABLE_OPS_DEVICE void store_pair(const Array& array, int64_t index, bool aligned, T x, T y) {
+  if (!aligned) {
+    store_element(array, index, x);
+    store_element(array, index + 1, y);
+    return;
+  }
   if constexpr (kIsDouble<T>) {
     put_pair<double>(array, index, x, y);
   } else {

@@ -77,7 +77,7 @@ struct Inputs {
               (references.has_value() && is_float64(*references));
     value = prepared(value);
     locations = prepared(locations);
-    weights = prepared(weights);
+    weights = call.packed ? locations : prepared(weights);
     if (references.has_value()) references = prepared(*references);
   }
 
@@ -115,6 +115,8 @@ Task task_of(const Call& call, const Inputs& inputs) {
   problem.value = array_of("value", inputs.value);
   problem.locations = array_of("locations", inputs.locations);
   problem.weights = array_of("weights", inputs.weights);
+  if (call.packed) std::tie(problem.locations, problem.weights) = unpacked(problem, problem.locations);
+  task.aligned_pairs = problem.location_layout.query % 2 == 0 && problem.location_layout.head % 2 == 0;
   if (inputs.references.has_value()) problem.references = array_of("references", *inputs.references);
   return task;
 }
@@ -155,7 +157,9 @@ Gradients Cuda::backward(Call call, const Tensor& grad_output) {
   const ScalarType sums = inputs.float64 ? ScalarType::Double : ScalarType::Float;
   const Tensor converted_gradient = aligned(converted(gradient, inputs.value.scalar_type()));
   Tensor grad_value = torch::stable::new_zeros(inputs.value, inputs.value.sizes(), sums);
-  Tensor grad_locations = empty_like_shape(inputs.locations), grad_weights = empty_like_shape(inputs.weights);
+  Tensor grad_locations =
+      call.packed ? empty_packed_gradient(problem, inputs.locations) : empty_like_shape(inputs.locations);
+  Tensor grad_weights = call.packed ? grad_locations : empty_like_shape(inputs.weights);
   std::optional<Tensor> raw_weights;
   if (problem.coordinates == Coordinates::offsets) {
     raw_weights = grad_weights.scalar_type() == sums
@@ -167,6 +171,7 @@ Gradients Cuda::backward(Call call, const Tensor& grad_output) {
   problem.grad_value = array_of("grad_value", grad_value);
   problem.grad_locations = array_of("grad_locations", grad_locations);
   problem.grad_weights = array_of("grad_weights", grad_weights);
+  if (call.packed) std::tie(problem.grad_locations, problem.grad_weights) = unpacked(problem, problem.grad_locations);
   if (inputs.weights.numel() > 0) run(device, task, true);
   return {converted(grad_value, call.value.scalar_type()), converted(grad_locations, call.locations.scalar_type()),
           converted(grad_weights, call.weights.scalar_type())};

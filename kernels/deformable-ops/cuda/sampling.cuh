@@ -71,8 +71,9 @@ DEFORMABLE_OPS_DEVICE Item item_of(const Task& task, int32_t tile, int32_t first
   return item;
 }
 
-DEFORMABLE_OPS_DEVICE int64_t row_of(const Task& task, int64_t image, const Item& item) {
-  return (image * task.problem.queries + item.query) * task.problem.heads + item.head;
+// Return the index of (image, query).
+DEFORMABLE_OPS_DEVICE int64_t query_of(const Task& task, int64_t image, const Item& item) {
+  return image * task.problem.queries + item.query;
 }
 
 // ---- points --------------------------------------------------------------------------------------------------------
@@ -91,21 +92,23 @@ DEFORMABLE_OPS_DEVICE int level_of(const Task& task, int index) {
 // The origin of all points of an item.
 template <typename T>
 struct Origin {
-  int64_t first;  // index of its first point among all points
-  T x, y;         // kernel_grid: the middle of the kernel
-  int64_t pair;   // offsets: index of its first reference point
+  int64_t location, weight;  // indices of the first elements
+  T x, y;                    // kernel_grid: the middle of the kernel
+  int64_t reference;         // offsets: index of its first reference point
 };
 
 template <typename T>
-DEFORMABLE_OPS_DEVICE Origin<T> origin_of(const Task& task, int64_t image, const Item& item, int per_query) {
+DEFORMABLE_OPS_DEVICE Origin<T> origin_of(const Task& task, int64_t image, const Item& item) {
   const Problem& problem = task.problem;
-  Origin<T> origin = {row_of(task, image, item) * per_query, T(0), T(0), 0};
+  const int64_t row = query_of(task, image, item);
+  Origin<T> origin = {first_element(problem.location_layout, row, item.head),
+                      first_element(problem.weight_layout, row, item.head), T(0), T(0), 0};
   if (problem.coordinates == Coordinates::kernel_grid) {
     origin.x = static_cast<T>(item.x * problem.stride_width + half_width(problem) - problem.padding_width);
     origin.y = static_cast<T>(item.y * problem.stride_height + half_height(problem) - problem.padding_height);
   } else if (problem.coordinates == Coordinates::offsets) {
     const int64_t stored_levels = problem.reference_level_stride == 0 ? 1 : problem.levels;
-    origin.pair = image * problem.reference_batch_stride + item.query * stored_levels;
+    origin.reference = 2 * (image * problem.reference_batch_stride + item.query * stored_levels);
   }
   return origin;
 }
@@ -121,7 +124,7 @@ DEFORMABLE_OPS_DEVICE T bounded(T position, T defect) {
 template <typename T>
 DEFORMABLE_OPS_DEVICE void position_of(const Task& task, const Origin<T>& origin, int index, T& x, T& y) {
   const Problem& problem = task.problem;
-  load_pair(problem.locations, origin.first + index, x, y);
+  load_pair(problem.locations, origin.location + 2 * index, task.aligned_pairs, x, y);
   T defect_x = x - x, defect_y = y - y;
   if (problem.coordinates == Coordinates::kernel_grid) {
     const int kernel_height = static_cast<int>(problem.kernel_height);
@@ -141,7 +144,8 @@ DEFORMABLE_OPS_DEVICE void position_of(const Task& task, const Origin<T>& origin
     return;
   }
   T reference_x, reference_y;
-  load_pair(problem.references, origin.pair + level * problem.reference_level_stride, reference_x, reference_y);
+  const int64_t reference = origin.reference + 2 * level * problem.reference_level_stride;
+  load_pair(problem.references, reference, true, reference_x, reference_y);
   defect_x += reference_x - reference_x;
   defect_y += reference_y - reference_y;
   x = bounded(x + (reference_x * width - T(0.5)), defect_x);
@@ -232,12 +236,15 @@ struct Thread {
   int lane, lanes;   // index in its item, and number of lanes of an item
   int items, group;  // number of items of the warp, and index of its item among them
   bool exists;       // its item exists
-  int64_t row;       // index of its item among all items
+  int64_t query;     // index of its item's (image, query)
   int32_t head;
   // the item whose points it computes: another one, so that neighbouring threads write neighbouring slots
   bool prepared_exists;
   Origin<T> prepared;
   Softmax<T> softmax, prepared_softmax;  // offsets only
+
+  // Return the index of its item among all items.
+  __device__ __forceinline__ int64_t row(const Task& task) const { return query * task.problem.heads + head; }
 
   DEFORMABLE_OPS_DEVICE Thread of(const Task& task, int64_t image, int32_t tile, int32_t first_head, int per_query) {
     Thread thread;
@@ -249,13 +256,13 @@ struct Thread {
     const int first = index / kWarp * thread.items;
     const Item own = item_of(task, tile, first_head, first + thread.group);
     thread.exists = own.exists;
-    thread.row = row_of(task, image, own);
+    thread.query = query_of(task, image, own);
     thread.head = own.head;
     const Item prepared = item_of(task, tile, first_head, first + warp_lane % thread.items);
     thread.prepared_exists = prepared.exists;
-    thread.prepared = origin_of<T>(task, image, prepared, per_query);
+    thread.prepared = origin_of<T>(task, image, prepared);
     if (task.problem.coordinates == Coordinates::offsets) {
-      thread.softmax = softmax_of<T>(task.problem.weights, thread.row * per_query, per_query, thread.exists,
+      thread.softmax = softmax_of<T>(task.problem.weights, thread.row(task) * per_query, per_query, thread.exists,
                                      thread.lane, thread.lanes);
       const int source = warp_lane % thread.items * thread.lanes;
       thread.prepared_softmax = {from_lane(thread.softmax.largest, source), from_lane(thread.softmax.sum, source)};
@@ -278,7 +285,7 @@ DEFORMABLE_OPS_DEVICE void compute_points(const Task& task, const Thread<T, kLan
     if (thread.prepared_exists && index < per_query) {
       T x, y;
       position_of(task, thread.prepared, index, x, y);
-      T attention = load_element<T>(task.problem.weights, thread.prepared.first + index);
+      T attention = load_element<T>(task.problem.weights, thread.prepared.weight + index);
       if (task.problem.coordinates == Coordinates::offsets) {
         attention = Softmax<T>::weight(thread.prepared_softmax, attention);
       }
@@ -358,7 +365,7 @@ DEFORMABLE_OPS_DEVICE void forward_items(const Task& task, int64_t image, int32_
         }
       }
     }
-    V* output = static_cast<V*>(problem.output.data) + thread.row * problem.channels + channel;
+    V* output = static_cast<V*>(problem.output.data) + thread.row(task) * problem.channels + channel;
     if (active) store<V, kElements>(output, sums);
     if constexpr (kLanes > 0) break;
   }
@@ -410,7 +417,7 @@ DEFORMABLE_OPS_DEVICE void sum_over_lanes(T (&gradients)[4][3], int lane, int la
 
 // Store the gradients of a point.
 template <typename T>
-DEFORMABLE_OPS_DEVICE void finish_point(const Task& task, int64_t row, int per_query, int index,
+DEFORMABLE_OPS_DEVICE void finish_point(const Task& task, int64_t query, int32_t head, int index,
                                         const T (&gradients)[3]) {
   const Problem& problem = task.problem;
   T scale_x = T(1), scale_y = T(1);
@@ -421,11 +428,13 @@ DEFORMABLE_OPS_DEVICE void finish_point(const Task& task, int64_t row, int per_q
   } else if (problem.coordinates == Coordinates::kernel_grid) {
     scale_x = scale_y = static_cast<T>(problem.offset_scale);
   }
-  store_pair(problem.grad_locations, row * per_query + index, gradients[1] * scale_x, gradients[2] * scale_y);
+  store_pair(problem.grad_locations, first_element(problem.location_layout, query, head) + 2 * index, task.aligned_pairs,
+             gradients[1] * scale_x, gradients[2] * scale_y);
+  const int64_t weight = first_element(problem.weight_layout, query, head) + index;
   if (problem.coordinates == Coordinates::offsets) {
-    static_cast<T*>(task.raw_weights)[row * per_query + index] = gradients[0];
+    static_cast<T*>(task.raw_weights)[weight] = gradients[0];
   } else {
-    store_element(problem.grad_weights, row * per_query + index, gradients[0]);
+    store_element(problem.grad_weights, weight, gradients[0]);
   }
 }
 
@@ -443,7 +452,7 @@ DEFORMABLE_OPS_DEVICE void backward_items(const Task& task, int64_t image, int32
   const int64_t head = (image * problem.tokens * problem.heads + thread.head) * problem.channels;
   const V* rows = static_cast<const V*>(problem.value.data) + head;
   T* sums = static_cast<T*>(problem.grad_value.data) + head;
-  const V* grad_output = static_cast<const V*>(problem.grad_output.data) + thread.row * problem.channels;
+  const V* grad_output = static_cast<const V*>(problem.grad_output.data) + thread.row(task) * problem.channels;
 
   T own[kElements] = {};
   const auto load_own = [&](int64_t channel, bool active) {
@@ -507,7 +516,7 @@ DEFORMABLE_OPS_DEVICE void backward_items(const Task& task, int64_t image, int32
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         if (i < held && thread.lane < 4 && thread.exists && point + i < per_query) {
-          finish_point(task, thread.row, per_query, point + i, gradients[i]);
+          finish_point(task, thread.query, thread.head, point + i, gradients[i]);
         }
       }
     }
@@ -516,10 +525,11 @@ DEFORMABLE_OPS_DEVICE void backward_items(const Task& task, int64_t image, int32
   for (int mask = 1; mask < thread.lanes; mask *= 2) mean += shuffle_xor(mean, mask);
   __syncwarp();  // the raw gradients have been written
   if (!thread.exists) return;
+  const int64_t row = thread.row(task) * per_query;
   for (int i = thread.lane; i < per_query; i += thread.lanes) {
-    const T weight = Softmax<T>::weight(thread.softmax, load_element<T>(problem.weights, thread.row * per_query + i));
-    const T raw = static_cast<const T*>(task.raw_weights)[thread.row * per_query + i];
-    store_element(problem.grad_weights, thread.row * per_query + i, weight * (raw - mean));
+    const T weight = Softmax<T>::weight(thread.softmax, load_element<T>(problem.weights, row + i));
+    const T raw = static_cast<const T*>(task.raw_weights)[row + i];
+    store_element(problem.grad_weights, row + i, weight * (raw - mean));
   }
 }
 

@@ -17,6 +17,7 @@ struct Task {
   Problem problem;  // problem.level is null, see `level`
   Level level[kMaxLevels];
   uint32_t reciprocal;  // of the number of points of a level, or of kernel_height
+  bool aligned_pairs;   // every pair (x, y) of the locations is aligned to its size
   void* raw_weights;    // gradients with respect to the softmax's output, until its backward is computed
 
   // The items (query and head) of a block: `heads_together` neighbouring heads of a tile of queries. Blocks run over

@@ -83,6 +83,15 @@ def convolution(
     }
 
 
+def packed(arguments: dict) -> dict:
+    """Convert arguments of dcnv3 into equivalent ones of dcnv4, with NaN in the numbers that are not read."""
+    offset, mask, groups = arguments["offset"], arguments["mask"], arguments["groups"]
+    numbers = torch.cat([offset.unflatten(3, (groups, -1)), mask.unflatten(3, (groups, -1))], -1).flatten(3)
+    unused = torch.full((*numbers.shape[:3], -numbers.shape[3] % 8), torch.nan, dtype=mask.dtype, device=mask.device)
+    others = {key: value for key, value in arguments.items() if key not in ("value", "offset", "mask")}
+    return {"value": arguments["value"], "offset_mask": torch.cat([numbers, unused], 3), **others}
+
+
 def fused(arguments: dict, levels: int | None = None, batch: int | None = None) -> dict:
     """Return arguments of ms_deform_attn_fused in the sizes of arguments of ms_deform_attn.
 

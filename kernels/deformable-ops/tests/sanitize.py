@@ -16,7 +16,7 @@ TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 
 def program() -> None:
     import torch
-    from cases import attention, convolution, fused
+    from cases import attention, convolution, fused, packed
     from conftest import FOLDER
     from kernels import get_local_kernel
     from test_integration import flat
@@ -27,10 +27,13 @@ def program() -> None:
         for channels in (7, 8, 16, 32, 64, 96, 65):
             options = {"dtype": dtype, "device": "cuda", "channels": channels}
             plain = attention(shapes=((9, 11), (4, 5)), queries=37, **options)
+            image = convolution(height=9, width=13, groups=4, **options)
+            together = packed(image)
             calls = {
                 "ms_deform_attn": plain,
                 "ms_deform_attn_fused": fused(plain),
-                "dcnv3": convolution(height=9, width=13, groups=4, **options),
+                "dcnv3": image,
+                "dcnv4": together,
             }
             for name, arguments in calls.items():
                 output = getattr(ops.ops, name)(*flat(arguments))

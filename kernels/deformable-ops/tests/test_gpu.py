@@ -4,7 +4,7 @@
 import kernels
 import pytest
 import torch
-from cases import attention, convolution, expected_attention, fused, on_device, relative_error
+from cases import attention, convolution, expected_attention, fused, on_device, packed, relative_error
 from conftest import FOLDER
 from test_integration import flat
 from transformers.models.rf_detr.modeling_rf_detr import MultiScaleDeformableAttention as TransformersLayer
@@ -15,6 +15,7 @@ MAKERS = {
     "ms_deform_attn": lambda **options: attention(channels=32, queries=200, **options),
     "ms_deform_attn_fused": lambda **options: fused(attention(channels=32, queries=200, **options)),
     "dcnv3": lambda **options: convolution(channels=16, height=20, width=30, **options),
+    "dcnv4": lambda **options: packed(convolution(channels=16, height=20, width=30, **options)),
 }
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import kernels
 import pytest
 import torch
-from cases import attention, convolution, fused, relative_error
+from cases import attention, convolution, fused, packed, relative_error
 from conftest import FOLDER
 from kernels.cli.benchmark import discover_benchmark_classes
 from transformers.models.rf_detr.modeling_rf_detr import MultiScaleDeformableAttention as TransformersLayer
@@ -18,11 +18,10 @@ from transformers.models.rf_detr.modeling_rf_detr import MultiScaleDeformableAtt
 def all_arguments(dtype=torch.float64, device="cpu") -> dict[str, dict]:
     options = {"dtype": dtype, "device": device}
     small = attention(shapes=((3, 4), (2, 2)), batch=2, queries=3, heads=2, channels=3, points=2, **options)
-    return {
-        "ms_deform_attn": small,
-        "ms_deform_attn_fused": fused(small),
-        "dcnv3": convolution(batch=1, height=3, width=4, groups=2, channels=3, **options),
-    }
+    image = convolution(batch=1, height=3, width=4, groups=2, channels=3, **options)
+    together = packed(image)
+    together["offset_mask"].nan_to_num_()  # the comparisons of opcheck and gradcheck refuse NaN
+    return {"ms_deform_attn": small, "ms_deform_attn_fused": fused(small), "dcnv3": image, "dcnv4": together}
 
 
 OPERATORS = list(all_arguments())
@@ -106,15 +105,16 @@ def test_compiles_once_for_all_sizes(ops, device, name):
         def __init__(self):
             super().__init__()
             settings = {key: value for key, value in convolution().items() if not isinstance(value, torch.Tensor)}
-            self.settings = tuple(settings.values()) if name == "dcnv3" else ()
+            self.settings = tuple(settings.values()) if name.startswith("dcn") else ()
 
         def forward(self, arguments):
             return operator(*arguments, *self.settings) * 2
 
     compiled = torch.compile(Layer(), fullgraph=True, dynamic=True)
     for size in (4, 5, 7):
-        if name == "dcnv3":
+        if name.startswith("dcn"):
             arguments = convolution(height=size, width=size + 3, dtype=torch.float32, device=device)
+            arguments = arguments if name == "dcnv3" else packed(arguments)
         else:
             options = {"dtype": torch.float32, "device": device}
             arguments = attention(shapes=((size, size + 2), (size + 1, size)), queries=size * 3, **options)
@@ -126,7 +126,9 @@ def test_compiles_once_for_all_sizes(ops, device, name):
         eager = operator(**arguments) * 2
         expected = torch.autograd.grad(eager.square().sum(), list(inputs.values()))
         with torch.compiler.set_stance("default" if size == 4 else "fail_on_recompile"):
-            output = compiled([value for key, value in arguments.items() if name != "dcnv3" or key in inputs])
+            output = compiled(
+                [value for key, value in arguments.items() if not name.startswith("dcn") or key in inputs]
+            )
         gradients = torch.autograd.grad(output.square().sum(), list(inputs.values()))
         assert relative_error(output, eager) < 1e-6
         for gradient, other in zip(gradients, expected, strict=True):
@@ -168,6 +170,12 @@ REFUSED = [
     ("dcnv3", {"kernel_size": lambda k: (2, 2), "remove_center": lambda r: True}, "remove_center needs"),
     ("dcnv3", {"kernel_size": lambda k: (3, 2), "remove_center": lambda r: True}, "remove_center needs"),
     ("dcnv3", {"kernel_size": lambda k: (1, 1), "remove_center": lambda r: True}, "remove_center needs"),
+    ("dcnv4", {"value": lambda t: t[..., :-1]}, "groups must divide"),
+    ("dcnv4", {"value": lambda t: t[:, :-1]}, "offset_mask must have the shape"),
+    ("dcnv4", {"offset_mask": lambda t: t[..., :54]}, r"offset_mask must have the shape \[1, 3, 4, 56\]"),
+    ("dcnv4", {"offset_mask": lambda t: t.flatten(1)}, "offset_mask must be"),
+    ("dcnv4", {"offset_mask": lambda t: t.long()}, "offset_mask must be float32"),
+    ("dcnv4", {"remove_center": lambda r: True}, r"offset_mask must have the shape \[1, 3, 4, 48\]"),
 ]
 
 

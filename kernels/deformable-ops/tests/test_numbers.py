@@ -16,6 +16,7 @@ from cases import (
     expected_attention,
     fused,
     on_device,
+    packed,
     recorded,
     relative_error,
     unfused,
@@ -27,6 +28,7 @@ TENSORS = {
     "ms_deform_attn": ("value", "sampling_locations", "attention_weights"),
     "ms_deform_attn_fused": ("value", "reference_points", "sampling_offsets", "attention_logits"),
     "dcnv3": ("value", "offset", "mask"),
+    "dcnv4": ("value", "offset_mask"),
 }
 CASES = sorted(folder.name for folder in REFERENCE.iterdir())
 
@@ -40,7 +42,7 @@ def with_gradients(function, arguments: dict, names, gradient=None) -> tuple[tor
 
 
 def test_number_of_recorded_cases():
-    assert len(CASES) == 25
+    assert len(CASES) == 31
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -123,6 +125,10 @@ def test_precision(ops, device, dtype, bound, channels):
         "mask": arguments["mask"].to(dtype),
     }
     assert relative_error(ops.dcnv3(**{**arguments, **lower}), expected) < bound
+
+    lower = {**packed(arguments), "value": lower["value"]}
+    lower["offset_mask"] = lower["offset_mask"].float()
+    assert relative_error(ops.dcnv4(**lower), expected) < bound
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.float16, 2e-3), (torch.bfloat16, 1e-2)])
@@ -249,6 +255,40 @@ def test_any_convolution(ops, data):
     expected = expected_attention(**as_attention(**arguments)).reshape(batch, *out, groups * channels)
     scale = expected.abs().max().clamp_min(1e-3)
     assert ((ops.dcnv3(**arguments) - expected).abs() <= 1e-9 * scale).all()
+    together = packed(arguments)
+    output, gradients = with_gradients(ops.dcnv4, together, TENSORS["dcnv4"])
+    assert ((output - expected).abs() <= 1e-9 * scale).all()
+    _, separate = with_gradients(ops.dcnv3, arguments, TENSORS["dcnv3"])
+    wanted = packed({**arguments, "offset": separate["offset"], "mask": separate["mask"]})["offset_mask"].nan_to_num()
+    assert relative_error(gradients["value"], separate["value"]) < 1e-14
+    assert relative_error(gradients["offset_mask"], wanted) < 1e-13
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.float16, 2e-3), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize("remove_center", [False, True])
+@pytest.mark.parametrize("channels", [16, 5])
+def test_precision_of_packed_gradients(ops, device, dtype, bound, remove_center, channels):
+    """The pairs of every second group of nine points are not aligned; with eight points all are."""
+    arguments = packed(convolution(height=9, width=11, channels=channels, remove_center=remove_center, device=device))
+    names = TENSORS["dcnv4"]
+    rounded = {name: arguments[name].to(dtype) for name in names}
+    exact = {name: tensor.double() for name, tensor in rounded.items()}
+    gradient = torch.randn(2, 9, 11, 3 * channels, device=device).to(dtype)
+    expected_output, expected = with_gradients(ops.dcnv4, {**arguments, **exact}, names, gradient.double())
+    output, gradients = with_gradients(ops.dcnv4, {**arguments, **rounded}, names, gradient)
+    assert output.dtype == dtype and relative_error(output, expected_output) < bound
+    for name in names:
+        assert gradients[name].dtype == dtype and relative_error(gradients[name], expected[name]) < bound, name
+
+
+@pytest.mark.parametrize("batch", [2, 3])
+def test_images_of_a_packed_batch_are_independent(ops, device, batch):
+    """The original's CUDA kernel mixes images whose number of pixels is odd."""
+    arguments = packed(convolution(batch=batch, height=5, width=5, channels=16, device=device))
+    whole = ops.dcnv4(**arguments)
+    for image in range(batch):
+        part = {key: value[image : image + 1] for key, value in arguments.items() if key in TENSORS["dcnv4"]}
+        assert torch.equal(ops.dcnv4(**{**arguments, **part}), whole[image : image + 1])
 
 
 @settings(max_examples=100, deadline=None)
@@ -382,8 +422,9 @@ def test_outputs_are_written_completely(ops, device):
         output, gradients = with_gradients(ops.ms_deform_attn_fused, fused_arguments, TENSORS["ms_deform_attn_fused"])
         assert output.isfinite().all() and all(gradient.isfinite().all() for gradient in gradients.values())
         arguments = convolution(stride=2, channels=5, device=device)
-        output, gradients = with_gradients(ops.dcnv3, arguments, TENSORS["dcnv3"])
-        assert output.isfinite().all() and all(gradient.isfinite().all() for gradient in gradients.values())
+        for name, inputs in {"dcnv3": arguments, "dcnv4": packed(arguments)}.items():
+            output, gradients = with_gradients(getattr(ops, name), inputs, TENSORS[name])
+            assert output.isfinite().all() and all(gradient.isfinite().all() for gradient in gradients.values())
     finally:
         torch.use_deterministic_algorithms(False)
 
@@ -435,9 +476,11 @@ def test_strides_do_not_matter(ops, device):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_unaligned_tensors(ops, device, dtype):
     """Views of larger tensors are contiguous, but not aligned to the vectors that the kernel loads."""
-    for name, make in {"ms_deform_attn": attention, "ms_deform_attn_fused": attention, "dcnv3": convolution}.items():
+    for name in TENSORS:
+        make = convolution if name.startswith("dcn") else attention
         arguments = make(channels=16, dtype=torch.float32, device=device)
-        arguments = fused(arguments) if name == "ms_deform_attn_fused" else arguments
+        change = {"ms_deform_attn_fused": fused, "dcnv4": packed}.get(name)
+        arguments = arguments if change is None else change(arguments)
         arguments = {key: value.to(dtype) if key in TENSORS[name] else value for key, value in arguments.items()}
         views = dict(arguments)
         for key in TENSORS[name]:
@@ -450,7 +493,7 @@ def test_unaligned_tensors(ops, device, dtype):
         settings = [side for shape in views.get("spatial_shapes", ()) for side in shape]
         rest = [settings] if settings else []
         tensors = [views[key] for key in TENSORS[name]]
-        if name == "dcnv3":
+        if name.startswith("dcn"):
             others = [value for key, value in views.items() if key not in TENSORS[name]]
             results = operator(gradient, *tensors, *[list(v) if isinstance(v, tuple) else v for v in others])
         else:

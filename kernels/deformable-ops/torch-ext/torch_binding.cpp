@@ -27,6 +27,12 @@ STABLE_TORCH_LIBRARY_EXPAND(TORCH_EXTENSION_NAME, ops) {
       "dcnv3_backward(Tensor grad_output, Tensor value, Tensor offset, Tensor mask, int[] kernel_size, int[] stride, "
       "int[] padding, int[] dilation, int groups, float offset_scale, bool remove_center) "
       "-> (Tensor, Tensor, Tensor)");
+  ops.def(
+      "dcnv4(Tensor value, Tensor offset_mask, int[] kernel_size, int[] stride, int[] padding, int[] dilation, "
+      "int groups, float offset_scale, bool remove_center) -> Tensor");
+  ops.def(
+      "dcnv4_backward(Tensor grad_output, Tensor value, Tensor offset_mask, int[] kernel_size, int[] stride, "
+      "int[] padding, int[] dilation, int groups, float offset_scale, bool remove_center) -> (Tensor, Tensor)");
 }
 
 #define DEFORMABLE_OPS_IMPLEMENT(Device)                                                                     \
@@ -36,7 +42,9 @@ STABLE_TORCH_LIBRARY_EXPAND(TORCH_EXTENSION_NAME, ops) {
   ops.impl("ms_deform_attn_fused", TORCH_BOX(&Code::ms_deform_attn_fused));                                  \
   ops.impl("ms_deform_attn_fused_backward", TORCH_BOX(&Code::ms_deform_attn_fused_backward));                \
   ops.impl("dcnv3", TORCH_BOX(&Code::dcnv3));                                                                \
-  ops.impl("dcnv3_backward", TORCH_BOX(&Code::dcnv3_backward));
+  ops.impl("dcnv3_backward", TORCH_BOX(&Code::dcnv3_backward));                                              \
+  ops.impl("dcnv4", TORCH_BOX(&Code::dcnv4));                                                                \
+  ops.impl("dcnv4_backward", TORCH_BOX(&Code::dcnv4_backward));
 
 // Every variant has the CPU code, because a model may run on the CPU also if torch was built for CUDA.
 #if defined(DEFORMABLE_OPS_EMULATED)  // tests of the CUDA code, see tests/emulation.h

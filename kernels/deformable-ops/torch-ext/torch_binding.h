@@ -58,16 +58,33 @@ struct Operators {
 
   static Tensor dcnv3(Tensor value, Tensor offset, Tensor mask, Numbers kernel_size, Numbers stride, Numbers padding,
                       Numbers dilation, int64_t groups, double offset_scale, bool remove_center) {
-    return Device::forward(dcnv3_call(Device::kind, value, offset, mask, kernel_size, stride, padding, dilation,
-                                      groups, offset_scale, remove_center));
+    return Device::forward(dcnv3_call(Device::kind, value, offset, mask,
+                                      {kernel_size, stride, padding, dilation, groups, offset_scale, remove_center}));
   }
 
   static Gradients dcnv3_backward(Tensor grad_output, Tensor value, Tensor offset, Tensor mask, Numbers kernel_size,
                                   Numbers stride, Numbers padding, Numbers dilation, int64_t groups,
                                   double offset_scale, bool remove_center) {
-    return Device::backward(dcnv3_call(Device::kind, value, offset, mask, kernel_size, stride, padding, dilation,
-                                       groups, offset_scale, remove_center),
+    return Device::backward(dcnv3_call(Device::kind, value, offset, mask,
+                                       {kernel_size, stride, padding, dilation, groups, offset_scale, remove_center}),
                             grad_output);
+  }
+
+  static Tensor dcnv4(Tensor value, Tensor offset_mask, Numbers kernel_size, Numbers stride, Numbers padding,
+                      Numbers dilation, int64_t groups, double offset_scale, bool remove_center) {
+    return Device::forward(dcnv4_call(Device::kind, value, offset_mask,
+                                      {kernel_size, stride, padding, dilation, groups, offset_scale, remove_center}));
+  }
+
+  static std::tuple<Tensor, Tensor> dcnv4_backward(Tensor grad_output, Tensor value, Tensor offset_mask,
+                                                   Numbers kernel_size, Numbers stride, Numbers padding,
+                                                   Numbers dilation, int64_t groups, double offset_scale,
+                                                   bool remove_center) {
+    const auto [grad_value, grad_offset_mask, same] = Device::backward(
+        dcnv4_call(Device::kind, value, offset_mask,
+                   {kernel_size, stride, padding, dilation, groups, offset_scale, remove_center}),
+        grad_output);
+    return {grad_value, grad_offset_mask};
   }
 };
 

@@ -12,7 +12,14 @@ if TYPE_CHECKING:
         ms_deform_attn_fallback,
         ms_deform_attn_reference,
     )
-    from .deformable_convolution import DeformableConvolutionV3, dcnv3_fallback, dcnv3_reference
+    from .deformable_convolution import (
+        DeformableConvolutionV3,
+        DeformableConvolutionV4,
+        dcnv3_fallback,
+        dcnv3_reference,
+        dcnv4_fallback,
+        dcnv4_reference,
+    )
     from .dispatcher import compiled_operators
 else:
     __getattr__, __dir__ = lazy_names(
@@ -24,7 +31,14 @@ else:
                 "ms_deform_attn_fallback",
                 "ms_deform_attn_reference",
             ),
-            "deformable_convolution": ("DeformableConvolutionV3", "dcnv3_fallback", "dcnv3_reference"),
+            "deformable_convolution": (
+                "DeformableConvolutionV3",
+                "DeformableConvolutionV4",
+                "dcnv3_fallback",
+                "dcnv3_reference",
+                "dcnv4_fallback",
+                "dcnv4_reference",
+            ),
             "dispatcher": ("compiled_operators",),
         },
         submodules=("dispatcher",),
@@ -32,11 +46,14 @@ else:
 
 __all__ = [
     "DeformableConvolutionV3",
+    "DeformableConvolutionV4",
     "FusedDeformableAttention",
     "MultiScaleDeformableAttention",
     "compiled_operators",
     "dcnv3_fallback",
     "dcnv3_reference",
+    "dcnv4_fallback",
+    "dcnv4_reference",
     "ms_deform_attn_fallback",
     "ms_deform_attn_reference",
 ]

@@ -6,12 +6,12 @@ from types import ModuleType
 import torch
 
 from .deformable_attention import ms_deform_attn_reference
-from .deformable_convolution import dcnv3_reference
+from .deformable_convolution import dcnv3_reference, dcnv4_reference
 
 # largest relative errors of outputs and gradients; the inputs are exact in each dtype
 ERROR_BOUNDS = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
 SHAPES = [(9, 11), (5, 6)]
-DCNV3_SETTINGS = ((3, 3), (1, 1), (1, 1), (1, 1), 4, 1.0, False)
+CONVOLUTION = ((3, 3), (1, 1), (1, 1), (1, 1), 4, 1.0, False)
 
 
 def check_kernel(functions: ModuleType, device: str) -> float:
@@ -51,8 +51,14 @@ def check_kernel(functions: ModuleType, device: str) -> float:
         "dcnv3": (
             (random(1, 10, 12, 64), random(1, 10, 12, 4 * 18), mask),
             (0, 2),
-            lambda value, offset, mask: functions.dcnv3(value, offset, mask, *DCNV3_SETTINGS),
-            lambda value, offset, mask: dcnv3_reference(value, offset, mask, *DCNV3_SETTINGS),
+            lambda value, offset, mask: functions.dcnv3(value, offset, mask, *CONVOLUTION),
+            lambda value, offset, mask: dcnv3_reference(value, offset, mask, *CONVOLUTION),
+        ),
+        "dcnv4": (
+            (random(1, 10, 12, 64), random(1, 10, 12, 112)),
+            (0,),
+            lambda value, offset_mask: functions.dcnv4(value, offset_mask, *CONVOLUTION),
+            lambda value, offset_mask: dcnv4_reference(value, offset_mask, *CONVOLUTION),
         ),
     }
     worst = 0.0

@@ -1,8 +1,9 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Deformable convolution v3 (DCNv3), the core of InternImage, without its linear projections.
+"""Deformable convolutions v3 and v4, the cores of InternImage and FlashInternImage, without their linear projections.
 
-Source: InternImage (https://arxiv.org/abs/2211.05778), equation 3, and
-`classification/ops_dcnv3/functions/dcnv3_func.py` of OpenGVLab/InternImage.
+Sources: DCNv3 is equation 3 of InternImage (https://arxiv.org/abs/2211.05778), and
+`classification/ops_dcnv3/functions/dcnv3_func.py` of OpenGVLab/InternImage. DCNv4 (https://arxiv.org/abs/2401.06197) is
+`DCNv4_op/src/cuda/dcnv4_im2col_cuda.cuh` of OpenGVLab/DCNv4: DCNv3 with offsets and weights packed in one tensor.
 """
 
 from collections.abc import Sequence
@@ -44,7 +45,7 @@ def dcnv3_reference(
         value: `(B, H, W, groups * channels)`, not padded.
         offset: `(B, h, w, groups * points * 2)`, pairs (x, y) in pixels; `points` is the kernel's area, minus one with
             `remove_center`, and `h = (H + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1`.
-        mask: `(B, h, w, groups * points)`, the weights, already normalised.
+        mask: `(B, h, w, groups * points)`, the weights, used as they are.
         kernel_size, stride, padding, dilation: (height, width).
         groups: number of equal parts of the channels; each part has its own offsets and weights.
         offset_scale: distance between neighbouring points of the kernel, divided by `dilation`.
@@ -103,6 +104,77 @@ def dcnv3_fallback(
     return output.unflatten(1, (height, width)).to(value.dtype)
 
 
+PACKED_MULTIPLE = 8  # the width of DCNv4's packed tensor is rounded up to a multiple of this
+
+
+def packed_width(groups: int, points: int) -> int:
+    """Return the number of DCNv4's offsets and weights of an output pixel, with unused numbers at the end."""
+    return -(-groups * points * 3 // PACKED_MULTIPLE) * PACKED_MULTIPLE
+
+
+def dcnv4_reference(
+    value: torch.Tensor,
+    offset_mask: torch.Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    offset_scale: float,
+    remove_center: bool,
+) -> torch.Tensor:
+    """Compute [`dcnv3_reference`] with offsets and weights in one tensor, each image of the batch by itself.
+
+    Args:
+        offset_mask: `(B, h, w, packed_width(groups, points))`. Each group has its `points * 2` offsets, pairs (x, y) in
+            pixels, and then its `points` weights, which are used as they are. The numbers after the last group are
+            not read.
+
+    Raises:
+        ValueError: if an argument is out of range, the shapes do not fit together, or a tensor does not hold
+            floating-point numbers.
+    """
+    offset, mask = _unpacked(value, offset_mask, kernel_size, stride, padding, dilation, groups, remove_center)
+    return dcnv3_reference(
+        value, offset, mask, kernel_size, stride, padding, dilation, groups, offset_scale, remove_center
+    )
+
+
+def dcnv4_fallback(
+    value: torch.Tensor,
+    offset_mask: torch.Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    offset_scale: float,
+    remove_center: bool,
+) -> torch.Tensor:
+    """Compute [`dcnv4_reference`] several times faster on a CPU, in eager mode and with torch.compile."""
+    offset, mask = _unpacked(value, offset_mask, kernel_size, stride, padding, dilation, groups, remove_center)
+    return dcnv3_fallback(
+        value, offset, mask, kernel_size, stride, padding, dilation, groups, offset_scale, remove_center
+    )
+
+
+def _unpacked(
+    value, offset_mask, kernel_size, stride, padding, dilation, groups, remove_center
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return offset and mask of DCNv3."""
+    points = _check_kernel(kernel_size, stride, padding, dilation, groups, remove_center)
+    check_floating(offset_mask=offset_mask)
+    height, width = _output_size(value, kernel_size, stride, padding, dilation, groups)
+    expected = (value.shape[0], height, width, packed_width(groups, points))
+    if tuple(offset_mask.shape) != expected:
+        raise ValueError(
+            "offset_mask must be (batch, height, width, groups * points * 3 rounded up to a multiple of "
+            f"{PACKED_MULTIPLE}) = {expected}, got {tuple(offset_mask.shape)}"
+        )
+    numbers = offset_mask[..., : groups * points * 3].unflatten(3, (groups, points * 3))
+    return numbers[..., : points * 2].flatten(3), numbers[..., points * 2 :].flatten(3)
+
+
 def _locations(value, offset, mask, kernel_size, stride, padding, dilation, groups, offset_scale, remove_center):
     """Return sampling locations `(B, h, w, groups, points, 2)` in pixels of `value`, and offset and mask in that shape.
 
@@ -151,6 +223,19 @@ def _check_kernel(kernel_size, stride, padding, dilation, groups, remove_center)
 def _check_shapes(value, offset, mask, kernel_size, stride, padding, dilation, groups, points) -> tuple[int, int]:
     """Check the tensors and return height and width of the output."""
     check_floating(value=value, offset=offset, mask=mask)
+    height, width = _output_size(value, kernel_size, stride, padding, dilation, groups)
+    for name, tensor, each in (("offset", offset, 2), ("mask", mask, 1)):
+        expected = (value.shape[0], height, width, groups * points * each)
+        if tuple(tensor.shape) != expected:
+            raise ValueError(
+                f"{name} must be (batch, height, width, groups * points{' * 2' if each == 2 else ''}) = {expected}, "
+                f"got {tuple(tensor.shape)}"
+            )
+    return height, width
+
+
+def _output_size(value, kernel_size, stride, padding, dilation, groups) -> tuple[int, int]:
+    """Check `value` and return height and width of the output."""
     if value.dim() != 4 or value.shape[3] % groups:
         raise ValueError(
             f"value must be (batch, height, width, channels) with channels in {groups} equal groups, got "
@@ -165,13 +250,6 @@ def _check_shapes(value, offset, mask, kernel_size, stride, padding, dilation, g
             f"value {tuple(value.shape)} is smaller than the kernel {tuple(kernel_size)} with padding {tuple(padding)} "
             f"and dilation {tuple(dilation)}"
         )
-    for name, tensor, each in (("offset", offset, 2), ("mask", mask, 1)):
-        expected = (value.shape[0], height, width, groups * points * each)
-        if tuple(tensor.shape) != expected:
-            raise ValueError(
-                f"{name} must be (batch, height, width, groups * points{' * 2' if each == 2 else ''}) = {expected}, "
-                f"got {tuple(tensor.shape)}"
-            )
     return height, width
 
 
@@ -200,4 +278,31 @@ class DeformableConvolutionV3(nn.Module):
         implementation = dispatcher.choose("dcnv3", value, fallback=dcnv3_fallback, reference=dcnv3_reference)
         return implementation(
             value, offset, mask, kernel_size, stride, padding, dilation, groups, offset_scale, remove_center
+        )
+
+
+@use_kernel_forward_from_hub("DeformableConvolutionV4")
+class DeformableConvolutionV4(nn.Module):
+    """DCNv4's sampling as a layer without parameters. [`dispatcher`] selects the implementation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        dispatcher.prepare()
+
+    def forward(
+        self,
+        value: torch.Tensor,
+        offset_mask: torch.Tensor,
+        kernel_size: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
+        offset_scale: float,
+        remove_center: bool,
+    ) -> torch.Tensor:
+        """See [`dcnv4_reference`]."""
+        implementation = dispatcher.choose("dcnv4", value, fallback=dcnv4_fallback, reference=dcnv4_reference)
+        return implementation(
+            value, offset_mask, kernel_size, stride, padding, dilation, groups, offset_scale, remove_center
         )

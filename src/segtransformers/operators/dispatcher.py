@@ -39,7 +39,7 @@ from .modes import MODES, default_mode
 logger = logging.get_logger(__name__)
 
 KERNEL_ID = "segtransformers/deformable-ops"
-OPERATORS = ("ms_deform_attn", "ms_deform_attn_fused", "dcnv3")
+OPERATORS = ("ms_deform_attn", "ms_deform_attn_fused", "dcnv3", "dcnv4")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -182,11 +182,11 @@ def describe() -> str:
     kernel = find_kernel() if mode != "off" else None
     if kernel is None:
         reason = "switched off" if mode == "off" else "no kernel found; `segtransformers build-kernels` compiles one"
-        return f"deformable attention, DCNv3: plain PyTorch on every device ({reason})"
+        return f"deformable attention, DCNv3, DCNv4: plain PyTorch on every device ({reason})"
     dtypes = " ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
     return (
-        f"deformable attention, DCNv3: compiled on {' '.join(sorted(kernel.devices))} ({dtypes}; {kernel.origin}), "
-        "plain PyTorch elsewhere"
+        f"deformable attention, DCNv3, DCNv4: compiled on {' '.join(sorted(kernel.devices))} ({dtypes}; "
+        f"{kernel.origin}), plain PyTorch elsewhere"
     )
 
 

@@ -109,6 +109,41 @@ def dcnv3(
     )
 
 
+def dcnv4(
+    value: torch.Tensor,
+    offset_mask: torch.Tensor,
+    kernel_size: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    offset_scale: float,
+    remove_center: bool,
+) -> torch.Tensor:
+    """Compute the sampling of DCNv4 (https://arxiv.org/abs/2401.06197).
+
+    This is [`dcnv3`] with offsets and weights in one tensor, which the kernel reads in place. Each image of a batch is
+    computed by itself.
+
+    Args:
+        offset_mask: `(B, h, w, width)`, where `width` is `groups * points * 3` rounded up to a multiple of 8. Each
+            group has its offsets, pairs (x, y) in pixels, and then its weights, which are used as they are. The numbers
+            after the last group are not read.
+    """
+    _refuse_forward_mode(value, offset_mask)
+    return ops.dcnv4(
+        value,
+        offset_mask,
+        list(kernel_size),
+        list(stride),
+        list(padding),
+        list(dilation),
+        groups,
+        offset_scale,
+        remove_center,
+    )
+
+
 def _flat(spatial_shapes: Sequence[tuple[int, int]]) -> list[int]:
     return [side for shape in spatial_shapes for side in shape]
 
@@ -236,7 +271,7 @@ def _fused_backward_fake(gradient, value, spatial_shapes, references, offsets, l
 _register("ms_deform_attn_fused", _fused_fake, _fused_context, _fused_backward, _fused_backward_fake)
 
 
-# ---- DCNv3 -----------------------------------------------------------------------------------------------------------
+# ---- DCNv3 and DCNv4 -------------------------------------------------------------------------------------------------
 
 
 def _dcnv3_fake(value, offset, mask, *options):
@@ -263,3 +298,29 @@ def _dcnv3_backward_fake(gradient, value, offset, mask, *options):
 
 
 _register("dcnv3", _dcnv3_fake, _dcnv3_context, _dcnv3_backward, _dcnv3_backward_fake)
+
+
+def _dcnv4_fake(value, offset_mask, *options):
+    _check_devices(value, offset_mask)
+    for name, tensor in (("value", value), ("offset_mask", offset_mask)):
+        _check_rank(name, tensor, 4)
+    batch, height, width, _ = offset_mask.shape
+    return value.new_empty((batch, height, width, value.shape[3]))
+
+
+def _dcnv4_context(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[:2])
+    ctx.options = inputs[2:]
+
+
+def _dcnv4_backward(ctx, gradient):
+    _alert_not_deterministic(ctx, "dcnv4_backward", gradient)
+    gradients = ops.dcnv4_backward(gradient, *ctx.saved_tensors, *ctx.options)
+    return *gradients, *[None] * len(ctx.options)
+
+
+def _dcnv4_backward_fake(gradient, value, offset_mask, *options):
+    return value.new_empty(value.shape), offset_mask.new_empty(offset_mask.shape)
+
+
+_register("dcnv4", _dcnv4_fake, _dcnv4_context, _dcnv4_backward, _dcnv4_backward_fake)

@@ -50,3 +50,27 @@ class DeformableConvolutionV3(nn.Module):
         return functions.dcnv3(
             value, offset, mask, kernel_size, stride, padding, dilation, groups, offset_scale, remove_center
         )
+
+
+class DeformableConvolutionV4(nn.Module):
+    """For the layer of this name in segtransformers: the sampling of DCNv4."""
+
+    has_backward = True
+    can_torch_compile = True
+
+    def forward(
+        self,
+        value: torch.Tensor,
+        offset_mask: torch.Tensor,
+        kernel_size: tuple[int, int],
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        dilation: tuple[int, int],
+        groups: int,
+        offset_scale: float,
+        remove_center: bool,
+    ) -> torch.Tensor:
+        """See [`functions.dcnv4`]."""
+        return functions.dcnv4(
+            value, offset_mask, kernel_size, stride, padding, dilation, groups, offset_scale, remove_center
+        )
