@@ -162,7 +162,7 @@ def test_images_of_other_channels(config):
         assert backbone(torch.randn(1, 4, 64, 96)).feature_maps[-1].isfinite().all()
         with pytest.raises(ValueError, match=r"\(batch, 4, .*, got torch.float32 \(1, 3, 64, 96\).* num_channels=4"):
             backbone(torch.randn(1, 3, 64, 96))
-    with pytest.raises(ValueError, match="num_channels must be at least 1"):
+    with pytest.raises(ValueError, match="num_channels must be a whole number from 1"):
         type(config)(num_channels=0)
 
 
@@ -172,17 +172,25 @@ def test_images_of_other_channels(config):
         (ViTAdapterConfig, {"interaction_indexes": [[0, 10**9]]}, "interaction_indexes must be pairs"),
         (ViTAdapterConfig, {"interaction_indexes": [[0, 11]] * 10**6}, "interaction_indexes must be pairs"),
         (ViTAdapterConfig, {"interaction_indexes": [[0, 2], [4, 11]]}, "interaction_indexes must be pairs"),
-        (ViTAdapterConfig, {"num_hidden_layers": 10**9}, "num_hidden_layers must be at least 1 and at most 1000"),
-        (ViTAdapterConfig, {"pretrain_image_size": 10**9}, "pretrain_image_size must be at least 1"),
-        (InternImageConfig, {"depths": [4, 4, 10**9, 4]}, "depths must be at least 1 and at most 1000"),
-        (InternImageConfig, {"depthwise_kernel_size": 10**6 + 1}, "depthwise_kernel_size must be at least 1"),
+        (ViTAdapterConfig, {"num_hidden_layers": 10**9}, "num_hidden_layers must be a whole number from 1 to 1000"),
+        (ViTAdapterConfig, {"pretrain_image_size": 10**9}, r"pretrain_image_size\[0\] must be a whole number"),
+        (InternImageConfig, {"depths": [4, 4, 10**9, 4]}, r"depths\[2\] must be a whole number from 1 to 1000"),
+        (
+            InternImageConfig,
+            {"depthwise_kernel_size": 10**6 + 1},
+            "depthwise_kernel_size must be a whole number from 1",
+        ),
         (SegUperNetConfig, {"pool_scales": [1] * 10**5}, "pool_scales must be 1 to 16 sides, got 100000"),
-        (SegUperNetConfig, {"pool_scales": [10**5]}, "pool_scales must be at least 1 and at most 256"),
-        (SegUperNetConfig, {"num_labels": 10**9}, "num_labels must be at least 1 and at most 65536"),
-        (SegUperNetConfig, {"window_size": 0}, "window_size must be one side"),
-        (SegUperNetConfig, {"window_size": [10**9, 32]}, "window_size must be one side"),
-        (SegMask2FormerConfig, {"num_queries": 10**9}, "num_queries must be at least 1"),
-        (SegmenterConfig, {"decoder_num_hidden_layers": 10**9}, "decoder_num_hidden_layers must be at least 1"),
+        (SegUperNetConfig, {"pool_scales": [10**5]}, r"pool_scales\[0\] must be a whole number from 1 to 256"),
+        (SegUperNetConfig, {"num_labels": 10**9}, "num_labels must be a whole number from 1 to 65536"),
+        (SegUperNetConfig, {"window_size": 0}, "window_size must be two whole numbers of pixels"),
+        (SegUperNetConfig, {"window_size": [10**9, 32]}, "window_size must be two whole numbers of pixels"),
+        (SegMask2FormerConfig, {"num_queries": 10**9}, "num_queries must be a whole number from 1"),
+        (
+            SegmenterConfig,
+            {"decoder_num_hidden_layers": 10**9},
+            "decoder_num_hidden_layers must be a whole number from 1",
+        ),
     ],
 )
 def test_sizes_that_would_fill_the_memory_are_refused_at_once(config_class, fields, message):

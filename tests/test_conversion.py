@@ -331,7 +331,7 @@ def _config(**changes):
         (_config(decode_head__in_channels=48), "decode_head.in_channels is 48; expected one number for each"),
         (_config(decode_head__type=["UPerHead"]), "decode_head.type is ['UPerHead']"),
         (_config(backbone__depth="4"), "backbone.depth is '4'"),
-        (_config(backbone__deform_num_heads=0), "deformable_num_heads must be at least 1"),
+        (_config(backbone__deform_num_heads=0), "deformable_num_heads must be a whole number from 1"),
         ({"model": 3}, "has no model dict with a type"),
         ([1], "has no model dict with a type"),
     ],

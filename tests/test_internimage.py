@@ -211,7 +211,7 @@ def test_a_segmentor_is_no_classifier():
     [
         ({"embed_dim": 15}, "embed_dim must be an even number"),
         ({"depths": [1, 1, 1]}, "depths must be 4 numbers of at least 1"),
-        ({"depths": [1, 0, 1, 1]}, "depths must be at least 1 and at most 1000"),
+        ({"depths": [1, 0, 1, 1]}, r"depths\[1\] must be a whole number from 1 to 1000, got 0"),
         ({"num_groups": [3, 2, 4, 8]}, "num_groups .* must divide the stages' channels"),
         ({"mlp_ratio": 0.01}, "leaves no channel of 16"),
         ({"offset_scale": 0}, "offset_scale must be more than 0"),

@@ -259,10 +259,10 @@ def test_windows_that_leave_gaps_are_refused():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (((32, 32), (0, 32)), r"stride of a window must be two whole numbers .* at least 1, got \(0, 32\)"),
+        (((32, 32), (0, 32)), r"stride of a window must be two whole numbers .* from 1 to 65536, got \(0, 32\)"),
         (((32.5, 32), (32, 32)), "size of a window must be two whole numbers"),
         ((32, 32), "size of a window must be two whole numbers .* got 32"),
-        (((32, 32), (32, 32), 1.5), "window_batch_size must be a whole number of at least 1, got 1.5"),
+        (((32, 32), (32, 32), 1.5), "window_batch_size must be a whole number from 1 to 65536, got 1.5"),
     ],
 )
 def test_windows_of_anything_but_whole_numbers_are_refused(arguments, message):

@@ -311,6 +311,13 @@ def test_private_repositories(client, saved, monkeypatch):
     assert client.repositories["writer/seen"].messages == ["initial commit"]
 
 
+def test_optimized_models_are_refused_before_a_repository_is_created(client, saved):
+    model = segtransformers.optimize_for_inference(AutoModelForSemanticSegmentation.from_pretrained(saved))
+    with pytest.raises(RuntimeError, match="an optimized model cannot be pushed: load the model again"):
+        model.push_to_hub("writer/optimized")
+    assert not client.repositories
+
+
 def test_pull_requests(client, saved, monkeypatch):
     client.create("writer/model", "writer")
     monkeypatch.setenv("HF_TOKEN", READER)

@@ -426,7 +426,7 @@ def test_wrong_masks_are_refused(arguments, message):
         ({"norm_groups": 5}, "multiple of 5 because of norm_groups"),
         ({"num_attention_heads": 5}, "multiple of 5 because of num_attention_heads"),
         ({"encoder_attention_heads": 5}, "multiple of 5 because of encoder_attention_heads"),
-        ({"num_queries": 0}, "num_queries must be at least 1"),
+        ({"num_queries": 0}, "num_queries must be a whole number from 1"),
         ({"decoder_layers": 1}, "decoder_layers must be at least 2"),
         ({"dice_weight": -1.0}, "dice_weight must not be negative"),
         ({"oversample_ratio": 0.5}, "oversample_ratio must be at least 1"),

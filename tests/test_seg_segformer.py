@@ -70,7 +70,7 @@ def test_windows_cover_large_images():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hidden_size": 0}, "hidden_size must be at least 1"),
+        ({"hidden_size": 0}, "hidden_size must be a whole number from 1"),
         ({"classifier_dropout": 1.0}, r"\[0, 1\)"),
         ({"backbone_config": {"model_type": "no_such"}}, "model_type 'no_such'"),
     ],

@@ -297,9 +297,12 @@ def test_defaults():
             lambda: small_segmenter(decoder_type="deeplab"),
             "decoder_type must be 'mask_transformer' or 'linear', got 'deeplab'",
         ),
-        (lambda: small_segmenter(decoder_hidden_size=0), "decoder_hidden_size must be at least 1"),
-        (lambda: small_segmenter(padding_divisor=0), "padding_divisor must be at least 1"),
-        (lambda: small_segmenter(decoder_num_hidden_layers=0), "decoder_num_hidden_layers must be at least 1"),
+        (lambda: small_segmenter(decoder_hidden_size=0), "decoder_hidden_size must be a whole number from 1"),
+        (lambda: small_segmenter(padding_divisor=0), "padding_divisor must be a whole number from 1"),
+        (
+            lambda: small_segmenter(decoder_num_hidden_layers=0),
+            "decoder_num_hidden_layers must be a whole number from 1",
+        ),
         (lambda: small_segmenter(decoder_dropout=1.0), r"decoder_dropout must be a share in \[0, 1\)"),
         (lambda: small_segmenter(decoder_mlp_ratio=0), "decoder_mlp_ratio must be positive"),
         (

@@ -9,6 +9,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from .escaping import printable
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -97,7 +99,7 @@ def check_readable(path: Path) -> None:
     except OSError:
         return
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        raise OSError(f"{path} is no file, but a pipe, device or socket")
+        raise OSError(f"{printable(path, 200)} is no file, but a pipe, device or socket")
 
 
 def check_folder_readable(folder: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from tqdm import tqdm
 
-from ..escaping import one_line
+from ..escaping import one_line, printable
 from .data_options import (
     ClassesOption,
     ColumnsOption,
@@ -55,7 +55,7 @@ def check_data(
                 continue
             with tqdm(total=len(data), unit="sample", disable=None, leave=False) as bar:
                 report = check_dataset(data, bar.update)
-            typer.echo("\n".join(_lines(data, report, named)))
+            typer.echo("\n".join(printable(line, None) for line in _lines(data, report, named)))
             for error in report.errors[:MAX_LISTED_ERRORS]:
                 typer.echo(f"error: {one_line(error)}", err=True)
             if len(report.errors) > MAX_LISTED_ERRORS:
@@ -132,11 +132,12 @@ def _lines(data: "SegmentationDataset", report: "DataReport", named: bool) -> li
     lines = [f"{data.source}: {report.samples} of {len(data)} samples{split} are without errors ({data.kind}){sizes}"]
     total = max(1, int(report.pixels.sum()) + report.no_class)
     shown = list(range(data.num_labels)) if named else report.images.nonzero()[0].tolist()
-    width = max([len("no class"), *(len(data.id2label[index]) for index in shown)])
+    names = {index: printable(data.id2label[index]) for index in shown}
+    width = max([len("no class"), *map(len, names.values())])
     lines.append(f"  {'':>4} {'class':<{width}}  {'pixels':>8}  {'samples':>7}")
     for index in shown:
         share = 100 * report.pixels[index] / total
-        lines.append(f"  {index:>4} {data.id2label[index]:<{width}}  {share:6.2f} %  {report.images[index]:>7}")
+        lines.append(f"  {index:>4} {names[index]:<{width}}  {share:6.2f} %  {report.images[index]:>7}")
     lines.append(f"  {'':>4} {'no class':<{width}}  {100 * report.no_class / total:6.2f} %")
     if not named:
         count = shown[-1] + 1 if shown else 0

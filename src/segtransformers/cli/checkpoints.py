@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ..files import remove_leftovers, staging_folder
+from ..files import check_readable, remove_leftovers, staging_folder
 from .errors import UserError, describe
 
 STATE = "trainer_state.json"  # of a checkpoint, written last
@@ -88,9 +88,11 @@ def _is_complete(path: Path) -> bool:
     return _read(path / STATE) is not None
 
 
-def _read(file: Path) -> Any:
-    """Return the content of a JSON file, or None if it is missing or incomplete."""
+def _read(file: Path) -> dict[str, Any] | None:
+    """Return the content of a JSON file, or None if it is missing, incomplete or holds no object."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        check_readable(file)
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return None
+    return content if isinstance(content, dict) else None

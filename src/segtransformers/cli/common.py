@@ -52,8 +52,10 @@ def load_model(name: str, device: str | None, optimize: bool = False) -> "tuple[
         UserError: if the device does not exist, or the model cannot be loaded.
     """
     import torch
-    from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+    from transformers import AutoImageProcessor
     from transformers.utils import logging
+
+    from ..model_loading import load_trained_model
 
     logging.disable_progress_bar()
     folder = named_model(name)
@@ -63,12 +65,12 @@ def load_model(name: str, device: str | None, optimize: bool = False) -> "tuple[
         raise UserError(f"--device {device}: torch has no such device; use cpu, cuda or cuda:1, for example") from None
     options = check_model_name(folder)
     try:
-        model = AutoModelForSemanticSegmentation.from_pretrained(folder, dtype=torch.float32, **options)
+        model = load_trained_model(folder, dtype=torch.float32, **options)
         processor = AutoImageProcessor.from_pretrained(folder, **options)
     except Exception as error:  # missing files, no network, another kind of model, too little memory
         raise UserError(f"cannot load the model {name}: {why_not_loaded(name, error)}") from None
     try:
-        model = model.to(chosen).eval()
+        model = model.to(chosen)  # type: ignore[arg-type]
     except (RuntimeError, AssertionError) as error:  # torch has no CUDA, or the device does not exist
         raise UserError(f"--device {device}: {str(error).strip().splitlines()[0]}") from None
     if optimize:
@@ -127,6 +129,25 @@ def why_not_loaded(name: str, error: Exception) -> str:
     if not Path(name).exists() and ("offline mode" in reason or "couldn't connect" in reason):
         return "there is no such folder, and the Hub, which may have a model of that name, cannot be reached"
     return reason[:300]
+
+
+def check_input_file(file: Path, option: str, expected: str = "an existing file") -> None:
+    """Refuse a file to read that does not exist, a folder, and a pipe or device, which may never end.
+
+    Args:
+        option: what the user typed, for the message.
+        expected: what the option takes.
+
+    Raises:
+        UserError: if it is no file.
+    """
+    try:
+        check_readable(file)
+        is_file = file.is_file()
+    except (OSError, ValueError) as error:  # a path that is too long, or has a zero byte
+        raise UserError(f"{option}: {getattr(error, 'strerror', None) or error}") from None
+    if not is_file:
+        raise UserError(f"{option}: expected {expected}")
 
 
 def check_folder(folder: Path, option: str) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..datasets import DATASETS
+from .common import check_input_file
 from .errors import UserError
 
 if TYPE_CHECKING:
@@ -77,8 +78,8 @@ def load_data(
     from ..datasets import load_segmentation_dataset
     from ..hub_names import check_hub_name
 
-    if classes is not None and not classes.isdigit() and not Path(classes).is_file():
-        raise UserError(f"--classes {classes}: expected an existing file or a number")
+    if classes is not None and not classes.isdigit():
+        check_input_file(Path(classes), f"--classes {classes}", "an existing file or a number")
     image_column, mask_column = None, None
     if columns is not None:
         image_column, _, mask_column = columns.partition(",")

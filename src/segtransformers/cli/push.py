@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .common import check_input_file
 from .errors import UserError, one_line_errors
 
 
@@ -52,9 +53,10 @@ def push(
 
 
 def _read_results(path: Path) -> dict[str, Any]:
+    check_input_file(path, f"--measured {path}")
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} holds no results: {error}") from None
     if not isinstance(results, dict):
         raise UserError(f"{path} holds no results: it must be a file that `segtransformers evaluate` wrote")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..escaping import one_line, printable
-from ..files import complete_file
+from ..files import check_readable, complete_file
 from ..model_names import SMALL_MODEL, model_folder
 from ..packaged import example_image_path
 from .common import (
@@ -199,6 +199,7 @@ def _targets(found: Sequence[tuple[Path, Path]], folders: dict[str, Path], singl
     inputs = {path.resolve() for path, _ in found}
     resolved = [target.resolve() for target in written]
     for target, place in zip(written, resolved, strict=True):
+        check_readable(target)  # a pipe or device would be replaced
         if place in inputs:
             raise UserError(f"{target} would overwrite one of the images: choose another folder for the results")
     if len(set(resolved)) < len(resolved):

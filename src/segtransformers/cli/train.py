@@ -14,7 +14,7 @@ import typer
 
 from ..escaping import one_line
 from .checkpoints import has_checkpoints, last_checkpoint, remove_incomplete, save_model, write_failure
-from .common import check_folder, check_model_name, named_model, sides, why_not_loaded
+from .common import check_folder, check_input_file, check_model_name, named_model, sides, why_not_loaded
 from .data_options import (
     ClassesOption,
     ColumnsOption,
@@ -119,7 +119,7 @@ def train(
             try:
                 parts.append(load_data(data, eval_split, *options))
             except MissingSplitError as error:
-                typer.echo(f"no evaluation: {error}", err=True)
+                typer.echo(f"no evaluation: {one_line(error)}", err=True)
         if limit is not None:
             parts = [part.select(range(min(limit, len(part)))) for part in parts]
         _check_samples(parts)
@@ -258,14 +258,13 @@ def _run(
 def _measure(output: Path, processor: Any, data: "SegmentationDataset", arguments: "TrainingArguments") -> None:
     """Evaluate the saved model and write results as `segtransformers evaluate` does."""
     import torch
-    from transformers import AutoModelForSemanticSegmentation
 
     from ..evaluation import evaluate_segmentation, results_table
+    from ..model_loading import load_trained_model
 
     if arguments.world_size > 1:
         torch.distributed.barrier()  # the main process writes the model
-    saved = AutoModelForSemanticSegmentation.from_pretrained(output, dtype=torch.float32, trust_remote_code=False)
-    saved = saved.to(arguments.device).eval()
+    saved = load_trained_model(str(output), dtype=torch.float32).to(arguments.device)  # type: ignore[arg-type]
     results = evaluate_segmentation(saved, processor, data, num_workers=arguments.dataloader_num_workers, optimize=True)
     if arguments.process_index == 0:
         write_results(results, output / "results.json")
@@ -317,10 +316,12 @@ def _recipe(name: str) -> "Recipe":
     from ..training import Recipe, get_recipe
 
     path = Path(name)
-    if path.is_file():
-        return Recipe.from_file(path)
-    if path.suffix in (".json", ".yaml", ".yml"):
+    is_path = path.suffix in (".json", ".yaml", ".yml")
+    if is_path and not os.path.lexists(path):
         raise UserError(f"the recipe file {name} does not exist")
+    if is_path or os.path.exists(path):
+        check_input_file(path, f"--recipe {name}", "a published recipe or an existing file")
+        return Recipe.from_file(path)
     return get_recipe(name)
 
 

@@ -9,6 +9,7 @@ import torch
 from transformers.utils import logging
 
 from ..escaping import short_repr
+from ..published import declared_classes
 from .mapping import ConversionError, shape_of
 
 logger = logging.get_logger(__name__)
@@ -36,10 +37,7 @@ def with_actual_classes(config: Any, state_dict: Mapping[str, torch.Tensor]) -> 
     kind = head.get("type")
     if isinstance(kind, str) and kind in _MASK2FORMER_HEADS:
         actual = _size(state_dict, "decode_head.cls_embed.weight", 2, 0)
-        numbers = [head.get("num_things_classes", 80), head.get("num_stuff_classes", 53)]
-        declared = head.get("num_classes")
-        if declared is None and all(type(number) is int for number in numbers):
-            declared = sum(numbers)
+        declared = declared_classes(head)
         if actual is None or actual < 2 or not isinstance(declared, int):  # the last output means "no object"
             return config
         return {**config, "decode_head": {**head, "num_classes": _chosen(declared, actual - 1)}}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..escaping import printable
+from ..files import check_readable
 from ..published import published_rows
 from .checkpoint import Checkpoint
 from .config_text import LARGEST_TEXT, check_values, parse_config, parse_variant
@@ -34,7 +35,13 @@ def read_config(name: str, family: str) -> dict[str, Any]:
     """
     path = Path(name)
     suffix = path.suffix.lower()
-    if not path.is_file():
+    try:
+        check_readable(path)
+        is_file = path.is_file()
+    except (OSError, ValueError) as error:  # a path that is too long, or has a zero byte
+        reason = getattr(error, "strerror", None) or error
+        raise ConversionError(f"--config {printable(name)}: {reason}") from error
+    if not is_file:
         rows = ", ".join(published_rows(family))
         raise ConversionError(
             f"--config '{printable(name)}' is neither a file nor a published config. Published configs: {rows}"
@@ -68,7 +75,7 @@ def config_of(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
     """
     text = checkpoint.meta.get("config", checkpoint.meta.get("cfg"))  # keys of mmcv and mmengine
     if not isinstance(text, str):
-        if path.with_name(VARIANT).is_file():
+        if path.with_name(VARIANT).exists():
             return read_config(str(path.with_name(VARIANT)), "segmenter")
         raise ConversionError("the checkpoint does not hold its config: add --config NAME or --config FILE")
     return _checked_config(_parsed(text), "the config in the checkpoint")

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.backbone_utils import BackboneMixin
 
 from ..escaping import printable, short_repr
-from ..files import staging_folder
+from ..files import check_readable, staging_folder
 from ..hub.model_card import RECORD, write_model_card
 from ..image_processing import SegmentationImageProcessor
 from ..published import download_addresses, published_rows
@@ -84,7 +84,7 @@ class Conversion:
         lines = [self.model, *self.report.summary(), checked]
         if self.verification is not None:
             lines.append(f"verified: {self.verification.describe()}")
-        return "\n".join(lines)
+        return "\n".join(printable(line, None) for line in lines)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of `conversion.json`."""
@@ -249,9 +249,12 @@ def _find_checkpoint(checkpoint: str, rows: Mapping[str, Any], sha256: str | Non
     path, row = Path(checkpoint), None
     url = checkpoint if is_url(checkpoint) else None
     try:
+        if url is None:
+            check_readable(path)
         is_file = path.is_file()
-    except (OSError, ValueError):  # a name that is too long, or has a zero byte
-        is_file = False
+    except (OSError, ValueError) as error:  # a pipe, a name that is too long, or has a zero byte
+        reason = getattr(error, "strerror", None) or error
+        raise ConversionError(f"{printable(checkpoint, 200)}: {reason}") from error
     if url is None and not is_file and checkpoint in rows:
         row = checkpoint
         path, url = _download_first(checkpoint, download_addresses(rows[checkpoint]), sha256)

@@ -5,9 +5,14 @@ import contextlib
 import errno
 from collections.abc import Iterator
 
+from ..escaping import printable
+
 
 class ConversionError(ValueError):
-    """The checkpoint or its config cannot be converted."""
+    """The checkpoint or its config cannot be converted. The message is one line."""
+
+    def __init__(self, message: str):
+        super().__init__(printable(message, None))  # names of files and tensors may hold anything
 
 
 @contextlib.contextmanager

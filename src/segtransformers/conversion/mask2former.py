@@ -10,6 +10,7 @@ from transformers.utils import logging
 
 from ..escaping import short_repr
 from ..models.mask2former import SegMask2FormerConfig
+from ..published import declared_classes
 from .mapping import MOST_CLASSES, MOST_LAYERS, ConversionError, Rule, Settings, prefixed
 
 logger = logging.get_logger(__name__)
@@ -76,11 +77,8 @@ def read_config(
     if not isinstance(channels, list | tuple) or len(channels) != 4:
         raise ConversionError(f"decode_head.in_channels is {short_repr(channels)}; expected one for each feature map")
     decode_head.expect("in_index", [0, 1, 2, 3], (0, 1, 2, 3))
-    # only InternImage has num_classes; its numbers of things and stuff are meaningless
-    things, stuff = decode_head.take("num_things_classes", 80), decode_head.take("num_stuff_classes", 53)
-    num_labels = decode_head.take("num_classes", None)
-    if num_labels is None and isinstance(things, int) and isinstance(stuff, int):
-        num_labels = things + stuff
+    defaults = {"num_classes": None, "num_things_classes": 80, "num_stuff_classes": 53}
+    num_labels = declared_classes({name: decode_head.take(name, default) for name, default in defaults.items()})
     if type(num_labels) is not int or not 1 <= num_labels <= MOST_CLASSES:
         raise ConversionError(f"decode_head has {short_repr(num_labels)} classes; expected 1 to {MOST_CLASSES}")
     losses = _read_losses(decode_head)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..files import check_readable
 from .reading import DataError
 
 # the last three are written by CVAT, labelme2voc, and the tools of CamVid and DeepGlobe
@@ -97,7 +98,7 @@ def classes_of_folder(folder: Path) -> Classes | None:
     """
     for name in CLASS_FILES:
         path = folder / name
-        if path.is_file():
+        if path.exists() and not path.is_dir():
             return classes_of_file(path)
     return None
 
@@ -112,6 +113,7 @@ def classes_of_file(path: Path) -> Classes:
         DataError: if the file cannot be read, or holds no classes.
     """
     try:
+        check_readable(path)
         text = path.read_text(encoding="utf-8-sig")
         given: Any = json.loads(text) if path.suffix.lower() == ".json" else text.splitlines()
     except (OSError, ValueError, RecursionError) as error:

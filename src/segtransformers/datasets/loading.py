@@ -14,6 +14,8 @@ from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers.utils import logging
 
+from ..escaping import printable
+from ..files import check_readable
 from .class_names import Classes, checked_palette, classes_of_file, classes_of_folder, read_classes
 from .known import DATASETS, get_dataset_info
 from .pairs import (
@@ -243,7 +245,7 @@ def load_segmentation_dataset(
                 logger.info(f"{folder} looks like {kind}")
         if kind in DATASETS:
             found = find_known(folder, str(kind), split)
-        if found is None and not any((folder / file).is_file() for file in METADATA_FILES):
+        if found is None and not any((folder / file).exists() for file in METADATA_FILES):
             found = find_folders(folder, split, image_ending, mask_ending)
         if found is None and not _is_for_datasets(folder):
             raise DataError(f"{folder} holds no data set: {_expected_contents(kind)}; {describe_contents(folder)}")
@@ -260,7 +262,7 @@ def load_segmentation_dataset(
             raise DataError("; ".join(pairs.problems))
         _warn_of_ignored(pairs)
         if not found.has_splits:
-            logger.warning(f"{folder} has no splits: all samples are taken for {split!r}")
+            logger.warning(f"{printable(folder, 200)} has no splits: all samples are taken for {split!r}")
         rows: Any = FileRows(pairs.images, pairs.masks)
         names, ignored, problems = pairs.names, pairs.ignored, pairs.problems
         loaded_split = canonical_split(split) if found.has_splits else None
@@ -324,7 +326,7 @@ def _classes(
                 f"the classes of {source} are unknown: add a file classes.txt with one name per line, in the order of "
                 "the labels, or pass classes=[...] or their number (--classes)"
             )
-    elif isinstance(given, Path) or (isinstance(given, str) and Path(given).is_file()):
+    elif isinstance(given, Path) or (isinstance(given, str) and Path(given).exists()):
         found = classes_of_file(Path(given))
     else:
         found = read_classes(given)
@@ -347,9 +349,19 @@ def _classes_on_hub(source: str, revision: str | None) -> Classes | None:
 
 
 def _is_for_datasets(folder: Path) -> bool:
-    """Whether `datasets` can load the folder."""
+    """Whether `datasets` can load the folder.
+
+    Raises:
+        DataError: if one of the files that it would read is a pipe or a device.
+    """
     patterns = (*DATASETS_FILES, *METADATA_FILES, "*.parquet", "*.arrow")
-    return any(next(folder.glob(f"{deep}{pattern}"), None) for deep in ("", "*/", "*/*/") for pattern in patterns)
+    found = [path for deep in ("", "*/", "*/*/") for pattern in patterns for path in folder.glob(f"{deep}{pattern}")]
+    try:
+        for path in found:
+            check_readable(path)
+    except OSError as error:
+        raise DataError(str(error)) from None
+    return bool(found)
 
 
 def _rows_of_datasets(
@@ -428,7 +440,7 @@ def _names_of_rows(rows: "datasets.Dataset", split: str | None) -> list[str]:
 
 def _warn_of_ignored(pairs: Pairs) -> None:
     if pairs.ignored:
-        listed = ", ".join(str(path) for path in pairs.ignored[:5])
+        listed = ", ".join(printable(path, 200) for path in pairs.ignored[:5])
         logger.warning(
             f"{len(pairs.ignored)} files are left out, because their names are not those of images or they lie outside "
             f"the splits: {listed}{', ...' if len(pairs.ignored) > 5 else ''}"

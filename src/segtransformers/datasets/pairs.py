@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..files import check_readable
 from .known import DATASETS, Layout, get_dataset_info
 from .reading import DataError
 
@@ -394,10 +395,13 @@ def _composed(name: str) -> str:
 
 def _listed(path: Path, images: dict[str, Path], problems: list[str]) -> list[str]:
     """Return the names in a list of samples. Lines may also hold file names, paths, and further columns."""
-    if not path.is_file():
-        raise DataError(f"the list of the samples {path} does not exist")
     try:
+        check_readable(path)
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except FileNotFoundError:
+        raise DataError(f"the list of the samples {path} does not exist") from None
+    except OSError as error:
+        raise DataError(f"cannot read the list of the samples {path}: {error}") from None
     except UnicodeDecodeError:
         raise DataError(f"{path} must be UTF-8 text with the name of one sample per line") from None
     if not lines:

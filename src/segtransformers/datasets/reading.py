@@ -15,6 +15,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import ExifTags, Image
 
+from ..escaping import printable
 from ..files import check_readable
 from ..image_processing import upright_rgb
 
@@ -24,7 +25,10 @@ ALPHA_SAMPLES = (1, 2)  # the values of this tag that mean transparency
 
 
 class DataError(ValueError):
-    """The files of a data set have an error. The message names the file and says what to do."""
+    """The files of a data set have an error. The message names the file and says what to do, in one line."""
+
+    def __init__(self, message: str):
+        super().__init__(printable(message, None))  # names of files and classes may hold anything
 
 
 def read_image(file: Path | BinaryIO, name: str) -> Image.Image:

@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..escaping import printable
 from ..metrics import MeanIoU
 
 
@@ -28,7 +29,7 @@ def results_table(results: Mapping[str, Any]) -> str:
     Args:
         results: of [`evaluate_segmentation`].
     """
-    classes = [(one["name"], _percent(one["iou"]), _percent(one["accuracy"])) for one in results["classes"]]
+    classes = [(printable(one["name"]), _percent(one["iou"]), _percent(one["accuracy"])) for one in results["classes"]]
     means = [_percent(results[name]) for name in ("overall_accuracy", "mean_iou", "mean_accuracy")]
     return "\n".join(
         [

@@ -9,6 +9,8 @@ from typing import Any, BinaryIO
 
 import torch
 
+from ..files import check_readable
+
 Counts = list[list[int]]  # [label, prediction, pixels] for each pair that occurs in an image
 
 
@@ -126,6 +128,7 @@ def add_counts(confusion: torch.Tensor, counts: Counts) -> None:
 
 
 def _whole_lines(path: Path) -> list[bytes]:
+    check_readable(path)
     return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
 
 

@@ -9,6 +9,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ge
 from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
+from ..files import check_folder_readable
 from ..remote_code import MODULE
 
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
@@ -82,6 +83,10 @@ def check_pushable(folder: Path) -> None:
     """
     if not folder.is_dir():
         raise PublishingError(f"there is no folder {folder}")
+    try:
+        check_folder_readable(folder)
+    except OSError as error:
+        raise PublishingError(str(error)) from None
     for needed in ("config.json", f"{MODULE}.py"):
         if not (folder / needed).is_file():
             raise PublishingError(f"{folder} holds no {needed}: push a folder that save_pretrained wrote")

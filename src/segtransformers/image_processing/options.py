@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..escaping import short_repr
+from ..whole_numbers import LARGEST_SIDE, check_whole
 
-LARGEST_SIDE = 1 << 16  # pixels
 LARGEST_LONG_SIDE = 10**6  # where only the limit of the long side is meant to have no effect
 LARGEST_DIVISOR = 4096
 LARGEST_ENLARGEMENT = 1 << 26  # pixels of an enlarged image, 8192 x 8192
@@ -51,16 +51,6 @@ def check_options(options: Mapping[str, Any]) -> None:
     _check_normalization(given)
     if "multi_scale" in given:
         _check_multi_scale(given["multi_scale"])
-
-
-def check_whole(name: str, value: Any, least: int, most: int) -> None:
-    """Refuse anything but a whole number from `least` to `most`.
-
-    Raises:
-        ValueError: naming the option `name`.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise ValueError(f"{name} must be a whole number from {least} to {most}, got {short_repr(value)}")
 
 
 def check_scales(scales: Any) -> tuple[float, ...]:

@@ -1,8 +1,6 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """Inference options of an image: scales, mirrored views and sliding windows."""
 
-import operator
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +8,8 @@ from transformers import PreTrainedModel
 
 from ..escaping import short_repr
 from ..image_processing import check_scales
-from ..image_processing.options import LARGEST_SIDE
 from ..models.layers.sliding_windows import SlidingWindow
+from ..whole_numbers import pair_of_sides
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class InferenceProtocol:
         object.__setattr__(self, "flip", bool(self.flip))
         for name in ("window", "stride"):
             if getattr(self, name) is not None:
-                object.__setattr__(self, name, _pair(name, getattr(self, name)))
+                object.__setattr__(self, name, pair_of_sides(name, getattr(self, name)))
         if self.stride is None:
             return
         if self.window is None:
@@ -100,19 +98,6 @@ def multi_scale_settings(processor: Any) -> dict[str, Any]:
             "scales"
         )
     return settings
-
-
-def _pair(name: str, value: Any) -> tuple[int, int]:
-    try:
-        pair = tuple(operator.index(side) for side in value) if isinstance(value, Iterable) else ()
-    except TypeError:
-        pair = ()
-    if len(pair) != 2 or not 1 <= min(pair) <= max(pair) <= LARGEST_SIDE:
-        raise ValueError(
-            f"{name} must be two whole numbers of pixels (vertical, horizontal), at least 1 and at most "
-            f"{LARGEST_SIDE}, got {short_repr(value)}"
-        )
-    return pair[0], pair[1]
 
 
 __all__ = ["InferenceProtocol", "multi_scale_settings"]

@@ -6,6 +6,7 @@ Sources: `segmentation/README.md` of each repository, and the configs that it li
 
 import functools
 import json
+from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
@@ -69,15 +70,25 @@ def download_addresses(row: dict[str, Any]) -> list[str]:
 
 def published_outputs(row: dict[str, Any]) -> int:
     """Return the number of outputs of a row's model, which may exceed the number of classes in its data set."""
-    head = row["model"]["decode_head"]
-    if "num_classes" in head:
-        return head["num_classes"]
-    return head["num_things_classes"] + head["num_stuff_classes"]
+    return declared_classes(row["model"]["decode_head"])
+
+
+def declared_classes(head: Mapping[str, Any]) -> Any:
+    """Return the number of classes that a head's config declares. It is no whole number in some wrong configs.
+
+    Only InternImage's Mask2Former has `num_classes`; its numbers of things and stuff are meaningless.
+    """
+    count = head.get("num_classes")
+    numbers = [head.get("num_things_classes", 80), head.get("num_stuff_classes", 53)]
+    if count is None and all(type(number) is int for number in numbers):
+        return sum(numbers)
+    return count
 
 
 __all__ = [
     "FAMILIES",
     "PUBLISHED_FIELDS",
+    "declared_classes",
     "download_addresses",
     "published_outputs",
     "published_row",

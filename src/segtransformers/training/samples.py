@@ -10,6 +10,8 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 from transformers.utils import logging
 
+from ..escaping import printable
+
 logger = logging.get_logger(__name__)
 
 IGNORE_INDEX = 255
@@ -46,7 +48,8 @@ class TrainingDataset(Dataset):
         sample = self.data[index % len(self.data)]
         if not self._warned and np.all(np.asarray(sample.labels) == IGNORE_INDEX):
             self._warned = True
-            logger.warning(f"the mask of {self.name(index)} has no pixel with a class; others like it are not reported")
+            name = printable(self.name(index))
+            logger.warning(f"the mask of {name} has no pixel with a class; others like it are not reported")
         seed = (self.seed, int(self._epoch), index)
         return dict(self.augment(sample.image, sample.labels, seed=seed))
 

@@ -1,9 +1,8 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """Models to start training from, with the classes of the data."""
 
-import contextlib
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from transformers.utils import logging
 from ..conversion import load_pretrained_trunk
 from ..conversion.convert import empty_model
 from ..image_processing import SegmentationImageProcessor
+from ..model_loading import NO_REMOTE_CODE, load_trained_model, without_load_report
 from ..models.losses import without_class_settings
 from ..models.trunk import trunk_normalization
 from ..models.upernet import SegUperNetConfig
@@ -30,8 +30,6 @@ from ..published import FAMILIES, published_rows
 from .recipes import Recipe
 
 logger = logging.get_logger(__name__)
-
-NO_REMOTE_CODE: dict[str, Any] = {"trust_remote_code": False}  # code that comes with a model is never run
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 
@@ -96,7 +94,7 @@ def starting_model(
         else:
             config = _whole_config(own, config, recipe, classes, crop_size)
             model_class: Any = MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING[type(config)]
-            with _without_load_report():
+            with without_load_report():
                 model = model_class.from_pretrained(name, config=config, dtype=torch.float32, **NO_REMOTE_CODE)
             logger.warning(f"{name} is a backbone: its head starts at random")
             processor = _processor(recipe, crop_size)
@@ -167,37 +165,24 @@ def _with_classes(name: str, config: Any, classes: dict[str, Any]) -> PreTrained
     before = [str(config.id2label[index]) for index in sorted(config.id2label)]
     wanted = [classes["id2label"][index] for index in sorted(classes["id2label"])]
     if before == wanted:
-        return AutoModelForSemanticSegmentation.from_pretrained(
-            name, config=config, dtype=torch.float32, **NO_REMOTE_CODE
-        )
+        return load_trained_model(name, config=config, dtype=torch.float32)
     settings = config.to_dict()
     for losses in ("losses", "auxiliary_losses"):
         if settings.get(losses):
             settings[losses] = without_class_settings(settings[losses])
     config = type(config).from_dict({**settings, **classes})
-    with _without_load_report():
+    with without_load_report():
         model = AutoModelForSemanticSegmentation.from_pretrained(
             name, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, **NO_REMOTE_CODE
         )
     new = class_parameters(config)
     if len(before) == len(wanted):  # the old classifier was loaded, because its shape fits
         kept = {name: tensor for name, tensor in model.state_dict().items() if name not in new}
-        with _without_load_report():
+        with without_load_report():
             model = type(model).from_pretrained(None, config=config, state_dict=kept)
     listed = ", ".join(new[:4]) + (f" and {len(new) - 4} others" if len(new) > 4 else "")
     logger.warning(f"{name} has other classes than the data: these parameters start at random: {listed}")
     return model
-
-
-@contextlib.contextmanager
-def _without_load_report() -> Iterator[None]:
-    """Silence transformers' table of the tensors that a checkpoint lacks; the caller describes them in one line."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
 
 
 def class_parameters(config: Any) -> list[str]:

@@ -16,6 +16,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
 from transformers.training_args import ParallelMode
 from transformers.utils import logging
 
+from ..escaping import printable
 from ..image_processing import argmax_resized
 from ..metrics import MeanIoU
 from .arguments import build_optimizer, build_scheduler
@@ -259,7 +260,7 @@ class SegmentationTrainer(Trainer):
         if indices is None:
             return "unnamed samples"
         name = getattr(data, "name", lambda index: f"sample {index}")
-        return ", ".join(name(index) for index in indices.tolist())
+        return ", ".join(printable(name(index)) for index in indices.tolist())
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()

@@ -8,7 +8,8 @@ from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
 from ...remote_code import RemoteCodeConfigMixin
-from ..layers.config_arguments import LARGEST_WIDTH, MOST_LAYERS, ChecksArguments, check_range
+from ...whole_numbers import check_whole_fields
+from ..layers.config_arguments import LARGEST_WIDTH, MOST_LAYERS, ChecksArguments
 
 KERNEL_SIZE = 3  # of every deformable convolution
 NUM_STAGES = 4
@@ -112,9 +113,9 @@ class InternImageConfig(BackboneConfigMixin, ChecksArguments, RemoteCodeConfigMi
         return [self.embed_dim * 2**index for index in range(NUM_STAGES)]
 
     def _check(self) -> None:
-        check_range(self, ("num_channels", "embed_dim", "num_groups"), LARGEST_WIDTH)
-        check_range(self, ("depths",), MOST_LAYERS)
-        check_range(self, ("depthwise_kernel_size",), LARGEST_KERNEL)
+        check_whole_fields(self, ("num_channels", "embed_dim", "num_groups"), LARGEST_WIDTH)
+        check_whole_fields(self, ("depths",), MOST_LAYERS)
+        check_whole_fields(self, ("depthwise_kernel_size",), LARGEST_KERNEL)
         if self.embed_dim < 2 or self.embed_dim % 2:
             raise ValueError(f"embed_dim must be an even number of channels, got {self.embed_dim}")
         for name in ("depths", "num_groups"):

@@ -3,13 +3,12 @@
 
 import difflib
 import inspect
-from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any, ClassVar
 
 from transformers.utils import logging
 
-from ...escaping import short_repr
+from ...escaping import printable, short_repr
 
 logger = logging.get_logger(__name__)
 
@@ -37,23 +36,6 @@ _COMMON = frozenset(
 )
 # transformers builds `backbone_config` from these
 _COMMON_WITH_BACKBONE = frozenset({"backbone", "backbone_kwargs", "use_timm_backbone"})
-
-
-def check_range(config: Any, names: Iterable[str], most: int, least: int = 1) -> None:
-    """Refuse whole numbers of a config that are out of range. Fields at None are left out.
-
-    Args:
-        config: any object with the fields.
-        names: of the fields, which hold a number or a sequence of numbers.
-
-    Raises:
-        ValueError: naming the first field that is out of range.
-    """
-    for name in names:
-        value = getattr(config, name)
-        numbers = value if isinstance(value, list | tuple) else [] if value is None else [value]
-        if any(not isinstance(number, int) or not least <= number <= most for number in numbers):
-            raise ValueError(f"{name} must be at least {least} and at most {most}, got {short_repr(value)}")
 
 
 class ChecksArguments:
@@ -100,8 +82,8 @@ class ChecksArguments:
             if name in fixed:
                 if value is not None and (list(value) if isinstance(value, tuple) else value) != fixed[name]:
                     raise ValueError(
-                        f"{name_of_class} cannot take {name}={value!r}: the model always has {fixed[name]!r}; leave it "
-                        "out"
+                        f"{name_of_class} cannot take {name}={short_repr(value)}: the model always has "
+                        f"{fixed[name]!r}; leave it out"
                     )
                 continue
             if name in known or name in common or name in vars(self) or name.startswith("_"):
@@ -109,20 +91,20 @@ class ChecksArguments:
             elif isinstance(inspect.getattr_static(type(self), name, None), property):
                 if value != getattr(self, name):
                     raise ValueError(
-                        f"{name_of_class} cannot take {name}={value!r}: it follows from other fields, which make it "
-                        f"{getattr(self, name)!r}; leave it out"
+                        f"{name_of_class} cannot take {name}={short_repr(value)}: it follows from other fields, which "
+                        f"make it {short_repr(getattr(self, name))}; leave it out"
                     )
                 continue
             elif close := difflib.get_close_matches(name, known, n=1, cutoff=0.8):
-                raise ValueError(f"{name_of_class} has no field {name!r}: did you mean {close[0]!r}?")
+                raise ValueError(f"{name_of_class} has no field {short_repr(name)}: did you mean {close[0]!r}?")
             elif value is not None:
                 unused.append(name)
             kept[name] = value
         if unused:
-            logger.warning(
-                f"{name_of_class} has no use for: {', '.join(unused)}. They are kept, but nothing reads them."
-            )
+            more = f" and {len(unused) - 8} more" if len(unused) > 8 else ""
+            listed = ", ".join(map(printable, unused[:8])) + more
+            logger.warning(f"{name_of_class} has no use for: {listed}. They are kept, but nothing reads them.")
         return kept
 
 
-__all__ = ["LARGEST_WIDTH", "MOST_ITEMS", "MOST_LAYERS", "ChecksArguments", "check_range"]
+__all__ = ["LARGEST_WIDTH", "MOST_ITEMS", "MOST_LAYERS", "ChecksArguments"]

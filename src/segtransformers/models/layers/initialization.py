@@ -41,6 +41,12 @@ class SegmentationModelMixin(SeparateTrunkMixin):
         self._refuse_if_optimized("be saved")
         return super().save_pretrained(*args, **kwargs)
 
+    def _push_if_not_optimized(self, *args: Any, **kwargs: Any):
+        self._refuse_if_optimized("be pushed")  # before transformers creates the repository
+        return super().push_to_hub(*args, **kwargs)  # type: ignore[misc]
+
+    push_to_hub: Any = _push_if_not_optimized  # transformers' is a wrapper, whose type a method does not match
+
     def add_adapter(self, *args: Any, **kwargs: Any):
         self._refuse_if_optimized("get an adapter")
         return super().add_adapter(*args, **kwargs)  # type: ignore[misc]

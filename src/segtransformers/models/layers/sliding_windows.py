@@ -10,6 +10,8 @@ from types import EllipsisType
 
 import torch
 
+from ...whole_numbers import LARGEST_SIDE, check_whole, pair_of_sides
+
 MAX_BAND_BYTES = 1 << 23  # rows of merged logits are divided and yielded in pieces of at most this size
 
 WindowIndex = tuple[EllipsisType, slice, slice]
@@ -34,24 +36,13 @@ class SlidingWindow:
 
     def __post_init__(self) -> None:
         for name in ("size", "stride"):
-            pair = getattr(self, name)
-            if (
-                not isinstance(pair, tuple | list)
-                or len(pair) != 2
-                or not all(isinstance(side, int) and side >= 1 for side in pair)
-            ):
-                raise ValueError(
-                    f"{name} of a window must be two whole numbers of pixels (vertical, horizontal), at least 1, got "
-                    f"{pair!r}"
-                )
-            object.__setattr__(self, name, tuple(pair))
+            object.__setattr__(self, name, pair_of_sides(f"{name} of a window", getattr(self, name)))
         if any(step > side for step, side in zip(self.stride, self.size, strict=True)):
             raise ValueError(
                 f"window_stride must not exceed window_size, got {list(self.stride)} and {list(self.size)}: pixels "
                 "would be left out"
             )
-        if not isinstance(self.batch_size, int) or self.batch_size < 1:
-            raise ValueError(f"window_batch_size must be a whole number of at least 1, got {self.batch_size!r}")
+        check_whole("window_batch_size", self.batch_size, 1, LARGEST_SIDE)
 
     def covers(self, image_size: Sequence[int]) -> bool:
         """Return whether one window holds a whole image of (height, width) pixels."""

@@ -5,7 +5,8 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 
-from ..layers.config_arguments import LARGEST_WIDTH, MOST_ITEMS, MOST_LAYERS, check_range
+from ...whole_numbers import check_whole_fields
+from ..layers.config_arguments import LARGEST_WIDTH, MOST_ITEMS, MOST_LAYERS
 from ..segmentation.configuration_segmentation import SegmentationConfigWithBackbone
 
 NUM_FEATURE_MAPS = 4  # strides 4, 8, 16 and 32
@@ -130,15 +131,15 @@ class SegMask2FormerConfig(SegmentationConfigWithBackbone):
         }
 
     def _check_head(self) -> None:
-        check_range(
+        check_whole_fields(
             self,
             ("hidden_dim", "mask_feature_size", "encoder_feedforward_dim", "norm_groups", "dim_feedforward"),
             LARGEST_WIDTH,
         )
-        check_range(self, ("encoder_attention_heads", "num_attention_heads"), LARGEST_WIDTH)
-        check_range(self, ("encoder_layers", "decoder_layers"), MOST_LAYERS)
-        check_range(self, ("num_queries",), MOST_ITEMS)
-        check_range(self, ("train_num_points",), MOST_POINTS)
+        check_whole_fields(self, ("encoder_attention_heads", "num_attention_heads"), LARGEST_WIDTH)
+        check_whole_fields(self, ("encoder_layers", "decoder_layers"), MOST_LAYERS)
+        check_whole_fields(self, ("num_queries",), MOST_ITEMS)
+        check_whole_fields(self, ("train_num_points",), MOST_POINTS)
         if self.decoder_layers < 2:
             raise ValueError(
                 f"decoder_layers must be at least 2 (the number of decoder layers plus one), got {self.decoder_layers}"

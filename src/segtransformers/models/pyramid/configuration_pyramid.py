@@ -7,7 +7,8 @@ from huggingface_hub.dataclasses import strict
 from transformers.backbone_utils import BackboneConfigMixin
 
 from ...escaping import short_repr
-from ..layers.config_arguments import LARGEST_WIDTH, MOST_ITEMS, check_range
+from ...whole_numbers import check_whole_fields
+from ..layers.config_arguments import LARGEST_WIDTH, MOST_ITEMS
 from ..trunk.configuration_trunk import TrunkConfig
 
 
@@ -99,8 +100,8 @@ class PyramidConfig(BackboneConfigMixin, TrunkConfig):
             )
         if self.token_stride != 16:
             raise ValueError(f"token_stride must be 16 beside a pyramid with that stride, got {self.token_stride}")
-        check_range(self, ("spatial_prior_channels", "deformable_num_heads"), LARGEST_WIDTH)
-        check_range(self, ("deformable_num_points",), MOST_ITEMS)
+        check_whole_fields(self, ("spatial_prior_channels", "deformable_num_heads"), LARGEST_WIDTH)
+        check_whole_fields(self, ("deformable_num_points",), MOST_ITEMS)
         value_size = int(self.hidden_size * self.deformable_value_ratio)
         if value_size < 1 or value_size % self.deformable_num_heads:
             raise ValueError(

@@ -3,6 +3,8 @@
 
 from huggingface_hub.dataclasses import strict
 
+from ...whole_numbers import check_whole_fields
+from ..layers.config_arguments import LARGEST_WIDTH
 from ..segmentation.configuration_segmentation import BackboneSegmentationConfig
 
 
@@ -36,8 +38,7 @@ class SegSegformerConfig(BackboneSegmentationConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
-        if self.hidden_size < 1:
-            raise ValueError(f"hidden_size must be at least 1, got {self.hidden_size}")
+        check_whole_fields(self, ("hidden_size",), LARGEST_WIDTH)
 
 
 __all__ = ["SegSegformerConfig"]

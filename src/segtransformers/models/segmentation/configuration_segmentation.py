@@ -9,9 +9,9 @@ from transformers.configuration_utils import SubConfigSpec
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging
 
-from ...escaping import short_repr
 from ...remote_code import RemoteCodeConfigMixin
-from ..layers.config_arguments import MOST_ITEMS, ChecksArguments, check_range
+from ...whole_numbers import check_whole, check_whole_fields, pair_of_sides
+from ..layers.config_arguments import MOST_ITEMS, ChecksArguments
 from ..layers.sliding_windows import SlidingWindow
 from ..losses import PixelLoss, build_losses, check_losses, without_class_settings
 
@@ -60,8 +60,8 @@ class SegmentationConfig(ChecksArguments, RemoteCodeConfigMixin, PreTrainedConfi
 
     def __post_init__(self, **kwargs):
         count = kwargs.get("num_labels")
-        if count is not None and (not isinstance(count, int) or not 1 <= count <= MOST_ITEMS):  # makes a name for each
-            raise ValueError(f"num_labels must be at least 1 and at most {MOST_ITEMS}, got {short_repr(count)}")
+        if count is not None:
+            check_whole("num_labels", count, 1, MOST_ITEMS)  # transformers makes a name for each
         super().__post_init__(**kwargs)
         if self.num_labels < 1:
             raise ValueError(f"num_labels must be at least 1, got {self.num_labels}")
@@ -99,7 +99,7 @@ class SegmentationConfig(ChecksArguments, RemoteCodeConfigMixin, PreTrainedConfi
         """
         if self.inference_mode not in ("whole", "slide"):
             raise ValueError(f"inference_mode must be 'whole' or 'slide', got {self.inference_mode!r}")
-        check_range(self, ("window_batch_size",), MOST_ITEMS)
+        check_whole_fields(self, ("window_batch_size",), MOST_ITEMS)
         if self.inference_mode == "whole":
             return None
         if self.window_size is None or self.window_stride is None:
@@ -167,11 +167,9 @@ class SegmentationConfigWithBackbone(SegmentationConfig):
             )
 
 
-def _pair(name: str, value) -> list[int]:
-    pair = [value, value] if isinstance(value, int) else list(value)
-    if len(pair) != 2 or not all(isinstance(side, int) and 1 <= side <= MOST_ITEMS for side in pair):
-        raise ValueError(f"{name} must be one side or (height, width) in pixels, got {short_repr(value)}")
-    return pair
+def _pair(name: str, value: Any) -> list[int]:
+    """Return (vertical, horizontal) pixels from one side or two."""
+    return list(pair_of_sides(name, [value, value] if isinstance(value, int) else value))
 
 
 @strict

@@ -7,7 +7,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from ..layers.config_arguments import LARGEST_WIDTH, MOST_ITEMS, MOST_LAYERS, check_range
+from ...whole_numbers import check_whole_fields
+from ..layers.config_arguments import LARGEST_WIDTH, MOST_ITEMS, MOST_LAYERS
 from ..losses import PixelLoss, build_losses
 from ..plain_vit.configuration_plain_vit import PlainViTConfig
 from ..segmentation.configuration_segmentation import BackboneSegmentationConfig
@@ -110,9 +111,9 @@ class SegmenterConfig(BackboneSegmentationConfig):
         super().__post_init__(**kwargs)
         if self.decoder_type not in ("mask_transformer", "linear"):
             raise ValueError(f"decoder_type must be 'mask_transformer' or 'linear', got {self.decoder_type!r}")
-        check_range(self, ("decoder_hidden_size", "decoder_num_attention_heads"), LARGEST_WIDTH)
-        check_range(self, ("padding_divisor",), MOST_ITEMS)
-        check_range(self, ("decoder_num_hidden_layers",), MOST_LAYERS)
+        check_whole_fields(self, ("decoder_hidden_size", "decoder_num_attention_heads"), LARGEST_WIDTH)
+        check_whole_fields(self, ("padding_divisor",), MOST_ITEMS)
+        check_whole_fields(self, ("decoder_num_hidden_layers",), MOST_LAYERS)
         for name in ("decoder_dropout", "decoder_drop_path_rate"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be a share in [0, 1), got {getattr(self, name)}")

@@ -8,7 +8,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from ...remote_code import RemoteCodeConfigMixin
-from ..layers.config_arguments import LARGEST_WIDTH, MOST_ITEMS, MOST_LAYERS, ChecksArguments, check_range
+from ...whole_numbers import check_whole_fields
+from ..layers.config_arguments import LARGEST_WIDTH, MOST_ITEMS, MOST_LAYERS, ChecksArguments
 
 # Fields at None take their values from timm's definition of the named architecture.
 RESOLVED_FIELDS = (
@@ -159,9 +160,9 @@ class TrunkConfig(ChecksArguments, RemoteCodeConfigMixin, PreTrainedConfig):
         return height // self.patch_size, width // self.patch_size
 
     def _check_trunk(self) -> None:
-        check_range(self, ("num_channels", "hidden_size", "num_attention_heads", "patch_size"), LARGEST_WIDTH)
-        check_range(self, ("num_hidden_layers",), MOST_LAYERS)
-        check_range(self, ("pretrain_image_size",), MOST_ITEMS)
+        check_whole_fields(self, ("num_channels", "hidden_size", "num_attention_heads", "patch_size"), LARGEST_WIDTH)
+        check_whole_fields(self, ("num_hidden_layers",), MOST_LAYERS)
+        check_whole_fields(self, ("pretrain_image_size",), MOST_ITEMS)
         if not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"drop_path_rate must be a share in [0, 1), got {self.drop_path_rate}")
         if not 0 < self.mlp_ratio < math.inf or not 0 < self.layer_norm_eps < math.inf:

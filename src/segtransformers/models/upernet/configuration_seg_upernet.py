@@ -3,7 +3,8 @@
 
 from huggingface_hub.dataclasses import strict
 
-from ..layers.config_arguments import LARGEST_WIDTH, MOST_LAYERS, check_range
+from ...whole_numbers import check_whole_fields
+from ..layers.config_arguments import LARGEST_WIDTH, MOST_LAYERS
 from ..segmentation.configuration_segmentation import BackboneSegmentationConfig
 
 MOST_POOL_SCALES, LARGEST_POOL_SCALE = 16, 256
@@ -70,9 +71,9 @@ class SegUperNetConfig(BackboneSegmentationConfig):
         self.pool_scales = list(self.pool_scales)
         if self.use_auxiliary_head and self.auxiliary_in_index < 0:
             raise ValueError(f"auxiliary_in_index must be 0 or more, got {self.auxiliary_in_index}")
-        check_range(self, ("hidden_size", "auxiliary_channels"), LARGEST_WIDTH)
-        check_range(self, ("auxiliary_num_convs",), MOST_LAYERS)
-        check_range(self, ("pool_scales",), LARGEST_POOL_SCALE)
+        check_whole_fields(self, ("hidden_size", "auxiliary_channels"), LARGEST_WIDTH)
+        check_whole_fields(self, ("auxiliary_num_convs",), MOST_LAYERS)
+        check_whole_fields(self, ("pool_scales",), LARGEST_POOL_SCALE)
 
     @property
     def num_feature_maps(self) -> int:
