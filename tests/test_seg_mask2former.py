@@ -483,8 +483,25 @@ def test_other_losses_are_said(monkeypatch):
     settings["train_cfg"] = {"num_points": 100, "assigner": {"cls_cost": {"weight": 2.0}, "dice_cost": {"weight": 5.0}}}
     config = mask2former.read_config(Settings(settings, "decode_head"), None, convnext())
     assert config.class_weight == 1.5 and config.no_object_weight == 0.1
-    assert len(said) == 3 and "loss_cls" in said[0] and "FocalLoss" in said[1] and "cls_cost" in said[2]
+    assert config.label_weights[3] == 7 and config.label_weights[0] == 1 and len(config.label_weights) == 20
+    assert len(said) == 2 and "FocalLoss" in said[0] and "cls_cost" in said[1]
     assert config.train_num_points == 100
+
+
+def test_weights_of_classes(monkeypatch):
+    fixed_points(monkeypatch)
+    images, labels = torch.randn(2, 3, 64, 64).double(), coarse_labels(2, (64, 64))
+    model = small_model().double().train()
+    plain = model(images, labels=labels).loss
+    model.config.label_weights = [1.0] * model.config.num_labels
+    torch.testing.assert_close(model(images, labels=labels).loss, plain)
+    model.config.label_weights = [7.0] * model.config.num_labels
+    model.config.no_object_weight *= 7  # common factors cancel
+    torch.testing.assert_close(model(images, labels=labels).loss, plain)
+    model.config.label_weights = [1.0, 7.0, 1.0, 7.0, 1.0]
+    assert not torch.isclose(model(images, labels=labels).loss, plain)
+    with pytest.raises(ValueError, match="class_weights has 2 numbers, but the model has 5 classes"):
+        small_head(label_weights=[1, 2])
 
 
 def test_unknown_keywords_are_refused():

@@ -129,6 +129,49 @@ def test_accumulation_changes_nothing(tmp_path, monkeypatch, kind):
         torch.testing.assert_close(weights[other], weights[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "losses_of_model",
+    [
+        [{"name": "cross_entropy", "class_weights": [0.5, 1.0, 2.0, 4.0, 8.0]}, "focal"],
+        [{"name": "cross_entropy", "average_over": "valid_pixels"}, {"name": "dice", "per_image": True}],
+        None,  # Mask2Former with weights for the classes
+    ],
+    ids=["weights", "valid pixels", "mask2former"],
+)
+def test_accumulation_changes_nothing_for_weighted_losses(tmp_path, monkeypatch, losses_of_model):
+    fixed_points(monkeypatch)
+
+    found = []
+    for accumulation in (1, 4):
+        torch.manual_seed(0)
+        model = still_norms(settled_model("upernet" if losses_of_model else "mask2former"))
+        classes = model.config.num_labels
+        weights = torch.linspace(0.5, 8, classes).tolist()
+        if losses_of_model:
+            model.set_losses(
+                [loss | {"class_weights": weights} if "class_weights" in loss else loss for loss in losses_of_model]
+            )
+        else:
+            model.config.label_weights = weights
+        run = trainer(
+            model,
+            tmp_path,
+            per_device_train_batch_size=4 // accumulation,
+            gradient_accumulation_steps=accumulation,
+            optim="sgd",
+            learning_rate=1.0,
+            max_steps=1,
+            train_sampling_strategy="sequential",
+        )
+        samples = [run.train_dataset[index] for index in range(4)]
+        for index, sample in enumerate(samples):  # different numbers of ignored pixels
+            sample["labels"][: 8 * index] = 255
+        run.train_dataset = samples
+        run.train()
+        found.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
+
+
 def test_only_accumulated_batches_get_the_number_of_masks(tmp_path, monkeypatch):
     run = trainer(small_model("mask2former"), tmp_path)
     samples = TrainingDataset(Scenes(4), crop)

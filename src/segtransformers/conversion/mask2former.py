@@ -81,7 +81,7 @@ def read_config(
     num_labels = declared_classes({name: decode_head.take(name, default) for name, default in defaults.items()})
     if type(num_labels) is not int or not 1 <= num_labels <= MOST_CLASSES:
         raise ConversionError(f"decode_head has {short_repr(num_labels)} classes; expected 1 to {MOST_CLASSES}")
-    losses = _read_losses(decode_head)
+    losses = _read_losses(decode_head, num_labels)
     fields = {
         "num_labels": num_labels,
         "hidden_dim": width,
@@ -200,7 +200,7 @@ def _expect_encoding(settings: Settings, width: Any) -> None:
     settings.finish()
 
 
-def _read_losses(head: Settings) -> dict[str, Any]:
+def _read_losses(head: Settings, num_labels: int) -> dict[str, Any]:
     """Return the weights of the losses. Warn about other kinds of losses, which matter for training only."""
     fields: dict[str, Any] = {}
     for name, field, plain in (
@@ -228,7 +228,10 @@ def _read_losses(head: Settings) -> dict[str, Any]:
             weights = loss.pop("class_weight", None) or [1.0]
             fields["no_object_weight"] = weights[-1]
             if any(weight != 1.0 for weight in weights[:-1]):
-                _warn(name, f"weighs classes differently ({short_repr(weights)})")
+                if len(weights) == num_labels + 1:
+                    fields["label_weights"] = weights[:-1]
+                else:
+                    _warn(name, f"has {len(weights)} weights for {num_labels} classes and no object")
         if loss != plain:
             _warn(name, f"is {short_repr(loss, 200)}")
     return fields

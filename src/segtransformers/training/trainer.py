@@ -230,7 +230,7 @@ class SegmentationTrainer(Trainer):
             return batches, items
         means: dict[str, torch.Tensor] = {}
         if len(batches) > 1 and hasattr(network, "count_masks"):
-            means["mean_masks"] = torch.stack([network.count_masks(part) for part in labels]).float().mean()
+            means["mean_masks"] = torch.stack([network.count_masks(part) for part in labels]).float().mean(0)
         if (len(batches) > 1 or self.args.world_size > 1) and hasattr(network, "count_classes"):
             counts = [network.count_classes(part) for part in labels]
             if counts[0] is not None:

@@ -7,6 +7,7 @@ from huggingface_hub.dataclasses import strict
 
 from ...whole_numbers import check_whole_fields
 from ..layers.config_arguments import LARGEST_WIDTH, MOST_ITEMS, MOST_LAYERS
+from ..losses import CrossEntropy
 from ..segmentation.configuration_segmentation import SegmentationConfigWithBackbone
 
 NUM_FEATURE_MAPS = 4  # strides 4, 8, 16 and 32
@@ -56,6 +57,8 @@ class SegMask2FormerConfig(SegmentationConfigWithBackbone):
             Weight of the dice loss of the masks, in both.
         no_object_weight (`float`, defaults to 0.1):
             Weight of unmatched queries in the cross entropy of the classes.
+        label_weights (`list` of `float`, *optional*):
+            A factor for each class in the cross entropy of the classes. None weights all classes alike.
         train_num_points (`int`, defaults to 12544):
             Number of points at which masks are compared.
         oversample_ratio (`float`, defaults to 3.0):
@@ -104,6 +107,7 @@ class SegMask2FormerConfig(SegmentationConfigWithBackbone):
     mask_weight: float | int = 5.0
     dice_weight: float | int = 5.0
     no_object_weight: float | int = 0.1
+    label_weights: list | tuple | None = None
     train_num_points: int = 12544
     oversample_ratio: float | int = 3.0
     importance_sample_ratio: float | int = 0.75
@@ -156,6 +160,10 @@ class SegMask2FormerConfig(SegmentationConfigWithBackbone):
         for name in ("class_weight", "mask_weight", "dice_weight", "no_object_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.label_weights is not None:
+            loss = CrossEntropy(class_weights=self.label_weights)  # checks the numbers
+            loss.check(self.num_labels)
+            self.label_weights = list(loss.class_weights or ())
         if self.oversample_ratio < 1 or not 0 <= self.importance_sample_ratio <= 1:
             raise ValueError(
                 "oversample_ratio must be at least 1 and importance_sample_ratio a share in [0, 1], got "

@@ -120,8 +120,8 @@ def mask2former_losses(
         class_labels: for each image classes `(n,)`.
         over_processes: whether to average the divisors over the processes of `torch.distributed`, so that the mean of
             the processes' losses is the loss of their joined batch. Every process must then call this function.
-        mean_masks: a scalar, for gradient accumulation: the mean of [`count_masks`] over batches of equal size, so that
-            the mean of their losses is the loss of all of them joined. None normalizes by this batch alone.
+        mean_masks: for gradient accumulation: the mean of [`count_masks`] over batches of equal size, so that the mean
+            of their losses is the loss of all of them joined. None normalizes by this batch alone.
     """
     dtype = torch.float64 if class_logits.dtype == torch.float64 else torch.float32
     device = class_logits.device
@@ -153,8 +153,7 @@ def mask2former_losses(
         classes = torch.full((layers, batch, queries), config.num_labels, device=device)
         for image, (rows, columns) in enumerate(assignments):
             classes[:, image].scatter_(1, rows, class_labels[image][columns])
-        weights = class_logits.new_ones(config.num_labels + 1)
-        weights[-1] = config.no_object_weight
+        weights = class_logits.new_tensor([*_label_weights(config), config.no_object_weight])
         classification = F.cross_entropy(
             class_logits.flatten(0, 2), classes.flatten(), weight=weights, reduction="none"
         )
@@ -173,14 +172,20 @@ def mask2former_losses(
         )
         if mean_masks is None:
             # all layers match the same number of masks
-            mean_masks = class_logits.new_tensor(sum(rows.shape[1] for rows, _ in assignments))
-        matched = mean_masks.to(device, dtype)
-        objects = torch.stack([matched, (batch * queries - matched).clamp(min=0)])
+            matched = class_logits.new_tensor(float(sum(rows.shape[1] for rows, _ in assignments)))
+            weighted = (
+                matched
+                if config.label_weights is None
+                else weights[classes[classes < config.num_labels]].sum() / layers
+            )
+        else:
+            matched, weighted = mean_masks.to(device, dtype).expand(2)
+        objects = torch.stack([matched, weighted, (batch * queries - matched).clamp(min=0)])
         if over_processes and distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(objects)
             objects = objects / distributed.get_world_size()
         count = objects[0].clamp(min=1)
-        divisor = objects[0] + config.no_object_weight * objects[1]
+        divisor = objects[1] + config.no_object_weight * objects[2]
         # the divisor is 0 if nothing is matched and no_object_weight is 0
         divisor = divisor.clamp(min=torch.finfo(dtype).tiny)
         return Mask2FormerLosses(
@@ -191,11 +196,26 @@ def mask2former_losses(
 
 
 def count_masks(config: SegMask2FormerConfig, labels: torch.Tensor) -> torch.Tensor:
-    """Count the masks of label maps `(B, H, W)` that will be matched with queries, a scalar."""
+    """Count the masks of label maps `(B, H, W)` that will be matched with queries.
+
+    Returns:
+        a scalar; with `label_weights` `(2,)`, the number and the sum of their weights. If an image has more masks than
+        there are queries, the sum takes the mean weight of its masks.
+    """
     classes = torch.arange(config.num_labels, device=labels.device)
     classes = classes[classes != config.semantic_loss_ignore_index]
-    present = torch.stack([torch.isin(classes, image).sum() for image in labels])
-    return present.clamp(max=config.num_queries).sum()
+    present = torch.stack([torch.isin(classes, image) for image in labels])
+    counts = present.sum(1)
+    matched = counts.clamp(max=config.num_queries)
+    if config.label_weights is None:
+        return matched.sum()
+    weights = torch.tensor(_label_weights(config), device=labels.device)[classes]
+    sums = (present * weights).sum(1) * matched / counts.clamp(min=1)
+    return torch.stack([matched.sum().to(sums), sums.sum()])
+
+
+def _label_weights(config: SegMask2FormerConfig) -> list[float]:
+    return [1.0] * config.num_labels if config.label_weights is None else list(config.label_weights)
 
 
 def random_points(count: int, num_points: int, like: torch.Tensor) -> torch.Tensor:

@@ -182,8 +182,8 @@ class SegMask2FormerForSemanticSegmentation(SegMask2FormerPreTrainedModel):
             labels: `(B, H, W)` class indices, or `config.semantic_loss_ignore_index`.
             output_hidden_states, output_attentions: passed to the backbone; hidden states of the head come with the
                 backbone's. None takes the config's setting.
-            mean_masks: a scalar, for gradient accumulation: the mean of [`count_masks`] over batches of equal size, so
-                that the mean of their losses is the loss of all of them joined. None normalizes by this batch alone.
+            mean_masks: for gradient accumulation: the mean of [`count_masks`] over batches of equal size, so that the
+                mean of their losses is the loss of all of them joined. None normalizes by this batch alone.
             sliding_window: the windows of evaluation mode. None takes the config's, False runs the whole image at once.
             targets: [`MaskTargets`], instead of `labels`.
 
@@ -307,7 +307,7 @@ class SegMask2FormerForSemanticSegmentation(SegMask2FormerPreTrainedModel):
         ).total()
 
     def count_masks(self, labels: torch.Tensor) -> torch.Tensor:
-        """Count the masks over which the loss of label maps `(B, H, W)` is averaged, a scalar."""
+        """Count the masks of label maps `(B, H, W)` that the loss is averaged over, and sum their weights."""
         return count_masks(self.config, labels)
 
     def _padded(self, size: Grid) -> Grid:
