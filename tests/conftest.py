@@ -1,19 +1,23 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """Settings of all tests: no network, one core per worker, a fixed seed."""
 
+import atexit
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-# some tests set XDG_CACHE_HOME, which these would override
-os.environ.pop("HF_HOME", None)
-os.environ.pop("SEGTRANSFORMERS_CACHE", None)
+os.environ.pop("HF_HOME", None)  # some tests set XDG_CACHE_HOME, which it would override
+# the user's cache is neither read nor written; tests of its place unset this
+os.environ["SEGTRANSFORMERS_CACHE"] = tempfile.mkdtemp(prefix="segtransformers-tests-")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
 
+atexit.register(shutil.rmtree, os.environ["SEGTRANSFORMERS_CACHE"], ignore_errors=True)
 sys.path.insert(0, str(Path(__file__).parent))
 pytest.register_assert_rewrite("model_tests", "stock_tools_tests")  # inherited tests show the values compared, too
 

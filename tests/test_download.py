@@ -102,6 +102,7 @@ def server(authority, monkeypatch, tmp_path):
     """A server whose certificate this process trusts."""
     monkeypatch.setenv("SSL_CERT_FILE", str(authority[1]))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("SEGTRANSFORMERS_CACHE")
     monkeypatch.setenv("no_proxy", "localhost")
     monkeypatch.setattr("segtransformers.conversion.download.time.sleep", lambda seconds: None)
     with _running(authority[0]) as running:

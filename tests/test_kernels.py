@@ -58,6 +58,7 @@ def no_kernel(monkeypatch, tmp_path):
     """Hide every kernel of this machine from the dispatcher."""
     monkeypatch.setattr(dispatcher, "sources", lambda: None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("SEGTRANSFORMERS_CACHE")
     for name in ("LOCAL_KERNELS", "SEGTRANSFORMERS_KERNELS_REPO", "SEGTRANSFORMERS_KERNELS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(dispatcher._state, "mode", None)
@@ -377,6 +378,7 @@ def test_cache_folder_is_searched_and_stale_builds_are_skipped(no_kernel, monkey
     assert folder is not None
     monkeypatch.delenv("LOCAL_KERNELS", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(build / "cache"))
+    monkeypatch.delenv("SEGTRANSFORMERS_CACHE")
     shutil.copytree(build / "build", dispatcher.cache_folder() / "build")
     elsewhere = build / "sources"
     shutil.copytree(folder, elsewhere, ignore=shutil.ignore_patterns("build", "tests"))

@@ -227,6 +227,25 @@ def test_own_recipe_and_data_without_parts(data, tiny, tmp_path):
     assert "2 steps of 4 images (2 per device, 2 accumulation steps, 1 processes)" in output
 
 
+def test_losses_and_class_weights_from_the_data(data, tiny, tmp_path):
+    words = ["--max_steps", 1, "--losses", "cross_entropy,dice:3", "--class-weights", "auto", "--eval_strategy", "no"]
+    status, output = run(*options(data, tmp_path / "out", tiny, *words))
+    assert status == 0, output
+    (line,) = [line for line in output.splitlines() if line.startswith("class weights: ")]
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    weights = config["losses"][0]["class_weights"]
+    assert config["losses"] == [
+        {"name": "cross_entropy", "class_weights": weights},
+        {"name": "dice", "weight": 3.0, "class_weights": weights},
+    ]
+    assert sorted(OWN_CLASSES, key=line.index) == [OWN_CLASSES[index] for index in np.argsort(weights)]
+    counts = np.zeros(3)
+    for path in (data / "masks/train").iterdir():
+        counts += np.bincount(np.asarray(Image.open(path)).ravel(), minlength=3)
+    np.testing.assert_allclose(weights, np.sqrt(counts.sum() / (3 * counts)), rtol=1e-5)
+    assert json.loads((tmp_path / "out/recipe.json").read_text())["class_weights"] == "auto"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -241,6 +260,9 @@ def test_own_recipe_and_data_without_parts(data, tiny, tmp_path):
         (["--output_dir", "x"], "--output_dir is not an option of this command: use --output"),
         (["--crop-size", "big"], "--crop-size must be positive numbers"),
         (["--gradient_accumulation_steps", 3], "cannot be divided among 1 processes with 3 accumulation steps"),
+        (["--losses", "dize"], "a loss needs a name of cross_entropy, binary_cross_entropy"),
+        (["--losses", "dice:x"], "'dice:x' is not a loss with a weight, such as dice:3"),
+        (["--class-weights", "often"], "class weights must be one of auto, inverse_square_root"),
         (["--classes", "gone.txt"], "--classes gone.txt: expected an existing file or a number"),
     ],
 )
@@ -260,6 +282,7 @@ def test_mistakes_are_one_line(data, tiny, tmp_path, change, message):
         (["--label_smoothing_factor", 0.1], "label_smoothing_factor must be 0 for label maps, got 0.1"),
         (["--per_device_train_batch_size", 0], "per_device_train_batch_size must be at least 1, got 0"),
         (["--gradient_accumulation_steps", 0], "gradient_accumulation_steps must be at least 1, got 0"),
+        (["--class-weights", "1,2"], "class_weights has 2 numbers, but the model has 3 classes"),
         (["--report_to", "wandb"], "WandbCallback requires wandb to be installed"),
         (["--trunk-weights", "gone.pth"], "the file gone.pth does not exist"),
         (["--push_to_hub"], "nobody is logged in: run `hf auth login`"),

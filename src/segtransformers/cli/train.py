@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
     from ..datasets import SegmentationDataset
+    from ..datasets.class_counts import ClassCounts
     from ..training import Recipe
 
 # options of other tools
@@ -89,6 +90,18 @@ def train(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Use only this many images of each part, for a trial.")
     ] = None,
+    losses: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES", help="Losses with weights, such as cross_entropy,dice:3, in place of the recipe's."
+        ),
+    ] = None,
+    class_weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FORMULA", help="Weights of classes in the loss: auto (from the data), a formula, or numbers."
+        ),
+    ] = None,
     freeze_trunk: Annotated[bool, typer.Option("--freeze-trunk", help="Keep the pre-trained trunk fixed.")] = False,
     lora_rank: Annotated[
         int | None, typer.Option(min=1, help="Train low-rank updates (LoRA) of the trunk, of this rank (needs peft).")
@@ -106,9 +119,10 @@ def train(
     The output folder gets the model and its image processor, results.json with the IoU of each class, and recipe.json.
     """
     from ..datasets.pairs import MissingSplitError
+    from ..training.loss_settings import recipe_with_losses
 
     with _one_line():
-        chosen = _recipe(recipe)
+        chosen = recipe_with_losses(_recipe(recipe), losses, class_weights)
         changes = parse_training_arguments(context.args)
         _check_output(output, resume)
         options = (kind, classes, reduce_labels, label_map, image_ending, mask_ending, columns, subset)
@@ -158,7 +172,9 @@ def _run(
     from transformers.utils import logging
 
     from .. import SegMask2FormerForSemanticSegmentation, training
+    from ..datasets.checking import class_counts
     from ..hub.publishing import check_destination
+    from ..training.loss_settings import apply_losses
     from ..training.starting_points import is_timm_trunk, starting_model
 
     logging.disable_progress_bar()
@@ -183,6 +199,14 @@ def _run(
             "the data has one class, but this model needs at least two: make the background a class (masks with 0 and "
             "255: --label-map 0:0,255:1), or choose a recipe and a model with Mask2Former"
         )
+
+    def counts() -> "ClassCounts":
+        with arguments.main_process_first(desc="counting classes"):  # the others read its cache
+            return class_counts(parts[0])
+
+    weights = apply_losses(network, recipe, counts)
+    if weights is not None and is_main:
+        typer.echo(f"class weights: {_listed_weights(weights, parts[0].id2label)}")
     if freeze:
         training.freeze_trunk(network)
     if lora_rank is not None:
@@ -373,6 +397,19 @@ def _divided(data: "SegmentationDataset") -> "list[SegmentationDataset]":
         f"the data has no parts: every tenth image is held out for evaluation, {len(held_out)} of {len(data)}", err=True
     )
     return [data.select(others), data.select(held_out)]
+
+
+def _listed_weights(weights: Sequence[float], id2label: dict[int, str]) -> str:
+    """Return the weight of each class, or of the first and the extreme ones, and the classes that never occur."""
+    names = [one_line(id2label[index]) for index in range(len(weights))]
+    order = sorted(range(len(weights)), key=lambda index: weights[index])
+    shown = order if len(order) <= 12 else [*order[:6], *order[-6:]]
+    listed = ", ".join(f"{names[index]} {weights[index]:.3g}" for index in shown)
+    absent = [names[index] for index in order if not weights[index]]
+    note = (
+        f"; the weight is 0 for classes without a pixel in the training data: {', '.join(absent[:8])}" if absent else ""
+    )
+    return listed + note
 
 
 def _summary(

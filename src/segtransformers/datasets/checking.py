@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
+from .class_counts import ClassCounts, cached_counts, save_counts
 from .loading import SegmentationDataset
 from .reading import NO_CLASS, DataError, ImageFacts
 
@@ -37,6 +38,8 @@ class DataReport:
         no_class: number of pixels without a class.
         smallest, largest: (width, height) of the samples with the fewest and the most pixels.
         errors: one message for each sample that cannot be used.
+        counts: pixels of each class in each sample, or None if a sample has an error. They are also cached for
+            [`cached_counts`].
         empty: number of samples without any pixel of a class; `first_empty` names one.
         sample_errors: those of the errors that are about one sample each.
         notes: messages about data that are allowed but look like a mistake.
@@ -51,6 +54,7 @@ class DataReport:
     errors: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     sample_errors: list[str] = field(default_factory=list)
+    counts: ClassCounts | None = None
     empty: int = 0
     first_empty: str | None = None
 
@@ -70,6 +74,7 @@ def check_dataset(
     large = 0
     odd: collections.Counter[str] = collections.Counter()
     binary = True
+    per_sample: list[np.ndarray] = []
     for name, result in zip(data.names, _read_in_parallel(data, workers or os.cpu_count() or 1), strict=True):
         if isinstance(result, str):
             report.errors.append(result)
@@ -78,6 +83,7 @@ def check_dataset(
             size, counts, oddities = result
             odd.update(oddities)
             report.samples += 1
+            per_sample.append(counts[: data.num_labels])
             report.pixels += counts[: data.num_labels]
             report.images += counts[: data.num_labels] > 0
             report.no_class += int(counts[NO_CLASS])
@@ -92,10 +98,28 @@ def check_dataset(
                 report.largest = size
         if progress is not None:
             progress(1)
+    if report.samples == len(data) > 0:
+        report.counts = ClassCounts(np.stack(per_sample).astype(np.int64))
+        save_counts(data, report.counts)
     if report.samples:
         report.notes += [text.format(odd[kind]) for kind, text in ODDITIES.items() if odd[kind]]
         _add_notes(report, data, large, binary)
     return report
+
+
+def class_counts(data: SegmentationDataset) -> ClassCounts:
+    """Return the pixels of each class in each sample, from the cache or by reading all samples.
+
+    Raises:
+        DataError: naming the first sample that cannot be used.
+    """
+    found = cached_counts(data)
+    if found is not None:
+        return found
+    report = check_dataset(data)
+    if report.counts is None:
+        raise DataError(report.errors[0])
+    return report.counts
 
 
 def _add_notes(report: DataReport, data: SegmentationDataset, large: int, binary: bool) -> None:

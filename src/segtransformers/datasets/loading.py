@@ -86,6 +86,11 @@ class FileRows:
         files = {"image": self._images[index], "mask": self._masks[index]}
         return {column: {"path": path, "bytes": None} for column, path in files.items()}
 
+    @property
+    def masks(self) -> list[str]:
+        """The mask files, in order."""
+        return self._masks
+
     def select(self, indices: Sequence[int]) -> "FileRows":
         """Return the rows with these indices, in this order."""
         return FileRows(*([Path(paths[index]) for index in indices] for paths in (self._images, self._masks)))

@@ -196,6 +196,10 @@ class Recipe:
         half_precision: whether the authors trained in float16 with a scaled loss.
         gradient_checkpointing: whether the authors recomputed activations in the backward pass to save memory.
         drop_path_rate: stochastic depth of the backbone.
+        losses, auxiliary_losses: losses of the heads that classify pixels, as of [`BackboneSegmentationConfig`]. None
+            keeps those of the model.
+        class_weights: a number for each class, or the name of a formula of `training.class_weights` ("auto"), for all
+            losses that take class weights and have none. None keeps those of the model.
         known_issues: names from [`KNOWN_ISSUES`] of the original's unintended behaviour.
         initial_weights: the file that the authors started from.
         source: the original config.
@@ -214,6 +218,9 @@ class Recipe:
     half_precision: bool = False
     gradient_checkpointing: bool = False
     drop_path_rate: float = 0.0
+    losses: tuple[Any, ...] | None = None
+    auxiliary_losses: tuple[Any, ...] | None = None
+    class_weights: str | tuple[float, ...] | None = None
     known_issues: tuple[str, ...] = ()
     initial_weights: str | None = None
     source: str | None = None
@@ -227,6 +234,16 @@ class Recipe:
         if self.gradient_clipping is not None:
             _check_numbers(self, "", gradient_clipping=(0, None))
         _check_flags(self, "", "half_precision", "gradient_checkpointing")
+        for name in ("losses", "auxiliary_losses"):
+            losses = getattr(self, name)
+            if losses is not None:
+                if not isinstance(losses, list | tuple) or not all(isinstance(loss, str | Mapping) for loss in losses):
+                    raise ValueError(f"{name} must be a list of losses, such as [{{name: dice}}], got {losses!r}")
+                object.__setattr__(self, name, tuple(losses))
+        if isinstance(self.class_weights, list | tuple):
+            _check_tuple(self, "", "class_weights", len(self.class_weights))
+        elif not isinstance(self.class_weights, str | None):
+            raise ValueError(f"class_weights must be a list of numbers or a formula, got {self.class_weights!r}")
         for name in ("family", "dataset", "initial_weights", "source", "note"):
             if not isinstance(getattr(self, name), str | None):
                 raise ValueError(f"{name} must be text, got {getattr(self, name)!r}")

@@ -118,7 +118,7 @@ class SegMask2FormerConfig(SegmentationConfigWithBackbone):
             self.mask_feature_size = self.hidden_dim
         if self.encoder_attention_heads is None:
             self.encoder_attention_heads = self.num_attention_heads
-        self._check_head()
+        self.validate_head()
 
     def fixed_fields(self) -> dict[str, Any]:
         return {
@@ -134,7 +134,12 @@ class SegMask2FormerConfig(SegmentationConfigWithBackbone):
             "output_auxiliary_logits": False,
         }
 
-    def _check_head(self) -> None:
+    def validate_head(self) -> None:
+        """Check the fields of the head, also after changes.
+
+        Raises:
+            ValueError: naming the field that is not valid.
+        """
         check_whole_fields(
             self,
             ("hidden_dim", "mask_feature_size", "encoder_feedforward_dim", "norm_groups", "dim_feedforward"),
