@@ -19,7 +19,18 @@ from ..models.mask2former import SegMask2FormerForSemanticSegmentation
 from ..models.segformer import SegSegformerForSemanticSegmentation
 from ..models.segmenter import SegmenterForSemanticSegmentation
 from ..models.upernet import SegUperNetForSemanticSegmentation
-from . import dinov2, dinov3, internimage, mask2former, segformer, segmenter, upernet, vit_adapter, vit_comer
+from . import (
+    dinov2,
+    dinov2_adapter,
+    dinov3,
+    internimage,
+    mask2former,
+    segformer,
+    segmenter,
+    upernet,
+    vit_adapter,
+    vit_comer,
+)
 from .classes import with_actual_classes, with_two_classes
 from .config_text import check_values
 from .mapping import (
@@ -47,8 +58,8 @@ BACKBONES = {
     **vit_comer.BACKBONES,
 }
 HEADS = {
-    "BNHead": Head(SegLinearForSemanticSegmentation, dinov2.HEAD_RULES, dinov2.read_head),
     "UPerHead": Head(SegUperNetForSemanticSegmentation, upernet.RULES, upernet.read_config),
+    "BNHead": Head(SegLinearForSemanticSegmentation, dinov2.HEAD_RULES, dinov2.read_head),
     **dict.fromkeys(
         ("Mask2FormerHead", "AdapterMask2FormerHead"),  # the second is the name in ports to MMSegmentation 1.x
         Head(SegMask2FormerForSemanticSegmentation, mask2former.RULES, mask2former.read_config),
@@ -150,11 +161,19 @@ def empty_model(config: Mapping[str, Any]) -> tuple[PreTrainedModel, list[Rule],
         auxiliary = auxiliary[0] if auxiliary else None
     if auxiliary is not None:
         auxiliary, _ = _take_type(auxiliary, "auxiliary_head", AUXILIARY_HEADS)
+    is_dinov2 = dinov2_adapter.is_own(backbone_kind, backbone)
+    if is_dinov2 and not segmentor.has("test_cfg"):  # no tensor shows it
+        raise ConversionError(
+            "the model config has no test_cfg: add the mode, crop_size and stride of the sliding windows from the "
+            "config that is published beside the checkpoint"
+        )
     protocol = read_test_cfg(segmentor.take("test_cfg", None))
     segmentor.drop("pretrained", "init_cfg", "data_preprocessor")
     segmentor.finish()
 
     known, known_head = BACKBONES[backbone_kind], HEADS[head_kind]
+    if is_dinov2:
+        known = dinov2_adapter.BACKBONE
     with _config_errors(), torch.device("meta"):
         model = known_head.model_class(known_head.read_config(head, auxiliary, known.read_config(backbone), **protocol))
     return model, [*prefixed("backbone.", known.rules), *known_head.rules], known.prepare

@@ -13,14 +13,16 @@ from transformers import PreTrainedModel
 
 from ..escaping import short_repr
 from ..models.linear import SegLinearConfig, SegLinearForSemanticSegmentation
+from ..models.mask2former import SegMask2FormerForSemanticSegmentation
 from ..models.plain_vit import PlainViTConfig
+from . import dinov3_mask2former
 from .dino_trunks import DINOV3_RULES, dinov3_arguments, prepare_dinov3, read_dinov3_trunk
 from .mapping import MOST_CLASSES, ConversionError, Rule, Settings, prefixed, shape_of
 from .protocol import read_test_cfg
 
 KIND = "FeatureDecoder"
 LINEAR_TRUNK = "segmentation_model.0.feature_model."
-MASK2FORMER_TRUNK = "segmentation_model.0.backbone."
+MASK2FORMER_TRUNK = dinov3_mask2former.TRUNK
 _LINEAR_HEAD = "segmentation_model.1."
 LINEAR_RULES = [
     *prefixed(LINEAR_TRUNK, DINOV3_RULES, "backbone."),
@@ -67,9 +69,16 @@ def empty_model(config: Mapping[str, Any]) -> tuple[PreTrainedModel, list[Rule],
     """Build the model of a `FeatureDecoder`, as [`convert.empty_model`] does. Call it under the meta device."""
     kind = config.get("decoder_type")
     if kind == "linear":
-        model = SegLinearForSemanticSegmentation(read_linear(config))
-        return model, LINEAR_RULES, lambda state_dict: prepare_dinov3(state_dict, LINEAR_TRUNK)
-    raise ConversionError(f"the model config's decoder_type is {short_repr(kind)}; known types are linear")
+        linear = SegLinearForSemanticSegmentation(read_linear(config))
+        return linear, LINEAR_RULES, lambda state_dict: prepare_dinov3(state_dict, LINEAR_TRUNK)
+    if kind == "m2f":
+        depth = read_dinov3_trunk(Settings(config.get("backbone", {}), "backbone"))["num_hidden_layers"]
+        if depth < 4:
+            raise ConversionError(f"the adapter reads four blocks of the backbone, which has {depth}")
+        indices = block_indices(config.get("backbone_out_layers", "FOUR_EVEN_INTERVALS"), depth)
+        model = SegMask2FormerForSemanticSegmentation(dinov3_mask2former.read_config(config, indices))
+        return model, dinov3_mask2former.RULES, lambda state_dict: prepare_dinov3(state_dict, MASK2FORMER_TRUNK)
+    raise ConversionError(f"the model config's decoder_type is {short_repr(kind)}; known types are linear and m2f")
 
 
 def with_trunk_arguments(config: Any, state_dict: Mapping[str, torch.Tensor]) -> Any:

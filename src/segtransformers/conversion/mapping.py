@@ -90,6 +90,14 @@ class Settings:
             )
         return sides[0], sides[-1]
 
+    def put(self, name: str, value: Any) -> None:
+        """Replace a setting, for a function that takes it later."""
+        self._left[name] = value
+
+    def has(self, *names: str) -> bool:
+        """Return whether one of these settings is left."""
+        return any(name in self._left for name in names)
+
     def part(self, name: str) -> "Settings":
         """Take a dict as settings of their own."""
         return Settings(self.take(name), f"{self.where}.{name}")
@@ -115,6 +123,7 @@ class Rule:
         change: function of the original name and the tensor that returns the changed tensor. It does not modify its
             argument, and raises `ConversionError` for a tensor of another rank.
         parts: values of `{part}` in the new names, if the tensor is split into equal parts along its first dimension.
+        piece: index and number of the pieces, if several tensors are joined along their first dimension to one.
         optional: True if only some models need these tensors.
         why: the reason why a model does not need these tensors, for rules without a name and optional ones.
     """
@@ -123,6 +132,7 @@ class Rule:
     name: str | None
     change: Callable[[str, torch.Tensor], torch.Tensor] | None = None
     parts: Sequence[str] = ()
+    piece: tuple[int, int] | None = None
     optional: bool = False
     why: str = "the original builds it but does not use it with this configuration"
 
@@ -205,6 +215,7 @@ def load_converted(
     dtype, storages = widest_dtype(state_dict), set()
     renamed: dict[str, torch.Tensor] = {}
     original_names: dict[str, str] = {}
+    to_join: dict[str, dict[int, torch.Tensor]] = {}
     leftover: list[str] = []
     misshapen: dict[str, str] = {}
     for name, tensor in state_dict.items():
@@ -217,8 +228,10 @@ def load_converted(
                 report.unused[name] = rule.why
             continue
         report.used[name] = [new_name for new_name, _ in pieces]
-        if rule is not None and (rule.change is not None or rule.parts):
+        if rule is not None and (rule.change is not None or rule.parts or rule.piece):
             report.changed.add(name)
+        if rule is not None and rule.piece is not None:
+            pieces = _joined(name, rule.piece, pieces, to_join)
         for new_name, piece in pieces:
             if new_name in renamed:
                 raise ConversionError(
@@ -269,6 +282,29 @@ def find_rule(name: str, rules: Iterable[Rule]) -> tuple[Rule | None, str | None
         if match:
             return rule, rule.name and match.expand(rule.name)
     return None, None
+
+
+def _joined(
+    name: str,
+    piece: tuple[int, int],
+    found: list[tuple[str, torch.Tensor]],
+    to_join: dict[str, dict[int, torch.Tensor]],
+) -> list[tuple[str, torch.Tensor]]:
+    """Return the tensors whose last missing piece is the original tensor `name`. Other pieces wait in `to_join`."""
+    (index, count), complete = piece, []
+    for new_name, tensor in found:
+        waiting = to_join.setdefault(new_name, {})
+        if index in waiting:
+            raise ConversionError(f"{printable(name)} is piece {index} of {new_name}, which another tensor is already")
+        waiting[index] = tensor
+        if len(waiting) == count:
+            tensors = [waiting[number] for number in range(count)]
+            if len({tensor.shape[1:] for tensor in tensors}) > 1 or not all(tensor.dim() for tensor in tensors):
+                shapes = ", ".join(map(shape_of, tensors))
+                raise ConversionError(f"the pieces of {new_name} are {shapes}: they cannot be joined")
+            complete.append((new_name, torch.cat(tensors)))
+            waiting.clear()
+    return complete
 
 
 @torch.no_grad()

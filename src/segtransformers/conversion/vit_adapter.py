@@ -42,12 +42,12 @@ PLAIN_VIT_RULES = [
     Rule(r"blocks\.(\d+)\.gamma([12])", r"trunk.blocks.\1.ls\2.gamma"),
     Rule(r"blocks\.(.+)", r"trunk.blocks.\1"),
 ]
-_ADAPTER_RULES = [
+ADAPTER_RULES = [
     *PYRAMID_RULES,
     Rule(r"interactions\.(.+)\.ffn\.dwconv\.dwconv\.(.+)", r"interactions.\1.ffn.dwconv.\2"),
     Rule(r"interactions\.(.+)", r"interactions.\1"),
 ]
-VIT_RULES = [*PLAIN_VIT_RULES, *_ADAPTER_RULES]
+VIT_RULES = [*PLAIN_VIT_RULES, *ADAPTER_RULES]
 BEIT_RULES = [
     Rule(r"cls_token", r"trunk.embeddings.cls_token"),
     Rule(r"patch_embed\.(.+)", r"trunk.embeddings.patch_embed.\1"),
@@ -56,7 +56,7 @@ BEIT_RULES = [
     Rule(r"rel_pos_bias\..+", None, why="a shared table that the original never reads"),
     Rule(r"blocks\.(\d+)\.attn\.relative_position_bias_table", r"trunk.blocks.\1.relative_position_bias_table"),
     Rule(r"blocks\.(.+)", r"trunk.blocks.\1"),
-    *_ADAPTER_RULES,
+    *ADAPTER_RULES,
 ]
 UNIPERCEIVER_RULES = [
     Rule(r"visual_embed\.patch_embed\.proj\.(.+)", r"trunk.embeddings.patch_embed.proj.\1"),
@@ -67,7 +67,7 @@ UNIPERCEIVER_RULES = [
     Rule(r"layers\.(\d+)\.linear([12])\.(.+)", r"trunk.blocks.\1.mlp.fc\2.\3"),
     Rule(r"layers\.(\d+)\.gamma_([12])", r"trunk.blocks.\1.ls\2.gamma"),
     Rule(r"layers\.(.+)", r"trunk.blocks.\1"),
-    *_ADAPTER_RULES,
+    *ADAPTER_RULES,
 ]
 
 
@@ -102,10 +102,10 @@ def read_vit(settings: Settings) -> ViTAdapterConfig:
 
 def read_plain_vit(settings: Settings, config_class: type[PyramidConfigType], **fields: Any) -> PyramidConfigType:
     """Convert the settings that ViT-Adapter and ViT-CoMer around a plain ViT share; `fields` are further fields."""
-    depth = _depth(settings)
+    depth = depth_of(settings)
     settings.expect("patch_size", 16)
     settings.take("img_size", 224)  # the original reshapes its position embeddings by pretrain_size
-    return _pyramid_config(
+    return pyramid_config(
         settings,
         config_class,
         VIT_NAMES,
@@ -116,7 +116,7 @@ def read_plain_vit(settings: Settings, config_class: type[PyramidConfigType], **
         layer_scale_init_value=1.0 if settings.take("layer_scale", True) else 0.0,
         layer_norm_eps=1e-6,
         use_prefix_tokens=False,
-        window_sizes=_window_sizes(settings.take("window_attn", False), settings.take("window_size", 14), depth),
+        window_sizes=window_sizes(settings.take("window_attn", False), settings.take("window_size", 14), depth),
         injector_init_value=settings.take("init_values", 0.0),
         **fields,
     )
@@ -124,7 +124,7 @@ def read_plain_vit(settings: Settings, config_class: type[PyramidConfigType], **
 
 def read_beit(settings: Settings) -> ViTAdapterConfig:
     """Convert the settings of mmseg's `BEiTAdapter`; the defaults are the original's."""
-    depth = _depth(settings)
+    depth = depth_of(settings)
     settings.expect("patch_size", 16)
     settings.expect("use_abs_pos_emb", False, default=False)
     settings.take("use_shared_rel_pos_bias", False)
@@ -133,7 +133,7 @@ def read_beit(settings: Settings) -> ViTAdapterConfig:
     initial = settings.take("init_values", None)
     if not initial:
         raise ConversionError(f"backbone.init_values is {initial!r}; the original needs layer scale")
-    return _pyramid_config(
+    return pyramid_config(
         settings,
         ViTAdapterConfig,
         BEIT_NAMES,
@@ -152,10 +152,10 @@ def read_beit(settings: Settings) -> ViTAdapterConfig:
 
 def read_uniperceiver(settings: Settings) -> ViTAdapterConfig:
     """Convert the settings of mmseg's `UniPerceiverAdapter`; the defaults are the original's."""
-    depth = _depth(settings)
+    depth = depth_of(settings)
     settings.expect("patch_size", 16)
     settings.take("pretrain_size", 224)  # img_size determines the number of position embeddings
-    return _pyramid_config(
+    return pyramid_config(
         settings,
         ViTAdapterConfig,
         UNIPERCEIVER_NAMES,
@@ -168,18 +168,18 @@ def read_uniperceiver(settings: Settings) -> ViTAdapterConfig:
         layer_scale_init_value=1.0,
         layer_norm_eps=1e-5,
         use_prefix_tokens=False,
-        window_sizes=_window_sizes(settings.take("window_attn", False), settings.take("window_size", 14), depth),
+        window_sizes=window_sizes(settings.take("window_attn", False), settings.take("window_size", 14), depth),
         pad_before_projection=True,
         injector_init_value=settings.take("init_values", 0.0),
         use_extra_extractors=True,
     )
 
 
-def _depth(settings: Settings) -> int:
+def depth_of(settings: Settings) -> int:
     return settings.count("depth", 12, MOST_LAYERS)
 
 
-def _pyramid_config(
+def pyramid_config(
     settings: Settings,
     config_class: type[PyramidConfigType],
     names: Mapping[int, str],
@@ -215,7 +215,7 @@ def _pyramid_config(
     return config
 
 
-def _window_sizes(use_window, window_size, depth: int) -> list[int] | None:
+def window_sizes(use_window, window_size, depth: int) -> list[int] | None:
     """Return a window side for each block, 0 for global attention. Both arguments may be one value or one per block."""
     uses = use_window if isinstance(use_window, list | tuple) else [use_window] * depth
     sizes = window_size if isinstance(window_size, list | tuple) else [window_size] * depth

@@ -49,6 +49,9 @@ class SegMask2FormerConfig(SegmentationConfigWithBackbone):
             Whether images are padded with zeros at the right and the bottom to multiples of 32, so that the feature
             maps of all strides cover the same area. Otherwise feature maps are stretched over each other, as the
             original does with backbones that take any size.
+        resize_mask_logits (`bool`, defaults to `False`):
+            Whether the mask logits are resized to the image and then become probabilities, as in transformers and
+            DINOv3. Otherwise the sums over the queries are resized, as in the originals of the MMSegmentation families.
         class_weight (`float`, defaults to 2.0):
             Weight of the cross entropy of the classes, in the loss and in the cost of matching queries to masks.
         mask_weight (`float`, defaults to 5.0):
@@ -103,6 +106,7 @@ class SegMask2FormerConfig(SegmentationConfigWithBackbone):
     num_attention_heads: int = 8
     num_queries: int = 100
     pad_to_stride: bool = True
+    resize_mask_logits: bool = False
     class_weight: float | int = 2.0
     mask_weight: float | int = 5.0
     dice_weight: float | int = 5.0

@@ -2,6 +2,7 @@
 """Config fields of a convolutional pyramid beside a plain ViT, for ViT-Adapter and ViT-CoMer."""
 
 import itertools
+import math
 
 from huggingface_hub.dataclasses import strict
 from transformers.backbone_utils import BackboneConfigMixin
@@ -31,6 +32,10 @@ class PyramidConfig(BackboneConfigMixin, TrunkConfig):
             Sampling points of each head on each level.
         deformable_value_ratio (`float`, defaults to 1.0):
             Width of the deformable attention's values over `hidden_size`.
+        adapter_layer_norm_eps (`float`, *optional*):
+            Epsilon of the layer norms around the trunk. None takes `layer_norm_eps`.
+        adapter_drop_path_rate (`float`, *optional*):
+            Stochastic depth rate of the convolutional feed-forward networks. None takes `drop_path_rate`.
         injector_init_value (`float`, defaults to 0.0):
             Initial value of the layer scale on the features that the pyramid adds to the trunk.
         use_conv_ffn (`bool`, defaults to `True`):
@@ -41,6 +46,9 @@ class PyramidConfig(BackboneConfigMixin, TrunkConfig):
             Whether the last interaction has additional extractors: two in ViT-Adapter, four in ViT-CoMer.
         add_trunk_features (`bool`, defaults to `True`):
             Whether the trunk's tokens after interaction i are added to feature map i. Needs four interactions.
+        final_norm (`bool`, defaults to `False`):
+            Whether extractors and feature maps read the trunk's tokens through its final norm, as in DINOv3. The next
+            block takes them without it.
         out_features, out_indices:
             The feature maps to return, of `stem`, `stage1`, ..., `stage4`, by name or by index. None returns the last
             one, as in transformers. Layers that serve only the others get no gradient.
@@ -56,6 +64,8 @@ class PyramidConfig(BackboneConfigMixin, TrunkConfig):
     deformable_num_heads: int | None = None
     deformable_num_points: int = 4
     deformable_value_ratio: float | int = 1.0
+    adapter_layer_norm_eps: float | int | None = None
+    adapter_drop_path_rate: float | int | None = None
     injector_init_value: float | int = 0.0
     use_conv_ffn: bool = True
     conv_ffn_ratio: float | int = 0.25
@@ -73,6 +83,10 @@ class PyramidConfig(BackboneConfigMixin, TrunkConfig):
         ]
         if self.deformable_num_heads is None:
             self.deformable_num_heads = self.num_attention_heads
+        if self.adapter_layer_norm_eps is None:
+            self.adapter_layer_norm_eps = self.layer_norm_eps
+        if self.adapter_drop_path_rate is None:
+            self.adapter_drop_path_rate = self.drop_path_rate
         self._check_pyramid()
         self.stage_names = ["stem", "stage1", "stage2", "stage3", "stage4"]
         self.set_output_features_output_indices(
@@ -98,8 +112,11 @@ class PyramidConfig(BackboneConfigMixin, TrunkConfig):
                 f"add_trunk_features needs four interactions, one for each feature map, but interaction_indexes has "
                 f"{len(self.interaction_indexes)}: set add_trunk_features=False or give four pairs"
             )
-        if self.token_stride != 16:
-            raise ValueError(f"token_stride must be 16 beside a pyramid with that stride, got {self.token_stride}")
+        if not 0 < self.adapter_layer_norm_eps < math.inf or not 0 <= self.adapter_drop_path_rate < 1:
+            raise ValueError(
+                "adapter_layer_norm_eps must be positive and adapter_drop_path_rate a share in [0, 1), got "
+                f"{self.adapter_layer_norm_eps} and {self.adapter_drop_path_rate}"
+            )
         check_whole_fields(self, ("spatial_prior_channels", "deformable_num_heads"), LARGEST_WIDTH)
         check_whole_fields(self, ("deformable_num_points",), MOST_ITEMS)
         value_size = int(self.hidden_size * self.deformable_value_ratio)

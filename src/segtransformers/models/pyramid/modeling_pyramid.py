@@ -26,6 +26,7 @@ from .configuration_pyramid import PyramidConfig
 from .modules_pyramid import SpatialPrior, init_pyramid_weights
 
 RunBlocks = Callable[[torch.Tensor, int, int], Iterator[torch.Tensor]]
+ReadTokens = Callable[[torch.Tensor], torch.Tensor]
 
 
 class PyramidInteraction(nn.Module):
@@ -56,18 +57,20 @@ class PyramidInteraction(nn.Module):
         tokens: torch.Tensor,
         pyramid: torch.Tensor,
         run_blocks: RunBlocks,
+        patch_tokens: ReadTokens,
         num_prefix_tokens: int,
         geometries: list[SamplingGeometry],
         grids: list[Grid],
         hidden_states: list[torch.Tensor] | None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the tokens after the slice, `(B, prefix + h * w, C)`, and the new pyramid tokens.
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the tokens after the slice, `(B, prefix + h * w, C)`, their patch tokens and the new pyramid tokens.
 
         Args:
             run_blocks: the trunk's method, with the layout of the tokens.
+            patch_tokens: the trunk's method, which returns the patch tokens, through its final norm where it has one.
             num_prefix_tokens: number of tokens before the patch tokens.
             geometries: result of the backbone's `sampling_geometries`.
-            grids: token grids of the pyramid's levels at strides 8, 16 and 32; the second is also the trunk's.
+            grids: token grids of the pyramid's levels at strides 8, 16 and 32.
             hidden_states: list to which the tokens after each block are appended; None if they are not requested.
         """
         prefix, patches = tokens[:, :num_prefix_tokens], tokens[:, num_prefix_tokens:]
@@ -75,7 +78,8 @@ class PyramidInteraction(nn.Module):
         for tokens in run_blocks(torch.cat([prefix, patches], dim=1), self.first, self.last):
             if hidden_states is not None:
                 hidden_states.append(tokens)
-        return tokens, self.extract(pyramid, tokens[:, num_prefix_tokens:], geometries, grids)
+        patches = patch_tokens(tokens)
+        return tokens, patches, self.extract(pyramid, patches, geometries, grids)
 
 
 class PyramidBackbone(TrunkBackbone):
@@ -110,11 +114,12 @@ class PyramidBackbone(TrunkBackbone):
         """Build the interaction for pair `index` of `config.interaction_indexes`."""
         raise NotImplementedError
 
-    def sampling_geometries(self, grids: list[Grid], device: torch.device) -> list[SamplingGeometry]:
+    def sampling_geometries(self, grids: list[Grid], trunk_grid: Grid, device: torch.device) -> list[SamplingGeometry]:
         """Return the sampling geometries of the interactions' deformable attentions.
 
         Args:
-            grids: token grids of the pyramid's levels at strides 8, 16 and 32; the second is also the trunk's.
+            grids: token grids of the pyramid's levels at strides 8, 16 and 32.
+            trunk_grid: the grid of the trunk's patch tokens, which is `grids[1]` where `config.token_stride` is 16.
         """
         raise NotImplementedError
 
@@ -168,17 +173,24 @@ class PyramidBackbone(TrunkBackbone):
         num_prefix_tokens = self.trunk.num_prefix_tokens
         # passed without the trunk itself: hooks that move a module's arguments to its device would move all of it
         run_blocks = functools.partial(self.trunk.run_blocks, layout=layout)
-        geometries = self.sampling_geometries(grids, pixel_values.device)
+        geometries = self.sampling_geometries(grids, layout.grid, pixel_values.device)
 
         selection = hidden_states_selection(self, output_hidden_states)
         hidden_states = [tokens] if selection is not False else None
         trunk_maps = []
         for interaction in self.interactions:
-            tokens, pyramid = interaction(
-                tokens, pyramid, run_blocks, num_prefix_tokens, geometries, grids, hidden_states
+            tokens, patches, pyramid = interaction(
+                tokens,
+                pyramid,
+                run_blocks,
+                self.trunk.patch_tokens,
+                num_prefix_tokens,
+                geometries,
+                grids,
+                hidden_states,
             )
             if self.config.add_trunk_features:
-                trunk_maps.append(tokens[:, num_prefix_tokens:].transpose(1, 2).unflatten(2, layout.grid))
+                trunk_maps.append(patches.transpose(1, 2).unflatten(2, layout.grid))
 
         named = dict(zip(self.stage_names, [stem, *self._assemble(finest, pyramid, grids, trunk_maps)], strict=True))
         strides = dict(zip(self.stage_names, (STRIDES[0], *STRIDES), strict=True))

@@ -89,8 +89,8 @@ class DeformableCrossAttention(GradientCheckpointingLayer):
 
     def __init__(self, config: PyramidConfig, num_levels: int):
         super().__init__()
-        self.query_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.feat_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.query_norm = nn.LayerNorm(config.hidden_size, eps=config.adapter_layer_norm_eps)
+        self.feat_norm = nn.LayerNorm(config.hidden_size, eps=config.adapter_layer_norm_eps)
         self.attn = DeformableAttention(
             config.hidden_size,
             num_heads=config.deformable_num_heads,
@@ -116,8 +116,8 @@ class Extractor(DeformableCrossAttention):
         self.ffn = None
         if config.use_conv_ffn:
             self.ffn = ConvFeedForward(config.hidden_size, config.conv_ffn_ratio)
-            self.ffn_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-            self.drop_path = DropPath(config.drop_path_rate)
+            self.ffn_norm = nn.LayerNorm(config.hidden_size, eps=config.adapter_layer_norm_eps)
+            self.drop_path = DropPath(config.adapter_drop_path_rate)
 
     def forward(
         self, pyramid: torch.Tensor, tokens: torch.Tensor, geometry: SamplingGeometry, grids: Sequence[Grid]

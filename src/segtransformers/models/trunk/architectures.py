@@ -116,7 +116,12 @@ def build_architecture(config: TrunkConfig) -> Any:
         ValueError: if the architecture cannot be a trunk or cannot have these sizes.
     """
     # raises for an unfit architecture, before its constructor fails on these arguments
-    arguments = _ARCHITECTURES[type(_as_timm_defines(config.trunk))].arguments
+    defined = _as_timm_defines(config.trunk)
+    arguments = _ARCHITECTURES[type(defined)].arguments
+    if config.pre_norm != _has_pre_norm(defined):
+        if not isinstance(defined, VisionTransformer):
+            raise ValueError(f"pre_norm must be {_has_pre_norm(defined)} for {config.trunk!r}, got {config.pre_norm}")
+        arguments = {**arguments, "pre_norm": config.pre_norm}
     try:
         model = timm.create_model(
             config.trunk,
@@ -130,7 +135,7 @@ def build_architecture(config: TrunkConfig) -> Any:
             num_heads=config.num_attention_heads,
             mlp_ratio=config.mlp_ratio,
             qkv_bias=config.qkv_bias,
-            init_values=config.layer_scale_init_value or None,
+            init_values=config.layer_scale_init_value,  # timm would take None for its own default
             drop_path_rate=config.drop_path_rate,
             **arguments,
         )
@@ -149,6 +154,10 @@ def build_architecture(config: TrunkConfig) -> Any:
         )
     if config.use_relative_position_bias and not isinstance(model, Beit):
         raise ValueError(f"use_relative_position_bias is for trunks of timm's class Beit, not for {config.trunk!r}")
+    if isinstance(model, Eva) and not config.layer_scale_init_value:  # the other classes make none for 0
+        for block in model.blocks:
+            block.register_parameter("gamma_1", None)
+            block.register_parameter("gamma_2", None)
     for module in model.modules():
         if isinstance(module, (nn.LayerNorm, RmsNorm)):
             module.eps = float(config.layer_norm_eps)
@@ -179,6 +188,7 @@ def describe_trunk(name: str) -> dict[str, Any]:
         "mlp_ratio": mlp_ratio,
         "qkv_bias": architecture.attentions[type(block.attn)](block.attn),
         "patch_bias": model.patch_embed.proj.bias is not None,
+        "pre_norm": _has_pre_norm(model),
         "use_relative_position_bias": isinstance(model, Beit) and model.blocks[0].attn.window_size is not None,
         "layer_scale_init_value": architecture.layer_scale(block) or 0.0,
         "layer_norm_eps": block.norm1.eps,
@@ -227,6 +237,10 @@ def _why_unfit(model: Any) -> str | None:
         size = "x".join(map(str, patches.patch_size))
         return f"its embedding is a {type(patches).__name__} with patches of {size} pixels"
     return None
+
+
+def _has_pre_norm(model: Any) -> bool:
+    return not isinstance(getattr(model, "norm_pre", nn.Identity()), nn.Identity)
 
 
 def _mlp_width(mlp: Any, packed: bool) -> int:

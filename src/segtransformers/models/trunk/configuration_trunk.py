@@ -21,6 +21,7 @@ RESOLVED_FIELDS = (
     "mlp_ratio",
     "qkv_bias",
     "patch_bias",
+    "pre_norm",
     "use_relative_position_bias",
     "layer_scale_init_value",
     "layer_norm_eps",
@@ -54,6 +55,9 @@ class TrunkConfig(ChecksArguments, RemoteCodeConfigMixin, PreTrainedConfig):
             Whether the query, key and value projections have a bias.
         patch_bias (`bool`, *optional*):
             Whether the projection of the patches has a bias.
+        pre_norm (`bool`, *optional*):
+            Whether a norm precedes the first block, as in CLIP. Trunks of timm's class `VisionTransformer` can have one
+            or not, others have what timm defines.
         use_relative_position_bias (`bool`, *optional*):
             Whether every block of a BEiT has its own table of relative position biases.
         layer_scale_init_value (`float`, *optional*):
@@ -111,6 +115,7 @@ class TrunkConfig(ChecksArguments, RemoteCodeConfigMixin, PreTrainedConfig):
     mlp_ratio: float | int | None = None
     qkv_bias: bool | None = None
     patch_bias: bool | None = None
+    pre_norm: bool | None = None
     use_relative_position_bias: bool | None = None
     layer_scale_init_value: float | int | None = None
     layer_norm_eps: float | int | None = None

@@ -227,6 +227,11 @@ class Trunk(nn.Module):
             tokens = self.blocks[index](tokens, layout.grid, layout.positions_of(index))
             yield tokens
 
+    def patch_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return the patch tokens `(B, h * w, C)` after any block, through the final norm where the trunk has one."""
+        patches = tokens[:, self.num_prefix_tokens :]
+        return patches if self.norm is None else self.norm(patches)
+
     def feature_map(self, tokens: torch.Tensor, layout: TokenLayout, normalize: bool = False) -> torch.Tensor:
         """Return the patch tokens as a feature map `(B, C, h, w)`.
 

@@ -10,7 +10,12 @@ from ..pyramid.configuration_pyramid import PyramidConfig
 class ViTAdapterConfig(PyramidConfig):
     r"""
     Configuration of [`ViTAdapterBackbone`]. The defaults are those of ViT-Adapter-T; [`PyramidConfig`] and
-    [`TrunkConfig`] describe the fields.
+    [`TrunkConfig`] describe the other fields.
+
+    Args:
+        use_injectors (`bool`, defaults to `True`):
+            Whether interactions add features of the pyramid to the trunk's tokens. DINOv3's adapter does not, so that
+            its trunk computes what it computes alone.
 
     Example:
 
@@ -25,6 +30,8 @@ class ViTAdapterConfig(PyramidConfig):
     """
 
     model_type = "seg_vit_adapter"
+
+    use_injectors: bool = True
 
 
 __all__ = ["ViTAdapterConfig"]

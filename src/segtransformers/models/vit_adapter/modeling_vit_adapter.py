@@ -28,7 +28,7 @@ class ViTAdapterInjector(DeformableCrossAttention):
 
 
 class ViTAdapterInteraction(PyramidInteraction):
-    """Injector, a slice of the trunk's blocks and an extractor.
+    """Injector (unless `config.use_injectors` is False), a slice of the trunk's blocks and an extractor.
 
     Args:
         num_extra_extractors: number of extractors that follow on the same tokens; 2 in the last interaction.
@@ -36,14 +36,16 @@ class ViTAdapterInteraction(PyramidInteraction):
 
     def __init__(self, config: ViTAdapterConfig, first: int, last: int, num_extra_extractors: int):
         super().__init__(first, last)
-        self.injector = ViTAdapterInjector(config)
+        self.injector = ViTAdapterInjector(config) if config.use_injectors else None
         self.extractor = Extractor(config, num_levels=1)
         self.extra_extractors = nn.ModuleList(Extractor(config, num_levels=1) for _ in range(num_extra_extractors))
 
     def inject(
         self, tokens: torch.Tensor, pyramid: torch.Tensor, geometries: list[SamplingGeometry], grids: list[Grid]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.injector(tokens, pyramid, geometries[0]), pyramid
+        if self.injector is not None:
+            tokens = self.injector(tokens, pyramid, geometries[0])
+        return tokens, pyramid
 
     def extract(
         self, pyramid: torch.Tensor, tokens: torch.Tensor, geometries: list[SamplingGeometry], grids: list[Grid]
@@ -69,10 +71,12 @@ class ViTAdapterBackbone(PyramidBackbone):
         more = config.use_extra_extractors and index == len(slices) - 1
         return ViTAdapterInteraction(config, first, last, num_extra_extractors=2 if more else 0)
 
-    def sampling_geometries(self, grids: list[Grid], device: torch.device) -> list[SamplingGeometry]:
+    def sampling_geometries(self, grids: list[Grid], trunk_grid: Grid, device: torch.device) -> list[SamplingGeometry]:
         """Return the geometry of the injectors and that of the extractors."""
-        trunk = [grids[1]]
-        return [SamplingGeometry.build(trunk, grids, device), SamplingGeometry.build(grids, trunk, device)]
+        return [
+            SamplingGeometry.build([trunk_grid], grids, device),
+            SamplingGeometry.build(grids, [trunk_grid], device),
+        ]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

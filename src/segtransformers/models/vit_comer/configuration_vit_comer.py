@@ -50,6 +50,10 @@ class ViTCoMerConfig(PyramidConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
+        if self.token_stride != 16:  # the trunk's tokens are added to the pyramid's second level
+            raise ValueError(
+                f"token_stride must be 16, the stride of the pyramid's second level, got {self.token_stride}"
+            )
         count = len(self.interaction_indexes)
         for name in _FLAGS:
             value = getattr(self, name)

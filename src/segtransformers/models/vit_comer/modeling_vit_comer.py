@@ -71,8 +71,8 @@ class ViTCoMerToTrunk(DeformableCrossAttention):
         super().__init__(config, NUM_LEVELS)
         # use_conv_ffn concerns the extractors only
         self.ffn = ConvFeedForward(config.hidden_size, config.conv_ffn_ratio)
-        self.ffn_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.drop_path = DropPath(config.drop_path_rate)
+        self.ffn_norm = nn.LayerNorm(config.hidden_size, eps=config.adapter_layer_norm_eps)
+        self.drop_path = DropPath(config.adapter_drop_path_rate)
         self.gamma = nn.Parameter(torch.full((config.hidden_size,), float(config.injector_init_value)))
 
     def forward(
@@ -98,12 +98,12 @@ class ViTCoMerToPyramid(nn.Module):
         self.ffn = None
         if feeds_forward:
             self.ffn = ConvFeedForward(config.hidden_size, config.conv_ffn_ratio)
-            self.ffn_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-            self.drop_path = DropPath(config.drop_path_rate)
+            self.ffn_norm = nn.LayerNorm(config.hidden_size, eps=config.adapter_layer_norm_eps)
+            self.drop_path = DropPath(config.adapter_drop_path_rate)
         self.extractor = None
         if interacts:
-            self.query_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-            self.feat_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+            self.query_norm = nn.LayerNorm(config.hidden_size, eps=config.adapter_layer_norm_eps)
+            self.feat_norm = nn.LayerNorm(config.hidden_size, eps=config.adapter_layer_norm_eps)
             self.extractor = Extractor(config, NUM_LEVELS)
 
     def forward(
@@ -178,7 +178,7 @@ class ViTCoMerBackbone(PyramidBackbone):
     def build_interaction(self, index: int) -> ViTCoMerInteraction:
         return ViTCoMerInteraction(self.config, index)
 
-    def sampling_geometries(self, grids: list[Grid], device: torch.device) -> list[SamplingGeometry]:
+    def sampling_geometries(self, grids: list[Grid], trunk_grid: Grid, device: torch.device) -> list[SamplingGeometry]:
         """Return the geometry of the pyramid's levels attending to one another."""
         return [SamplingGeometry.build(grids, grids, device)]
 
