@@ -27,7 +27,9 @@ class ReferenceCase:
         return json.loads(json.dumps(self.manifest["config"]))
 
     def state_dict(self, dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
-        return fill.state_dict(self.manifest["state_dict"], dtype)
+        """Return the checkpoint, without buffers whose values follow from the config."""
+        derived = self.manifest.get("derived", ())
+        return fill.state_dict([entry for entry in self.manifest["state_dict"] if entry[0] not in derived], dtype)
 
     def pixel_values(self, dtype: torch.dtype = torch.float64) -> torch.Tensor:
         return fill.image(self.manifest["input"]["shape"], self.manifest["input"]["name"], dtype)
@@ -39,6 +41,25 @@ class ReferenceCase:
         """Return the part of `tensor` that was recorded under `name`."""
         slices = self.manifest["outputs"][name]["slices"]
         return eval(slices, {"tensor": tensor}) if slices else tensor
+
+    @torch.no_grad()
+    def check(self, model, feature_bound: float = 2e-6, logits_bound: float = 1e-5) -> None:
+        """Assert that a model of float64 weights gives the recorded feature maps, query logits and logits."""
+        recorded, images = self.outputs(), self.pixel_values()
+        model.config.inference_mode = "whole"
+        outputs = model(images)
+        actual = {f"feature_{level}": tensor for level, tensor in enumerate(model.backbone(images).feature_maps)}
+        actual["segmentation_logits"] = outputs.logits
+        if "mask_logits" in recorded:
+            actual |= {"class_logits": outputs.class_queries_logits, "mask_logits": outputs.masks_queries_logits}
+        if "sliding_window_logits" in recorded:
+            window = self.manifest["slide"]
+            model.config.inference_mode = "slide"
+            model.config.window_size, model.config.window_stride = window["crop_size"], window["stride"]
+            actual["sliding_window_logits"] = model(images).logits
+        for name, tensor in actual.items():
+            bound = feature_bound if name.startswith("feature") else logits_bound
+            assert relative_error(self.sampled(name, tensor), recorded[name]) < bound, name
 
 
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:

@@ -23,6 +23,7 @@ from . import (
     dinov2,
     dinov2_adapter,
     dinov3,
+    eva01,
     internimage,
     mask2former,
     segformer,
@@ -52,6 +53,7 @@ logger = logging.get_logger(__name__)
 # by type name of mmseg
 BACKBONES = {
     **dinov2.BACKBONES,
+    **eva01.BACKBONES,
     **internimage.BACKBONES,
     **segmenter.BACKBONES,
     **vit_adapter.BACKBONES,
@@ -172,8 +174,11 @@ def empty_model(config: Mapping[str, Any]) -> tuple[PreTrainedModel, list[Rule],
     segmentor.finish()
 
     known, known_head = BACKBONES[backbone_kind], HEADS[head_kind]
+    # backbones of other repositories with the same type
     if is_dinov2:
         known = dinov2_adapter.BACKBONE
+    elif eva01.is_own(backbone_kind, backbone):
+        known = eva01.BACKBONE
     with _config_errors(), torch.device("meta"):
         model = known_head.model_class(known_head.read_config(head, auxiliary, known.read_config(backbone), **protocol))
     return model, [*prefixed("backbone.", known.rules), *known_head.rules], known.prepare

@@ -94,6 +94,10 @@ class Settings:
         """Replace a setting, for a function that takes it later."""
         self._left[name] = value
 
+    def peek(self, name: str) -> Any:
+        """Return the value of `name`, which stays for a later `take`, or None."""
+        return self._left.get(name)
+
     def has(self, *names: str) -> bool:
         """Return whether one of these settings is left."""
         return any(name in self._left for name in names)

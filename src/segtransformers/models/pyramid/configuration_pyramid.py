@@ -46,6 +46,8 @@ class PyramidConfig(BackboneConfigMixin, TrunkConfig):
             Whether the last interaction has additional extractors: two in ViT-Adapter, four in ViT-CoMer.
         add_trunk_features (`bool`, defaults to `True`):
             Whether the trunk's tokens after interaction i are added to feature map i. Needs four interactions.
+        add_last_trunk_features (`bool`, defaults to `False`):
+            Whether these are for every feature map the tokens after the last interaction.
         final_norm (`bool`, defaults to `False`):
             Whether extractors and feature maps read the trunk's tokens through its final norm, as in DINOv3. The next
             block takes them without it.
@@ -71,6 +73,7 @@ class PyramidConfig(BackboneConfigMixin, TrunkConfig):
     conv_ffn_ratio: float | int = 0.25
     use_extra_extractors: bool = True
     add_trunk_features: bool = True
+    add_last_trunk_features: bool = False
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 

@@ -192,6 +192,8 @@ class PyramidBackbone(TrunkBackbone):
             if self.config.add_trunk_features:
                 trunk_maps.append(patches.transpose(1, 2).unflatten(2, layout.grid))
 
+        if self.config.add_last_trunk_features:
+            trunk_maps = trunk_maps[-1:] * len(trunk_maps)
         named = dict(zip(self.stage_names, [stem, *self._assemble(finest, pyramid, grids, trunk_maps)], strict=True))
         strides = dict(zip(self.stage_names, (STRIDES[0], *STRIDES), strict=True))
         return BackboneOutput(

@@ -122,6 +122,14 @@ def build_architecture(config: TrunkConfig) -> Any:
         if not isinstance(defined, VisionTransformer):
             raise ValueError(f"pre_norm must be {_has_pre_norm(defined)} for {config.trunk!r}, got {config.pre_norm}")
         arguments = {**arguments, "pre_norm": config.pre_norm}
+    has_positions = config.use_absolute_position_embeddings
+    if has_positions != (defined.pos_embed is not None):
+        if not isinstance(defined, Beit):
+            raise ValueError(
+                f"use_absolute_position_embeddings must be {defined.pos_embed is not None} for {config.trunk!r}, got "
+                f"{has_positions}"
+            )
+        arguments = {**arguments, "use_abs_pos_emb": has_positions}
     try:
         model = timm.create_model(
             config.trunk,
@@ -189,6 +197,7 @@ def describe_trunk(name: str) -> dict[str, Any]:
         "qkv_bias": architecture.attentions[type(block.attn)](block.attn),
         "patch_bias": model.patch_embed.proj.bias is not None,
         "pre_norm": _has_pre_norm(model),
+        "use_absolute_position_embeddings": model.pos_embed is not None,
         "use_relative_position_bias": isinstance(model, Beit) and model.blocks[0].attn.window_size is not None,
         "layer_scale_init_value": architecture.layer_scale(block) or 0.0,
         "layer_norm_eps": block.norm1.eps,

@@ -18,6 +18,24 @@ from torch.nn import functional as F
 from ..layers.token_grid import Grid
 
 
+def split_windows(tokens: torch.Tensor, grid: Grid, window: int) -> torch.Tensor:
+    """Split `(B, h * w, C)` into windows `(B * rows * columns, window^2, C)`, padded with zeros to full windows."""
+    (height, width), (rows, columns) = grid, _window_counts(grid, window)
+    windows = F.pad(tokens.unflatten(1, grid), (0, 0, 0, columns * window - width, 0, rows * window - height))
+    windows = windows.unflatten(1, (rows, window)).unflatten(3, (columns, window)).transpose(2, 3)
+    return windows.flatten(3, 4).flatten(0, 2)
+
+
+def join_windows(windows: torch.Tensor, grid: Grid, window: int) -> torch.Tensor:
+    """Undo [`split_windows`]."""
+    tokens = windows.unflatten(0, (-1, *_window_counts(grid, window))).unflatten(3, (window, window)).transpose(2, 3)
+    return tokens.flatten(3, 4).flatten(1, 2)[:, : grid[0], : grid[1]].flatten(1, 2)
+
+
+def _window_counts(grid: Grid, window: int) -> tuple[int, int]:
+    return (grid[0] + window - 1) // window, (grid[1] + window - 1) // window
+
+
 class WindowAttention(nn.Module):
     """Attention among the tokens of each window of `window x window` tokens.
 
@@ -144,4 +162,4 @@ def _query_key_value(
     return query, key, value
 
 
-__all__ = ["BeitTrunkAttention", "EvaTrunkAttention", "WindowAttention"]
+__all__ = ["BeitTrunkAttention", "EvaTrunkAttention", "WindowAttention", "join_windows", "split_windows"]

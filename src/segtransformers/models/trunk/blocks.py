@@ -14,7 +14,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..layers.token_grid import Grid
-from .attention import BeitTrunkAttention, EvaTrunkAttention, WindowAttention
+from .attention import BeitTrunkAttention, EvaTrunkAttention, WindowAttention, join_windows, split_windows
 from .configuration_trunk import TrunkConfig
 from .positions import RelativePositionBias, num_relative_positions
 
@@ -48,14 +48,19 @@ class PlainTrunkBlock(GradientCheckpointingLayer):
 class BeitTrunkBlock(GradientCheckpointingLayer):
     """BEiT's block with a table of relative position biases for any token grid.
 
+    In windows, the tokens are padded with zeros after the norm, at the right and the bottom. Padded keys take part in
+    the softmax: they are zero, and their values equal the bias (`BEiTWINAdapter` of EVA-01).
+
     Args:
         block: timm's block, whose layers are taken over.
         num_prefix_tokens: 0 or 1, the class token.
         table_grid: token grid `(h, w)` that the table is made for; None leaves the table out.
+        window: side of the attention window in tokens, which is also the grid of its table; 0 is global attention.
     """
 
-    def __init__(self, block: TimmBeitBlock, num_prefix_tokens: int, table_grid: Grid | None):
+    def __init__(self, block: TimmBeitBlock, num_prefix_tokens: int, table_grid: Grid | None, window: int = 0):
         super().__init__()
+        self.window = window
         self.norm1 = block.norm1
         self.attn = BeitTrunkAttention(block.attn)
         self.drop_path1 = block.drop_path1
@@ -77,10 +82,16 @@ class BeitTrunkBlock(GradientCheckpointingLayer):
         Args:
             positions: see [`offset_interpolation`].
         """
-        bias = None
-        if self.position_bias is not None:
-            bias = self.position_bias(self.relative_position_bias_table, grid, positions)
-        attended = self.attn(self.norm1(tokens), bias)
+        bias, normalized = None, self.norm1(tokens)
+        if self.window:
+            if self.position_bias is not None:
+                bias = self.position_bias(self.relative_position_bias_table, (self.window, self.window), None)
+            windows = split_windows(normalized, grid, self.window)
+            attended = join_windows(self.attn(windows, bias), grid, self.window)
+        else:
+            if self.position_bias is not None:
+                bias = self.position_bias(self.relative_position_bias_table, grid, positions)
+            attended = self.attn(normalized, bias)
         tokens = tokens + self.drop_path1(_scaled(attended, self.gamma_1))
         return tokens + self.drop_path2(_scaled(self.mlp(self.norm2(tokens)), self.gamma_2))
 
@@ -150,11 +161,14 @@ def trunk_block(block: nn.Module, config: TrunkConfig, index: int, num_prefix_to
     window = config.window_sizes[index] if config.window_sizes else 0
     if type(block) is TimmPlainBlock:
         return PlainTrunkBlock(block, window, config.pad_before_projection)
-    if window:
-        raise ValueError(
-            f"window_sizes: only trunks of timm's class VisionTransformer attend in windows, not {config.trunk!r}"
-        )
     if type(block) is TimmEvaBlock:
+        if window:
+            raise ValueError(
+                "window_sizes: only trunks of timm's classes VisionTransformer and Beit attend in windows, not "
+                f"{config.trunk!r}"
+            )
         return EvaTrunkBlock(block, num_prefix_tokens)
-    table_grid = config.pretrain_grid if config.use_relative_position_bias else None
-    return BeitTrunkBlock(block, num_prefix_tokens, table_grid)
+    table_grid = None
+    if config.use_relative_position_bias:
+        table_grid = (window, window) if window else config.pretrain_grid
+    return BeitTrunkBlock(block, num_prefix_tokens, table_grid, window)

@@ -22,6 +22,7 @@ RESOLVED_FIELDS = (
     "qkv_bias",
     "patch_bias",
     "pre_norm",
+    "use_absolute_position_embeddings",
     "use_relative_position_bias",
     "layer_scale_init_value",
     "layer_norm_eps",
@@ -58,6 +59,8 @@ class TrunkConfig(ChecksArguments, RemoteCodeConfigMixin, PreTrainedConfig):
         pre_norm (`bool`, *optional*):
             Whether a norm precedes the first block, as in CLIP. Trunks of timm's class `VisionTransformer` can have one
             or not, others have what timm defines.
+        use_absolute_position_embeddings (`bool`, *optional*):
+            Whether tokens have learned positions. A BEiT can have them or not, others have what timm defines.
         use_relative_position_bias (`bool`, *optional*):
             Whether every block of a BEiT has its own table of relative position biases.
         layer_scale_init_value (`float`, *optional*):
@@ -67,6 +70,8 @@ class TrunkConfig(ChecksArguments, RemoteCodeConfigMixin, PreTrainedConfig):
         use_prefix_tokens (`bool`, defaults to `True`):
             Whether the architecture's class and register tokens run through the blocks. The original ViT-Adapter runs
             only patch tokens.
+        use_prefix_positions (`bool`, defaults to `True`):
+            Whether the class token has a learned position too. EVA-01's has none.
         final_norm (`bool`, defaults to `False`):
             Whether a norm follows the last block.
         position_interpolation (`str`, defaults to `"bicubic"`):
@@ -81,7 +86,7 @@ class TrunkConfig(ChecksArguments, RemoteCodeConfigMixin, PreTrainedConfig):
             as theirs. Both originals of Segmenter do so. By default every other grid gets resized positions.
         window_sizes (`list[int]`, *optional*):
             Side of the attention window (tokens) of each block; 0 is global attention. None makes all of them global.
-            Only for trunks of timm's class `VisionTransformer`.
+            Only for trunks of timm's classes `VisionTransformer` and `Beit`.
         pad_before_projection (`bool`, defaults to `False`):
             Whether windows at the border are padded with zeros before queries, keys and values are computed, as in
             Uni-Perceiver, or after it.
@@ -116,10 +121,12 @@ class TrunkConfig(ChecksArguments, RemoteCodeConfigMixin, PreTrainedConfig):
     qkv_bias: bool | None = None
     patch_bias: bool | None = None
     pre_norm: bool | None = None
+    use_absolute_position_embeddings: bool | None = None
     use_relative_position_bias: bool | None = None
     layer_scale_init_value: float | int | None = None
     layer_norm_eps: float | int | None = None
     use_prefix_tokens: bool = True
+    use_prefix_positions: bool = True
     final_norm: bool = False
     position_interpolation: str = "bicubic"
     position_interpolation_offset: float | int = 0.0

@@ -98,7 +98,7 @@ class TrunkEmbeddings(nn.Module):
             self.register_parameter(name, getattr(model, name))
         self.num_prefix_tokens = sum(getattr(self, name).shape[1] for name in self.prefix_names)
         positions = model.pos_embed
-        if positions is not None and not config.use_prefix_tokens:
+        if positions is not None and not (config.use_prefix_tokens and config.use_prefix_positions):
             positions = nn.Parameter(positions.detach()[:, -math.prod(self.grid) :].clone())
         self.register_parameter("pos_embed", positions)
 

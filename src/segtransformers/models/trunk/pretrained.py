@@ -16,7 +16,8 @@ from .modeling_trunk import Trunk
 from .positions import num_relative_positions, resize_positions, resize_relative_position_table
 
 _EMBEDDINGS = ("patch_embed.", "norm_pre.", "pos_embed", "cls_token", "dist_token", "reg_token")
-_OPTIONAL = (r".+\.ls[12]\.gamma", r"norm\..+")  # layer scales and the final norm: all or none must be present
+# layer scales, the final norm and tables of relative positions: all or none must be present
+_OPTIONAL = (r".+\.ls[12]\.gamma", r".+\.gamma_[12]", r"norm\..+", r".+\.relative_position_bias_table")
 _TABLE = "attn.relative_position_bias_table"
 _UNUSED = ("norm.", "fc_norm.", "head.", "head_dist.", "attn_pool.")  # layers behind the last block
 
@@ -138,8 +139,9 @@ def load_trunk_weights(
 ) -> None:
     """Load weights under timm's names into a trunk.
 
-    Positions are resized, and tokens that the trunk lacks are left out. If the weights have no layer scales or no final
-    norm, those of the trunk stay: the original adds layer scales to every ViT.
+    Positions are resized, and tokens that the trunk lacks are left out. If the weights have no layer scales, no final
+    norm or no tables of relative positions, those of the trunk stay: the original adds layer scales to every ViT, and
+    EVA-01 adds all three.
 
     Args:
         config: the config that `trunk` was built from.
@@ -205,7 +207,8 @@ def _fitted(name: str, tensor: torch.Tensor, config: TrunkConfig, grid: Grid) ->
         count = grid[0] * grid[1]
         if tensor.dim() != 3 or tensor.shape[1] < count:
             raise ValueError(f"it is {tuple(tensor.shape)}, expected (1, {count} or a few more, channels)")
-        prefix = tensor[:, :-count] if config.use_prefix_tokens else tensor[:, :0]
+        has_prefix = config.use_prefix_tokens and config.use_prefix_positions
+        prefix = tensor[:, :-count] if has_prefix else tensor[:, :0]
         positions = resize_positions(tensor[:, -count:], grid, new_grid, config.position_interpolation)
         return torch.cat([prefix, positions], dim=1)
     if name.endswith("relative_position_bias_table"):
