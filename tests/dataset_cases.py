@@ -38,11 +38,13 @@ KNOWN = {
     "nyu_depth_v2": ("image/{:04d}.png", "label40/{:04d}.png"),
     "pascal_context_59": ("JPEGImages/2008_{:06d}.jpg", "SegmentationClassContext/2008_{:06d}.png"),
     "pascal_context_60": ("JPEGImages/2008_{:06d}.jpg", "SegmentationClassContext/2008_{:06d}.png"),
+    "voc2012": ("JPEGImages/2007_{:06d}.jpg", "SegmentationClass/2007_{:06d}.png"),
 }
 LISTS = {
     "nyu_depth_v2": ("test.txt", "{:04d}"),
     "pascal_context_59": ("ImageSets/SegmentationContext/val.txt", "2008_{:06d}"),
     "pascal_context_60": ("ImageSets/SegmentationContext/val.txt", "2008_{:06d}"),
+    "voc2012": ("ImageSets/Segmentation/val.txt", "2007_{:06d}"),
 }
 
 

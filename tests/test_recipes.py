@@ -22,13 +22,16 @@ from segtransformers.datasets.known import DATASETS
 from segtransformers.published import FAMILIES, published_rows
 from segtransformers.training import KNOWN_ISSUES, Recipe, Schedule, get_recipe, poly_schedule, recipe_names
 
+# DINOv2's recipes are one for all heads, see `test_recipes_of_frozen_dinov2`; DINOv3 published none
+RECORDED_FAMILIES = [family for family in FAMILIES if family not in ("dinov2", "dinov3")]
+
 
 def recorded_rows(family: str) -> dict[str, dict]:
     recorded = json.loads((FOLDER / family / "training_recipes.json").read_text())
     return recorded.get("rows") or recorded["recipes"]
 
 
-RECORDED = [(family, name) for family in FAMILIES for name in recorded_rows(family)]
+RECORDED = [(family, name) for family in RECORDED_FAMILIES for name in recorded_rows(family)]
 
 
 def recorded_batch_size(row: dict) -> int:
@@ -39,7 +42,7 @@ def recorded_batch_size(row: dict) -> int:
 
 
 def test_each_published_row_has_a_recipe():
-    assert set(recipe_names()) == {name for _, name in RECORDED}
+    assert set(recipe_names()) == {name for _, name in RECORDED} | set(published_rows("dinov2"))
     assert {name for family in FAMILIES for name in published_rows(family)} <= set(recipe_names())
 
 
@@ -97,6 +100,32 @@ def test_recipes_are_what_was_recorded(family, name):
     )
     divisors = [step["size_divisor"] for step in resizing["transforms"] if step["type"] == "ResizeToMultiple"]
     assert [protocol.size_divisor] == (divisors or [0])
+
+
+@pytest.mark.parametrize("name", published_rows("dinov2"))
+def test_recipes_of_frozen_dinov2(name):
+    recorded = json.loads((FOLDER / "dinov2_segmentors" / "training_recipes.json").read_text())["linear"]
+    recipe, side = get_recipe(name), 640 if name.endswith("_ms") else 512
+    optimizer, schedule = recorded["optimizer"], recorded["schedule"]
+    assert recipe.freeze_trunk and recipe.layer_decay == 1 and recipe.optimizer.decay_vectors
+    assert (recipe.optimizer.name, recipe.optimizer.learning_rate) == (optimizer["type"].lower(), optimizer["lr"])
+    assert (recipe.optimizer.weight_decay, list(recipe.optimizer.betas)) == (
+        optimizer["weight_decay"],
+        optimizer["betas"],
+    )
+    assert dataclasses.asdict(recipe.schedule) == {
+        "steps": schedule["max_iters"],
+        "warmup_steps": schedule["warmup_iters"],
+        "warmup_ratio": schedule["warmup_ratio"],
+        "power": schedule["power"],
+        "min_lr": schedule["min_lr"],
+    }
+    assert recipe.batch_size == 16 and recipe.gradient_clipping is recorded["gradient_clipping"] is None
+    augmentation = recipe.augmentation
+    assert augmentation.ratio_range == ((1.0, 3.0) if side == 640 else (0.5, 2.0))
+    assert (augmentation.shortest_edge, augmentation.crop_size) == (side, (side, side))
+    assert augmentation.longest_edge == 99999999 and augmentation.cat_max_ratio == 0.75
+    assert augmentation.reduce_labels == (recipe.dataset == "ade20k")
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -330,7 +359,8 @@ def test_command_for_one(tmp_path):
     result = CliRunner().invoke(app, ["recipes", "segmenter_vit-t"])
     assert result.exit_code == 1
     assert result.output.startswith(
-        "error: 'segmenter_vit-t' is not a published recipe; `segtransformers recipes` lists all 62"
+        "error: 'segmenter_vit-t' is not a published recipe; `segtransformers recipes` lists all "
+        + str(len(recipe_names()))
     )
     assert result.output.count("\n") == 1
 
@@ -347,7 +377,7 @@ def test_command_for_one(tmp_path):
 def test_suggestions_share_words(wrong, right):
     with pytest.raises(ValueError, match=rf"such as {right}"):
         get_recipe(wrong)
-    with pytest.raises(ValueError, match=r"lists all 62$"):
+    with pytest.raises(ValueError, match=rf"lists all {len(recipe_names())}$"):
         get_recipe("xyz")
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..cache import cached_model, downloads_folder, models_folder, user_cache
-from ..published import FAMILIES, download_addresses, published_outputs, published_rows
+from ..published import FAMILIES, download_addresses, published_outputs, published_rows, trunk_addresses
 from ..published.names import published_name, published_names
 from ..published.originals import DATA_TERMS, ORIGINALS
 from .errors import UserError, ends_quietly_if_nobody_reads, one_line_errors
@@ -27,6 +27,9 @@ def models(
     checkpoint: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Convert this file of the authors into the cache.")
     ] = None,
+    trunk_weights: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="With --checkpoint: the authors' file of the backbone.")
+    ] = None,
     where: Annotated[
         bool, typer.Option("--where", help="Print the folder of the cache, or of the model in it.")
     ] = False,
@@ -41,7 +44,7 @@ def models(
     with one_line_errors(), ends_quietly_if_nobody_reads():
         full_name = None if name is None else _full_name(name)
         if checkpoint is not None:
-            _convert(full_name, checkpoint)
+            _convert(full_name, checkpoint, trunk_weights)
         elif where:
             typer.echo(user_cache() if full_name is None else cached_model(full_name))
         elif clear_cache:
@@ -81,7 +84,9 @@ def describe(name: str) -> dict[str, Any]:
         "license": original.license,
         "repository": original.repository,
         "download": download_addresses(row),
+        "trunk_download": trunk_addresses(row),
         "note": row["note"],
+        "config_status": row.get("config_status"),
         "cached": str(folder) if folder.is_dir() else None,
         "citation": original.citation,
     }
@@ -139,11 +144,14 @@ def _details(one: dict[str, Any]) -> str:
         "parameters": "-" if one["parameters"] is None else f"{one['parameters']:,}",
         "weights": f"{_size(one['weights_bytes'])} in float32, licence {one['license']}",
         "authors' file": ", ".join(one["download"]) or "not published",
+        **({"backbone's file": ", ".join(one["trunk_download"])} if one["trunk_download"] else {}),
         "repository": one["repository"],
         "cached": one["cached"] or "no",
     }
     if one["note"]:
         facts["note"] = one["note"]
+    if one["config_status"]:
+        facts["config"] = one["config_status"]
     width = max(map(len, facts)) + 2
     lines = [name, *(f"  {key:<{width}}{value}" for key, value in facts.items()), ""]
     lines += [
@@ -176,18 +184,20 @@ def _size(size: int | None) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
-def _convert(name: str | None, checkpoint: Path) -> None:
+def _convert(name: str | None, checkpoint: Path, trunk_weights: Path | None) -> None:
     if name is None:
         raise UserError("--checkpoint needs the name of the model whose file it is")
     if not checkpoint.is_file():
         raise UserError(f"--checkpoint: there is no file {checkpoint}")
+    if trunk_weights is not None and not trunk_weights.is_file():
+        raise UserError(f"--trunk-weights: there is no file {trunk_weights}")
     if cached_model(name).is_dir():
         raise UserError(f"{name} is in the cache already: `segtransformers models {name} --clear-cache` removes it")
     from ..conversion.errors import ConversionError
     from ..conversion.published_model import published_model
 
     try:
-        typer.echo(published_model(name, checkpoint))
+        typer.echo(published_model(name, checkpoint, trunk_weights))
     except ConversionError as error:
         raise UserError(str(error)) from None
 

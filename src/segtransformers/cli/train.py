@@ -207,7 +207,7 @@ def _run(
     weights = apply_losses(network, recipe, counts)
     if weights is not None and is_main:
         typer.echo(f"class weights: {_listed_weights(weights, parts[0].id2label)}")
-    if freeze:
+    if freeze or recipe.freeze_trunk:
         training.freeze_trunk(network)
     if lora_rank is not None:
         training.add_lora(network, lora_rank)

@@ -71,6 +71,7 @@ def _convert(options: argparse.Namespace, output: Path, family: str) -> None:
         repo_id=repository,
         license=options.license,
         ema=options.ema,
+        trunk_weights=options.trunk_weights,
     )
     print(conversion.describe())
     if options.output is not None:
@@ -102,6 +103,12 @@ def _parser(family: str, program: str | None) -> argparse.ArgumentParser:
         "config.json of an image classifier on the Hub; or an official Segmenter's variant.yml. By default the "
         "published config named by --checkpoint, the config that mmcv or mmengine saved in the checkpoint, or the "
         "variant.yml beside it",
+    )
+    parser.add_argument(
+        "--trunk-weights",
+        metavar="FILE|URL",
+        help="the backbone's file, for heads that DINOv2 and DINOv3 publish or save without their backbone. A "
+        "published config downloads its own",
     )
     parser.add_argument(
         "--dataset", choices=DATASETS, help="take class names and palette from this data set instead of the checkpoint"

@@ -18,8 +18,9 @@ from ..escaping import printable, short_repr
 from ..files import check_readable, staging_folder
 from ..hub.model_card import RECORD, write_model_card
 from ..image_processing import SegmentationImageProcessor
-from ..published import download_addresses, published_rows
+from ..published import download_addresses, published_rows, trunk_addresses
 from ..version import __version__
+from . import dinov2, dinov3
 from .checkpoint import Checkpoint, averaged_weights, read_checkpoint
 from .config_source import VARIANT, config_of, read_config
 from .convert import backbone_of_classifier, convert_with_report
@@ -30,6 +31,7 @@ from .mapping import ConversionError, checked_tensors
 from .protocol import read_test_pipeline
 from .report import ConversionReport
 from .segmenter import read_variant_processor
+from .two_files import has_trunk, with_trunk
 from .verification import EXACT_TOLERANCE, Verification, outputs_of, verify_outputs, verify_tensors
 
 
@@ -43,6 +45,7 @@ class Source:
         sha256: its SHA-256 in hexadecimal digits.
         url: its address without secrets; None for a local file.
         row: the name of the published config that was used, if any.
+        trunk: the file of the backbone, if it was a second one.
     """
 
     file: str
@@ -50,6 +53,7 @@ class Source:
     sha256: str
     url: str | None = None
     row: str | None = None
+    trunk: dict[str, Any] | None = None
 
 
 @dataclass
@@ -107,6 +111,8 @@ BACKBONES = {
     "internimage": ("InternImage", "internimage"),
     "vit_comer": ("ViTCoMer",),
     "segmenter": ("VisionTransformer", VARIANT),
+    "dinov2": (dinov2.BACKBONE,),
+    "dinov3": (dinov3.KIND,),
 }
 
 
@@ -124,6 +130,7 @@ def convert_to_folder(
     repo_id: str | None = None,
     license: str | None = None,
     ema: bool = False,
+    trunk_weights: str | None = None,
 ) -> Conversion:
     """Convert a checkpoint into a folder. The folder appears when it is complete and checked.
 
@@ -140,6 +147,8 @@ def convert_to_folder(
         repo_id: the repository that the folder will be pushed to, for the model card.
         license: licence of the weights, for the model card; by default that of the authors of a published config.
         ema: convert the averaged weights that some trainers save beside the weights.
+        trunk_weights: the backbone's file or its https address, where the authors published it apart from the head. A
+            published config downloads its own.
 
     Raises:
         ConversionError: if the checkpoint or its config cannot be converted, or the folder cannot be written.
@@ -154,6 +163,11 @@ def convert_to_folder(
     original = read_checkpoint(path)
     if ema:
         original.state_dict = averaged_weights(original)
+    if trunk_weights is not None or (trunk_addresses(row) and not has_trunk(original.state_dict, family)):
+        trunk, source.trunk = _find_trunk(trunk_weights, row_name or "", row)
+        original.state_dict = with_trunk(original.state_dict, read_checkpoint(trunk).state_dict, family, trunk)
+    if not original_config and family == "dinov3":
+        original_config = dinov3.described(original.state_dict)
     if not original_config:
         original_config = config_of(original, path)
     source.row = row_name
@@ -271,6 +285,19 @@ def _find_checkpoint(checkpoint: str, rows: Mapping[str, Any], sha256: str | Non
     return path, Source(name, path.stat().st_size, digest, None if url is None else shown_url(url), row)
 
 
+def _find_trunk(trunk_weights: str | None, name: str, row: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
+    """Return the backbone's file and its description, as [`_find_checkpoint`] does for the checkpoint."""
+    url: str | None
+    if trunk_weights is None:
+        path, url = _download_first(name, trunk_addresses(row), None)
+    else:
+        path, source = _find_checkpoint(trunk_weights, {}, None)
+        url = source.url
+    file = path.name if url is None else path.name.partition("-")[2]
+    shown = None if url is None else shown_url(url)
+    return path, {"file": file, "size": path.stat().st_size, "sha256": file_sha256(path), "url": shown}
+
+
 def _download_first(name: str, addresses: Sequence[str], sha256: str | None) -> tuple[Path, str]:
     """Download the file of a published config from the first address that has it.
 
@@ -305,7 +332,7 @@ def _check_backbone(model_config: Mapping[str, Any], is_variant: bool, backbones
     """
     backbone = model_config.get("backbone", model_config)
     kind = backbone.get("type", backbone.get("model_type")) if isinstance(backbone, dict) else None
-    kind = VARIANT if is_variant else kind
+    kind = VARIANT if is_variant else dinov3.KIND if model_config.get("type") == dinov3.KIND else kind
     if kind in backbones:
         return
     if is_variant:
@@ -322,6 +349,8 @@ def _processor(
 ) -> tuple[SegmentationImageProcessor, str]:
     """Return the image processor, and a note for the description of the model."""
     pipeline = config.get("test_pipeline")
+    if model_config.get("type") == dinov3.KIND:
+        return dinov3.read_processor(model_config, reduces_labels(config, dataset, original.meta)), ""
     if pipeline is None:
         return SegmentationImageProcessor(), "; default image processor, because the config has no test_pipeline"
     preprocessor = model_config.get("data_preprocessor")

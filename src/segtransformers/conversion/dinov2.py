@@ -18,6 +18,7 @@ from .heads import IGNORE_INDEX, loss_fields, take_common
 from .mapping import MOST_CLASSES, Backbone, ConversionError, Rule, Settings, prefixed
 
 BACKBONE = "DinoVisionTransformer"
+TRUNK = "backbone."  # prefix of the backbone's names in a whole model
 HEAD_RULES = prefixed(
     "decode_head.",
     [Rule(r"bn\.(.+)", r"batch_norm.\1"), Rule(r"conv_seg\.(.+)", r"classifier.\1")],
@@ -80,9 +81,7 @@ def with_trunk_arguments(config: Any, state_dict: Mapping[str, torch.Tensor]) ->
     backbone = config.get("backbone") if isinstance(config, Mapping) else None
     if not isinstance(backbone, Mapping) or backbone.get("type") != BACKBONE:
         return config
-    trunk = {
-        name.removeprefix("backbone."): tensor for name, tensor in state_dict.items() if name.startswith("backbone.")
-    }
+    trunk = {name.removeprefix(TRUNK): tensor for name, tensor in state_dict.items() if name.startswith(TRUNK)}
     if not trunk:
         raise ConversionError(
             "the checkpoint has a head without its backbone, because DINOv2 publishes them as two files: add "
@@ -100,7 +99,7 @@ def with_trunk_arguments(config: Any, state_dict: Mapping[str, torch.Tensor]) ->
 
 
 def prepare(state_dict: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-    return prepare_dinov2(state_dict, "backbone.")
+    return prepare_dinov2(state_dict, TRUNK)
 
 
 BACKBONES = {BACKBONE: Backbone(DINOV2_RULES, read_backbone, prepare)}

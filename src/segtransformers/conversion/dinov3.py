@@ -12,17 +12,22 @@ import torch
 from transformers import PreTrainedModel
 
 from ..escaping import short_repr
+from ..image_processing import SegmentationImageProcessor
 from ..models.linear import SegLinearConfig, SegLinearForSemanticSegmentation
 from ..models.mask2former import SegMask2FormerForSemanticSegmentation
 from ..models.plain_vit import PlainViTConfig
 from . import dinov3_mask2former
 from .dino_trunks import DINOV3_RULES, dinov3_arguments, prepare_dinov3, read_dinov3_trunk
-from .mapping import MOST_CLASSES, ConversionError, Rule, Settings, prefixed, shape_of
+from .mapping import MOST_CLASSES, ConversionError, Rule, Settings, checked_tensors, prefixed, shape_of
 from .protocol import read_test_cfg
 
 KIND = "FeatureDecoder"
 LINEAR_TRUNK = "segmentation_model.0.feature_model."
 MASK2FORMER_TRUNK = dinov3_mask2former.TRUNK
+HEAD_ALONE = (
+    "the checkpoint has a head without its backbone, because DINOv3 saves the head alone: add --trunk-weights with the "
+    "backbone's file, such as dinov3_vits16_pretrain_lvd1689m-08c60483.pth, which its authors give on request"
+)
 _LINEAR_HEAD = "segmentation_model.1."
 LINEAR_RULES = [
     *prefixed(LINEAR_TRUNK, DINOV3_RULES, "backbone."),
@@ -59,6 +64,7 @@ def read_linear(config: Mapping[str, Any]) -> SegLinearConfig:
         "num_labels": settings.count("num_classes", most=MOST_CLASSES),
         "classifier_dropout": settings.take("dropout", 0.1),
         **read_test_cfg(settings.take("test_cfg", None)),
+        "square_window_if_smaller": True,
     }
     settings.drop("type", "hub", "decoder_type")
     settings.finish()
@@ -93,10 +99,41 @@ def with_trunk_arguments(config: Any, state_dict: Mapping[str, torch.Tensor]) ->
         trunk = {name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
         if trunk:
             return {**config, "backbone": {**dinov3_arguments(trunk), **(config.get("backbone") or {})}}
-    raise ConversionError(
-        "the checkpoint has a head without its backbone, because DINOv3's trainer saves the head alone: add "
-        "--trunk-weights with the backbone's file, such as dinov3_vits16_pretrain_lvd1689m-08c60483.pth"
+    raise ConversionError(HEAD_ALONE)
+
+
+def read_processor(config: Mapping[str, Any], reduce_labels: bool) -> SegmentationImageProcessor:
+    """Return the image processor of the repository's test protocol for a kind of decoder."""
+    is_linear = config.get("decoder_type") == "linear"
+    return SegmentationImageProcessor(
+        size={"shortest_edge": 512 if is_linear else 896},
+        size_divisor=0,
+        resize_method="pillow",
+        do_reduce_labels=reduce_labels,
+        multi_scale={
+            "scales": [1.0] if is_linear else [0.9, 0.95, 1.0, 1.05, 1.1],
+            "flip": not is_linear,
+            "size_divisor": 0,
+            "shortest_edge_at_least": None,
+            "pad_shortest_edge": None,
+            "shrunk_edge_divisor": 32,
+        },
     )
+
+
+def trunk_prefix(state_dict: Mapping[str, torch.Tensor]) -> str:
+    """Return the prefix of the backbone's names in the whole model that a head's file belongs to."""
+    return LINEAR_TRUNK if f"{_LINEAR_HEAD}conv.weight" in state_dict else MASK2FORMER_TRUNK
+
+
+def described(state_dict: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """Return the config of a whole model as its tensors show it, under `model`; {} if they show none."""
+    tensors = checked_tensors(state_dict)
+    width = tensors.get(f"{LINEAR_TRUNK}cls_token")
+    if width is None and f"{_LINEAR_HEAD}conv.weight" in tensors:
+        raise ConversionError(HEAD_ALONE)
+    model = None if width is None or not width.dim() else describe_linear(tensors, width.shape[-1])
+    return {} if model is None else {"model": model}
 
 
 def describe_linear(state_dict: Mapping[str, torch.Tensor], width: int) -> dict[str, Any] | None:

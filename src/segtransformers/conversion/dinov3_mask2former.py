@@ -87,6 +87,7 @@ def read_config(config: Mapping[str, Any], indices: list[int]) -> SegMask2Former
         "dim_feedforward": _FEED_FORWARD,
         "num_attention_heads": _NUM_HEADS,
         "resize_mask_logits": True,
+        "square_window_if_smaller": True,
         **read_test_cfg(settings.take("test_cfg", None)),
     }
     settings.drop("type", "hub", "decoder_type", "backbone_out_layers")

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..escaping import printable, short_repr
 from ..image_processing import SegmentationImageProcessor
+from ..image_processing.options import LARGEST_LONG_SIDE
 from .mapping import ConversionError, Settings
 
 # steps of test pipelines that change no pixel
@@ -150,6 +151,8 @@ def _size(scale: Any, keep_ratio: bool) -> dict[str, int]:
         raise ConversionError(
             f"the test pipeline's img_scale is {short_repr(scale)}; expected one pair of sides in pixels"
         )
+    if keep_ratio and max(scale) > LARGEST_LONG_SIDE:  # written to leave the long side free
+        return {"shortest_edge": min(scale)}
     if keep_ratio:
         return {"shortest_edge": min(scale), "longest_edge": max(scale)}
     return {"height": scale[1], "width": scale[0]}

@@ -9,7 +9,7 @@ from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 
 from ..cache import cached_model, user_cache
-from ..published import download_addresses, published_rows
+from ..published import download_addresses, published_rows, trunk_addresses
 from ..published.names import published_name, published_names
 from ..published.originals import DATA_TERMS, ORIGINALS
 from .converter import convert_to_folder
@@ -17,7 +17,7 @@ from .download import cached_download
 from .errors import ConversionError
 
 
-def published_model(name: str, checkpoint: str | Path | None = None) -> Path:
+def published_model(name: str, checkpoint: str | Path | None = None, trunk_weights: str | Path | None = None) -> Path:
     """Return the folder of a published model, which `from_pretrained` loads.
 
     The first call downloads the authors' file, converts it, and deletes the file, whose tensors the folder has. The
@@ -28,6 +28,7 @@ def published_model(name: str, checkpoint: str | Path | None = None) -> Path:
         name: the name of a published model (`segtransformers models` lists them), or some words of it, such as
             "deit-adapter-tiny-ade20k", if no other name has all of them.
         checkpoint: the authors' file, if it is there already. It is kept, and not read if the model is in the cache.
+        trunk_weights: the authors' file of the backbone, likewise, for models that they published as two files.
 
     Raises:
         ValueError: if no published model, or more than one, has this name.
@@ -40,7 +41,7 @@ def published_model(name: str, checkpoint: str | Path | None = None) -> Path:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(folder.parent / f".{full_name}.lock"):
                 if not folder.is_dir():  # another process may have converted it in the meantime
-                    _convert(full_name, folder, checkpoint)
+                    _convert(full_name, folder, checkpoint, trunk_weights)
         except OSError as error:
             raise ConversionError(
                 f"cannot write to the cache {user_cache()}: {error.strerror or error}; SEGTRANSFORMERS_CACHE names "
@@ -50,10 +51,10 @@ def published_model(name: str, checkpoint: str | Path | None = None) -> Path:
     return folder
 
 
-def _convert(name: str, folder: Path, checkpoint: str | Path | None) -> None:
+def _convert(name: str, folder: Path, checkpoint: str | Path | None, trunk_weights: str | Path | None = None) -> None:
     family = published_names()[name]
     row, original = published_rows(family)[name], ORIGINALS[family]
-    addresses = download_addresses(row)
+    addresses = [*download_addresses(row), *trunk_addresses(row)]
     if checkpoint is None and os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         raise ConversionError(
             f"{name} is not in the cache {user_cache()}, and HF_HUB_OFFLINE forbids to download it: unset the "
@@ -66,7 +67,13 @@ def _convert(name: str, folder: Path, checkpoint: str | Path | None) -> None:
         file=sys.stderr,
     )
     kept = {path for path in map(cached_download, addresses) if path.exists()}
-    convert_to_folder(str(checkpoint or name), folder, family, config=name)
+    convert_to_folder(
+        str(checkpoint or name),
+        folder,
+        family,
+        config=name,
+        trunk_weights=None if trunk_weights is None else str(trunk_weights),
+    )
     for path in map(cached_download, addresses):
         if path not in kept:
             path.unlink(missing_ok=True)

@@ -17,6 +17,7 @@ DATASETS = (
     "nyu_depth_v2",
     "pascal_context_59",
     "pascal_context_60",
+    "voc2012",
 )
 
 

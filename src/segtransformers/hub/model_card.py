@@ -29,6 +29,7 @@ _FAMILIES = {  # by the model type of the backbone
     "seg_internimage": "internimage",
     "seg_segmenter_vit": "segmenter",
 }
+_TRUNK_FAMILIES = ("dinov2", "dinov3")  # plain ViTs, by a part of the trunk's name
 
 
 def model_card(
@@ -58,7 +59,7 @@ def model_card(
     config, record = _read(folder / "config.json"), _read(folder / RECORD)
     backbone = config.get("backbone_config", config)
     architecture = (config.get("architectures") or ["model"])[0]
-    family = _FAMILIES.get(backbone.get("model_type", ""))
+    family = _family(backbone)
     if not str(config.get("model_type")).startswith("seg_"):
         raise ValueError(
             f"{folder} holds no model of segtransformers: its config.json says {config.get('model_type')!r}"
@@ -152,6 +153,13 @@ def _text(text: str) -> str:
 def _in_quotes(name: str) -> str:
     """Return a name for the snippets of the card, which a user copies: it must not end the string around it."""
     return re.sub(r"[^\w./@+ -]", "_", name)
+
+
+def _family(backbone: Mapping[str, Any]) -> str | None:
+    kind, trunk = str(backbone.get("model_type", "")), str(backbone.get("trunk", ""))
+    if kind == "seg_plain_vit":
+        return next((family for family in _TRUNK_FAMILIES if family in trunk), None)
+    return _FAMILIES.get(kind)
 
 
 def _row(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from ..remote_code import RemoteCodeMixin
 from .inputs import as_8bit_image, integer_label_map, load_image
 from .label_maps import argmax_resized
 from .options import check_enlargement, check_options
-from .resizing import keep_ratio_size, resize_image, resize_labels
+from .resizing import keep_ratio_size, resize_image, resize_labels, resize_smoothly, shortest_edge_size
 
 MIN_SIDE = 32  # pixels; models pad smaller images
 IGNORE_INDEX = 255  # the label of pixels without a class
@@ -46,15 +46,20 @@ class SegmentationImageProcessorKwargs(ImagesKwargs, total=False):
         goes down by one. Label 256 is refused, because it would become 255 and be ignored.
     size_divisor (`int`, *optional*):
         After the resize, stretch both sides to the next multiple of this number. 0 and None skip this step.
+    resize_method (`str`, *optional*):
+        Arithmetic of the resize of images: `"opencv"` as in MMSegmentation, or `"pillow"` as for DINOv3, which smooths
+        an image before it shrinks. Label maps get nearest neighbours with both.
     multi_scale (`dict`, *optional*):
         The multi-scale protocol that `inference.segment_image` applies. None skips a step. `scales`: factors on `size`.
         `flip`: whether to average mirror images, too. `size_divisor`: as above. `shortest_edge_at_least`: minimum of
         the short side in pixels, without a limit on the long side (`SETR_Resize`). `pad_shortest_edge`: side in pixels
-        to which shorter sides are padded with black (`PadShortSide`).
+        to which shorter sides are padded with black (`PadShortSide`). `shrunk_edge_divisor`, which may be missing: for
+        scales below 1, the short side is rounded up to a multiple of it (DINOv3).
     """
 
     do_reduce_labels: bool
     size_divisor: int | None
+    resize_method: str
     multi_scale: dict[str, Any] | None
 
 
@@ -75,6 +80,7 @@ class _SegmentationProcessing(RemoteCodeMixin):
     rescale_factor = 1 / 255
     do_normalize = True
     do_reduce_labels = False
+    resize_method = "opencv"
     # the protocol of the original test.py --aug-test
     multi_scale = {
         "scales": [0.5, 0.75, 1.0, 1.25, 1.5, 1.75],
@@ -175,13 +181,15 @@ class _SegmentationProcessing(RemoteCodeMixin):
         do_normalize: bool,
         image_mean: tuple[float, ...],
         image_std: tuple[float, ...],
+        resize_method: str,
         **kwargs: Any,
     ) -> torch.Tensor:
         if image.is_floating_point():
             image = _checked_range(image, rescale_factor if do_rescale else None)
         if do_resize:
-            for target in self._target_sizes(image.shape[1], image.shape[2], size, size_divisor):
-                image = resize_image(image, target)
+            resize = resize_image if resize_method == "opencv" else resize_smoothly
+            for target in self._target_sizes(image.shape[1], image.shape[2], size, size_divisor, resize_method):
+                image = resize(image, target)
         if do_normalize:
             mean, std = torch.tensor(image_mean, dtype=torch.float64), torch.tensor(image_std, dtype=torch.float64)
             if do_rescale:  # in one step, as in the original code, whose mean and deviation are in grey levels
@@ -198,6 +206,7 @@ class _SegmentationProcessing(RemoteCodeMixin):
         size: SizeDict,
         size_divisor: int | None,
         do_reduce_labels: bool,
+        resize_method: str,
         **kwargs: Any,
     ) -> list[torch.Tensor]:
         if len(label_maps) != len(images):
@@ -211,7 +220,7 @@ class _SegmentationProcessing(RemoteCodeMixin):
                 )
             label_map = label_map.long()
             if do_resize:
-                for target in self._target_sizes(image.shape[1], image.shape[2], size, size_divisor):
+                for target in self._target_sizes(image.shape[1], image.shape[2], size, size_divisor, resize_method):
                     label_map = resize_labels(label_map, target)
             if do_reduce_labels:
                 if (label_map == IGNORE_INDEX + 1).any():
@@ -228,7 +237,7 @@ class _SegmentationProcessing(RemoteCodeMixin):
         """Return the (height, width) in pixels that an image of `height` and `width` is resized to.
 
         Args:
-            options: `do_resize`, `size` and `size_divisor` of a call.
+            options: `do_resize`, `size`, `size_divisor` and `resize_method` of a call.
 
         Raises:
             ValueError: as [`preprocess`].
@@ -236,10 +245,14 @@ class _SegmentationProcessing(RemoteCodeMixin):
         if not options.get("do_resize", self.do_resize):
             return height, width
         size = SizeDict(**dict(options.get("size", self.size)))
-        return self._target_sizes(height, width, size, options.get("size_divisor", self.size_divisor))[-1]
+        divisor = options.get("size_divisor", self.size_divisor)
+        method = options.get("resize_method", self.resize_method)
+        return self._target_sizes(height, width, size, divisor, method)[-1]
 
     @staticmethod
-    def _target_sizes(height: int, width: int, size: SizeDict, size_divisor: int | None) -> list[tuple[int, int]]:
+    def _target_sizes(
+        height: int, width: int, size: SizeDict, size_divisor: int | None, resize_method: str
+    ) -> list[tuple[int, int]]:
         """Return the (height, width) after each resize.
 
         The original code resizes twice, so that it rounds to whole grey levels twice.
@@ -253,7 +266,8 @@ class _SegmentationProcessing(RemoteCodeMixin):
                 f"{ {key: value for key, value in dict(size).items() if value} }"
             )
         long_limit = size.longest_edge or math.inf
-        new_height, new_width = keep_ratio_size(height, width, size.shortest_edge, long_limit)
+        size_of = keep_ratio_size if resize_method == "opencv" else shortest_edge_size
+        new_height, new_width = size_of(height, width, size.shortest_edge, long_limit)
         first = (max(new_height, 1), max(new_width, 1))
         divisor = size_divisor or 1
         second = (

@@ -24,6 +24,8 @@ SIDES = {
     "max_width": LARGEST_SIDE,
 }
 MULTI_SCALE = ("scales", "flip", "size_divisor", "shortest_edge_at_least", "pad_shortest_edge")
+OPTIONAL_MULTI_SCALE = ("shrunk_edge_divisor",)
+RESIZE_METHODS = ("opencv", "pillow")
 
 
 def check_options(options: Mapping[str, Any]) -> None:
@@ -42,6 +44,10 @@ def check_options(options: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} must be True or False, got {short_repr(given[name])}")
     if "size_divisor" in given:
         check_whole("size_divisor", given["size_divisor"], 0, LARGEST_DIVISOR)
+    if given.get("resize_method", RESIZE_METHODS[0]) not in RESIZE_METHODS:
+        raise ValueError(
+            f"resize_method must be one of {', '.join(RESIZE_METHODS)}, got {short_repr(given['resize_method'])}"
+        )
     size = given.get("size")
     for name, side in size.items() if isinstance(size, Mapping) else ():
         if name in SIDES and side is not None:
@@ -106,7 +112,7 @@ def _check_normalization(given: Mapping[str, Any]) -> None:
 
 
 def _check_multi_scale(settings: Any) -> None:
-    if not isinstance(settings, Mapping) or set(settings) != set(MULTI_SCALE):
+    if not isinstance(settings, Mapping) or set(settings) - set(OPTIONAL_MULTI_SCALE) != set(MULTI_SCALE):
         raise ValueError(f"multi_scale must be a dict of {', '.join(MULTI_SCALE)}, got {short_repr(settings)}")
     check_scales(settings["scales"])
     if not isinstance(settings["flip"], bool):
@@ -115,8 +121,9 @@ def _check_multi_scale(settings: Any) -> None:
         ("size_divisor", 0, LARGEST_DIVISOR),
         ("shortest_edge_at_least", 1, LARGEST_SIDE),
         ("pad_shortest_edge", 1, LARGEST_SIDE),
+        ("shrunk_edge_divisor", 1, LARGEST_DIVISOR),
     ):
-        if settings[name] is not None:
+        if settings.get(name) is not None:
             check_whole(f"{name} of multi_scale", settings[name], least, most)
 
 

@@ -6,7 +6,9 @@ transformers' processors differ: they round sizes down where mmcv rounds to the 
 five), smooth an image before they shrink it, and round label maps to other neighbours.
 """
 
+import numpy as np
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 EVERYTHING = (slice(None), slice(None))
@@ -22,6 +24,34 @@ def keep_ratio_size(height: int, width: int, short_limit: float, long_limit: flo
     """
     factor = min(long_limit / max(height, width), short_limit / min(height, width))
     return int(height * factor + 0.5), int(width * factor + 0.5)
+
+
+def shortest_edge_size(height: int, width: int, short: int, long_limit: float) -> tuple[int, int]:
+    """Return the (height, width) with the shorter side `short`, rounded as DINOv3 rounds the longer one.
+
+    Where the longer side would exceed `long_limit`, it is that of [`keep_ratio_size`].
+    """
+    longer = int(short * max(height, width) / min(height, width) + 0.5)
+    if longer > long_limit:
+        return keep_ratio_size(height, width, short, long_limit)
+    return (short, longer) if height <= width else (longer, short)
+
+
+def resize_smoothly(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Resize an image `(channels, height, width)` bilinearly with antialiasing. For uint8 the result is Pillow's.
+
+    Args:
+        size: the new (height, width).
+    """
+    if tuple(image.shape[1:]) == tuple(size):
+        return image
+    if image.dtype != torch.uint8:
+        return F.interpolate(image[None].float(), size=size, mode="bilinear", align_corners=False, antialias=True)[0]
+    channels = [
+        np.asarray(Image.fromarray(channel.cpu().numpy()).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+        for channel in image
+    ]
+    return torch.from_numpy(np.stack(channels)).to(image.device)
 
 
 def resize_image(image: torch.Tensor, size: tuple[int, int], window: tuple[slice, slice] = EVERYTHING) -> torch.Tensor:

@@ -82,7 +82,7 @@ class InferenceProtocol:
             raise ValueError(f"{type(model).__name__} has no sliding window: leave window and stride out")
         height, width = self.window
         stride = self.stride or (max(height * 2 // 3, 1), max(width * 2 // 3, 1))
-        return SlidingWindow(self.window, stride, config.window_batch_size)
+        return SlidingWindow(self.window, stride, config.window_batch_size, config.square_window_if_smaller)
 
 
 def multi_scale_settings(processor: Any) -> dict[str, Any]:

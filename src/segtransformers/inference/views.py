@@ -136,6 +136,9 @@ def _resize_options(processor: Any, image_size: tuple[int, int], scale: float) -
         size = {"height": max(int(height * scale + 0.5), 1), "width": max(int(width * scale + 0.5), 1)}
         return {"do_resize": True, "size": size}, 0
     size = {key: int(value * scale) for key, value in dict(processor.size).items() if value}
+    divisor = settings.get("shrunk_edge_divisor")
+    if divisor and scale < 1 and "shortest_edge" in size:
+        size["shortest_edge"] = -(-size["shortest_edge"] // divisor) * divisor
     options: dict[str, Any] = {"size": size, "size_divisor": settings["size_divisor"]}
     if settings["shortest_edge_at_least"] and "shortest_edge" in size:
         short = max(min(size.values()), settings["shortest_edge_at_least"])

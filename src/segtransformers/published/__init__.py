@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
-FAMILIES = ("vit_adapter", "internimage", "vit_comer", "segmenter")
+FAMILIES = ("vit_adapter", "internimage", "vit_comer", "segmenter", "dinov2", "dinov3")
 # dataset: the data set of the checkpoint. miou, miou_ms: published percent, single scale and multi-scale + flip.
 # parameters: as published. num_parameters: counted in the original code. crop_size: side in pixels, or [height, width].
 # download: address of the authors' file, or a list of addresses of it. note: conflicts of sources, missing facts.
@@ -22,7 +22,9 @@ def published_rows(family: str) -> dict[str, dict[str, Any]]:
     """Return the rows of a family, one of `FAMILIES`, by config name.
 
     A row has `PUBLISHED_FIELDS`, mmseg's resolved `model` dict, its `test_pipeline`, and `multi_scale_pipeline`, which
-    is the test pipeline of the authors' multi-scale config or None.
+    is the test pipeline of the authors' multi-scale config or None. Rows of models that the authors published as two
+    files also have `trunk_download`, the address of the backbone's file, and `config_status`, the certainty of the
+    config.
     """
     text = resources.files(__package__).joinpath(f"rows/{family}.json").read_text(encoding="utf-8")
     return json.loads(text)
@@ -68,6 +70,12 @@ def download_addresses(row: dict[str, Any]) -> list[str]:
     return [addresses] if isinstance(addresses, str) else list(addresses)
 
 
+def trunk_addresses(row: dict[str, Any]) -> list[str]:
+    """Return the addresses of the backbone's file of a row whose authors published head and backbone as two files."""
+    addresses = row.get("trunk_download") or []
+    return [addresses] if isinstance(addresses, str) else list(addresses)
+
+
 def published_outputs(row: dict[str, Any]) -> int:
     """Return the number of outputs of a row's model, which may exceed the number of classes in its data set."""
     return declared_classes(row["model"]["decode_head"])
@@ -94,4 +102,5 @@ __all__ = [
     "published_row",
     "published_rows",
     "published_table",
+    "trunk_addresses",
 ]

@@ -68,6 +68,22 @@ ORIGINALS = {
         "https://github.com/open-mmlab/mmsegmentation",
         "apache-2.0",
     ),
+    "dinov2": Original(
+        "DINOv2: Learning Robust Visual Features without Supervision",
+        "Oquab, Maxime and Darcet, Timoth{\\'e}e and Moutakanni, Th{\\'e}o and others",
+        2023,
+        "2304.07193",
+        "https://github.com/facebookresearch/dinov2",
+        "apache-2.0",
+    ),
+    "dinov3": Original(
+        "DINOv3",
+        "Sim{\\'e}oni, Oriane and Vo, Huy V. and Seitzer, Maximilian and others",
+        2025,
+        "2508.10104",
+        "https://github.com/facebookresearch/dinov3",
+        "other",
+    ),
 }
 # title of each data set, its name on the Hub if it has one, and the terms of its images
 DATA_TERMS = {
@@ -79,6 +95,7 @@ DATA_TERMS = {
     "coco_stuff164k": ("COCO-Stuff 164K", None, "those of Flickr, the source of the images"),
     "pascal_context_59": ("Pascal Context (59 classes)", None, "those of Flickr, the source of the images"),
     "pascal_context_60": ("Pascal Context (60 classes)", None, "those of Flickr, the source of the images"),
+    "voc2012": ("PASCAL VOC 2012", None, "those of Flickr, the source of the images"),
     "nyu_depth_v2": ("NYU Depth V2", None, "those of its authors"),
 }
 

@@ -17,6 +17,7 @@ from ..datasets.known import get_dataset_info
 from ..published import FAMILIES, published_rows
 
 AUG_TEST_SCALES = [0.5, 0.75, 1.0, 1.25, 1.5, 1.75]  # of the originals' `test.py --aug-test`
+_FREE_LONG_SIDE = 10**6  # pixels; a larger limit of the long side is written to leave it free
 _WHOLE_VALUES = ("size", "multi_scale")  # mappings that are replaced as a whole
 
 
@@ -79,7 +80,7 @@ def _row_settings(row: Mapping[str, Any]) -> dict[str, Any]:
         },
         "test_protocol": protocol,
         "gradient_checkpointing": model["backbone"].get("with_cp", False),
-        "drop_path_rate": model["backbone"]["drop_path_rate"],
+        "drop_path_rate": model["backbone"].get("drop_path_rate", 0.0),
         "initial_weights": model.get("pretrained"),
     }
 
@@ -93,7 +94,7 @@ def _test_protocol(row: Mapping[str, Any]) -> dict[str, Any]:
         "inference_mode": windows["mode"],
         "window_size": windows.get("crop_size"),
         "window_stride": windows.get("stride"),
-        "size": {"shortest_edge": min(size), "longest_edge": max(size)},
+        "size": _size(size),
         "size_divisor": _size_divisor(single_scale),
         "multi_scale": {
             "scales": scales.get("img_ratios", AUG_TEST_SCALES),
@@ -103,6 +104,12 @@ def _test_protocol(row: Mapping[str, Any]) -> dict[str, Any]:
             "pad_shortest_edge": multi_scale.get("PadShortSide", {}).get("size"),
         },
     }
+
+
+def _size(img_scale: Sequence[int]) -> dict[str, int]:
+    if max(img_scale) > _FREE_LONG_SIDE:
+        return {"shortest_edge": min(img_scale)}
+    return {"shortest_edge": min(img_scale), "longest_edge": max(img_scale)}
 
 
 def _size_divisor(steps: Mapping[str, Mapping[str, Any]]) -> int:

@@ -2,7 +2,8 @@
 """Training recipes as data: those of the published models, and readers for JSON and YAML files.
 
 Sources: the configs in `segmentation/configs` of czczup/ViT-Adapter, Traffic-X/ViT-CoMer and OpenGVLab/InternImage, and
-in `configs/segmenter` of open-mmlab/mmsegmentation; their READMEs for the number of GPUs.
+in `configs/segmenter` of open-mmlab/mmsegmentation; their READMEs for the number of GPUs; the configs of the heads of
+facebookresearch/dinov2.
 """
 
 import dataclasses
@@ -200,6 +201,7 @@ class Recipe:
             keeps those of the model.
         class_weights: a number for each class, or the name of a formula of `training.class_weights` ("auto"), for all
             losses that take class weights and have none. None keeps those of the model.
+        freeze_trunk: whether the trunk stays fixed, see [`parameter_efficient.freeze_trunk`].
         known_issues: names from [`KNOWN_ISSUES`] of the original's unintended behaviour.
         initial_weights: the file that the authors started from.
         source: the original config.
@@ -221,6 +223,7 @@ class Recipe:
     losses: tuple[Any, ...] | None = None
     auxiliary_losses: tuple[Any, ...] | None = None
     class_weights: str | tuple[float, ...] | None = None
+    freeze_trunk: bool = False
     known_issues: tuple[str, ...] = ()
     initial_weights: str | None = None
     source: str | None = None
@@ -233,7 +236,7 @@ class Recipe:
         _check_numbers(self, "", drop_path_rate=(0, 1))
         if self.gradient_clipping is not None:
             _check_numbers(self, "", gradient_clipping=(0, None))
-        _check_flags(self, "", "half_precision", "gradient_checkpointing")
+        _check_flags(self, "", "half_precision", "gradient_checkpointing", "freeze_trunk")
         for name in ("losses", "auxiliary_losses"):
             losses = getattr(self, name)
             if losses is not None:

@@ -25,6 +25,8 @@ class SlidingWindow:
         size: (height, width) in pixels. An image that is shorter along a side is taken whole along it.
         stride: (vertical, horizontal) step between windows in pixels, at most `size`.
         batch_size: number of windows of each image that share one forward pass.
+        square_if_smaller: whether an image that is smaller than the window on both sides is run in squares of its
+            shorter side, as DINOv3's segmentors are.
 
     Raises:
         ValueError: if a number is not whole or not positive, or a stride exceeds its side.
@@ -33,6 +35,7 @@ class SlidingWindow:
     size: tuple[int, int]
     stride: tuple[int, int]
     batch_size: int = 1
+    square_if_smaller: bool = False
 
     def __post_init__(self) -> None:
         for name in ("size", "stride"):
@@ -46,7 +49,16 @@ class SlidingWindow:
 
     def covers(self, image_size: Sequence[int]) -> bool:
         """Return whether one window holds a whole image of (height, width) pixels."""
-        return all(side <= window for side, window in zip(image_size, self.size, strict=True))
+        fitted = self.fitted(image_size)
+        return all(side <= window for side, window in zip(image_size, fitted.size, strict=True))
+
+    def fitted(self, image_size: Sequence[int]) -> "SlidingWindow":
+        """Return the window for an image of (height, width) pixels: this one, or a square in a small image."""
+        height, width = image_size[0], image_size[1]
+        if not self.square_if_smaller or height >= self.size[0] or width >= self.size[1]:
+            return self
+        side = min(height, width)
+        return SlidingWindow((side, side), (min(self.stride[0], side), min(self.stride[1], side)), self.batch_size)
 
     def indices(self, image_size: Sequence[int]) -> list[WindowIndex]:
         """Return the indices that cut the windows out of a tensor `(..., height, width)`, row by row.
@@ -124,6 +136,7 @@ def slide_bands(
         `(B, num_labels, rows, W)`; the bands together have H rows.
     """
     batch, _, height, width = pixel_values.shape
+    window = window.fitted((height, width))
     calls = _windows_of_each_call((height, width), window)
     held_rows = max(call[-1][1].stop - call[0][1].start for call in calls)
     row_counts, column_counts = (

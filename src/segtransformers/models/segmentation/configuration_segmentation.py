@@ -33,6 +33,9 @@ class SegmentationConfig(ChecksArguments, RemoteCodeConfigMixin, PreTrainedConfi
             Vertical and horizontal step between windows in pixels, at most `window_size`.
         window_batch_size (`int`, defaults to 1):
             Number of windows of each image that the network runs on at once.
+        square_window_if_smaller (`bool`, defaults to `False`):
+            Whether an image that is smaller than the window on both sides is run in squares of its shorter side, as
+            DINOv3's segmentors are, or whole.
         semantic_loss_ignore_index (`int`, defaults to 255):
             The label value of pixels that have no class.
         palette (`list` of `[red, green, blue]`, *optional*):
@@ -55,6 +58,7 @@ class SegmentationConfig(ChecksArguments, RemoteCodeConfigMixin, PreTrainedConfi
     window_size: int | list[int] | tuple[int, ...] | None = None
     window_stride: int | list[int] | tuple[int, ...] | None = None
     window_batch_size: int = 1
+    square_window_if_smaller: bool = False
     semantic_loss_ignore_index: int = 255
     palette: list[list[int]] | None = None
 
@@ -105,7 +109,9 @@ class SegmentationConfig(ChecksArguments, RemoteCodeConfigMixin, PreTrainedConfi
         if self.window_size is None or self.window_stride is None:
             raise ValueError("inference_mode='slide' needs window_size and window_stride")
         size, stride = _pair("window_size", self.window_size), _pair("window_stride", self.window_stride)
-        return SlidingWindow((size[0], size[1]), (stride[0], stride[1]), self.window_batch_size)
+        return SlidingWindow(
+            (size[0], size[1]), (stride[0], stride[1]), self.window_batch_size, self.square_window_if_smaller
+        )
 
 
 @strict
