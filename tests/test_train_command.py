@@ -228,7 +228,7 @@ def test_own_recipe_and_data_without_parts(data, tiny, tmp_path):
 
 
 def test_losses_and_class_weights_from_the_data(data, tiny, tmp_path):
-    words = ["--max_steps", 1, "--losses", "cross_entropy,dice:3", "--class-weights", "auto", "--eval_strategy", "no"]
+    words = ["--losses", "cross_entropy,dice:3", "--class-weights", "auto", "--ema", 0.9, "--max_steps", 1]
     status, output = run(*options(data, tmp_path / "out", tiny, *words))
     assert status == 0, output
     (line,) = [line for line in output.splitlines() if line.startswith("class weights: ")]
@@ -243,7 +243,8 @@ def test_losses_and_class_weights_from_the_data(data, tiny, tmp_path):
     for path in (data / "masks/train").iterdir():
         counts += np.bincount(np.asarray(Image.open(path)).ravel(), minlength=3)
     np.testing.assert_allclose(weights, np.sqrt(counts.sum() / (3 * counts)), rtol=1e-5)
-    assert json.loads((tmp_path / "out/recipe.json").read_text())["class_weights"] == "auto"
+    recipe = json.loads((tmp_path / "out/recipe.json").read_text())
+    assert recipe["class_weights"] == "auto" and recipe["weight_average"]["decay"] == 0.9
 
 
 @pytest.mark.parametrize(
@@ -260,6 +261,7 @@ def test_losses_and_class_weights_from_the_data(data, tiny, tmp_path):
         (["--output_dir", "x"], "--output_dir is not an option of this command: use --output"),
         (["--crop-size", "big"], "--crop-size must be positive numbers"),
         (["--gradient_accumulation_steps", 3], "cannot be divided among 1 processes with 3 accumulation steps"),
+        (["--ema", 2], "weight_average.decay must be a number from 0 to 1, got 2"),
         (["--losses", "dize"], "a loss needs a name of cross_entropy, binary_cross_entropy"),
         (["--losses", "dice:x"], "'dice:x' is not a loss with a weight, such as dice:3"),
         (["--class-weights", "often"], "class weights must be one of auto, inverse_square_root"),

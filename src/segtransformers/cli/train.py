@@ -3,6 +3,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import difflib
 import math
 import os
@@ -102,6 +103,10 @@ def train(
             metavar="FORMULA", help="Weights of classes in the loss: auto (from the data), a formula, or numbers."
         ),
     ] = None,
+    ema: Annotated[
+        float | None,
+        typer.Option(metavar="DECAY", help="Average the weights of all steps with this decay, such as 0.999."),
+    ] = None,
     freeze_trunk: Annotated[bool, typer.Option("--freeze-trunk", help="Keep the pre-trained trunk fixed.")] = False,
     lora_rank: Annotated[
         int | None, typer.Option(min=1, help="Train low-rank updates (LoRA) of the trunk, of this rank (needs peft).")
@@ -120,9 +125,12 @@ def train(
     """
     from ..datasets.pairs import MissingSplitError
     from ..training.loss_settings import recipe_with_losses
+    from ..training.recipes import WeightAverageSettings
 
     with _one_line():
         chosen = recipe_with_losses(_recipe(recipe), losses, class_weights)
+        if ema is not None:
+            chosen = dataclasses.replace(chosen, weight_average=WeightAverageSettings(decay=ema))
         changes = parse_training_arguments(context.args)
         _check_output(output, resume)
         options = (kind, classes, reduce_labels, label_map, image_ending, mask_ending, columns, subset)

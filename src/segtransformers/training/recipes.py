@@ -183,6 +183,36 @@ class TestProtocol:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WeightAverageSettings:
+    """A moving average of the weights (EMA): see [`WeightAverage`].
+
+    After an update the average is `decay * average + (1 - decay) * weights`.
+
+    Attributes:
+        decay: share of the old average.
+        warmup: whether the average is the plain mean of the weights until that gives new weights a share as small as
+            1 - decay. Without it, the first update copies the weights.
+        interval: number of optimizer steps from one update to the next.
+        definition: "standard", or "mmcv" for `EMAHook` (`mmcv/runner/hooks/ema.py`), which starts from the initial
+            weights and raises `1 - decay` to the power of the interval.
+        warmup_steps: `warm_up` of "mmcv".
+    """
+
+    decay: float = 0.999
+    warmup: bool = True
+    interval: int = 1
+    definition: str = "standard"
+    warmup_steps: int = 100
+
+    def __post_init__(self):
+        _check_numbers(self, "weight_average", decay=(0, 1))
+        _check_whole(self, "weight_average", interval=1, warmup_steps=0)
+        _check_flags(self, "weight_average", "warmup")
+        if self.definition not in ("standard", "mmcv"):
+            raise ValueError(f"weight_average.definition must be standard or mmcv, got {self.definition!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """All settings of a training run.
 
@@ -202,6 +232,7 @@ class Recipe:
         class_weights: a number for each class, or the name of a formula of `training.class_weights` ("auto"), for all
             losses that take class weights and have none. None keeps those of the model.
         freeze_trunk: whether the trunk stays fixed, see [`parameter_efficient.freeze_trunk`].
+        weight_average: a [`WeightAverageSettings`]; None trains without an average of the weights.
         known_issues: names from [`KNOWN_ISSUES`] of the original's unintended behaviour.
         initial_weights: the file that the authors started from.
         source: the original config.
@@ -224,6 +255,7 @@ class Recipe:
     auxiliary_losses: tuple[Any, ...] | None = None
     class_weights: str | tuple[float, ...] | None = None
     freeze_trunk: bool = False
+    weight_average: WeightAverageSettings | None = None
     known_issues: tuple[str, ...] = ()
     initial_weights: str | None = None
     source: str | None = None
@@ -290,9 +322,10 @@ class Recipe:
             ("schedule", Schedule),
             ("augmentation", AugmentationSettings),
             ("test_protocol", TestProtocol),
+            ("weight_average", WeightAverageSettings),
         )
         for part, kind in parts:
-            if part in values:
+            if part in values and not (part == "weight_average" and values[part] is None):
                 values[part] = _built(kind, values[part], part)
         return _built(cls, values, "the recipe")
 

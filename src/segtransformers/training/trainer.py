@@ -24,6 +24,7 @@ from .callbacks import EpochCallback, InterruptCallback, PredictionImageCallback
 from .parameter_efficient import unsaved_statistics
 from .samples import SAMPLE_INDEX, EvaluationDataset, IndexedDataset, TrainingDataset, collate
 from .unused_parameters import uses_all_parameters
+from .weight_average import WeightAverage
 
 if TYPE_CHECKING:
     from .recipes import Recipe
@@ -49,6 +50,8 @@ class SegmentationTrainer(Trainer):
     - The mean of Mask2Former's loss over all masks of an optimizer step, and the mean of other losses over all its
       valid pixels. `Trainer` alone averages the means of the accumulated batches and of the processes, which depend on
       how the images are divided among them.
+    - An average of the weights (EMA), if the recipe has one. Evaluations and the saved model use it; checkpoints hold
+      both, so that a resumed run is the same as an uninterrupted one. When `train` returns, the model has the average.
     - Ctrl-C and SIGTERM finish the step, save a checkpoint and raise `KeyboardInterrupt`. A second one stops at once.
     - Any other error during training saves a checkpoint of the last step before it is raised, except with FSDP and
       DeepSpeed. An error in an evaluation names the samples of the batch.
@@ -97,6 +100,10 @@ class SegmentationTrainer(Trainer):
         self.args.batch_eval_metrics = self.args.batch_eval_metrics or self._own_metric
         self.add_callback(self._interrupt)
         self.add_callback(EpochCallback())
+        average = recipe.weight_average if recipe is not None else None
+        self.weight_average = WeightAverage(average) if average is not None else None
+        if self.weight_average is not None:
+            self.add_callback(self.weight_average)
         self.prediction_images = PredictionImageCallback(prediction_images) if prediction_images else None
         if self.prediction_images is not None:
             self.prediction_images.trackers = self.callback_handler.callbacks
@@ -160,6 +167,8 @@ class SegmentationTrainer(Trainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         with self._interrupt.catching(), self._saving_at_errors():
             result = super().train(*args, **kwargs)
+        if self.weight_average is not None and not self._interrupt.stopped:
+            self.weight_average.finish()
         if self._interrupt.stopped:
             raise KeyboardInterrupt(f"stopped after step {self.state.global_step}; a checkpoint is saved")
         return result
@@ -181,7 +190,7 @@ class SegmentationTrainer(Trainer):
         scheduler: Any = self.lr_scheduler
         optimizer: Any = self.optimizer
         try:
-            self.save_model(str(folder))
+            self.save_model(str(folder), _internal_call=True)
             torch.save(optimizer.state_dict(), folder / "optimizer.pt")
             torch.save(scheduler.state_dict(), folder / "scheduler.pt")
             self.state.save_to_json(str(folder / "trainer_state.json"))
@@ -190,6 +199,30 @@ class SegmentationTrainer(Trainer):
             shutil.rmtree(folder, ignore_errors=True)
         else:
             logger.warning(f"a checkpoint of step {self.state.global_step} is saved in {folder}")
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model with the average of its weights. A checkpoint gets the weights and the average."""
+        average = self.weight_average
+        if average is None:
+            return super().save_model(output_dir, _internal_call)
+        if _internal_call:
+            super().save_model(output_dir, _internal_call)
+            average.save(Path(str(output_dir)), self.args.process_index)
+            return None
+        with average.applied():
+            return super().save_model(output_dir, _internal_call)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: Any, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.weight_average is not None:
+            network: Any = self.model if model is None else model
+            self.weight_average.load(Path(str(resume_from_checkpoint)), network, self.args.process_index)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if self.weight_average is not None:
+            network: Any = self.model
+            self.weight_average.load(Path(str(self.state.best_model_checkpoint)), network, self.args.process_index)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         own: Any = self.eval_dataset
@@ -276,11 +309,12 @@ class SegmentationTrainer(Trainer):
         if self.prediction_images is not None:
             self.prediction_images.start()
         self._is_gathered = False
-        try:
-            return super().evaluation_loop(dataloader, description, *args, **kwargs)
-        finally:
-            if self._is_gathered:
-                self._gather_shards(self.model_wrapped, False)
+        with self.weight_average.applied() if self.weight_average is not None else contextlib.nullcontext():
+            try:
+                return super().evaluation_loop(dataloader, description, *args, **kwargs)
+            finally:
+                if self._is_gathered:
+                    self._gather_shards(self.model_wrapped, False)
 
     def _gather_shards(self, model: Any, whole: bool) -> None:
         """Gather all FSDP shards in every process, or free them again.
