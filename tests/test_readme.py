@@ -21,6 +21,7 @@ from segtransformers.cli import app
 from segtransformers.datasets.scenes import write_scenes
 from segtransformers.published import FAMILIES, published_table
 from segtransformers.training import Recipe, get_recipe
+from segtransformers.training.loss_settings import check_recipe_losses
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -136,9 +137,10 @@ def test_imports_of_snippets_that_are_not_run(code):
             exec(ast.unparse(statement), {})
 
 
-def test_recipe_is_valid():
-    ((_, code),) = [block for block in BLOCKS if block[0] == "yaml"]
-    recipe = Recipe.from_dict(yaml.safe_load(code))
+def test_recipes_are_valid():
+    losses, recipe = [Recipe.from_dict(yaml.safe_load(code)) for kind, code in BLOCKS if kind == "yaml"]
+    check_recipe_losses(losses)
+    assert losses.weight_average.interval == 2 and [loss["name"] for loss in losses.losses] == ["cross_entropy", "dice"]
     assert recipe.schedule.steps == 20000
     assert recipe.crop_size == (384, 384)
     assert get_recipe("upernet_deit_adapter_tiny_512_160k_ade20k").known_issues

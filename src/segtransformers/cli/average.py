@@ -21,8 +21,11 @@ def average(
     The statistics of batch norms are averaged, too. The image processor is that of the first folder which has one.
     """
     # imports torch, which takes seconds that --help should not cost
+    from transformers.utils import logging
+
     from ..training.averaging import average_models
 
+    logging.disable_progress_bar()
     with one_line_errors(ValueError):
         check_folder(output, f"--output {output}")
         average_models(models, output)

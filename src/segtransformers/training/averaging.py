@@ -28,15 +28,15 @@ def average_models(folders: Sequence[Path], output: Path) -> None:
     """
     if len(folders) < 2:
         raise ValueError("an average needs at least two models")
+    first = _config(folders[0])
+    for folder in folders[1:]:
+        config = _config(folder)
+        different = [name for name in config.keys() | first.keys() if config.get(name) != first.get(name)]
+        if different:
+            raise ValueError(f"{folder} is another model than {folders[0]}: {', '.join(sorted(different))} differ")
     sums: dict[str, torch.Tensor] = {}
-    first: Any = None
     model: PreTrainedModel | None = None
     for folder in folders:
-        config = _config(folder)
-        if first is not None and config != first:
-            different = [name for name in config.keys() | first.keys() if config.get(name) != first.get(name)]
-            raise ValueError(f"{folder} is another model than {folders[0]}: {', '.join(sorted(different))} differ")
-        first = config
         model = AutoModelForSemanticSegmentation.from_pretrained(folder, dtype="auto", trust_remote_code=False)
         for name, tensor in model.state_dict().items():
             is_averaged = tensor.is_floating_point() and name in sums
