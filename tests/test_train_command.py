@@ -229,6 +229,7 @@ def test_own_recipe_and_data_without_parts(data, tiny, tmp_path):
 
 def test_losses_and_class_weights_from_the_data(data, tiny, tmp_path):
     words = ["--losses", "cross_entropy,dice:3", "--class-weights", "auto", "--ema", 0.9, "--max_steps", 1]
+    words += ["--sampling", "rare_class"]
     status, output = run(*options(data, tmp_path / "out", tiny, *words))
     assert status == 0, output
     (line,) = [line for line in output.splitlines() if line.startswith("class weights: ")]
@@ -261,6 +262,7 @@ def test_losses_and_class_weights_from_the_data(data, tiny, tmp_path):
         (["--output_dir", "x"], "--output_dir is not an option of this command: use --output"),
         (["--crop-size", "big"], "--crop-size must be positive numbers"),
         (["--gradient_accumulation_steps", 3], "cannot be divided among 1 processes with 3 accumulation steps"),
+        (["--sampling", "often"], "sampling.method must be rare_class or repeat_factor, got 'often'"),
         (["--ema", 2], "weight_average.decay must be a number from 0 to 1, got 2"),
         (["--losses", "dize"], "a loss needs a name of cross_entropy, binary_cross_entropy"),
         (["--losses", "dice:x"], "'dice:x' is not a loss with a weight, such as dice:3"),

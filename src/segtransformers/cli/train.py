@@ -103,6 +103,10 @@ def train(
             metavar="FORMULA", help="Weights of classes in the loss: auto (from the data), a formula, or numbers."
         ),
     ] = None,
+    sampling: Annotated[
+        str | None,
+        typer.Option(metavar="METHOD", help="Training samples by their classes: rare_class or repeat_factor."),
+    ] = None,
     ema: Annotated[
         float | None,
         typer.Option(metavar="DECAY", help="Average the weights of all steps with this decay, such as 0.999."),
@@ -125,10 +129,12 @@ def train(
     """
     from ..datasets.pairs import MissingSplitError
     from ..training.loss_settings import recipe_with_losses
-    from ..training.recipes import WeightAverageSettings
+    from ..training.recipes import SamplingSettings, WeightAverageSettings
 
     with _one_line():
         chosen = recipe_with_losses(_recipe(recipe), losses, class_weights)
+        if sampling is not None:
+            chosen = dataclasses.replace(chosen, sampling=SamplingSettings(method=sampling))
         if ema is not None:
             chosen = dataclasses.replace(chosen, weight_average=WeightAverageSettings(decay=ema))
         changes = parse_training_arguments(context.args)
@@ -183,6 +189,7 @@ def _run(
     from ..datasets.checking import class_counts
     from ..hub.publishing import check_destination
     from ..training.loss_settings import apply_losses
+    from ..training.sampling import build_sampling
     from ..training.starting_points import is_timm_trunk, starting_model
 
     logging.disable_progress_bar()
@@ -215,6 +222,7 @@ def _run(
     weights = apply_losses(network, recipe, counts)
     if weights is not None and is_main:
         typer.echo(f"class weights: {_listed_weights(weights, parts[0].id2label)}")
+    sampling = build_sampling(recipe.sampling, counts()) if recipe.sampling is not None else None
     if freeze or recipe.freeze_trunk:
         training.freeze_trunk(network)
     if lora_rank is not None:
@@ -227,7 +235,7 @@ def _run(
             arguments,
             recipe=recipe,
             train_dataset=training.TrainingDataset(
-                parts[0], augment, seed=arguments.seed, repeat=math.ceil(batch / len(parts[0]))
+                parts[0], augment, seed=arguments.seed, repeat=math.ceil(batch / len(parts[0])), sampling=sampling
             ),
             eval_dataset=training.EvaluationDataset(parts[1], processor) if len(parts) > 1 else None,
             processing_class=processor,

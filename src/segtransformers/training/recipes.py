@@ -213,6 +213,28 @@ class WeightAverageSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SamplingSettings:
+    """The choice of training samples by their classes: see [`training.sampling`].
+
+    Attributes:
+        method: "rare_class" ([`RareClassSampling`]) or "repeat_factor" ([`RepeatFactorSampling`]).
+        temperature, min_pixels: of the first.
+        threshold: of the second.
+    """
+
+    method: str = "rare_class"
+    temperature: float = 0.01
+    min_pixels: int = 3000
+    threshold: float = 0.1
+
+    def __post_init__(self):
+        if self.method not in ("rare_class", "repeat_factor"):
+            raise ValueError(f"sampling.method must be rare_class or repeat_factor, got {self.method!r}")
+        _check_numbers(self, "sampling", temperature=(1e-4, None), threshold=(0, 1))
+        _check_whole(self, "sampling", min_pixels=0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """All settings of a training run.
 
@@ -232,6 +254,7 @@ class Recipe:
         class_weights: a number for each class, or the name of a formula of `training.class_weights` ("auto"), for all
             losses that take class weights and have none. None keeps those of the model.
         freeze_trunk: whether the trunk stays fixed, see [`parameter_efficient.freeze_trunk`].
+        sampling: a [`SamplingSettings`]; None takes every sample once in an epoch.
         weight_average: a [`WeightAverageSettings`]; None trains without an average of the weights.
         known_issues: names from [`KNOWN_ISSUES`] of the original's unintended behaviour.
         initial_weights: the file that the authors started from.
@@ -255,6 +278,7 @@ class Recipe:
     auxiliary_losses: tuple[Any, ...] | None = None
     class_weights: str | tuple[float, ...] | None = None
     freeze_trunk: bool = False
+    sampling: SamplingSettings | None = None
     weight_average: WeightAverageSettings | None = None
     known_issues: tuple[str, ...] = ()
     initial_weights: str | None = None
@@ -322,10 +346,11 @@ class Recipe:
             ("schedule", Schedule),
             ("augmentation", AugmentationSettings),
             ("test_protocol", TestProtocol),
+            ("sampling", SamplingSettings),
             ("weight_average", WeightAverageSettings),
         )
         for part, kind in parts:
-            if part in values and not (part == "weight_average" and values[part] is None):
+            if part in values and not (part in ("sampling", "weight_average") and values[part] is None):
                 values[part] = _built(kind, values[part], part)
         return _built(cls, values, "the recipe")
 

@@ -3,7 +3,7 @@
 
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -11,6 +11,9 @@ from torch.utils.data import Dataset, get_worker_info
 from transformers.utils import logging
 
 from ..escaping import printable
+
+if TYPE_CHECKING:
+    from .sampling import Sampling
 
 logger = logging.get_logger(__name__)
 
@@ -29,33 +32,48 @@ class TrainingDataset(Dataset):
             `(3, h, w)` and `labels` `(h, w)`, such as [`TrainingAugmentation`].
         seed: the seed of the run.
         repeat: number of passes over `data` per epoch, for a data set that is smaller than a batch.
+        sampling: a [`Sampling`], which chooses the sample of an item. None takes all samples in order.
     """
 
-    def __init__(self, data: Any, augment: Callable[..., Mapping[str, torch.Tensor]], seed: int = 0, repeat: int = 1):
+    def __init__(
+        self,
+        data: Any,
+        augment: Callable[..., Mapping[str, torch.Tensor]],
+        seed: int = 0,
+        repeat: int = 1,
+        sampling: "Sampling | None" = None,
+    ):
         self.data, self.augment, self.seed, self.repeat = data, augment, seed, repeat
+        self.sampling = sampling
         self._warned = False
         # shared memory, so that persistent worker processes see the epoch change
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:
-        return self.repeat * len(self.data)
+        return self.repeat * (len(self.data) if self.sampling is None else len(self.sampling))
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} is outside a dataset of {len(self)}")
         if get_worker_info() is not None:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C and still needs batches
-        sample = self.data[index % len(self.data)]
+        seed = (self.seed, int(self._epoch), index)
+        sample = self.data[self._sample_of(index)]
         if not self._warned and np.all(np.asarray(sample.labels) == IGNORE_INDEX):
             self._warned = True
             name = printable(self.name(index))
             logger.warning(f"the mask of {name} has no pixel with a class; others like it are not reported")
-        seed = (self.seed, int(self._epoch), index)
         return dict(self.augment(sample.image, sample.labels, seed=seed))
 
     def name(self, index: int) -> str:
         """Return the name of a sample."""
-        return self.data.names[index % len(self.data)]
+        return self.data.names[self._sample_of(index)]
+
+    def _sample_of(self, index: int) -> int:
+        if self.sampling is None:
+            return index % len(self.data)
+        # another seed than that of the augmentation, so that crop and sample are independent
+        return self.sampling.sample((self.seed, int(self._epoch), index, 1), index % len(self.sampling))
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch; call it before the first item of the epoch is read."""
