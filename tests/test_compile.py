@@ -11,6 +11,7 @@ import shutil
 import pytest
 import torch
 from model_tests import randomise
+from test_flash_internimage import small_flash
 from test_internimage import small_internimage
 from test_seg_mask2former import small_head as small_mask2former
 from test_seg_segformer import small_segformer
@@ -54,6 +55,7 @@ MODELS = {
         small_mask2former(small_adapter(drop_path_rate=0.0))
     ),
     "upernet-internimage": lambda: upernet(small_internimage(drop_path_rate=0.0)),
+    "upernet-flash-internimage": lambda: upernet(small_flash(drop_path_rate=0.0)),
     "upernet-vit-comer": lambda: upernet(small_comer(drop_path_rate=0.0)),
     "segformer-internimage": lambda: SegSegformerForSemanticSegmentation(
         small_segformer(small_internimage(drop_path_rate=0.0))

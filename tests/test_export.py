@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from model_tests import randomise
+from test_flash_internimage import small_flash
 from test_internimage import small_internimage
 from test_seg_linear import small_linear, small_plain_vit
 from test_segmenter import small_segmenter, small_vit
@@ -94,6 +95,7 @@ MODELS = {
     **{
         f"{name}-mask2former": (lambda backbone=backbone: mask2former(backbone)) for name, backbone in BACKBONES.items()
     },
+    "flash_internimage-upernet": lambda: upernet(lambda: small_flash(depths=[1, 1, 1, 1])),
     "internimage-segformer": lambda: segformer(BACKBONES["internimage"]),
     "dinov2-linear": lambda: SegLinearForSemanticSegmentation(
         small_linear(small_plain_vit(num_hidden_layers=2, out_indices=[1, 2]))

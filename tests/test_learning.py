@@ -4,6 +4,7 @@
 import numpy as np
 import pytest
 import torch
+from test_flash_internimage import small_flash
 from training_cases import SIDE, Sample, Scenes, adapter, crop, processor, small_model, trainer
 
 from segtransformers import SegmenterViTConfig
@@ -32,7 +33,10 @@ def learner(kind: str, **changes):
             pretrain_image_size=SIDE,
         )
         return small_model(kind, backbone=backbone, decoder_drop_path_rate=0.0, **changes)
-    backbone = adapter(hidden_size=64, num_attention_heads=4)
+    if kind == "flash_internimage":
+        backbone, kind = small_flash(embed_dim=32, num_groups=[2, 4, 8, 16], drop_path_rate=0.0), "upernet"
+    else:
+        backbone = adapter(hidden_size=64, num_attention_heads=4)
     if kind == "upernet":
         return small_model(kind, backbone=backbone, hidden_size=64, classifier_dropout=0.0, **changes)
     return small_model(kind, backbone=backbone, hidden_dim=64, train_num_points=1024, **changes)
@@ -59,7 +63,10 @@ def whole(image, labels, seed):
     return {"pixel_values": normalized(np.asarray(image)), "labels": torch.from_numpy(labels.astype(np.int64))}
 
 
-@pytest.mark.parametrize(("kind", "side"), [("upernet", SIDE), ("mask2former", 2 * SIDE), ("segmenter", SIDE)])
+@pytest.mark.parametrize(
+    ("kind", "side"),
+    [("upernet", SIDE), ("mask2former", 2 * SIDE), ("segmenter", SIDE), ("flash_internimage", SIDE)],
+)
 def test_overfits_four_images(tmp_path, kind, side):
     """Reached 0.985 (UperNet), 0.964 (Mask2Former) and 0.982 (Segmenter).
 

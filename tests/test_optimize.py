@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 from model_tests import Calls, randomise
+from test_flash_internimage import small_flash
 from test_internimage import small_internimage
 from test_seg_mask2former import small_head as small_mask2former
 from test_seg_upernet import small_head as small_upernet
@@ -40,6 +41,7 @@ MODELS = {
     "vit-adapter-upernet": lambda: SegUperNetForSemanticSegmentation(small_upernet(small_config())),
     "vit-comer-upernet": lambda: SegUperNetForSemanticSegmentation(small_upernet(small_comer())),
     "internimage-upernet": lambda: SegUperNetForSemanticSegmentation(small_upernet(small_internimage())),
+    "flash-internimage-upernet": lambda: SegUperNetForSemanticSegmentation(small_upernet(small_flash())),
     "resnet-upernet": lambda: SegUperNetForSemanticSegmentation(small_upernet(RESNET)),
     "vit-adapter-mask2former": lambda: SegMask2FormerForSemanticSegmentation(small_mask2former(small_config())),
     "vit-adapter": lambda: ViTAdapterBackbone(small_config(add_trunk_features=False)),

@@ -37,7 +37,9 @@ RECORDED = [(family, name) for family in RECORDED_FAMILIES for name in recorded_
 def recorded_batch_size(row: dict) -> int:
     if "global_batch" in row:
         return row["global_batch"]
-    gpus = row.get("gpus") or int((row["readme_gpus_x_samples"] or f"{16 // row['samples_per_gpu']}x").split("x")[0])
+    gpus = row.get("gpus") or int(
+        (row.get("readme_gpus_x_samples") or f"{16 // row['samples_per_gpu']}x").split("x")[0]
+    )
     return gpus * row["samples_per_gpu"]
 
 

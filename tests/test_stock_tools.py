@@ -3,6 +3,7 @@
 
 from model_tests import BackboneCase, SegmentationCase
 from stock_tools_tests import StockToolsTests
+from test_flash_internimage import small_flash
 from test_internimage import small_internimage
 from test_seg_linear import small_linear, small_plain_vit
 from test_seg_mask2former import small_head as small_mask2former
@@ -60,6 +61,14 @@ class TestInternImage(BackboneCase, StockToolsTests):
 
     def config(self):
         return small_internimage()
+
+
+class TestFlashInternImage(BackboneCase, StockToolsTests):
+    model_class = InternImageBackbone
+    runs_in_8_bits = False
+
+    def config(self):
+        return small_flash(depthwise_kernel_size=3)
 
 
 class TestInternImageH(BackboneCase, StockToolsTests):

@@ -73,8 +73,6 @@ HEADS = {
 AUXILIARY_HEADS = ("FCNHead",)
 MASK2FORMER_SEGMENTORS = ("EncoderDecoderMask2Former", "EncoderDecoderMask2FormerAug")
 SEGMENTORS = ("EncoderDecoder", *MASK2FORMER_SEGMENTORS)
-# image classifiers that become backbones, by type name of mmseg or model type on the Hub
-CLASSIFIERS = {"InternImage": (internimage, InternImageBackbone), "internimage": (internimage, InternImageBackbone)}
 
 
 def convert_checkpoint(state_dict: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> PreTrainedModel:
@@ -84,7 +82,8 @@ def convert_checkpoint(state_dict: Mapping[str, torch.Tensor], config: Mapping[s
         state_dict: the original's tensors under their original names.
         config: the original's config: the resolved model dict of mmseg (`type="EncoderDecoder"`), or the content of an
             official Segmenter's `variant.yml` (`net_kwargs`). For an image classifier, the config.json of its Hub
-            repository (`model_type="internimage"`), or mmseg's dict of the backbone alone (`type="InternImage"`).
+            repository (`model_type="internimage"`), or mmseg's dict of the backbone alone (`type="InternImage"` or
+            `"FlashInternImage"`).
 
     Returns:
         the model, or for a classifier its backbone. It shares memory with `state_dict`.
@@ -141,7 +140,7 @@ def empty_model(config: Mapping[str, Any]) -> tuple[PreTrainedModel, list[Rule],
             official = SegmenterForSemanticSegmentation(segmenter.read_variant(config))
         return official, segmenter.OFFICIAL_RULES, dict
     kind = segmentor.take("model_type", None) or segmentor.take("type", None)
-    if isinstance(kind, str) and kind in CLASSIFIERS:
+    if isinstance(kind, str) and kind in internimage.CLASSIFIERS:
         return _empty_backbone(segmentor, kind)
     if kind == dinov3.KIND:
         with _config_errors(), torch.device("meta"):
@@ -211,19 +210,18 @@ def backbone_of_classifier(config: Mapping[str, Any], state_dict: Mapping[str, t
     if not isinstance(backbone, Mapping):
         return config
     kind = backbone.get("type")
-    if not isinstance(kind, str) or kind not in CLASSIFIERS:
+    if not isinstance(kind, str) or kind not in internimage.CLASSIFIERS:
         return config
     return config if any("decode_head." in str(name) for name in state_dict) else backbone
 
 
 def _empty_backbone(settings: Settings, kind: str) -> tuple[PreTrainedModel, list[Rule], Callable]:
     """Build the backbone of an image classifier, as [`empty_model`] does."""
-    module, model_class = CLASSIFIERS[kind]
     with _config_errors():
-        config = module.read_config(settings)
+        config = internimage.CLASSIFIERS[kind](settings)
     with torch.device("meta"):
-        model = model_class(config)
-    return model, module.CLASSIFIER_RULES, functools.partial(module.with_layer_scale, config)
+        model = InternImageBackbone(config)
+    return model, internimage.CLASSIFIER_RULES, functools.partial(internimage.with_layer_scale, config)
 
 
 @contextlib.contextmanager

@@ -113,6 +113,7 @@ BACKBONES = {
     "segmenter": ("VisionTransformer", VARIANT),
     "dinov2": (dinov2.BACKBONE,),
     "dinov3": (dinov3.KIND,),
+    "flash_internimage": ("FlashInternImage",),
 }
 
 

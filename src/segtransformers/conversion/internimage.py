@@ -1,13 +1,15 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""InternImage backbones of OpenGVLab/InternImage, from segmentors and from image classifiers.
+"""InternImage and FlashInternImage backbones, from segmentors and from image classifiers.
 
-Sources: `segmentation/mmseg_custom/models/backbones` for segmentors; `classification/huggingface` for the layout of
-classifiers on the Hub. Classifiers also exist as `.pth` files.
+Sources: `segmentation/mmseg_custom/models/backbones` of OpenGVLab/InternImage and OpenGVLab/DCNv4 for segmentors;
+`classification/huggingface` of the first for the layout of classifiers on the Hub. Classifiers also exist as `.pth`
+files.
 """
 
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
@@ -23,6 +25,10 @@ _DCN_PARTS = (
     ("mask", "mask"),
     ("input_proj", "input_proj"),
     ("output_proj", "output_proj"),
+    # FlashInternImage
+    ("offset_mask_dw", "depthwise"),
+    ("offset_mask", "offset_mask"),
+    ("value_proj", "input_proj"),
 )
 _BLOCK = r"levels\.(\d)\.blocks\.(\d+)\."
 RULES = [
@@ -69,6 +75,31 @@ CLASSIFIER_RULES = [
 
 def read_config(settings: Settings) -> InternImageConfig:
     """Convert the settings of mmseg's `InternImage`, or of the Hub's `internimage`; the defaults are the original's."""
+    own = {
+        "layer_scale_init_value": settings.take("layer_scale", None),
+        "depthwise_kernel_size": settings.take("dw_kernel_size", None) or 3,
+    }
+    # DCNv3_pytorch computes the same as DCNv3
+    settings.expect("core_op", "DCNv3", "DCNv3_pytorch")
+    settings.expect("use_dcn_v4_op", False)  # DCNv4's kernel on DCNv3's layer rounds differently; no model uses it
+    return _read_common(settings, own)
+
+
+def read_flash_config(settings: Settings) -> InternImageConfig:
+    """Convert the settings of mmseg's `FlashInternImage`; the defaults are the original's."""
+    own = {
+        "core_operator": "dcnv4",
+        "layer_scale_init_value": settings.take("layer_scale", None),
+        "depthwise_kernel_size": settings.take("dw_kernel_size", None),
+        "output_bias": settings.take("dcn_output_bias", False),
+        "mlp_output_bias": settings.take("mlp_fc2_bias", False),
+    }
+    settings.expect("core_op", "DCNv4")
+    return _read_common(settings, own)
+
+
+def _read_common(settings: Settings, own: Mapping[str, Any]) -> InternImageConfig:
+    """Convert the settings that both backbones have, and add those that differ."""
     block_ids = settings.take("level2_post_norm_block_ids", None)
     if not settings.take("level2_post_norm", False):
         block_ids = None
@@ -86,18 +117,14 @@ def read_config(settings: Settings) -> InternImageConfig:
         mlp_ratio=settings.take("mlp_ratio", 4.0),
         post_norm=settings.take("post_norm", False),
         res_post_norm=settings.take("res_post_norm", False),
-        layer_scale_init_value=settings.take("layer_scale", None),
         offset_scale=settings.take("offset_scale", 1.0),
-        depthwise_kernel_size=settings.take("dw_kernel_size", None) or 3,
         center_feature_scale=settings.take("center_feature_scale", False),
         remove_center=settings.take("remove_center", False),
         stage3_norm_block_ids=block_ids,
         drop_path_rate=settings.take("drop_path_rate", 0.2),
         out_features=[f"stage{index + 1}" for index in stages],
+        **own,
     )
-    # DCNv3_pytorch computes the same as DCNv3. DCNv4 rounds differently, and no published model uses it
-    settings.expect("core_op", "DCNv3", "DCNv3_pytorch")
-    settings.expect("use_dcn_v4_op", False)
     settings.expect("act_layer", "GELU")
     settings.expect("norm_layer", "LN")
     settings.expect("drop_rate", 0.0)
@@ -125,4 +152,6 @@ def with_layer_scale(config: InternImageConfig, state_dict: Mapping[str, torch.T
     }
 
 
-BACKBONES = {"InternImage": Backbone(RULES, read_config)}
+BACKBONES = {"InternImage": Backbone(RULES, read_config), "FlashInternImage": Backbone(RULES, read_flash_config)}
+# readers of image classifiers' configs, by type name of mmseg or model type on the Hub
+CLASSIFIERS = {"InternImage": read_config, "internimage": read_config, "FlashInternImage": read_flash_config}

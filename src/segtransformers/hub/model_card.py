@@ -159,6 +159,8 @@ def _family(backbone: Mapping[str, Any]) -> str | None:
     kind, trunk = str(backbone.get("model_type", "")), str(backbone.get("trunk", ""))
     if kind == "seg_plain_vit":
         return next((family for family in _TRUNK_FAMILIES if family in trunk), None)
+    if kind == "seg_internimage" and backbone.get("core_operator") == "dcnv4":
+        return "flash_internimage"
     return _FAMILIES.get(kind)
 
 

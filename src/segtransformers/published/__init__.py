@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
-FAMILIES = ("vit_adapter", "internimage", "vit_comer", "segmenter", "dinov2", "dinov3")
+FAMILIES = ("vit_adapter", "internimage", "vit_comer", "segmenter", "dinov2", "dinov3", "flash_internimage")
 # dataset: the data set of the checkpoint. miou, miou_ms: published percent, single scale and multi-scale + flip.
 # parameters: as published. num_parameters: counted in the original code. crop_size: side in pixels, or [height, width].
 # download: address of the authors' file, or a list of addresses of it. note: conflicts of sources, missing facts.

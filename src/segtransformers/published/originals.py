@@ -52,6 +52,15 @@ ORIGINALS = {
         "https://github.com/OpenGVLab/InternImage",
         "mit",
     ),
+    "flash_internimage": Original(
+        "Efficient Deformable ConvNets: Rethinking Dynamic and Sparse Operator for Vision Applications",
+        "Xiong, Yuwen and Li, Zhiqi and Chen, Yuntao and Wang, Feng and Zhu, Xizhou and Luo, Jiapeng and Wang, Wenhai "
+        "and Lu, Tong and Li, Hongsheng and Qiao, Yu and Lu, Lewei and Zhou, Jie and Dai, Jifeng",
+        2024,
+        "2401.06197",
+        "https://github.com/OpenGVLab/DCNv4",
+        "mit",
+    ),
     "vit_comer": Original(
         "ViT-CoMer: Vision Transformer with Convolutional Multi-scale Feature Interaction for Dense Predictions",
         "Xia, Chunlong and Wang, Xinliang and Lv, Feng and Hao, Xin and Shi, Yifeng",

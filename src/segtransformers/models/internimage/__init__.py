@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""InternImage: a backbone of deformable convolutions."""
+"""InternImage and FlashInternImage: a backbone of deformable convolutions."""
 
 from .configuration_internimage import InternImageConfig
 from .modeling_internimage import InternImageBackbone

@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""InternImage configuration."""
+"""InternImage and FlashInternImage configuration."""
 
 import math
 
@@ -11,6 +11,7 @@ from ...remote_code import RemoteCodeConfigMixin
 from ...whole_numbers import check_whole_fields
 from ..layers.config_arguments import LARGEST_WIDTH, MOST_LAYERS, ChecksArguments
 
+CORE_OPERATORS = ("dcnv3", "dcnv4")
 KERNEL_SIZE = 3  # of every deformable convolution
 NUM_STAGES = 4
 LARGEST_KERNEL = 1001
@@ -19,7 +20,8 @@ LARGEST_KERNEL = 1001
 @strict
 class InternImageConfig(BackboneConfigMixin, ChecksArguments, RemoteCodeConfigMixin, PreTrainedConfig):
     r"""
-    Configuration of [`InternImageBackbone`]. The defaults are those of InternImage-T for segmentation.
+    Configuration of [`InternImageBackbone`]. The defaults are those of InternImage-T for segmentation. FlashInternImage
+    is InternImage with `core_operator="dcnv4"`.
 
     Args:
         num_channels (`int`, defaults to 3):
@@ -30,6 +32,9 @@ class InternImageConfig(BackboneConfigMixin, ChecksArguments, RemoteCodeConfigMi
             Blocks of each stage.
         num_groups (four `int`, defaults to `(4, 8, 16, 32)`):
             Groups of each stage's deformable convolutions. Each group has its own sampling points and weights.
+        core_operator (`str`, defaults to `"dcnv3"`):
+            The deformable convolution: `"dcnv3"`, or `"dcnv4"`, which predicts offsets and weights by one linear layer
+            and has no softmax over the weights.
         mlp_ratio (`float`, defaults to 4.0):
             Hidden width of a block's feed-forward network over its channels.
         post_norm (`bool`, defaults to `False`):
@@ -41,10 +46,16 @@ class InternImageConfig(BackboneConfigMixin, ChecksArguments, RemoteCodeConfigMi
             Initial value of the layer scale of both branches. None leaves the layer scales out.
         offset_scale (`float`, defaults to 1.0):
             Distance in pixels between neighbouring sampling points at zero offsets; also a factor on the offsets.
-        depthwise_kernel_size (`int`, defaults to 3):
-            Side of the depthwise convolution that precedes the prediction of offsets and weights; odd.
+        depthwise_kernel_size (`int`, *optional*, defaults to 3):
+            Side of the depthwise convolution that precedes the prediction of offsets and weights; odd. None, with DCNv4
+            only, predicts them from the features directly.
         center_feature_scale (`bool`, defaults to `False`):
-            Whether a gate of each group mixes the sampled value with the value at the output pixel.
+            Whether a gate of each group mixes the sampled value with the value at the output pixel. With `post_norm` it
+            also adds a norm at the end of each stage. DCNv4 has no gates, so this norm is all that it adds there.
+        output_bias (`bool`, defaults to `True`):
+            Whether the output projections of the deformable convolutions have a bias.
+        mlp_output_bias (`bool`, defaults to `True`):
+            Whether the second linear layer of the feed-forward networks has a bias.
         remove_center (`bool`, defaults to `False`):
             Whether the deformable convolutions leave out the center of their nine points.
         stage3_norm_block_ids (`list[int]`, *optional*):
@@ -81,13 +92,16 @@ class InternImageConfig(BackboneConfigMixin, ChecksArguments, RemoteCodeConfigMi
     embed_dim: int = 64
     depths: list[int] | tuple[int, ...] = (4, 4, 18, 4)
     num_groups: list[int] | tuple[int, ...] = (4, 8, 16, 32)
+    core_operator: str = "dcnv3"
     mlp_ratio: float | int = 4.0
     post_norm: bool = False
     res_post_norm: bool = False
     layer_scale_init_value: float | int | None = 1.0
     offset_scale: float | int = 1.0
-    depthwise_kernel_size: int = 3
+    depthwise_kernel_size: int | None = 3
     center_feature_scale: bool = False
+    output_bias: bool = True
+    mlp_output_bias: bool = True
     remove_center: bool = False
     stage3_norm_block_ids: list[int] | tuple[int, ...] | None = None
     drop_path_rate: float | int = 0.0
@@ -115,6 +129,10 @@ class InternImageConfig(BackboneConfigMixin, ChecksArguments, RemoteCodeConfigMi
     def _check(self) -> None:
         check_whole_fields(self, ("num_channels", "embed_dim", "num_groups"), LARGEST_WIDTH)
         check_whole_fields(self, ("depths",), MOST_LAYERS)
+        if self.core_operator not in CORE_OPERATORS:
+            raise ValueError(f"core_operator must be one of {', '.join(CORE_OPERATORS)}, got {self.core_operator!r}")
+        if self.depthwise_kernel_size is None and self.core_operator == "dcnv3":
+            raise ValueError('depthwise_kernel_size must be an odd number with core_operator "dcnv3", got None')
         check_whole_fields(self, ("depthwise_kernel_size",), LARGEST_KERNEL)
         if self.embed_dim < 2 or self.embed_dim % 2:
             raise ValueError(f"embed_dim must be an even number of channels, got {self.embed_dim}")
@@ -130,7 +148,7 @@ class InternImageConfig(BackboneConfigMixin, ChecksArguments, RemoteCodeConfigMi
                 raise ValueError(f"{name} must be more than 0, got {getattr(self, name)}")
         if int(self.embed_dim * self.mlp_ratio) < 1:
             raise ValueError(f"mlp_ratio ({self.mlp_ratio}) leaves no channel of {self.embed_dim}")
-        if self.depthwise_kernel_size < 1 or self.depthwise_kernel_size % 2 == 0:
+        if self.depthwise_kernel_size is not None and self.depthwise_kernel_size % 2 == 0:
             raise ValueError(f"depthwise_kernel_size must be odd, got {self.depthwise_kernel_size}")
         if not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"drop_path_rate must be a rate in [0, 1), got {self.drop_path_rate}")

@@ -2,7 +2,9 @@
 """InternImage: Exploring Large-Scale Vision Foundation Models with Deformable Convolutions.
 
 Source: https://arxiv.org/abs/2211.05778. Behaviour follows `segmentation/mmseg_custom/models/backbones/intern_image.py`
-and, where it has more options, `classification/models/intern_image.py` of OpenGVLab/InternImage.
+and, where it has more options, `classification/models/intern_image.py` of OpenGVLab/InternImage. FlashInternImage
+(https://arxiv.org/abs/2401.06197) follows `segmentation/mmseg_custom/models/backbones/flash_intern_image.py` of
+OpenGVLab/DCNv4.
 """
 
 import math
@@ -17,7 +19,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BackboneOutput
 from transformers.utils import can_return_tuple
 
-from ...operators import DeformableConvolutionV3
+from ...operators import DeformableConvolutionV3, DeformableConvolutionV4
+from ...operators.deformable_convolution import packed_width
 from ..layers.drop_path import DropPath
 from ..layers.hidden_states import hidden_states_selection, select_hidden_states
 from ..layers.initialization import SegmentationModelMixin
@@ -89,7 +92,7 @@ class InternImageDeformableConvolution(nn.Module):
         self.mask = nn.Linear(channels, groups * self.num_points)
         self.center_gate = nn.Linear(channels, groups) if config.center_feature_scale else None
         self.input_proj = nn.Linear(channels, channels)
-        self.output_proj = nn.Linear(channels, channels)
+        self.output_proj = nn.Linear(channels, channels, bias=config.output_bias)
         self.convolution = DeformableConvolutionV3()
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
@@ -124,9 +127,70 @@ class InternImageDeformableConvolution(nn.Module):
             if linear is not None:
                 init.zeros_(linear.weight)
                 init.zeros_(linear.bias)
-        for projection in (self.input_proj, self.output_proj):
-            init.xavier_uniform_(projection.weight)
+        _init_projections(self.input_proj, self.output_proj)
+
+
+def _init_projections(*projections: nn.Linear) -> None:
+    for projection in projections:
+        init.xavier_uniform_(projection.weight)
+        if projection.bias is not None:
             init.zeros_(projection.bias)
+
+
+class InternImageDeformableConvolutionV4(nn.Module):
+    """Deformable convolution v4 with its projections. Its weights have no softmax, so they may have any sign and sum.
+
+    Args:
+        channels: of input and output.
+        groups: parts of the channels, each with its own sampling points and weights.
+    """
+
+    def __init__(self, config: InternImageConfig, channels: int, groups: int):
+        super().__init__()
+        self.groups = groups
+        self.offset_scale = float(config.offset_scale)
+        self.remove_center = config.remove_center
+        side = config.depthwise_kernel_size
+        self.depthwise = None
+        if side is not None:
+            self.depthwise = nn.Conv2d(channels, channels, kernel_size=side, padding=side // 2, groups=channels)
+        self.num_points = KERNEL_SIZE**2 - int(config.remove_center)
+        self.offset_mask = nn.Linear(channels, packed_width(groups, self.num_points))
+        self.input_proj = nn.Linear(channels, channels)
+        self.output_proj = nn.Linear(channels, channels, bias=config.output_bias)
+        self.convolution = DeformableConvolutionV4()
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """From and to `(B, h, w, C)`."""
+        value = self.input_proj(features)
+        guide = features
+        if self.depthwise is not None:
+            guide = _channels_last(self.depthwise(_channels_first(features)))
+        sampled = self.convolution(
+            value,
+            without_autocast(self.offset_mask, guide),
+            (KERNEL_SIZE, KERNEL_SIZE),
+            (1, 1),
+            (KERNEL_SIZE // 2, KERNEL_SIZE // 2),
+            (1, 1),
+            self.groups,
+            self.offset_scale,
+            self.remove_center,
+        )
+        return self.output_proj(sampled)
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Start with no offsets and equal weights of all points, as DCNv3 does.
+
+        The original starts with weights of zero. The norm after such a layer would divide by almost zero.
+        """
+        numbers = torch.zeros(self.offset_mask.out_features)
+        by_group = numbers[: self.groups * self.num_points * 3].view(self.groups, -1)
+        by_group[:, self.num_points * 2 :] = 1 / self.num_points
+        init.zeros_(self.offset_mask.weight)
+        init.copy_(self.offset_mask.bias, numbers)
+        _init_projections(self.input_proj, self.output_proj)
 
 
 class InternImageMLP(nn.Module):
@@ -136,7 +200,7 @@ class InternImageMLP(nn.Module):
         super().__init__()
         self.fc1 = nn.Linear(channels, int(channels * config.mlp_ratio))
         self.act = nn.GELU()
-        self.fc2 = nn.Linear(int(channels * config.mlp_ratio), channels)
+        self.fc2 = nn.Linear(int(channels * config.mlp_ratio), channels, bias=config.mlp_output_bias)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """From and to `(..., C)`."""
@@ -177,7 +241,9 @@ class InternImageBlock(GradientCheckpointingLayer):
 
     def __init__(self, config: InternImageConfig, channels: int, groups: int, drop_path_rate: float):
         super().__init__()
-        convolution = InternImageDeformableConvolution(config, channels, groups)
+        is_v4 = config.core_operator == "dcnv4"
+        layer_class = InternImageDeformableConvolutionV4 if is_v4 else InternImageDeformableConvolution
+        convolution = layer_class(config, channels, groups)
         self.spatial = InternImageBranch(config, channels, convolution, drop_path_rate)
         self.channel = InternImageBranch(config, channels, InternImageMLP(config, channels), drop_path_rate)
 
@@ -238,7 +304,7 @@ class InternImagePreTrainedModel(SegmentationModelMixin, PreTrainedModel):
             if module.bias is not None:
                 bound = 1 / math.sqrt(module.weight[0].numel())
                 init.uniform_(module.bias, -bound, bound)
-        elif isinstance(module, InternImageDeformableConvolution):
+        elif isinstance(module, (InternImageDeformableConvolution, InternImageDeformableConvolutionV4)):
             module.init_weights()
         elif isinstance(module, InternImageBranch) and module.gamma is not None:
             init.constant_(module.gamma, float(self.config.layer_scale_init_value))
