@@ -30,6 +30,14 @@ if TYPE_CHECKING:
     )
     from .models.trunk import trunk_normalization
     from .models.upernet import SegUperNetConfig, SegUperNetForSemanticSegmentation
+    from .models.variants import (
+        SegConvNextBackbone,
+        SegConvNextConfig,
+        SegResNetBackbone,
+        SegResNetConfig,
+        SegSwinBackbone,
+        SegSwinConfig,
+    )
     from .models.vit_adapter import ViTAdapterBackbone, ViTAdapterConfig
     from .models.vit_comer import ViTCoMerBackbone, ViTCoMerConfig
 else:
@@ -53,6 +61,14 @@ else:
             ),
             "models.trunk": ("trunk_normalization",),
             "models.upernet": ("SegUperNetConfig", "SegUperNetForSemanticSegmentation"),
+            "models.variants": (
+                "SegConvNextBackbone",
+                "SegConvNextConfig",
+                "SegResNetBackbone",
+                "SegResNetConfig",
+                "SegSwinBackbone",
+                "SegSwinConfig",
+            ),
             "models.vit_adapter": ("ViTAdapterBackbone", "ViTAdapterConfig"),
             "models.vit_comer": ("ViTCoMerBackbone", "ViTCoMerConfig"),
         },
@@ -78,12 +94,18 @@ __all__ = [
     "InternImageConfig",
     "PlainViTBackbone",
     "PlainViTConfig",
+    "SegConvNextBackbone",
+    "SegConvNextConfig",
     "SegLinearConfig",
     "SegLinearForSemanticSegmentation",
     "SegMask2FormerConfig",
     "SegMask2FormerForSemanticSegmentation",
+    "SegResNetBackbone",
+    "SegResNetConfig",
     "SegSegformerConfig",
     "SegSegformerForSemanticSegmentation",
+    "SegSwinBackbone",
+    "SegSwinConfig",
     "SegUperNetConfig",
     "SegUperNetForSemanticSegmentation",
     "SegmentationImageProcessor",

@@ -11,6 +11,7 @@ from ..published import published_rows
 from .checkpoint import Checkpoint
 from .config_text import LARGEST_TEXT, check_values, parse_config, parse_variant
 from .mapping import ConversionError
+from .scopes import without_scopes
 
 VARIANT = "variant.yml"  # name of the config that the official Segmenter writes beside its checkpoints
 CONFIG_VARIABLES = ("model", "test_pipeline", "train_pipeline")
@@ -19,8 +20,6 @@ _PIPELINE_PATHS = {
     "test_pipeline": ("data.test.pipeline", "test_dataloader.dataset.pipeline"),
     "train_pipeline": ("data.train.pipeline", "train_dataloader.dataset.pipeline"),
 }
-# registries of MMSegmentation 1.x: the prefix of a type, or the value of `_scope_`
-_SCOPES = ("mmengine", "mmcv", "mmdet", "mmpretrain", "mmseg", "mmsegextension", "mmsegext")
 
 
 def read_config(name: str, family: str) -> dict[str, Any]:
@@ -94,23 +93,10 @@ def _parsed(text: str) -> dict[str, Any]:
 def _checked_config(config: Any, where: str) -> dict[str, Any]:
     """Return the config as a dict with the key `model`; a model dict alone becomes its value."""
     check_values(config, where)
-    config = _without_scopes(config)
+    config = without_scopes(config)
     if isinstance(config, dict) and "model" not in config:
         config = {"model": config}
     model = config["model"] if isinstance(config, dict) else None
     if not isinstance(model, dict) or not {"type", "model_type", "net_kwargs"} & model.keys():
         raise ConversionError(f"{where} has no model dict with a type")
     return config
-
-
-def _without_scopes(value: Any) -> Any:
-    """Remove the registries' names, which MMSegmentation 0.x does not write."""
-    if isinstance(value, list | tuple):
-        return type(value)(_without_scopes(item) for item in value)
-    if not isinstance(value, dict):
-        return value
-    cleaned = {key: _without_scopes(item) for key, item in value.items() if key != "_scope_"}
-    kind = cleaned.get("type")
-    if isinstance(kind, str) and kind.partition(".")[0] in _SCOPES:
-        cleaned["type"] = kind.rpartition(".")[2]
-    return cleaned

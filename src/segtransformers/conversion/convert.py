@@ -26,6 +26,7 @@ from . import (
     eva01,
     internimage,
     mask2former,
+    mmseg_zoo,
     segformer,
     segmenter,
     upernet,
@@ -47,6 +48,7 @@ from .mapping import (
 )
 from .protocol import read_test_cfg
 from .report import ConversionReport
+from .scopes import without_scopes
 
 logger = logging.get_logger(__name__)
 
@@ -55,6 +57,7 @@ BACKBONES = {
     **dinov2.BACKBONES,
     **eva01.BACKBONES,
     **internimage.BACKBONES,
+    **mmseg_zoo.BACKBONES,
     **segmenter.BACKBONES,
     **vit_adapter.BACKBONES,
     **vit_comer.BACKBONES,
@@ -102,6 +105,7 @@ def convert_with_report(
     state_dict: Mapping[str, torch.Tensor], config: Mapping[str, Any]
 ) -> tuple[PreTrainedModel, ConversionReport]:
     """Convert as [`convert_checkpoint`] and also report the use of every tensor."""
+    config = _without_scopes(config)
     original, averages = separate_averages(checked_tensors(state_dict))
     config, weights, changed = with_two_classes(config, original)
     config = segmenter.with_patch_bias(with_actual_classes(config, weights), weights)
@@ -133,8 +137,8 @@ def empty_model(config: Mapping[str, Any]) -> tuple[PreTrainedModel, list[Rule],
     Raises:
         ConversionError: naming the setting that cannot be converted.
     """
+    config = _without_scopes(config)
     segmentor = Settings(config, "the model config")
-    _check_numbers(config)
     if segmentor.take("net_kwargs", None) is not None:
         with _config_errors(), torch.device("meta"):
             official = SegmenterForSemanticSegmentation(segmenter.read_variant(config))
@@ -155,6 +159,9 @@ def empty_model(config: Mapping[str, Any]) -> tuple[PreTrainedModel, list[Rule],
     if kind in MASK2FORMER_SEGMENTORS and isinstance(decode_head, Mapping) and train_cfg is not None:
         decode_head = {**decode_head, "train_cfg": train_cfg}  # these pass it to the head, whose losses read it
     head, head_kind = _take_type(decode_head, "decode_head", HEADS)
+    fields: dict[str, Any] = {}
+    if head_kind == "Mask2FormerHead" and kind not in MASK2FORMER_SEGMENTORS:
+        fields["resize_mask_logits"] = True  # of MMSegmentation 1.x, whose head resizes masks before it sums them
     auxiliary = segmentor.take("auxiliary_head", None)
     if isinstance(auxiliary, list | tuple):
         if len(auxiliary) > 1:
@@ -168,7 +175,7 @@ def empty_model(config: Mapping[str, Any]) -> tuple[PreTrainedModel, list[Rule],
             "the model config has no test_cfg: add the mode, crop_size and stride of the sliding windows from the "
             "config that is published beside the checkpoint"
         )
-    protocol = read_test_cfg(segmentor.take("test_cfg", None))
+    fields |= read_test_cfg(segmentor.take("test_cfg", None))
     segmentor.drop("pretrained", "init_cfg", "data_preprocessor")
     segmentor.finish()
 
@@ -179,8 +186,16 @@ def empty_model(config: Mapping[str, Any]) -> tuple[PreTrainedModel, list[Rule],
     elif eva01.is_own(backbone_kind, backbone):
         known = eva01.BACKBONE
     with _config_errors(), torch.device("meta"):
-        model = known_head.model_class(known_head.read_config(head, auxiliary, known.read_config(backbone), **protocol))
+        model = known_head.model_class(known_head.read_config(head, auxiliary, known.read_config(backbone), **fields))
     return model, [*prefixed("backbone.", known.rules), *known_head.rules], known.prepare
+
+
+def _without_scopes(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Check the numbers of a config, and remove the names of registries from it."""
+    if not isinstance(config, Mapping):  # `Settings` refuses it by name
+        return config
+    _check_numbers(config)
+    return without_scopes(dict(config))
 
 
 def _check_numbers(config: Mapping[str, Any]) -> None:

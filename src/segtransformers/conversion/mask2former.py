@@ -1,5 +1,8 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Mask2Former of the ViT-Adapter, ViT-CoMer and InternImage repositories (`Mask2FormerHead`)."""
+"""Mask2Former of the ViT-Adapter, ViT-CoMer and InternImage repositories, and of MMSegmentation 1.x (`Mask2FormerHead`).
+
+MMSegmentation 1.0.0rc3 has the names and settings of the former, later versions have others.
+"""
 
 import math
 from collections.abc import Mapping
@@ -15,6 +18,16 @@ from .mapping import MOST_CLASSES, MOST_LAYERS, ConversionError, Rule, Settings,
 
 logger = logging.get_logger(__name__)
 
+# by the model type of their configs
+ANY_SIZE_BACKBONES = (
+    "convnext",
+    "resnet",
+    "seg_convnext",
+    "seg_internimage",
+    "seg_resnet",
+    "seg_swin",
+    "swin",
+)
 _PIXEL_DECODER = [
     *(
         Rule(rf"{theirs}\.{part}\.(.+)", rf"{ours}.{index}.\{group}")
@@ -26,23 +39,24 @@ _PIXEL_DECODER = [
         for index, part in enumerate(("conv", "gn"))
     ),
     Rule(r"level_encoding\.weight", r"level_embed"),
-    Rule(r"encoder\.layers\.(\d+)\.attentions\.0\.(.+)", r"encoder.layers.\1.self_attn.\2"),
+    Rule(r"encoder\.layers\.(\d+)\.(?:attentions\.0|self_attn)\.(.+)", r"encoder.layers.\1.self_attn.\2"),
     Rule(r"encoder\.layers\.(\d+)\.norms\.0\.(.+)", r"encoder.layers.\1.self_attn_layer_norm.\2"),
     Rule(r"encoder\.layers\.(\d+)\.norms\.1\.(.+)", r"encoder.layers.\1.final_layer_norm.\2"),
-    Rule(r"encoder\.layers\.(\d+)\.ffns\.0\.layers\.0\.0\.(.+)", r"encoder.layers.\1.fc1.\2"),
-    Rule(r"encoder\.layers\.(\d+)\.ffns\.0\.layers\.1\.(.+)", r"encoder.layers.\1.fc2.\2"),
+    Rule(r"encoder\.layers\.(\d+)\.(?:ffns\.0|ffn)\.layers\.0\.0\.(.+)", r"encoder.layers.\1.fc1.\2"),
+    Rule(r"encoder\.layers\.(\d+)\.(?:ffns\.0|ffn)\.layers\.1\.(.+)", r"encoder.layers.\1.fc2.\2"),
     Rule(r"mask_feature\.(.+)", r"mask_projection.\1"),
 ]
 _LAYER = r"transformer_decoder\.layers\.(\d+)\."
+_SELF = r"(?:attentions\.1|self_attn)\.attn\."
 _DECODER = [
-    Rule(_LAYER + r"attentions\.0\.attn\.(.+)", r"decoder.layers.\1.cross_attn.\2"),
-    Rule(_LAYER + r"attentions\.1\.attn\.in_proj_(.+)", r"decoder.layers.\1.self_attn.{part}_proj.\2", parts="qkv"),
-    Rule(_LAYER + r"attentions\.1\.attn\.(.+)", r"decoder.layers.\1.self_attn.\2"),
+    Rule(_LAYER + r"(?:attentions\.0|cross_attn)\.attn\.(.+)", r"decoder.layers.\1.cross_attn.\2"),
+    Rule(_LAYER + _SELF + r"in_proj_(.+)", r"decoder.layers.\1.self_attn.{part}_proj.\2", parts="qkv"),
+    Rule(_LAYER + _SELF + r"(.+)", r"decoder.layers.\1.self_attn.\2"),
     Rule(_LAYER + r"norms\.0\.(.+)", r"decoder.layers.\1.cross_attn_layer_norm.\2"),
     Rule(_LAYER + r"norms\.1\.(.+)", r"decoder.layers.\1.self_attn_layer_norm.\2"),
     Rule(_LAYER + r"norms\.2\.(.+)", r"decoder.layers.\1.final_layer_norm.\2"),
-    Rule(_LAYER + r"ffns\.0\.layers\.0\.0\.(.+)", r"decoder.layers.\1.fc1.\2"),
-    Rule(_LAYER + r"ffns\.0\.layers\.1\.(.+)", r"decoder.layers.\1.fc2.\2"),
+    Rule(_LAYER + r"(?:ffns\.0|ffn)\.layers\.0\.0\.(.+)", r"decoder.layers.\1.fc1.\2"),
+    Rule(_LAYER + r"(?:ffns\.0|ffn)\.layers\.1\.(.+)", r"decoder.layers.\1.fc2.\2"),
     Rule(r"transformer_decoder\.post_norm\.(.+)", r"decoder.layernorm.\1"),
     *(
         Rule(rf"mask_embed\.{2 * index}\.(.+)", rf"decoder.mask_predictor.mask_embedder.{index}.0.\1")
@@ -65,10 +79,10 @@ RULES = [
 def read_config(
     decode_head: Settings, auxiliary_head: Settings | None, backbone_config: PreTrainedConfig, **protocol: Any
 ) -> SegMask2FormerConfig:
-    """Convert the settings of an `EncoderDecoderMask2Former` with a `Mask2FormerHead`.
+    """Convert the settings of a `Mask2FormerHead` in an `EncoderDecoderMask2Former`, or an `EncoderDecoder` of 1.x.
 
     Args:
-        protocol: fields of [`SegmentationConfig`].
+        protocol: further fields of [`SegMask2FormerConfig`].
     """
     if auxiliary_head is not None:
         raise ConversionError("the model config has an auxiliary_head; Mask2Former is converted without one")
@@ -87,8 +101,8 @@ def read_config(
         "hidden_dim": width,
         "mask_feature_size": decode_head.take("out_channels"),
         "num_queries": decode_head.take("num_queries", 100),
-        # the originals' InternImage takes any image size, the other backbones need multiples of their stride
-        "pad_to_stride": backbone_config.model_type != "seg_internimage",
+        # InternImage and the backbones of transformers take any image size, the others need multiples of their stride
+        "pad_to_stride": backbone_config.model_type not in ANY_SIZE_BACKBONES,
         **_read_pixel_decoder(decode_head.part("pixel_decoder"), width),
         **_read_decoder(decode_head.part("transformer_decoder"), width),
         **losses,
@@ -119,14 +133,14 @@ def _read_pixel_decoder(settings: Settings, width: Any) -> dict[str, Any]:
 
     encoder.expect("type", "DetrTransformerEncoder")
     fields = {"norm_groups": groups, "encoder_layers": encoder.count("num_layers", most=MOST_LAYERS)}
-    layers = encoder.part("transformerlayers")
-    encoder.drop("init_cfg")
-    encoder.finish()
-
-    layers.expect("type", "BaseTransformerLayer")
-    _expect_order(layers, ["self_attn", "norm", "ffn", "norm"])
-    attention = layers.part("attn_cfgs")
-    fields["encoder_feedforward_dim"] = _take_feed_forward(layers, width)
+    layers, is_newer = _take_layers(encoder)
+    if is_newer:
+        attention = layers.part("self_attn_cfg")
+    else:
+        layers.expect("type", "BaseTransformerLayer")
+        _expect_order(layers, ["self_attn", "norm", "ffn", "norm"])
+        attention = layers.part("attn_cfgs")
+    fields["encoder_feedforward_dim"] = _take_feed_forward(layers, width, is_newer)
     layers.finish()
 
     attention.expect("type", "MultiScaleDeformableAttention")
@@ -140,35 +154,59 @@ def _read_pixel_decoder(settings: Settings, width: Any) -> dict[str, Any]:
     return fields
 
 
+def _take_layers(settings: Settings) -> tuple[Settings, bool]:
+    """Take the settings of the layers of an encoder or decoder, with the number of layers taken before.
+
+    Returns:
+        the settings, and whether they have the names of MMSegmentation 1.1 and later.
+    """
+    newer = settings.take("layer_cfg", None)
+    layers = settings.part("transformerlayers") if newer is None else Settings(newer, f"{settings.where}.layer_cfg")
+    settings.drop("init_cfg")
+    settings.finish()
+    return layers, newer is not None
+
+
 def _read_decoder(settings: Settings, width: Any) -> dict[str, Any]:
     settings.expect("type", "DetrTransformerDecoder")
     settings.expect("return_intermediate", True, default=False)
     depth = settings.count("num_layers", most=MOST_LAYERS)
-    layers = settings.part("transformerlayers")
-    settings.drop("init_cfg")
-    settings.finish()
-
-    layers.expect("type", "DetrTransformerDecoderLayer")
-    _expect_order(layers, ["cross_attn", "norm", "self_attn", "norm", "ffn", "norm"])
-    attention = layers.part("attn_cfgs")
-    feed_forward = _take_feed_forward(layers, width)
-    layers.expect("feedforward_channels", feed_forward)
+    layers, is_newer = _take_layers(settings)
+    if is_newer:
+        attentions = [layers.part("self_attn_cfg"), layers.part("cross_attn_cfg")]
+        layers.expect("norm_cfg", {"type": "LN"})
+        layers.drop("init_cfg")
+        feed_forward = _take_feed_forward(layers, width, is_newer)
+    else:
+        layers.expect("type", "DetrTransformerDecoderLayer")
+        _expect_order(layers, ["cross_attn", "norm", "self_attn", "norm", "ffn", "norm"])
+        attentions = [layers.part("attn_cfgs")]
+        feed_forward = _take_feed_forward(layers, width, is_newer)
+        layers.expect("feedforward_channels", feed_forward)
     layers.finish()
 
+    heads = [_take_heads(attention, width) for attention in attentions]
+    if len(set(heads)) > 1:
+        raise ConversionError(f"{settings.where} has {heads[0]} heads of self-attention and {heads[1]} of the other")
+    # transformers counts predictions, one more than layers
+    return {"decoder_layers": depth + 1, "dim_feedforward": feed_forward, "num_attention_heads": heads[0]}
+
+
+def _take_heads(attention: Settings, width: Any) -> int:
+    """Take the settings of a decoder layer's attention and return its number of heads."""
     attention.expect("type", "MultiheadAttention")
     attention.expect("embed_dims", width)
     for name in ("attn_drop", "proj_drop", "dropout_layer"):
         attention.expect(name, 0.0, None)
     attention.drop("batch_first", "init_cfg")
-    heads = attention.take("num_heads")
+    heads = attention.count("num_heads")
     attention.finish()
-    # transformers counts predictions, one more than layers
-    return {"decoder_layers": depth + 1, "dim_feedforward": feed_forward, "num_attention_heads": heads}
+    return heads
 
 
-def _take_feed_forward(layers: Settings, width: Any) -> Any:
+def _take_feed_forward(layers: Settings, width: Any, is_newer: bool) -> Any:
     """Take the settings of a layer's feed-forward network and return its hidden width."""
-    settings = layers.part("ffn_cfgs")
+    settings = layers.part("ffn_cfg" if is_newer else "ffn_cfgs")
     settings.expect("type", "FFN")
     settings.expect("embed_dims", width)
     settings.expect("num_fcs", 2)
@@ -237,6 +275,14 @@ def _read_losses(head: Settings, num_labels: int) -> dict[str, Any]:
     return fields
 
 
+# by their names in 0.x: the field of our config, and the type in MMSegmentation 1.x
+_COSTS = {
+    "cls_cost": ("class_weight", "ClassificationCost"),
+    "mask_cost": ("mask_weight", "CrossEntropyLossCost"),
+    "dice_cost": ("dice_weight", "DiceCost"),
+}
+
+
 def _read_train_cfg(train_cfg: Any, losses: Mapping[str, Any]) -> dict[str, Any]:
     """Return the sampling of points in the training losses.
 
@@ -245,10 +291,15 @@ def _read_train_cfg(train_cfg: Any, losses: Mapping[str, Any]) -> dict[str, Any]
     settings = dict(train_cfg) if isinstance(train_cfg, Mapping) else {}
     assigner = settings.get("assigner")
     assigner = assigner if isinstance(assigner, Mapping) else {}
-    for cost, field in (("cls_cost", "class_weight"), ("mask_cost", "mask_weight"), ("dice_cost", "dice_weight")):
-        weight = assigner[cost].get("weight", 1.0) if isinstance(assigner.get(cost), Mapping) else None
+    costs = {name: assigner[name] for name in _COSTS if name in assigner}
+    newer = assigner.get("match_costs")  # MMSegmentation 1.x
+    for cost in newer if isinstance(newer, list | tuple) else []:
+        kind = cost.get("type") if isinstance(cost, Mapping) else None
+        costs |= {name: cost for name, (_, newer_kind) in _COSTS.items() if newer_kind == kind}
+    for name, (field, _) in _COSTS.items():
+        weight = costs[name].get("weight", 1.0) if isinstance(costs.get(name), Mapping) else None
         if weight is not None and weight != losses.get(field, weight):
-            _warn(f"train_cfg.assigner.{cost}", f"has the weight {short_repr(weight)}")
+            _warn(f"train_cfg.assigner.{name}", f"has the weight {short_repr(weight)}")
     names = {"train_num_points": "num_points"} | {
         name: name for name in ("oversample_ratio", "importance_sample_ratio")
     }

@@ -30,6 +30,7 @@ def read_config(
         "hidden_size": decode_head.take("channels"),
         "pool_scales": decode_head.counts("pool_scales", (1, 2, 3, 6)),
         "classifier_dropout": decode_head.take("dropout_ratio", 0.1),
+        "align_corners": decode_head.expect("align_corners", False, True),
         IGNORE_INDEX: decode_head.take("ignore_index", 255),
     }
     losses = take_common(decode_head, "decode_head")
@@ -42,6 +43,7 @@ def read_config(
         auxiliary_head.take("in_channels")
         auxiliary_head.expect("kernel_size", 3)
         auxiliary_head.expect("dilation", 1)
+        auxiliary_head.expect("align_corners", fields["align_corners"], default=False)
         for name, field, default in (("dropout_ratio", "classifier_dropout", 0.1), ("ignore_index", IGNORE_INDEX, 255)):
             if (value := auxiliary_head.take(name, default)) != fields[field]:
                 logger.warning(

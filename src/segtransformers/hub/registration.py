@@ -42,9 +42,12 @@ class ModelNames:
 
 
 BACKBONES = (
+    ModelNames("seg_convnext", "SegConvNextConfig", "SegConvNextBackbone"),
     ModelNames("seg_internimage", "InternImageConfig", "InternImageBackbone"),
     ModelNames("seg_plain_vit", "PlainViTConfig", "PlainViTBackbone"),
+    ModelNames("seg_resnet", "SegResNetConfig", "SegResNetBackbone"),
     ModelNames("seg_segmenter_vit", "SegmenterViTConfig", "SegmenterViTBackbone"),
+    ModelNames("seg_swin", "SegSwinConfig", "SegSwinBackbone"),
     ModelNames("seg_vit_adapter", "ViTAdapterConfig", "ViTAdapterBackbone"),
     ModelNames("seg_vit_comer", "ViTCoMerConfig", "ViTCoMerBackbone"),
 )

@@ -10,11 +10,11 @@ from torch.nn import functional as F
 STRIDES = (4, 8, 16, 32)  # of a backbone's feature maps, in pixels
 
 
-def resize(features: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """Resize `(B, C, h, w)` bilinearly (align_corners False) to (height, width) `size`."""
+def resize(features: torch.Tensor, size: Sequence[int], align_corners: bool = False) -> torch.Tensor:
+    """Resize `(B, C, h, w)` bilinearly to (height, width) `size`."""
     if tuple(features.shape[2:]) == tuple(size):
         return features
-    return F.interpolate(features, size=tuple(size), mode="bilinear", align_corners=False)
+    return F.interpolate(features, size=tuple(size), mode="bilinear", align_corners=align_corners)
 
 
 def pad_to_multiple(pixel_values: torch.Tensor, divisor: int = STRIDES[-1], center: bool = False) -> torch.Tensor:

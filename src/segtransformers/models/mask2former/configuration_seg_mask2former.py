@@ -50,8 +50,9 @@ class SegMask2FormerConfig(SegmentationConfigWithBackbone):
             maps of all strides cover the same area. Otherwise feature maps are stretched over each other, as the
             original does with backbones that take any size.
         resize_mask_logits (`bool`, defaults to `False`):
-            Whether the mask logits are resized to the image and then become probabilities, as in transformers and
-            DINOv3. Otherwise the sums over the queries are resized, as in the originals of the MMSegmentation families.
+            Whether the mask logits are resized to the image and then become probabilities, as in transformers,
+            DINOv3 and MMSegmentation 1.x. Otherwise the sums over the queries are resized, as in the originals of the
+            families of MMSegmentation 0.x.
         class_weight (`float`, defaults to 2.0):
             Weight of the cross entropy of the classes, in the loss and in the cost of matching queries to masks.
         mask_weight (`float`, defaults to 5.0):

@@ -60,7 +60,7 @@ class SegMask2FormerOutput(SemanticSegmenterOutput):
     Attributes:
         loss: a scalar, with labels.
         logits: `(B, num_labels, H, W)`: for each class the sum over the queries of class probability times mask
-            probability. None in training with labels.
+            probability, not the logarithm of a probability. None in training with labels.
         hidden_states, attentions: of the backbone.
         class_queries_logits: `(B, queries, num_labels + 1)`; the last class is "no object".
         masks_queries_logits: `(B, queries, ceil(H / 4), ceil(W / 4))`.

@@ -104,6 +104,7 @@ def use_fast_upernet_head(model: nn.Module) -> int:
 def _replacement(module: nn.Module) -> nn.Module | None:
     if not (
         is_plain(module, SegUperNetDecodeHead)
+        and not module.align_corners
         and is_plain(module.dropout, nn.Dropout2d)
         and all(_is_convolution_and_relu(block) for block in (module.bottleneck, module.fpn_bottleneck))
     ):

@@ -202,7 +202,7 @@ class BackboneForSemanticSegmentation(SegmentationPreTrainedModel):
             ignored = config.semantic_loss_ignore_index
             loss = total_loss(self.pixel_losses, logits, labels, ignored, mean_class_counts)
             if self.auxiliary_head is not None and window is None:
-                auxiliary_logits = self.auxiliary_head(outputs.feature_maps)
+                auxiliary_logits = self._enlarge(self.auxiliary_head(outputs.feature_maps), pixel_values.shape[2:])
                 auxiliary = total_loss(
                     self.auxiliary_pixel_losses, auxiliary_logits, labels, ignored, mean_class_counts
                 )

@@ -23,6 +23,8 @@ class SegUperNetConfig(BackboneSegmentationConfig):
             Sides of the grids that the coarsest feature map is pooled to.
         use_auxiliary_head (`bool`, defaults to `True`):
             Whether the model has a second, convolutional head for the loss.
+        align_corners (`bool`, defaults to `False`):
+            Whether all resizes of feature maps and logits keep the centres of the corner pixels at their places.
         auxiliary_loss_weight (`float`, defaults to 0.4):
             Weight of its loss.
         auxiliary_in_index (`int`, defaults to 2):
@@ -57,6 +59,7 @@ class SegUperNetConfig(BackboneSegmentationConfig):
     hidden_size: int = 512
     pool_scales: list[int] | tuple[int, ...] = (1, 2, 3, 6)
     use_auxiliary_head: bool = True
+    align_corners: bool = False
     auxiliary_loss_weight: float | int = 0.4
     auxiliary_in_index: int = 2
     auxiliary_in_channels: int | None = None

@@ -27,7 +27,7 @@ class SegUperNetDecodeHead(nn.Module):
 
     def __init__(self, config: SegUperNetConfig, in_channels: list[int]):
         super().__init__()
-        width = config.hidden_size
+        width, self.align_corners = config.hidden_size, config.align_corners
         self.psp_modules = nn.ModuleList(
             nn.Sequential(nn.AdaptiveAvgPool2d(scale), UperNetConvModule(in_channels[-1], width, kernel_size=1))
             for scale in config.pool_scales
@@ -48,24 +48,27 @@ class SegUperNetDecodeHead(nn.Module):
         """Map feature maps `(B, C_i, h_i, w_i)`, the finest first, to logits `(B, num_labels, h_0, w_0)`."""
         *finer, coarsest = feature_maps
         pooled = [pool(coarsest) for pool in self.psp_modules]
-        merged = _conv_module_of_resized(self.bottleneck, [coarsest, *pooled])
+        merged = _conv_module_of_resized(self.bottleneck, [coarsest, *pooled], self.align_corners)
         pyramid = [merged]
         for lateral_conv, fpn_conv, feature_map in zip(
             reversed(self.lateral_convs), reversed(self.fpn_convs), reversed(finer), strict=True
         ):
-            merged = lateral_conv(feature_map) + resize(merged, feature_map.shape[2:])
+            merged = lateral_conv(feature_map) + resize(merged, feature_map.shape[2:], self.align_corners)
             pyramid.insert(0, fpn_conv(merged))
-        return self.classifier(self.dropout(_conv_module_of_resized(self.fpn_bottleneck, pyramid)))
+        fused = _conv_module_of_resized(self.fpn_bottleneck, pyramid, self.align_corners)
+        return self.classifier(self.dropout(fused))
 
 
-def _conv_module_of_resized(module: UperNetConvModule, feature_maps: Sequence[torch.Tensor]) -> torch.Tensor:
+def _conv_module_of_resized(
+    module: UperNetConvModule, feature_maps: Sequence[torch.Tensor], align_corners: bool
+) -> torch.Tensor:
     """Apply a convolution module to feature maps that are resized to the size of the first and concatenated.
 
     The resized tensor is made only where something but the module's own layers has to see it.
     """
     if type(module) is UperNetConvModule and is_called_plainly(module):
-        return module.activation(module.batch_norm(convolve_resized(module.conv, feature_maps)))
-    return module(concatenate_resized(feature_maps))
+        return module.activation(module.batch_norm(convolve_resized(module.conv, feature_maps, align_corners)))
+    return module(concatenate_resized(feature_maps, align_corners))
 
 
 class SegUperNetAuxiliaryHead(UperNetFCNHead):
@@ -98,6 +101,9 @@ class SegUperNetForSemanticSegmentation(BackboneForSemanticSegmentation):
 
     def build_auxiliary_head(self, in_channels: list[int]) -> nn.Module | None:
         return SegUperNetAuxiliaryHead(self.config, in_channels) if self.config.use_auxiliary_head else None
+
+    def _enlarge(self, logits: torch.Tensor, size: torch.Size) -> torch.Tensor:
+        return resize(logits, size, self.config.align_corners)
 
 
 __all__ = ["SegUperNetForSemanticSegmentation"]

@@ -16,26 +16,29 @@ from torch.nn import functional as F
 from ..layers.resize import resize
 
 
-def convolve_resized(conv: nn.Module, feature_maps: Sequence[torch.Tensor]) -> torch.Tensor:
+def convolve_resized(
+    conv: nn.Module, feature_maps: Sequence[torch.Tensor], align_corners: bool = False
+) -> torch.Tensor:
     """Convolve feature maps as if they were resized to the size of the first and concatenated.
 
     Args:
         conv: 3x3 convolution with padding 1. If it is a plain `nn.Conv2d`, its weights are used directly. Anything else
             (an adapter, a quantized layer, a layer with hooks) is called on the concatenated tensor.
         feature_maps: `(B, C_i, h_i, w_i)`.
+        align_corners: whether the centres of the corner pixels stay at their places in the resize.
 
     Returns:
         `(B, out_channels, h_0, w_0)`.
     """
     if is_plain_conv3x3(conv):
-        return upsampled_convolution(feature_maps, conv.weight, conv.bias)
-    return conv(concatenate_resized(feature_maps))
+        return upsampled_convolution(feature_maps, conv.weight, conv.bias, align_corners)
+    return conv(concatenate_resized(feature_maps, align_corners))
 
 
-def concatenate_resized(feature_maps: Sequence[torch.Tensor]) -> torch.Tensor:
+def concatenate_resized(feature_maps: Sequence[torch.Tensor], align_corners: bool = False) -> torch.Tensor:
     """Resize feature maps `(B, C_i, h_i, w_i)` to the size of the first and concatenate their channels."""
     size = feature_maps[0].shape[2:]
-    return torch.cat([resize(feature_map, size) for feature_map in feature_maps], dim=1)
+    return torch.cat([resize(feature_map, size, align_corners) for feature_map in feature_maps], dim=1)
 
 
 def is_plain_conv3x3(conv: nn.Module) -> bool:
@@ -64,7 +67,10 @@ def is_called_plainly(module: nn.Module) -> bool:
 
 
 def upsampled_convolution(
-    feature_maps: Sequence[torch.Tensor], weight: torch.Tensor, bias: torch.Tensor | None
+    feature_maps: Sequence[torch.Tensor],
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    align_corners: bool = False,
 ) -> torch.Tensor:
     """Compute `conv2d(cat(feature_maps, each resized bilinearly to the first), weight, bias, padding=1)`.
 
@@ -72,6 +78,7 @@ def upsampled_convolution(
         feature_maps: `(B, C_i, h_i, w_i)`.
         weight: `(channels, sum(C_i), 3, 3)`.
         bias: `(channels,)`.
+        align_corners: of the resize.
 
     Returns:
         `(B, channels, h_0, w_0)`.
@@ -82,7 +89,8 @@ def upsampled_convolution(
     output = F.conv2d(finest, first, bias, padding=1)
     for feature_map, part in zip(coarser, rest, strict=True):
         rows, columns = (
-            shifted_resize_matrix(feature_map.shape[axis], size[axis - 2], like=feature_map) for axis in (2, 3)
+            shifted_resize_matrix(feature_map.shape[axis], size[axis - 2], feature_map, align_corners)
+            for axis in (2, 3)
         )
         taps = F.conv2d(feature_map, part.permute(0, 2, 3, 1).flatten(0, 2)[:, :, None, None])
         taps = taps.unflatten(1, (-1, 3, 3)).transpose(3, 4)  # (B, channels, 3, h, 3, w)
@@ -91,14 +99,16 @@ def upsampled_convolution(
     return output
 
 
-def shifted_resize_matrix(size: int, new_size: int, like: torch.Tensor) -> torch.Tensor:
+def shifted_resize_matrix(
+    size: int, new_size: int, like: torch.Tensor, align_corners: bool = False
+) -> torch.Tensor:
     """Return the matrix `(new_size, 3 * size)` that resizes a line bilinearly and shifts it by 1, 0 and -1 pixels.
 
     The columns belong to the three taps of a kernel's row or column, one after another; zeros are shifted in.
     """
     dtype = torch.promote_types(like.dtype, torch.float32)  # interpolate lacks half precision on some devices
     unit = torch.eye(size, dtype=dtype, device=like.device)[None, :, :, None]
-    matrix = F.interpolate(unit, size=(new_size, 1), mode="bilinear", align_corners=False)[0, :, :, 0].t()
+    matrix = F.interpolate(unit, size=(new_size, 1), mode="bilinear", align_corners=align_corners)[0, :, :, 0].t()
     padded = F.pad(matrix, (0, 0, 1, 1)).to(like.dtype)
     return torch.cat([padded[:-2], padded[1:-1], padded[2:]], dim=1)
 
