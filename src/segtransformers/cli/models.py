@@ -11,7 +11,7 @@ import typer
 from ..cache import cached_model, downloads_folder, models_folder, user_cache
 from ..published import FAMILIES, download_addresses, published_outputs, published_rows, trunk_addresses
 from ..published.names import published_name, published_names
-from ..published.originals import DATA_TERMS, ORIGINALS
+from ..published.originals import DATA_TERMS, original_of
 from .errors import UserError, ends_quietly_if_nobody_reads, one_line_errors
 
 COLUMNS = ("name", "data", "crop", "mIoU", "+ms", "params", "weights", "licence", "cached")
@@ -64,7 +64,8 @@ def describe(name: str) -> dict[str, Any]:
         name: the full name.
     """
     family = published_names()[name]
-    row, original = published_rows(family)[name], ORIGINALS[family]
+    row = published_rows(family)[name]
+    original = original_of(family, row)
     title, _, terms = DATA_TERMS[row["dataset"]]
     folder = cached_model(name)
     test = row["model"].get("test_cfg") or {}

@@ -20,7 +20,7 @@ from ..hub.model_card import RECORD, write_model_card
 from ..image_processing import SegmentationImageProcessor
 from ..published import download_addresses, published_rows, trunk_addresses
 from ..version import __version__
-from . import dinov2, dinov3
+from . import dinov2, dinov3, mmseg_zoo
 from .checkpoint import Checkpoint, averaged_weights, read_checkpoint
 from .config_source import VARIANT, config_of, read_config
 from .convert import backbone_of_classifier, convert_with_report
@@ -114,6 +114,7 @@ BACKBONES = {
     "dinov2": (dinov2.BACKBONE,),
     "dinov3": (dinov3.KIND,),
     "flash_internimage": ("FlashInternImage",),
+    "mmseg_zoo": tuple(mmseg_zoo.BACKBONES),
 }
 
 
@@ -177,6 +178,7 @@ def convert_to_folder(
     _check_backbone(model_config, is_variant, BACKBONES[family])
     model, report = convert_with_report(original.state_dict, model_config)
     report.left_behind = original.others
+    mmseg_zoo.set_padding(model.config, model_config)
     dataset_or_row = dataset or row.get("dataset")
     if is_variant:
         dataset_or_row = dataset_or_row or dataset_of_variant(model_config, model.config.num_labels or 0)

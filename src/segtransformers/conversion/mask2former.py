@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Mask2Former of the ViT-Adapter, ViT-CoMer and InternImage repositories, and of MMSegmentation 1.x (`Mask2FormerHead`).
+"""Mask2Former (`Mask2FormerHead`) of the ViT-Adapter, ViT-CoMer and InternImage repositories and MMSegmentation 1.x.
 
 MMSegmentation 1.0.0rc3 has the names and settings of the former, later versions have others.
 """

@@ -1,8 +1,9 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """MMSegmentation's Swin, ConvNeXt and ResNet, converted to transformers' backbones.
 
-Sources: `mmseg/models/backbones/{swin,resnet}.py` of MMSegmentation 0.30 and 1.2, `mmcls/models/backbones/convnext.py` of
-MMClassification 0.25 and `mmpretrain/models/backbones/convnext.py` of MMPretrain 1.2.
+Sources: `mmseg/models/backbones/{swin,resnet}.py` of MMSegmentation 0.30 and 1.2,
+`mmcls/models/backbones/convnext.py` of MMClassification 0.25 and `mmpretrain/models/backbones/convnext.py` of
+MMPretrain 1.2.
 """
 
 import re
@@ -11,9 +12,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from transformers import ConvNextConfig, ResNetConfig, SwinConfig
+from transformers import ConvNextConfig, PreTrainedConfig, ResNetConfig, SwinConfig
 
 from ..escaping import printable, short_repr
+from ..models.mask2former import SegMask2FormerConfig
 from ..models.variants import SegConvNextConfig, SegResNetConfig, SegSwinConfig
 from .mapping import MOST_LAYERS, Backbone, ConversionError, Rule, Settings, shape_of
 
@@ -149,8 +151,8 @@ def read_swin(settings: Settings) -> SwinConfig:
         raise ConversionError(f"backbone.depths is {short_repr(depths)}; expected a number for each of 4 stages")
     patch_norm, scale = settings.take("patch_norm", True), settings.take("qk_scale", None)
     options = {} if patch_norm and scale is None else {"patch_norm": bool(patch_norm), "qk_scale": scale}
-    config_class = SegSwinConfig if options else SwinConfig
-    config = config_class(
+    fields: dict[str, Any] = {**options, "out_features": _stages(settings)}
+    config = (SegSwinConfig if options else SwinConfig)(
         image_size=settings.sides("pretrain_img_size", 224),  # determines the number of position embeddings
         patch_size=patch_size,
         embed_dim=settings.take("embed_dims", 96),
@@ -161,8 +163,7 @@ def read_swin(settings: Settings) -> SwinConfig:
         qkv_bias=settings.take("qkv_bias", True),
         use_absolute_embeddings=settings.take("use_abs_pos_embed", False),
         drop_path_rate=settings.take("drop_path_rate", 0.1),
-        out_features=_stages(settings),
-        **options,
+        **fields,
     )
     settings.drop("type", "init_cfg", "pretrained", "with_cp", "frozen_stages", "pretrain_style")
     settings.finish()
@@ -197,13 +198,13 @@ def read_convnext(settings: Settings, downsampling_norm_eps: float) -> ConvNextC
     settings.expect("gap_before_final_norm", False, default=True)
     settings.drop("linear_pw_conv")  # 1x1 convolutions compute the same
     _expect_norm(settings, "LN2d", eps=1e-6)
-    fields: dict[str, Any] = {} if downsampling_norm_eps == 1e-6 else {"downsampling_norm_eps": downsampling_norm_eps}
-    config = (SegConvNextConfig if fields else ConvNextConfig)(
+    options = {} if downsampling_norm_eps == 1e-6 else {"downsampling_norm_eps": downsampling_norm_eps}
+    fields: dict[str, Any] = {**options, "out_features": _stages(settings)}
+    config = (SegConvNextConfig if options else ConvNextConfig)(
         hidden_sizes=list(channels),
         depths=list(depths),
         layer_scale_init_value=settings.take("layer_scale_init_value", 1e-6),
         drop_path_rate=settings.take("drop_path_rate", 0.0),
-        out_features=_stages(settings),
         **fields,
     )
     settings.drop("type", "init_cfg", "pretrained", "with_cp", "frozen_stages")
@@ -242,13 +243,14 @@ def read_resnet(settings: Settings, deep_stem: bool) -> ResNetConfig:
     norm.drop("requires_grad")
     norm.finish()
     width = settings.count("base_channels", 64)
+    fields: dict[str, Any] = {"out_features": _stages(settings)}
     config = (SegResNetConfig if deep_stem else ResNetConfig)(
         embedding_size=settings.count("stem_channels", 64),
         hidden_sizes=[width * (4 if kind == "bottleneck" else 1) * 2**stage for stage in range(4)],
         depths=list(depths),
         layer_type=kind,
         downsample_in_bottleneck=style == "caffe",
-        out_features=_stages(settings),
+        **fields,
     )
     # settings of the training, and one of dilated stages
     settings.drop("type", "init_cfg", "pretrained", "with_cp", "frozen_stages", "norm_eval", "zero_init_residual")
@@ -287,19 +289,28 @@ BACKBONES: dict[str, Backbone] = {
 }
 
 
-def padding_of(preprocessor: Any) -> bool:
-    """Return whether a `data_preprocessor` of MMSegmentation 1.x pads test images to multiples of 32.
+def set_padding(config: PreTrainedConfig, model_config: Mapping[str, Any]) -> None:
+    """Set the padding of test images to multiples of 32, which MMSegmentation 1.x has in its `data_preprocessor`.
+
+    It belongs to the test protocol of a folder, so [`convert_checkpoint`] leaves the model without it.
+
+    Args:
+        config: of the converted model.
+        model_config: the original's model dict.
 
     Raises:
-        ConversionError: for any other padding.
+        ConversionError: if the padding is another one, or the model cannot pad.
     """
+    preprocessor = model_config.get("data_preprocessor")
     test_cfg = preprocessor.get("test_cfg") if isinstance(preprocessor, Mapping) else None
-    if test_cfg in (None, {}):
-        return False
+    if not test_cfg:
+        return
     settings = Settings(test_cfg, "data_preprocessor.test_cfg")
     settings.require("size_divisor", 32)
     settings.finish()
-    return True
+    if not isinstance(config, SegMask2FormerConfig):
+        raise ConversionError("data_preprocessor.test_cfg pads images, which only Mask2Former can be converted with")
+    config.pad_to_stride = True
 
 
-__all__ = ["BACKBONES", "padding_of"]
+__all__ = ["BACKBONES", "set_padding"]

@@ -81,7 +81,7 @@ def read_test_pipeline(
         settings = Settings(preprocessor, "data_preprocessor")
         settings.expect("type", "SegDataPreProcessor")
         settings.expect("bgr_to_rgb", True)
-        settings.expect("test_cfg", None)
+        settings.drop("test_cfg")  # padding, see `mmseg_zoo.set_padding`
         options |= _normalization(settings)
         settings.drop("size", "pad_val", "seg_pad_val")  # for training
         settings.finish()

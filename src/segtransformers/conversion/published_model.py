@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from ..cache import cached_model, user_cache
 from ..published import download_addresses, published_rows, trunk_addresses
 from ..published.names import published_name, published_names
-from ..published.originals import DATA_TERMS, ORIGINALS
+from ..published.originals import DATA_TERMS, original_of
 from .converter import convert_to_folder
 from .download import cached_download
 from .errors import ConversionError
@@ -53,7 +53,8 @@ def published_model(name: str, checkpoint: str | Path | None = None, trunk_weigh
 
 def _convert(name: str, folder: Path, checkpoint: str | Path | None, trunk_weights: str | Path | None = None) -> None:
     family = published_names()[name]
-    row, original = published_rows(family)[name], ORIGINALS[family]
+    row = published_rows(family)[name]
+    original = original_of(family, row)
     addresses = [*download_addresses(row), *trunk_addresses(row)]
     if checkpoint is None and os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         raise ConversionError(

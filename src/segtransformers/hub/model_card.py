@@ -15,7 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..escaping import markdown, markdown_code
 from ..published import FAMILIES, published_rows
-from ..published.originals import DATA_TERMS, ORIGINALS, Original
+from ..published.originals import DATA_TERMS, ORIGINALS, Original, original_of
 from ..version import __version__
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
@@ -64,10 +64,11 @@ def model_card(
         raise ValueError(
             f"{folder} holds no model of segtransformers: its config.json says {config.get('model_type')!r}"
         )
-    row = _row(record)
+    row_family, row = _row(record)
+    family = row_family or family
     for results in measured:
         _check_results(results, architecture, config)
-    original = ORIGINALS.get(family or "")
+    original = original_of(row_family, row) if row_family else ORIGINALS.get(family or "")
     license = license or record.get("license") or (original.license if row and original else None)
     name = repo_id or name or folder.resolve().name
     is_backbone = "backbone_config" not in config
@@ -164,16 +165,16 @@ def _family(backbone: Mapping[str, Any]) -> str | None:
     return _FAMILIES.get(kind)
 
 
-def _row(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the published row whose file was converted, or {}.
+def _row(record: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
+    """Return the family and the published row whose file was converted, or None and {}.
 
     After further training a folder has no `conversion.json`, because the authors' figures hold for their weights only.
     """
     name = (record.get("source") or {}).get("row")
     for family in FAMILIES:
         if name in published_rows(family):
-            return published_rows(family)[name]
-    return {}
+            return family, published_rows(family)[name]
+    return None, {}
 
 
 def _base_model(record: Mapping[str, Any]) -> str | None:

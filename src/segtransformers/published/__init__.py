@@ -1,7 +1,8 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """The published rows: the authors' results and files for each config, and its resolved settings for the conversion.
 
-Sources: `segmentation/README.md` of each repository, and the configs that it links.
+Sources: `segmentation/README.md` of each repository, and the configs that it links; for MMSegmentation's own zoo, the
+metafiles of its packages 0.30.0 and 1.2.2.
 """
 
 import functools
@@ -10,7 +11,16 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
-FAMILIES = ("vit_adapter", "internimage", "vit_comer", "segmenter", "dinov2", "dinov3", "flash_internimage")
+FAMILIES = (
+    "vit_adapter",
+    "internimage",
+    "vit_comer",
+    "segmenter",
+    "mmseg_zoo",
+    "dinov2",
+    "dinov3",
+    "flash_internimage",
+)
 # dataset: the data set of the checkpoint. miou, miou_ms: published percent, single scale and multi-scale + flip.
 # parameters: as published. num_parameters: counted in the original code. crop_size: side in pixels, or [height, width].
 # download: address of the authors' file, or a list of addresses of it. note: conflicts of sources, missing facts.

@@ -1,7 +1,9 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """The papers, repositories and licences of the published models, and the terms of their data sets."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Original:
         )
 
 
+_MMSEGMENTATION = "https://github.com/open-mmlab/mmsegmentation"
 ORIGINALS = {
     "vit_adapter": Original(
         "Vision Transformer Adapter for Dense Predictions",
@@ -74,7 +77,44 @@ ORIGINALS = {
         "Strudel, Robin and Garcia, Ricardo and Laptev, Ivan and Schmid, Cordelia",
         2021,
         "2105.05633",
-        "https://github.com/open-mmlab/mmsegmentation",
+        _MMSEGMENTATION,
+        "apache-2.0",
+    ),
+}
+# papers of MMSegmentation's own zoo, by the type of the backbone or head
+_ZOO = {
+    "SwinTransformer": Original(
+        "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows",
+        "Liu, Ze and Lin, Yutong and Cao, Yue and Hu, Han and Wei, Yixuan and Zhang, Zheng and Lin, Stephen and Guo, "
+        "Baining",
+        2021,
+        "2103.14030",
+        _MMSEGMENTATION,
+        "apache-2.0",
+    ),
+    "mmcls.ConvNeXt": Original(
+        "A ConvNet for the 2020s",
+        "Liu, Zhuang and Mao, Hanzi and Wu, Chao-Yuan and Feichtenhofer, Christoph and Darrell, Trevor and Xie, "
+        "Saining",
+        2022,
+        "2201.03545",
+        _MMSEGMENTATION,
+        "apache-2.0",
+    ),
+    "UPerHead": Original(
+        "Unified Perceptual Parsing for Scene Understanding",
+        "Xiao, Tete and Liu, Yingcheng and Zhou, Bolei and Jiang, Yuning and Sun, Jian",
+        2018,
+        "1807.10221",
+        _MMSEGMENTATION,
+        "apache-2.0",
+    ),
+    "Mask2FormerHead": Original(
+        "Masked-attention Mask Transformer for Universal Image Segmentation",
+        "Cheng, Bowen and Misra, Ishan and Schwing, Alexander G. and Kirillov, Alexander and Girdhar, Rohit",
+        2021,
+        "2112.01527",
+        _MMSEGMENTATION,
         "apache-2.0",
     ),
     "dinov2": Original(
@@ -108,4 +148,15 @@ DATA_TERMS = {
     "nyu_depth_v2": ("NYU Depth V2", None, "those of its authors"),
 }
 
-__all__ = ["DATA_TERMS", "ORIGINALS", "Original"]
+
+def original_of(family: str, row: Mapping[str, Any]) -> Original:
+    """Return the original of a published row. In MMSegmentation's own zoo that is the paper of Mask2Former, of the
+    backbone, or of UPerNet for a ResNet.
+    """
+    if family in ORIGINALS:
+        return ORIGINALS[family]
+    head, backbone = row["model"]["decode_head"]["type"], row["model"]["backbone"]["type"]
+    return _ZOO[head] if head == "Mask2FormerHead" or backbone not in _ZOO else _ZOO[backbone]
+
+
+__all__ = ["DATA_TERMS", "ORIGINALS", "Original", "original_of"]

@@ -2,8 +2,8 @@
 """The original training augmentation: random scale, crop, flip, colours, normalisation and padding.
 
 Source: `Resize`, `RandomCrop`, `RandomFlip`, `PhotoMetricDistortion`, `Normalize` and `Pad` in
-`mmseg/datasets/pipelines/transforms.py` of MMSegmentation 0.x. Random numbers have the same distributions and the
-pixels are the same. For speed, only the crop is resized instead of the whole image.
+`mmseg/datasets/pipelines/transforms.py` of MMSegmentation 0.x, and `RandomChoiceResize` of mmcv 2. Random numbers have
+the same distributions and the pixels are the same. For speed, only the crop is resized instead of the whole image.
 """
 
 from collections.abc import Sequence
@@ -74,7 +74,7 @@ class TrainingAugmentation:
     each worker and epoch.
 
     Args:
-        shortest_edge, longest_edge, ratio_range, crop_size, cat_max_ratio, flip_probability: see
+        shortest_edge, longest_edge, ratio_range, shortest_edges, crop_size, cat_max_ratio, flip_probability: see
             [`AugmentationSettings`].
         photometric_distortion: a function that changes the colours, or None.
         image_mean, image_std: of red, green and blue in 0..1, for the normalisation.
@@ -93,7 +93,9 @@ class TrainingAugmentation:
         image_mean: Sequence[float] = AugmentationSettings.image_mean,
         image_std: Sequence[float] = AugmentationSettings.image_std,
         reduce_labels: bool = False,
+        shortest_edges: Sequence[int] = (),
     ):
+        self.shortest_edges = tuple(shortest_edges)
         self.shortest_edge, self.longest_edge, self.ratio_range = shortest_edge, longest_edge, ratio_range
         self.crop_size, self.cat_max_ratio = crop_size, cat_max_ratio
         self.flip_probability = flip_probability
@@ -135,6 +137,7 @@ class TrainingAugmentation:
             image_mean=known.image_mean,
             image_std=known.image_std,
             reduce_labels=reduce_labels,
+            shortest_edges=[round(edge * scale) for edge in settings.shortest_edges],
         )
 
     def __call__(self, image: Any, labels: Any, seed: int | Sequence[int] | None = None) -> dict[str, torch.Tensor]:
@@ -172,10 +175,12 @@ class TrainingAugmentation:
         return {"pixel_values": values.contiguous(), "labels": crop[0].long().contiguous()}
 
     def _scaled_size(self, height: int, width: int, generator: torch.Generator | None) -> tuple[int, int]:
-        ratio = _uniform(*self.ratio_range, generator)
-        new_height, new_width = keep_ratio_size(
-            height, width, int(self.shortest_edge * ratio), int(self.longest_edge * ratio)
-        )
+        if self.shortest_edges:
+            shortest, longest = self.shortest_edges[_integer(0, len(self.shortest_edges), generator)], self.longest_edge
+        else:
+            ratio = _uniform(*self.ratio_range, generator)
+            shortest, longest = int(self.shortest_edge * ratio), int(self.longest_edge * ratio)
+        new_height, new_width = keep_ratio_size(height, width, shortest, longest)
         return max(new_height, 1), max(new_width, 1)
 
     def _crop(

@@ -3,7 +3,8 @@
 
 Sources: `segmentation/mmcv_custom/layer_decay_optimizer_constructor.py` of ViT-Adapter and ViT-CoMer,
 `segmentation/mmcv_custom/custom_layer_decay_optimizer_constructor.py` of InternImage, and
-`DefaultOptimizerConstructor` in `mmcv/runner/optimizer/default_constructor.py`. The idea is BEiT's
+`DefaultOptimizerConstructor` in `mmcv/runner/optimizer/default_constructor.py`; for ConvNeXt
+`mmseg/core/optimizers/layer_decay_optimizer_constructor.py` of MMSegmentation 0.30. The idea is BEiT's
 (https://arxiv.org/abs/2106.08254): layers closer to the image need fewer changes after pre-training, so they learn at a
 lower rate.
 """
@@ -14,13 +15,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import ConvNextBackbone
 from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging
 
 from ..models.internimage import InternImageBackbone
 from ..models.trunk.backbone import TrunkBackbone
-from .recipes import Recipe, check_known_issues
+from .recipes import OptimizerSettings, Recipe, check_known_issues
 
 logger = logging.get_logger(__name__)
 
@@ -62,7 +64,7 @@ def parameter_groups(
         check_known_issues(named)
         issues = named & set(recipe.known_issues)
     settings = recipe.optimizer
-    layers, top = _layers(model, issues)
+    layers, top = _layers(model, issues, settings)
     groups: dict[tuple[int, float, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -119,7 +121,7 @@ def _treatment(
     return not found and (settings.decay_vectors or not is_vector), factor
 
 
-def _layers(model: nn.Module, issues: set[str]) -> tuple[dict[str, int], int]:
+def _layers(model: nn.Module, issues: set[str], settings: OptimizerSettings) -> tuple[dict[str, int], int]:
     """Return the layer of each backbone parameter by name, and the layer number of all other parameters."""
     backbones: Iterator[tuple[str, Any]] = (
         (name, part) for name, part in model.named_modules() if isinstance(part, BackboneMixin)
@@ -132,12 +134,17 @@ def _layers(model: nn.Module, issues: set[str]) -> tuple[dict[str, int], int]:
     if isinstance(module, TrunkBackbone):
         top = len(module.trunk.blocks) + 1
         layers = {name: _trunk_layer(name, top) for name in names}
+    elif isinstance(module, ConvNextBackbone) and settings.stage_layers:
+        top = settings.stage_layers + 1
+        layers = {name: _convnext_layer(name, top) for name in names}
     elif isinstance(module, InternImageBackbone):
         depths = module.config.depths
         top = sum(depths) + 1
         layers = {name: _internimage_layer(name, depths, module.config.stage3_norm_block_ids, issues) for name in names}
     else:
         layers, top = _layers_in_order(module)
+        if top == 1 and settings.layer_decay != 1:
+            logger.warning_once(f"no layers are known of {type(module).__name__}: layer decay treats it as one layer")
     return {prefix + name: layer for name, layer in layers.items()}, top
 
 
@@ -146,6 +153,14 @@ def _trunk_layer(name: str, top: int) -> int:
     if block:
         return int(block[1]) + 1
     return 0 if name.startswith(("trunk.embeddings.", "trunk.rotary.")) else top
+
+
+def _convnext_layer(name: str, top: int) -> int:
+    """Return the layer of a parameter: that of its stage, 0 for downsampling, or that of the heads for the norms."""
+    stage = re.match(r"encoder\.stages\.(\d+)\.layers\.", name)
+    if stage:
+        return int(stage[1]) + 1
+    return top if name.startswith("hidden_states_norms.") else 0
 
 
 def _internimage_layer(name: str, depths: Sequence[int], norm_block_ids: Sequence[int] | None, issues: set[str]) -> int:
@@ -176,8 +191,6 @@ def _parts(name: str) -> tuple[str, int, int]:
 def _layers_in_order(backbone: nn.Module) -> tuple[dict[str, int], int]:
     """Return layers as [`_layers`] for any other backbone, from the blocks that transformers can checkpoint."""
     blocks = list(_outermost(backbone, GradientCheckpointingLayer))
-    if not blocks:
-        logger.warning_once(f"no layers are known of {type(backbone).__name__}: layer decay treats it as one layer")
     layers, current = {}, 0
     for name, _ in backbone.named_parameters():
         for index in range(current, len(blocks)):

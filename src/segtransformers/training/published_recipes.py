@@ -69,7 +69,8 @@ def _row_settings(row: Mapping[str, Any]) -> dict[str, Any]:
     Training resizes images to the test protocol's size before the random factor, unless the recipe says otherwise.
     """
     model, crop_size = row["model"], row["crop_size"]
-    protocol, normalize = _test_protocol(row), _steps(row["test_pipeline"])["Normalize"]
+    protocol = _test_protocol(row)
+    normalize = _steps(row["test_pipeline"]).get("Normalize") or model["data_preprocessor"]  # MMSegmentation 1.x
     return {
         "dataset": row["dataset"],
         "augmentation": {
@@ -89,7 +90,9 @@ def _test_protocol(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return what `conversion.protocol` reads from a row, without importing the models and the image processor."""
     windows, single_scale = row["model"]["test_cfg"], _steps(row["test_pipeline"])
     multi_scale = _steps(row["multi_scale_pipeline"] or row["test_pipeline"])
-    size, scales = single_scale["MultiScaleFlipAug"]["img_scale"], multi_scale["MultiScaleFlipAug"]
+    scales = multi_scale.get("MultiScaleFlipAug", {})
+    # the second is where MMSegmentation 1.x has the size
+    size = single_scale.get("MultiScaleFlipAug", {}).get("img_scale") or single_scale["Resize"]["scale"]
     return {
         "inference_mode": windows["mode"],
         "window_size": windows.get("crop_size"),

@@ -2,7 +2,7 @@
 """Training recipes as data: those of the published models, and readers for JSON and YAML files.
 
 Sources: the configs in `segmentation/configs` of czczup/ViT-Adapter, Traffic-X/ViT-CoMer and OpenGVLab/InternImage, and
-in `configs/segmenter` of open-mmlab/mmsegmentation; their READMEs for the number of GPUs; the configs of the heads of
+in `configs` of open-mmlab/mmsegmentation; their READMEs for the number of GPUs; the configs of the heads of
 facebookresearch/dinov2.
 """
 
@@ -51,6 +51,8 @@ class OptimizerSettings:
         betas: used by `adamw`.
         momentum: used by `sgd`.
         layer_decay: factor on the learning rate per layer between a parameter and the heads; 1 for none.
+        stage_layers: number of layers of a ConvNeXt for `layer_decay`, whose stages are one layer each: stage 1 is
+            layer 1 and stage 4 layer 4, whatever their depths. 0 takes the layers of other backbones.
         head_learning_rate_factor: factor on the learning rate of all parameters outside the backbone.
         decay_vectors: whether biases and other parameters of one dimension are decayed.
         no_weight_decay: parameters whose name contains one of these texts are not decayed.
@@ -62,6 +64,7 @@ class OptimizerSettings:
     betas: tuple[float, float] = (0.9, 0.999)
     momentum: float = 0.0
     layer_decay: float = 1.0
+    stage_layers: int = 0
     head_learning_rate_factor: float = 1.0
     decay_vectors: bool = False
     no_weight_decay: tuple[str, ...] = ()
@@ -71,6 +74,7 @@ class OptimizerSettings:
             raise ValueError(f"optimizer.name must be one of {', '.join(OPTIMIZERS)}, got {self.name!r}")
         _check_numbers(self, "optimizer", learning_rate=(0, None), weight_decay=(0, None), momentum=(0, 1))
         _check_numbers(self, "optimizer", layer_decay=(0, 1), head_learning_rate_factor=(0, None))
+        _check_whole(self, "optimizer", stage_layers=0)
         _check_tuple(self, "optimizer", "betas", 2)
         _check_flags(self, "optimizer", "decay_vectors")
         names = self.no_weight_decay
@@ -110,6 +114,7 @@ class AugmentationSettings:
         shortest_edge, longest_edge: limits in pixels on the sides of an image. The image is resized to the largest size
             of its aspect ratio within them, times the random factor.
         ratio_range: (lowest, highest) random factor.
+        shortest_edges: limits from which one is drawn, in place of `shortest_edge` and the random factor, or none.
         crop_size: (height, width) in pixels.
         cat_max_ratio: a crop in which one class covers at least this share is drawn again, up to ten times; 1 accepts
             every crop.
@@ -122,6 +127,7 @@ class AugmentationSettings:
     shortest_edge: int = 512
     longest_edge: int = 2048
     ratio_range: tuple[float, float] = (0.5, 2.0)
+    shortest_edges: tuple[int, ...] = ()
     crop_size: tuple[int, int] = (512, 512)
     cat_max_ratio: float = 0.75
     flip_probability: float = 0.5
@@ -147,6 +153,10 @@ class AugmentationSettings:
             raise ValueError(f"augmentation.ratio_range must be (low, high) above 0, got {self.ratio_range}")
         if any(type(side) is not int for side in self.crop_size):
             raise ValueError(f"augmentation.crop_size must be whole pixels, got {self.crop_size}")
+        edges = self.shortest_edges
+        if not isinstance(edges, list | tuple) or any(type(edge) is not int or edge < 1 for edge in edges):
+            raise ValueError(f"augmentation.shortest_edges must be a list of whole pixels from 1 on, got {edges!r}")
+        object.__setattr__(self, "shortest_edges", tuple(edges))
 
 
 @dataclass(frozen=True, kw_only=True)

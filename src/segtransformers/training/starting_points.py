@@ -20,6 +20,7 @@ from transformers.utils import logging
 
 from ..conversion import load_pretrained_trunk
 from ..conversion.convert import empty_model
+from ..conversion.mmseg_zoo import set_padding
 from ..image_processing import SegmentationImageProcessor
 from ..model_loading import NO_REMOTE_CODE, load_trained_model, without_load_report
 from ..models.losses import without_class_settings
@@ -113,7 +114,11 @@ def _own_config(recipe: Recipe) -> Any:
     """Return the config of the model that a published recipe trains, or None for other recipes."""
     rows = published_rows(recipe.family) if recipe.family in FAMILIES else {}
     row = rows.get(recipe.name.removesuffix(" (changed)"))
-    return empty_model(row["model"])[0].config if row is not None else None
+    if row is None:
+        return None
+    config = empty_model(row["model"])[0].config
+    set_padding(config, row["model"])
+    return config
 
 
 def _whole_config(

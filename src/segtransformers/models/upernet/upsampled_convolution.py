@@ -99,9 +99,7 @@ def upsampled_convolution(
     return output
 
 
-def shifted_resize_matrix(
-    size: int, new_size: int, like: torch.Tensor, align_corners: bool = False
-) -> torch.Tensor:
+def shifted_resize_matrix(size: int, new_size: int, like: torch.Tensor, align_corners: bool = False) -> torch.Tensor:
     """Return the matrix `(new_size, 3 * size)` that resizes a line bilinearly and shifts it by 1, 0 and -1 pixels.
 
     The columns belong to the three taps of a kernel's row or column, one after another; zeros are shifted in.

@@ -73,6 +73,7 @@ class SegConvNextConfig(RemoteCodeConfigMixin, ConvNextConfig):
     downsampling_norm_eps: float | int = 1e-5
 
     def __post_init__(self, **kwargs):
+        self.hidden_sizes = list(self.hidden_sizes or ())  # transformers' backbone appends it to a list
         super().__post_init__(**kwargs)
         if not 0 < self.downsampling_norm_eps < math.inf:
             raise ValueError(f"downsampling_norm_eps must be a positive number, got {self.downsampling_norm_eps}")
@@ -81,8 +82,9 @@ class SegConvNextConfig(RemoteCodeConfigMixin, ConvNextConfig):
 @strict
 class SegResNetConfig(RemoteCodeConfigMixin, ResNetConfig):
     r"""
-    transformers' `ResNetConfig` for the ResNet-C of "Bag of Tricks" (https://arxiv.org/abs/1812.01187), MMSegmentation's
-    `ResNetV1c`: three 3x3 convolutions stand for the first 7x7 one, the first two with half of `embedding_size`.
+    transformers' `ResNetConfig` for ResNet-C of "Bag of Tricks" (https://arxiv.org/abs/1812.01187), which is
+    MMSegmentation's `ResNetV1c`: the stem has three 3x3 convolutions, the first two with half of `embedding_size`
+    channels.
 
     Raises:
         ValueError: if `embedding_size` is not even.

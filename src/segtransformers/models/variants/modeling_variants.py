@@ -27,12 +27,12 @@ class SegSwinBackbone(SwinBackbone):
         super().__init__(config)
         for stage in self.swin.encoder.layers:
             if not config.patch_norm and stage.downsample is not None:
-                stage.downsample.norm = nn.Identity()
+                stage.downsample.add_module("norm", nn.Identity())
             for block in stage.blocks:
                 if config.qk_scale is not None:
                     block.attention.scaling = config.qk_scale
         if not config.patch_norm:
-            self.swin.embeddings.norm = nn.Identity()
+            self.swin.embeddings.add_module("norm", nn.Identity())
 
 
 class SegConvNextBackbone(ConvNextBackbone):
@@ -65,11 +65,12 @@ class SegResNetBackbone(ResNetBackbone):
     def __init__(self, config: SegResNetConfig):
         super().__init__(config)
         width = config.embedding_size
-        self.embedder.embedder = nn.Sequential(
+        stem = nn.Sequential(
             ResNetConvLayer(config.num_channels, width // 2, stride=2, activation=config.hidden_act),
             ResNetConvLayer(width // 2, width // 2, activation=config.hidden_act),
             ResNetConvLayer(width // 2, width, activation=config.hidden_act),
         )
+        self.embedder.add_module("embedder", stem)
         self.post_init()
 
 
