@@ -18,10 +18,13 @@ from transformers import (
 )
 
 from segtransformers import (
+    SegConvNextConfig,
     SegMask2FormerConfig,
     SegMask2FormerForSemanticSegmentation,
+    SegResNetConfig,
     SegSegformerConfig,
     SegSegformerForSemanticSegmentation,
+    SegSwinConfig,
     SegUperNetConfig,
     SegUperNetForSemanticSegmentation,
 )
@@ -32,6 +35,13 @@ OURS = {
     "vit_comer": small_comer,
     "vit_comer_dinov3": lambda: small_comer(trunk="vit_small_patch16_dinov3"),
     "internimage": small_internimage,
+    "seg_swin": lambda: SegSwinConfig(
+        embed_dim=16, depths=[1, 1, 1, 1], num_heads=[2, 2, 2, 2], window_size=2, patch_norm=False, out_features=MAPS
+    ),
+    "seg_convnext": lambda: SegConvNextConfig(hidden_sizes=[8, 16, 16, 16], depths=[1, 1, 1, 1], out_features=MAPS),
+    "seg_resnet": lambda: SegResNetConfig(
+        embedding_size=8, hidden_sizes=[16, 16, 32, 32], depths=[1, 1, 1, 1], out_features=MAPS
+    ),
 }
 THEIRS = {
     "swin": lambda: SwinConfig(

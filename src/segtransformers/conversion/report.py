@@ -44,7 +44,7 @@ class ConversionReport:
             self.used |= {original: becomes for original in joined}
             self.changed |= set(joined)
         else:
-            self.made |= dict.fromkeys(becomes, "the original adds it with this value when it loads such a file")
+            self.made |= dict.fromkeys(becomes, "the checkpoint lacks it; it gets its initial value")
 
     def summary(self) -> list[str]:
         """Return lines with the counts and the reasons."""
