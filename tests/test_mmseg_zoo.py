@@ -10,6 +10,7 @@ import pytest
 import torch
 from reference_cases import FOLDER, ReferenceCase, relative_error
 from safetensors.torch import load_file
+from torch import nn
 from transformers import (
     AutoImageProcessor,
     AutoModelForSemanticSegmentation,
@@ -42,6 +43,10 @@ from segtransformers.inference.logits import resized_logits
 from segtransformers.published import PUBLISHED_FIELDS, published_outputs, published_rows
 from segtransformers.published.names import find_published
 from segtransformers.published.originals import original_of
+from segtransformers.training import get_recipe
+from segtransformers.training.augmentation import TrainingAugmentation
+from segtransformers.training.layer_decay import parameter_groups
+from segtransformers.training.recipes import AugmentationSettings
 
 SCRIPT = Path(__file__).parent.parent / "conversion_scripts" / "convert_mmseg_zoo.py"
 ROWS = published_rows("mmseg_zoo")
@@ -308,3 +313,76 @@ def test_without_their_options_they_are_transformers_own(ours, theirs, config):
     with torch.no_grad():
         for one, other in zip(first(images).feature_maps, second(images).feature_maps, strict=True):
             assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("data", ["160k_ade20k-512x512", "90k_cityscapes-512x1024"])
+@pytest.mark.parametrize("backbone", ["swin-t", "r50"])
+def test_recipes_of_mask2former(backbone, data):
+    """Heads learn ten times as fast; norms, queries and tables are not decayed, as the original's keys say."""
+    name = f"mask2former_{backbone}_8xb2-{data}"
+    row = json.loads((FOLDER / "mmseg_zoo" / "training_recipes.json").read_text())["mmseg_1.x"][name]
+    recipe, model = get_recipe(name), empty_model(ROWS[name]["model"])[0]
+    (choice,) = (step for step in row["train_pipeline"] if step["type"] == "RandomChoiceResize")
+    assert list(recipe.augmentation.shortest_edges) == choice["scales"]
+    assert recipe.augmentation.longest_edge == choice["max_size"]
+    norms = {
+        f"{place}.{kind}"
+        for place, module in model.named_modules()
+        if isinstance(module, nn.LayerNorm | nn.GroupNorm)
+        for kind, _ in module.named_parameters()
+    }
+    embeddings = ("queries_embedder", "queries_features", "level_embed")
+    for group in parameter_groups(model, recipe):
+        for parameter in group["param_names"]:
+            is_head = not parameter.startswith("backbone.")
+            assert group["lr"] == pytest.approx(1e-4 if is_head else 1e-5), parameter
+            undecayed = (
+                parameter in norms
+                or parameter.startswith(tuple(f"transformer_module.{part}." for part in embeddings))
+                or parameter.endswith("relative_position_bias_table")
+            )
+            assert group["weight_decay"] == (0 if undecayed else 0.05), parameter
+
+
+def test_recipe_of_swin():
+    name = "upernet_swin_tiny_patch4_window7_512x512_160k_ade20k_pretrain_224x224_1K"
+    model = empty_model(ROWS[name]["model"])[0]
+    decays = {
+        parameter: group["weight_decay"]
+        for group in parameter_groups(model, get_recipe(name))
+        for parameter in group["param_names"]
+    }
+    for parameter, decay in decays.items():  # the original's keyword is "norm", which the "bn" of its heads lacks
+        words = ("norm", "relative_position_bias_table")
+        undecayed = parameter.startswith("backbone.") and any(word in parameter for word in words)
+        assert decay == (0 if undecayed else 0.01), parameter
+
+
+@pytest.mark.parametrize(("size", "layers"), [("tiny", 6), ("base", 12)])
+def test_recipe_of_convnext(size, layers):
+    """`get_stage_id_for_convnext` and the constructor around it, in `layer_decay_optimizer_constructor.py`."""
+    name = f"upernet_convnext_{size}_fp16_512x512_160k_ade20k"
+    model = empty_model(ROWS[name]["model"])[0]
+    scales = {
+        parameter: group["lr_scale"]
+        for group in parameter_groups(model, get_recipe(name))
+        for parameter in group["param_names"]
+    }
+    for parameter, exponent in (
+        ("backbone.embeddings.patch_embeddings.weight", layers + 1),
+        ("backbone.encoder.stages.2.downsampling_layer.1.weight", layers + 1),
+        ("backbone.encoder.stages.0.layers.2.dwconv.weight", layers),
+        ("backbone.encoder.stages.2.layers.8.pwconv1.bias", layers - 2),
+        ("backbone.encoder.stages.3.layers.0.layer_scale_parameter", layers - 3),
+        ("backbone.hidden_states_norms.stage2.weight", 0),
+        ("decode_head.classifier.weight", 0),
+    ):
+        assert scales[parameter] == pytest.approx(0.9**exponent), parameter
+
+
+def test_shortest_edges_are_drawn():
+    augmentation = TrainingAugmentation(shortest_edges=[20, 40], longest_edge=70, crop_size=(96, 96))
+    sizes = {augmentation._scaled_size(30, 60, torch.Generator().manual_seed(seed)) for seed in range(20)}
+    assert sizes == {(20, 40), (35, 70)}
+    with pytest.raises(ValueError, match="shortest_edges must be a list of whole pixels"):
+        AugmentationSettings(shortest_edges=[0.5])

@@ -28,7 +28,44 @@ RECORDED_FAMILIES = [family for family in FAMILIES if family not in ("dinov2", "
 
 def recorded_rows(family: str) -> dict[str, dict]:
     recorded = json.loads((FOLDER / family / "training_recipes.json").read_text())
+    if family == "mmseg_zoo":
+        newer = {name: as_in_0x(row) for name, row in recorded["mmseg_1.x"].items()}
+        for row in recorded["mmseg_0.x"].values():
+            row["gpus"] = 16 // row["samples_per_gpu"]  # as the notes of the reference say
+            rates = row["optimizer"].get("paramwise_cfg") or {}
+            row["optimizer"]["paramwise_cfg"] = {"layer_decay_rate": rates.get("decay_rate", 1.0)}
+            row["drop_path_rate"] = row["drop_path_rate"] or 0.0
+        return recorded["mmseg_0.x"] | newer
     return recorded.get("rows") or recorded["recipes"]
+
+
+def as_in_0x(row: dict) -> dict:
+    """Return a recorded row of MMSegmentation 1.x with the names of 0.x. Its base rate is that of the backbone."""
+    wrapper, (scheduler,) = row["optim_wrapper"], row["param_scheduler"]
+    (choice,) = (step for step in row["train_pipeline"] if step["type"] == "RandomChoiceResize")
+    (resize,) = (step for step in row["test_pipeline"] if step["type"] == "Resize")
+    scales, middle = choice["scales"], choice["scales"][5]
+    factor = wrapper["paramwise_cfg"]["custom_keys"]["backbone"]["lr_mult"]
+    return {
+        "optimizer": {**wrapper["optimizer"], "lr": wrapper["optimizer"]["lr"] * factor},
+        "optimizer_config": {"grad_clip": wrapper["clip_grad"]},
+        "lr_config": {"power": scheduler["power"], "min_lr": scheduler["eta_min"]},
+        "max_iters": row["train_cfg"]["max_iters"],
+        "gpus": row["gpus"],
+        "samples_per_gpu": row["batch_size_per_gpu"],
+        "fp16": None,
+        "drop_path_rate": row["drop_path_rate"] or 0.0,
+        "train_pipeline": [
+            *row["train_pipeline"],
+            {
+                "type": "Resize",
+                "img_scale": [choice["max_size"], middle],
+                "ratio_range": [scales[0] / middle, scales[-1] / middle],
+            },
+        ],
+        "test_cfg": row["test_cfg"],
+        "test_pipeline": [{"type": "MultiScaleFlipAug", "img_scale": resize["scale"], "transforms": []}],
+    }
 
 
 RECORDED = [(family, name) for family in RECORDED_FAMILIES for name in recorded_rows(family)]
@@ -154,13 +191,16 @@ def test_conversion_reads_the_same_from_the_row(family, name):
     for field in ("window_size", "window_stride"):
         sides = getattr(config, field)
         assert getattr(protocol, field) == (None if sides is None else tuple(sides))
-    assert config.backbone_config.drop_path_rate == recipe.drop_path_rate
+    assert getattr(config.backbone_config, "drop_path_rate", 0.0) == recipe.drop_path_rate
     own, read = (
         processor.to_dict()
         for processor in (
             recipe.image_processor(),
             read_test_pipeline(
-                row["test_pipeline"], recipe.augmentation.reduce_labels, None, row["multi_scale_pipeline"]
+                row["test_pipeline"],
+                recipe.augmentation.reduce_labels,
+                row["model"].get("data_preprocessor"),
+                row["multi_scale_pipeline"],
             ),
         )
     )

@@ -170,6 +170,8 @@ def test_auto_model_knows_the_backbones(names):
     tiny = {"num_hidden_layers": 4, "hidden_size": 32, "num_attention_heads": 2}
     if names.model_type == "seg_internimage":
         tiny = {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_groups": [1, 2, 4, 8]}
+    if names.model_type == "seg_swin":
+        tiny = {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2]}
     config = getattr(segtransformers, names.config)(**tiny)
     for auto_class in (AutoModel, AutoBackbone):
         assert type(auto_class.from_config(config)) is getattr(segtransformers, names.model)
