@@ -125,7 +125,7 @@ def test_every_tensor_is_used_and_the_rest_is_named():
 def test_both_generations_of_mask2former_have_the_same_config():
     older, newer = (ReferenceCase(f"mmseg_zoo/tiny-swin-mask2former{suffix}") for suffix in ("-rc", ""))
     configs = [empty_model(case.config)[0].config.to_dict() for case in (older, newer)]
-    assert configs[0] == configs[1] and configs[0]["enlarge_masks"] and not configs[0]["pad_to_stride"]
+    assert configs[0] == configs[1] and configs[0]["resize_mask_logits"] and not configs[0]["pad_to_stride"]
     derived = set(older.manifest["derived"])
     state_dict = {name: tensor for name, tensor in older.state_dict().items() if name not in derived}
     model = convert_checkpoint(state_dict, newer.config)  # names of the first files with the later config
@@ -265,7 +265,7 @@ def test_published_rows_describe_models_that_exist(name):
     assert model.config.num_labels == published_outputs(row) == len(info.classes)
     assert row["miou"] and row["download"].endswith(".pth") and name in row["download"]
     if isinstance(model, SegMask2FormerForSemanticSegmentation):
-        assert model.config.enlarge_masks and model.config.pad_to_stride == (row["crop_size"] != 640)
+        assert model.config.resize_mask_logits and model.config.pad_to_stride == (row["crop_size"] != 640)
         assert row["miou_ms"] is None
     else:
         assert isinstance(model, SegUperNetForSemanticSegmentation) and row["miou_ms"] > row["miou"]
