@@ -1,6 +1,7 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """Inference on whole images as in the original code: windows, scales, mirrored views, huge images, threads."""
 
+import copy
 import dataclasses
 import json
 import re
@@ -31,6 +32,7 @@ from segtransformers.conversion.protocol import read_test_pipeline
 from segtransformers.datasets.scenes import draw_scene
 from segtransformers.inference import (
     InferenceProtocol,
+    SegmentationPipeline,
     image_scores,
     image_size,
     image_views,
@@ -278,6 +280,25 @@ def test_windows_of_a_protocol(packaged):
     assert InferenceProtocol(window=(9, 1)).sliding_window(model) == SlidingWindow(
         (9, 1), (6, 1), model.config.window_batch_size
     )
+
+
+def test_blended_windows(packaged):
+    model, processor = packaged
+    own = model.config.sliding_window()
+    protocol = InferenceProtocol(blend="cosine", margin=4)
+    assert protocol.sliding_window(model) == dataclasses.replace(own, blend="cosine", margin=4)
+    image = scene(5, (150, 230))
+    mean, blended = (image_scores(model, processor, image, one) for one in (InferenceProtocol(), protocol))
+    assert not torch.equal(mean, blended) and (mean.argmax(0) == blended.argmax(0)).float().mean() > 0.9
+    assert torch.equal(segment_image(model, processor, image, protocol), blended.argmax(0))
+    (seen,) = SegmentationPipeline(packaged_model_path(), blend="cosine", margin=4, optimize=False)([image])
+    for segment in seen:
+        mask = blended.argmax(0).numpy() == model.config.label2id[segment["label"]]
+        assert np.array_equal(np.asarray(segment["mask"]) > 0, mask)
+    whole = copy.deepcopy(model)
+    whole.config.inference_mode = "whole"
+    with pytest.raises(ValueError, match="blend and margin need windows, but the model runs whole images"):
+        segment_image(whole, processor, image, protocol)
 
 
 def test_files_are_turned_as_their_exif_data_say(packaged, tmp_path):

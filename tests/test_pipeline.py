@@ -3,6 +3,7 @@
 
 import dataclasses
 import logging
+import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -21,7 +22,7 @@ from segtransformers import (
     packaged_model_path,
 )
 from segtransformers.inference import InferenceProtocol, segment_image
-from segtransformers.models.layers.sliding_windows import SlidingWindow, slide, window_origins
+from segtransformers.models.layers.sliding_windows import SlidingWindow, slide, slide_bands, window_origins
 
 NAMES = ["sky", "wall", "floor", "tree", "car"]
 
@@ -249,6 +250,59 @@ def test_every_pixel_is_the_mean_over_its_windows():
         seen.clear()
         torch.testing.assert_close(slide(forward, images, SlidingWindow((32, 24), (20, 20), batch)), expected / counts)
         assert {shape[1:] for shape in seen} == {(3, 32, 24)} and max(shape[0] for shape in seen) == 2 * min(batch, 9)
+
+
+@pytest.mark.parametrize(
+    ("blend", "margin"), [("cosine", 0), ("gaussian", 0), ("mean", 4), ("gaussian", 6), ("cosine", 2)]
+)
+@pytest.mark.parametrize("size", [(70, 50), (32, 90), (20, 24), (10, 10)])
+def test_weighted_windows(blend, margin, size):
+    images = torch.randn(2, 3, *size).double()
+
+    def forward(windows):
+        return windows.mean(dim=(2, 3), keepdim=True) * torch.linspace(1, 2, windows.shape[3]).double() + windows
+
+    def weight(position, length, is_first, is_last):
+        if (position < margin and not is_first) or (position >= length - margin and not is_last):
+            return 0.0
+        x = (position + 0.5) / length
+        return {"mean": 1.0, "cosine": math.sin(math.pi * x), "gaussian": math.exp(-32 * (x - 0.5) ** 2)}[blend]
+
+    window = SlidingWindow((32, 24), (20, 12), 3, blend=blend, margin=margin)
+    total, sums = torch.zeros_like(images), torch.zeros(size).double()
+    for _, rows, columns in window.indices(size):
+        weights = [
+            torch.tensor(
+                [
+                    weight(index, part.stop - part.start, part.start == 0, part.stop == side)
+                    for index in range(part.stop - part.start)
+                ]
+            ).double()
+            for part, side in ((rows, size[0]), (columns, size[1]))
+        ]
+        own = weights[0][:, None] * weights[1]
+        total[..., rows, columns] += own * forward(images[..., rows, columns])
+        sums[rows, columns] += own
+    assert sums.min() > 0
+    merged = slide(forward, images, window)
+    torch.testing.assert_close(merged, total / sums, rtol=1e-5, atol=1e-6)
+    assert torch.equal(torch.cat(list(slide_bands(forward, images, window)), dim=2), merged)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"blend": "linear"}, "blend must be one of mean, cosine, gaussian, got 'linear'"),
+        ({"margin": -1}, "margin must be a whole number"),
+        ({"margin": 7}, "margin must be at most half of size minus stride"),
+    ],
+)
+def test_wrong_blends_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        SlidingWindow((32, 32), (20, 20), **options)
+    if "margin must be at most" not in message:
+        with pytest.raises(ValueError, match=message):
+            InferenceProtocol(**options)
 
 
 def test_windows_that_leave_gaps_are_refused():

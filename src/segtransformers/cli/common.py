@@ -39,6 +39,15 @@ StrideOption = Annotated[
     str | None, typer.Option(metavar="PIXELS", help="Step between windows; by default two thirds of --window.")
 ]
 
+BlendOption = Annotated[
+    str | None,
+    typer.Option(metavar="WEIGHTS", help="Blend overlapping windows without seams: cosine or gaussian weights."),
+]
+MarginOption = Annotated[
+    int | None,
+    typer.Option(metavar="PIXELS", min=0, help="Leave out this border of each window, if others overlap it."),
+]
+
 
 def load_model(name: str, device: str | None, optimize: bool = False) -> "tuple[PreTrainedModel, Any]":
     """Load a model in float32, whatever dtype its file has, and its image processor.
@@ -188,7 +197,14 @@ def check_file(file: Path, option: str) -> None:
 
 
 def inference_protocol(
-    processor: Any, multi_scale: bool, scales: str | None, flip: bool, window: str | None, stride: str | None
+    processor: Any,
+    multi_scale: bool,
+    scales: str | None,
+    flip: bool,
+    window: str | None,
+    stride: str | None,
+    blend: str | None = None,
+    margin: int | None = None,
 ) -> "InferenceProtocol":
     """Return the inference options that the command's options describe.
 
@@ -214,9 +230,12 @@ def inference_protocol(
     if size is not None and step is not None and any(a > b for a, b in zip(step, size, strict=True)):
         raise UserError("--stride must not exceed --window: pixels would be left out")
     try:
-        return InferenceProtocol(scales=factors, flip=flip, window=size, stride=step)
+        return InferenceProtocol(
+            scales=factors, flip=flip, window=size, stride=step, blend=blend or "mean", margin=margin or 0
+        )
     except ValueError as error:
-        option = "--scales" if str(error).startswith("scales") else "--window"
+        option = str(error).partition(" ")[0]
+        option = f"--{option}" if option in ("scales", "blend", "margin") else "--window"
         raise UserError(f"{option}: {error}") from None
 
 

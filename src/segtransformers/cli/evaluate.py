@@ -17,8 +17,10 @@ import typer
 from ..files import complete_file
 from ..version import __version__
 from .common import (
+    BlendOption,
     DeviceOption,
     FlipOption,
+    MarginOption,
     MultiScaleOption,
     ScalesOption,
     StrideOption,
@@ -61,6 +63,8 @@ def evaluate(
     flip: FlipOption = False,
     window: WindowOption = None,
     stride: StrideOption = None,
+    blend: BlendOption = None,
+    margin: MarginOption = None,
     output: Annotated[Path, typer.Option(help="JSON file for the results.")] = Path("results.json"),
     save_predictions: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder for the label maps, as PNG files.")
@@ -106,7 +110,7 @@ def evaluate(
         if published is not None:
             published_row(published)  # an unknown name is an error before any work
         network, processor = load_model(model, device or device_of_process)
-        protocol = inference_protocol(processor, multi_scale, scales, flip, window, stride)
+        protocol = inference_protocol(processor, multi_scale, scales, flip, window, stride, blend, margin)
         samples = load_data(
             data, split, kind, classes, reduce_labels, label_map, image_ending, mask_ending, columns, subset
         )

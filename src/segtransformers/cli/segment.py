@@ -16,8 +16,10 @@ from ..files import check_readable, complete_file
 from ..model_names import SMALL_MODEL, model_folder
 from ..packaged import example_image_path
 from .common import (
+    BlendOption,
     DeviceOption,
     FlipOption,
+    MarginOption,
     MultiScaleOption,
     ScalesOption,
     StrideOption,
@@ -72,6 +74,8 @@ def segment(
     flip: FlipOption = False,
     window: WindowOption = None,
     stride: StrideOption = None,
+    blend: BlendOption = None,
+    margin: MarginOption = None,
 ) -> None:
     """Draw the predicted classes over images, with a legend, and print the share of each class.
 
@@ -96,7 +100,7 @@ def segment(
         has_photos = bool(images) and any(os.path.isfile(path) for path, _ in found)
         name = model or _default_model(has_photos)
         network, processor = load_model(name, device, optimize=True)
-        protocol = inference_protocol(processor, multi_scale, scales, flip, window, stride)
+        protocol = inference_protocol(processor, multi_scale, scales, flip, window, stride, blend, margin)
     _note_replaced(targets)  # not before an error that leaves them as they are
     typer.echo(f"model: {printable(name, None)}, {network.config.num_labels} classes")
     failed = 0

@@ -92,7 +92,7 @@ def _figure_to_compare(
         return f"its figure is of the validation split, this is {data['split']}", "miou"
     if not complete:
         return "its figure is of the whole split", "miou"
-    if protocol["window_is_own"]:
+    if protocol["window_is_own"] or "blend" in protocol:
         return "its figure is with the windows of the checkpoint", "miou"
     if protocol["scales"] is None and not protocol["flip"]:
         return None, "miou"

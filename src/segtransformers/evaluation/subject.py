@@ -84,6 +84,7 @@ def describe_protocol(model: PreTrainedModel, processor: Any, protocol: Inferenc
     `window_is_own` says whether the windows are the caller's instead of the checkpoint's.
     """
     window = protocol.sliding_window(model)
+    is_blended = (protocol.blend, protocol.margin) != ("mean", 0)
     own = processor.to_dict()
     preparation = {field: own[field] for field in PROCESSOR_FIELDS if field in own}
     if protocol.scales is None:
@@ -94,6 +95,8 @@ def describe_protocol(model: PreTrainedModel, processor: Any, protocol: Inferenc
         "window_size": None if window is None else list(window.size),
         "window_stride": None if window is None else list(window.stride),
         "window_is_own": protocol.window is not None,
+        # only where they have an effect, so that the resume logs of older versions still fit
+        **({"blend": window.blend, "margin": window.margin} if window is not None and is_blended else {}),
         "image_processor": json.loads(json.dumps(preparation, default=dict)),
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": model.device.type,

@@ -1,15 +1,15 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """Inference options of an image: scales, mirrored views and sliding windows."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from ..escaping import short_repr
 from ..image_processing import check_scales
-from ..models.layers.sliding_windows import SlidingWindow
-from ..whole_numbers import pair_of_sides
+from ..models.layers.sliding_windows import BLENDS, SlidingWindow
+from ..whole_numbers import LARGEST_SIDE, check_whole, pair_of_sides
 
 
 @dataclass(frozen=True)
@@ -26,16 +26,22 @@ class InferenceProtocol:
         window: (height, width) of the sliding windows in pixels. None takes the windows of the model's config.
         stride: (vertical, horizontal) step between windows in pixels, at most `window`. None takes two thirds of
             `window`, as most of the original configs do.
+        blend: the weight of a pixel by its position in a window: "mean" (the originals'), "cosine" or "gaussian", which
+            avoid seams at the borders of windows; see [`SlidingWindow`].
+        margin: pixels at each border of a window that are left out, except at the borders of the image.
 
     Raises:
         ValueError: if a scale is not positive or too large, `flip` is no truth value, a side or step is not a positive
-            whole number, the stride exceeds the window, or a stride is given without a window.
+            whole number, the stride exceeds the window, a stride is given without a window, or blend or margin are not
+            valid.
     """
 
     scales: tuple[float, ...] | None = None
     flip: bool = False
     window: tuple[int, int] | None = None
     stride: tuple[int, int] | None = None
+    blend: str = "mean"
+    margin: int = 0
 
     def __post_init__(self) -> None:
         if self.scales is not None:
@@ -46,6 +52,9 @@ class InferenceProtocol:
         for name in ("window", "stride"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, pair_of_sides(name, getattr(self, name)))
+        if self.blend not in BLENDS:
+            raise ValueError(f"blend must be one of {', '.join(BLENDS)}, got {short_repr(self.blend)}")
+        check_whole("margin", self.margin, 0, LARGEST_SIDE)
         if self.stride is None:
             return
         if self.window is None:
@@ -72,17 +81,25 @@ class InferenceProtocol:
         """Return the windows in which `model` is run, or None if it is run on whole images.
 
         Raises:
-            ValueError: if this protocol has a window and the model takes none.
+            ValueError: if this protocol has a window, a blend or a margin and the model runs whole images.
         """
         config: Any = model.config
         takes_windows = hasattr(config, "sliding_window")
+        is_weighted = self.blend != "mean" or self.margin > 0
         if self.window is None:
-            return config.sliding_window() if takes_windows else None
+            window = config.sliding_window() if takes_windows else None
+            if window is None and is_weighted:
+                raise ValueError("blend and margin need windows, but the model runs whole images: give a window, too")
+            return window if not is_weighted or window is None else self._blended(window)
         if not takes_windows:
             raise ValueError(f"{type(model).__name__} has no sliding window: leave window and stride out")
         height, width = self.window
         stride = self.stride or (max(height * 2 // 3, 1), max(width * 2 // 3, 1))
-        return SlidingWindow(self.window, stride, config.window_batch_size, config.square_window_if_smaller)
+        own = SlidingWindow(self.window, stride, config.window_batch_size, config.square_window_if_smaller)
+        return self._blended(own)
+
+    def _blended(self, window: SlidingWindow) -> SlidingWindow:
+        return replace(window, blend=self.blend, margin=self.margin)
 
 
 def multi_scale_settings(processor: Any) -> dict[str, Any]:

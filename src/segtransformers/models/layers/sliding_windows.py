@@ -1,17 +1,20 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """Sliding windows: logits of a large image as the mean over overlapping crops.
 
-Source: `slide_inference` in `mmseg/models/segmentors/encoder_decoder.py` of MMSegmentation 0.20.
+Source: `slide_inference` in `mmseg/models/segmentors/encoder_decoder.py` of MMSegmentation 0.20. Weighted means, which
+show no seams at the borders of windows, follow nnU-Net (https://arxiv.org/abs/1809.10486).
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import EllipsisType
 
 import torch
 
 from ...whole_numbers import LARGEST_SIDE, check_whole, pair_of_sides
 
+BLENDS = ("mean", "cosine", "gaussian")
 MAX_BAND_BYTES = 1 << 23  # rows of merged logits are divided and yielded in pieces of at most this size
 
 WindowIndex = tuple[EllipsisType, slice, slice]
@@ -27,15 +30,22 @@ class SlidingWindow:
         batch_size: number of windows of each image that share one forward pass.
         square_if_smaller: whether an image that is smaller than the window on both sides is run in squares of its
             shorter side, as DINOv3's segmentors are.
+        blend: the weight of a pixel by its position in the window. "mean" weights all alike, as the originals do.
+            "cosine" is half a period of a sine along each side, and "gaussian" has a standard deviation of an eighth of
+            the side, so that the logits of the center prevail.
+        margin: pixels at each border of a window that are left out, except at the borders of the image.
 
     Raises:
-        ValueError: if a number is not whole or not positive, or a stride exceeds its side.
+        ValueError: if a number is not whole or not positive, a stride exceeds its side, the blend is unknown, or the
+            margins leave out pixels.
     """
 
     size: tuple[int, int]
     stride: tuple[int, int]
     batch_size: int = 1
     square_if_smaller: bool = False
+    blend: str = "mean"
+    margin: int = 0
 
     def __post_init__(self) -> None:
         for name in ("size", "stride"):
@@ -46,6 +56,14 @@ class SlidingWindow:
                 "would be left out"
             )
         check_whole("window_batch_size", self.batch_size, 1, LARGEST_SIDE)
+        if self.blend not in BLENDS:
+            raise ValueError(f"blend must be one of {', '.join(BLENDS)}, got {self.blend!r}")
+        check_whole("margin", self.margin, 0, LARGEST_SIDE)
+        if any(side - 2 * self.margin < step for side, step in zip(self.size, self.stride, strict=True)):
+            raise ValueError(
+                f"a margin of {self.margin} leaves out pixels between windows of {list(self.size)} at steps of "
+                f"{list(self.stride)}: margin must be at most half of size minus stride"
+            )
 
     def covers(self, image_size: Sequence[int]) -> bool:
         """Return whether one window holds a whole image of (height, width) pixels."""
@@ -58,7 +76,9 @@ class SlidingWindow:
         if not self.square_if_smaller or height >= self.size[0] or width >= self.size[1]:
             return self
         side = min(height, width)
-        return SlidingWindow((side, side), (min(self.stride[0], side), min(self.stride[1], side)), self.batch_size)
+        margin = min(self.margin, side // 4)
+        stride = tuple(min(step, side - 2 * margin) for step in self.stride)
+        return replace(self, size=(side, side), stride=stride, margin=margin, square_if_smaller=False)
 
     def indices(self, image_size: Sequence[int]) -> list[WindowIndex]:
         """Return the indices that cut the windows out of a tensor `(..., height, width)`, row by row.
@@ -89,7 +109,7 @@ def window_origins(size: int, window: int, stride: int) -> list[int]:
 def slide(
     forward: Callable[[torch.Tensor], torch.Tensor], pixel_values: torch.Tensor, window: SlidingWindow
 ) -> torch.Tensor:
-    """Merge the logits of overlapping windows: each pixel is the mean over the windows that cover it.
+    """Merge the logits of overlapping windows: each pixel is a weighted mean over the windows that cover it.
 
     Args:
         forward: maps windows `(n * B, C, h, w)` to logits `(n * B, num_labels, h, w)`, with n up to
@@ -139,10 +159,11 @@ def slide_bands(
     window = window.fitted((height, width))
     calls = _windows_of_each_call((height, width), window)
     held_rows = max(call[-1][1].stop - call[0][1].start for call in calls)
-    row_counts, column_counts = (
-        _coverage(side, window.size[axis], window.stride[axis], pixel_values.device)
-        for axis, side in enumerate((height, width))
+    row_weights, column_weights = (
+        _weights(side, window, axis, pixel_values.device) for axis, side in enumerate((height, width))
     )
+    row_sums, column_sums = (_sums(weights, side) for weights, side in ((row_weights, height), (column_weights, width)))
+    is_weighted = window.blend != "mean" or window.margin > 0
     sums = None  # over windows; its first row is the first row of the current call
     for index, call in enumerate(calls):
         top = call[0][1].start
@@ -151,15 +172,20 @@ def slide_bands(
             dtype = torch.promote_types(logits.dtype, torch.float32)
             sums = logits.new_zeros((batch, logits.shape[1], held_rows, width), dtype=dtype)
         for (_, rows, columns), part in zip(call, logits.unflatten(0, (len(call), batch)), strict=True):
-            sums[..., rows.start - top : rows.stop - top, columns] += part
+            covered = sums[..., rows.start - top : rows.stop - top, columns]
+            if is_weighted:
+                weights = row_weights[rows.start][:, None] * column_weights[columns.start]
+                covered.addcmul_(part.to(sums.dtype), weights.to(sums.dtype))
+            else:
+                covered += part
         finished_rows = (calls[index + 1][0][1].start if index + 1 < len(calls) else height) - top
         step = max(finished_rows, 1)
         if not torch.compiler.is_compiling():  # the number of elements would fix the batch size of an exported program
             step = max(MAX_BAND_BYTES // (sums[:, :, 0].numel() * sums.element_size()), 1)
         for start in range(0, finished_rows, step):
             stop = min(start + step, finished_rows)
-            counts = row_counts[top + start : top + stop, None] * column_counts
-            yield (sums[:, :, start:stop] / counts).to(logits.dtype)
+            divisors = row_sums[top + start : top + stop, None] * column_sums
+            yield (sums[:, :, start:stop] / divisors).to(logits.dtype)
         if finished_rows > 0:
             # move the unfinished rows up, in pieces that do not overlap so that no copy of all rows is made
             for start in range(0, held_rows - finished_rows, finished_rows):
@@ -183,12 +209,38 @@ def _windows_of_each_call(image_size: Sequence[int], window: SlidingWindow) -> l
     ]
 
 
-def _coverage(size: int, window: int, stride: int, device: torch.device) -> torch.Tensor:
-    """Count the windows that cover each pixel of one side, float32 `(size,)`."""
-    counts = torch.zeros(size, device=device)
-    for origin in window_origins(size, window, stride):
-        counts[origin : origin + window] += 1
-    return counts
+def _weights(size: int, window: SlidingWindow, axis: int, device: torch.device) -> dict[int, torch.Tensor]:
+    """Return the weights of the pixels of each window along one side, float32, by the window's first pixel.
+
+    The weight of a pixel is the product of those of its row and of its column.
+
+    Args:
+        size: of the image along the axis, in pixels.
+    """
+    length = min(window.size[axis], size)
+    positions = (torch.arange(length, device=device, dtype=torch.float32) + 0.5) / length
+    weights = torch.ones_like(positions)
+    if window.blend == "cosine":
+        weights = torch.sin(math.pi * positions)
+    elif window.blend == "gaussian":
+        weights = torch.exp(-0.5 * ((positions - 0.5) * 8) ** 2)
+    result = {}
+    for origin in window_origins(size, window.size[axis], window.stride[axis]):
+        own = weights.clone()
+        if window.margin and origin > 0:
+            own[: window.margin] = 0
+        if window.margin and origin + length < size:
+            own[length - window.margin :] = 0
+        result[origin] = own
+    return result
 
 
-__all__ = ["SlidingWindow", "WindowIndex", "slide", "slide_bands", "window_origins"]
+def _sums(weights: dict[int, torch.Tensor], size: int) -> torch.Tensor:
+    """Sum the weights of all windows at each pixel of one side, float32 `(size,)`."""
+    sums = next(iter(weights.values())).new_zeros(size)
+    for origin, own in weights.items():
+        sums[origin : origin + len(own)] += own
+    return sums
+
+
+__all__ = ["BLENDS", "SlidingWindow", "WindowIndex", "slide", "slide_bands", "window_origins"]
