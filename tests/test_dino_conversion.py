@@ -18,7 +18,7 @@ from segtransformers.conversion.convert import empty_model
 from segtransformers.conversion.converter import convert_to_folder
 from segtransformers.published import PUBLISHED_FIELDS, published_rows, trunk_addresses
 
-ROWS = published_rows("dinov2")
+ROWS = {name: row for name, row in published_rows("dinov2").items() if not name.endswith("_m2f")}
 DINOV2 = ReferenceCase("dinov2_segmentors/tiny-linear")
 DINOV3 = ReferenceCase("dinov3_segmentors/tiny-linear-last")
 DINOV3_TRUNK = "segmentation_model.0.feature_model."

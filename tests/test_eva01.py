@@ -10,9 +10,14 @@ from test_vit_adapter import small_config
 
 from segtransformers import ViTAdapterBackbone, ViTAdapterConfig
 from segtransformers.conversion import ConversionError, convert_checkpoint, load_pretrained_trunk
+from segtransformers.conversion.convert import empty_model
+from segtransformers.conversion.protocol import read_test_pipeline
+from segtransformers.datasets import get_dataset_info
 from segtransformers.models.trunk.attention import join_windows, split_windows
 from segtransformers.models.trunk.positions import resize_positions
+from segtransformers.published import published_rows
 
+ROWS = published_rows("eva01")
 CASES = sorted(str(path.relative_to(FOLDER)) for path in FOLDER.glob("eva/tiny-eva01-*"))
 
 
@@ -103,3 +108,16 @@ def test_pretrained_trunk(tmp_path):
     assert torch.equal(block.attn.q_bias, weights["blocks.3.attn.q_bias"])
     assert torch.equal(embeddings.pos_embed, resize_positions(weights["pos_embed"][:, 1:], (14, 14), (20, 20)))
     assert block.gamma_1.eq(1).all() and not block.relative_position_bias_table.any()
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_published_row_describes_a_model(name):
+    row = ROWS[name]
+    model, _, _ = empty_model(row["model"])
+    unused = model.config.backbone_config.hidden_size  # the class token's position
+    assert row["num_parameters"] - sum(parameter.numel() for parameter in model.parameters()) == unused
+    assert model.config.num_labels == len(get_dataset_info(row["dataset"]).classes)
+    assert model.config.window_size == [896, 896] and row["crop_size"] == 896
+    processor = read_test_pipeline(row["test_pipeline"], True, None, row["multi_scale_pipeline"])
+    assert processor.size_divisor == 32 and dict(processor.size)["shortest_edge"] == 896
+    assert (row["miou_ms"] is not None) == (row["dataset"] == "ade20k")

@@ -396,6 +396,8 @@ def test_training_mode_is_refused(packaged):
 def test_every_published_row_has_its_multi_scale_protocol(family):
     """The protocol is that of the authors' config for several scales, or of their test.py without such a config."""
     for name, row in published_rows(family).items():
+        if row["test_pipeline"] is None:  # DINOv3 has no config of mmseg: see test_dino_protocols.py
+            continue
         processor = read_test_pipeline(row["test_pipeline"], False, multi_scale_pipeline=row["multi_scale_pipeline"])
         protocol = processor.multi_scale
         steps = (row["multi_scale_pipeline"] or row["test_pipeline"])[-1]["transforms"]

@@ -158,7 +158,7 @@ def test_errors_name_the_trunk_and_what_to_do(saved, tmp_path, monkeypatch):
         load(rest, trunk_from=tmp_path / "wide")
     with pytest.raises(ValueError, match="holds no weights of a trunk either"):
         load(rest, trunk_from=rest)
-    with pytest.raises(ValueError, match=r"has no architecture 'nothing'.*pass trunk_from="):
+    with pytest.raises(OSError, match=r"'nothing' is neither a folder nor weights of timm; pass trunk_from="):
         load(rest, trunk_from="nothing")
     trunk.rename(tmp_path / "elsewhere")
     with pytest.raises(OSError, match="does not exist; pass trunk_from="):

@@ -72,6 +72,7 @@ def _convert(options: argparse.Namespace, output: Path, family: str) -> None:
         license=options.license,
         ema=options.ema,
         trunk_weights=options.trunk_weights,
+        separate_trunk=options.separate_trunk,
     )
     print(conversion.describe())
     if options.output is not None:
@@ -109,6 +110,13 @@ def _parser(family: str, program: str | None) -> argparse.ArgumentParser:
         metavar="FILE|URL",
         help="the backbone's file, for heads that DINOv2 and DINOv3 publish or save without their backbone. A "
         "published config downloads its own",
+    )
+    parser.add_argument(
+        "--separate-trunk",
+        metavar="NAME",
+        help="leave the weights of the backbone's ViT out of the folder, which may not be published in some cases. "
+        "NAME is the place from which from_pretrained takes them: a folder or repository with the same ViT, or "
+        "pre-trained weights of timm",
     )
     parser.add_argument(
         "--dataset", choices=DATASETS, help="take class names and palette from this data set instead of the checkpoint"

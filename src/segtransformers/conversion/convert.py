@@ -29,6 +29,7 @@ from . import (
     mmseg_zoo,
     segformer,
     segmenter,
+    trunk_file,
     upernet,
     vit_adapter,
     vit_comer,
@@ -146,6 +147,9 @@ def empty_model(config: Mapping[str, Any]) -> tuple[PreTrainedModel, list[Rule],
     kind = segmentor.take("model_type", None) or segmentor.take("type", None)
     if isinstance(kind, str) and kind in internimage.CLASSIFIERS:
         return _empty_backbone(segmentor, kind)
+    if kind in trunk_file.KINDS.values():
+        with _config_errors(), torch.device("meta"):
+            return trunk_file.empty_model(segmentor, kind)
     if kind == dinov3.KIND:
         with _config_errors(), torch.device("meta"):
             return dinov3.empty_model(config)

@@ -18,9 +18,9 @@ from ..escaping import printable, short_repr
 from ..files import check_readable, staging_folder
 from ..hub.model_card import RECORD, write_model_card
 from ..image_processing import SegmentationImageProcessor
-from ..published import download_addresses, published_rows, trunk_addresses
+from ..published import download_addresses, published_row, published_rows, trunk_addresses
 from ..version import __version__
-from . import dinov2, dinov3, mmseg_zoo
+from . import dinov2, dinov3, mmseg_zoo, trunk_file
 from .checkpoint import Checkpoint, averaged_weights, read_checkpoint
 from .config_source import VARIANT, config_of, read_config
 from .convert import backbone_of_classifier, convert_with_report
@@ -111,10 +111,11 @@ BACKBONES = {
     "internimage": ("InternImage", "internimage"),
     "vit_comer": ("ViTCoMer",),
     "segmenter": ("VisionTransformer", VARIANT),
-    "dinov2": (dinov2.BACKBONE,),
-    "dinov3": (dinov3.KIND,),
+    "dinov2": (dinov2.BACKBONE, "ViTAdapter", trunk_file.KINDS["dinov2"]),
+    "dinov3": (dinov3.KIND, trunk_file.KINDS["dinov3"]),
     "flash_internimage": ("FlashInternImage",),
     "mmseg_zoo": tuple(mmseg_zoo.BACKBONES),
+    "eva01": ("BEiTAdapter", "BEiTWINAdapter"),
 }
 
 
@@ -133,6 +134,7 @@ def convert_to_folder(
     license: str | None = None,
     ema: bool = False,
     trunk_weights: str | None = None,
+    separate_trunk: str | None = None,
 ) -> Conversion:
     """Convert a checkpoint into a folder. The folder appears when it is complete and checked.
 
@@ -151,10 +153,14 @@ def convert_to_folder(
         ema: convert the averaged weights that some trainers save beside the weights.
         trunk_weights: the backbone's file or its https address, where the authors published it apart from the head. A
             published config downloads its own.
+        separate_trunk: leave the trunk out of the folder, which then names these weights instead; see
+            `separate_trunk` of the models.
 
     Raises:
         ConversionError: if the checkpoint or its config cannot be converted, or the folder cannot be written.
     """
+    if separate_trunk is not None and verify:
+        raise ConversionError("--verify loads the folder alone, which --separate-trunk makes impossible: leave one out")
     rows = published_rows(family)
     path, source = _find_checkpoint(checkpoint, rows, sha256)
     row_name = config if config in rows else source.row if config is None else None
@@ -168,6 +174,8 @@ def convert_to_folder(
     if trunk_weights is not None or (trunk_addresses(row) and not has_trunk(original.state_dict, family)):
         trunk, source.trunk = _find_trunk(trunk_weights, row_name or "", row)
         original.state_dict = with_trunk(original.state_dict, read_checkpoint(trunk).state_dict, family, trunk)
+    if not original_config:
+        original_config = trunk_file.described(original.state_dict, family)
     if not original_config and family == "dinov3":
         original_config = dinov3.described(original.state_dict)
     if not original_config:
@@ -196,7 +204,7 @@ def convert_to_folder(
     description = _describe(model, origin + ("; averaged weights" if ema else ""))
     with _complete_folder(output) as folder:
         stored, tensors, verification = _save(
-            folder, model, processor, original, report, dtype or model.dtype, max_shard_size, verify
+            folder, model, processor, original, report, dtype or model.dtype, max_shard_size, verify, separate_trunk
         )
         conversion = Conversion(
             description, source, config_origin, stored, report, tensors, verification, license, versions=_versions()
@@ -235,6 +243,7 @@ def _save(
     dtype: torch.dtype,
     max_shard_size: str,
     verify: bool,
+    separate_trunk: str | None,
 ) -> tuple[str, int, Verification | None]:
     """Write the model and its processor, and read them back. Afterwards model and checkpoint hold no weights.
 
@@ -243,10 +252,15 @@ def _save(
     """
     expected = outputs_of(model.float()) if verify else []
     model.to(dtype)  # type: ignore[arg-type]  # transformers wraps it
+    if separate_trunk is not None:
+        try:
+            model.separate_trunk(separate_trunk)  # type: ignore[operator]  # a method of all our models
+        except ValueError as error:
+            raise ConversionError(f"--separate-trunk: {error}") from error
     # under the names of the model, which are compared below; transformers would write older names of its Swin
     model.save_pretrained(folder, max_shard_size=max_shard_size, save_original_format=False)
     processor.save_pretrained(folder)
-    tensors = verify_tensors(folder, model, checked_tensors(original.state_dict), report)
+    tensors = verify_tensors(folder, model, checked_tensors(original.state_dict), report, separate_trunk is None)
     # free the memory for the reload; the caller still refers to both
     original.state_dict.clear()
     model.to("meta")  # type: ignore[arg-type]
@@ -318,6 +332,7 @@ def _download_first(name: str, addresses: Sequence[str], sha256: str | None) -> 
         raise ConversionError(
             f"the authors of {name} published its file on a page that programs cannot read: open {addresses[0]} in a "
             f"browser, save the file, and run `segtransformers models {name} --checkpoint FILE`"
+            + (" with `--trunk-weights FILE` for the backbone's file" if trunk_addresses(published_row(name)) else "")
         )
     failures = []
     for url in files:

@@ -129,6 +129,11 @@ def trunk_prefix(state_dict: Mapping[str, torch.Tensor]) -> str:
 def described(state_dict: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """Return the config of a whole model as its tensors show it, under `model`; {} if they show none."""
     tensors = checked_tensors(state_dict)
+    mask2former = dinov3_mask2former.described(tensors)
+    if mask2former is not None:
+        if f"{MASK2FORMER_TRUNK}cls_token" not in tensors:
+            raise ConversionError(HEAD_ALONE)
+        return {"model": mask2former}
     width = tensors.get(f"{LINEAR_TRUNK}cls_token")
     if width is None and f"{_LINEAR_HEAD}conv.weight" in tensors:
         raise ConversionError(HEAD_ALONE)

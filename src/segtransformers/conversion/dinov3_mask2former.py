@@ -7,6 +7,8 @@ Names and shapes: the head file `dinov3_vit7b16_ade20k_m2f_head` and the recorde
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from ..models.mask2former import SegMask2FormerConfig
 from ..models.vit_adapter import ViTAdapterConfig
 from .dino_trunks import DINOV3_RULES, read_dinov3_trunk
@@ -56,6 +58,24 @@ RULES = [
     Rule(r"segmentation_model\.1\.predictor\.class_embed\.(.+)", r"class_predictor.\1"),
     *prefixed(f"{HEAD}predictor.", _PREDICTOR, "transformer_module."),
 ]
+
+
+def described(state_dict: Mapping[str, torch.Tensor]) -> dict[str, Any] | None:
+    """Return the config of a Mask2Former from the tensors of its file; None for the tensors of another model.
+
+    The sliding windows are those of the released model.
+    """
+    classes, queries = (state_dict.get(f"{HEAD}predictor.{name}.weight") for name in ("class_embed", "query_feat"))
+    if classes is None or queries is None or classes.dim() != 2 or queries.dim() != 2:
+        return None
+    return {
+        "type": "FeatureDecoder",
+        "decoder_type": "m2f",
+        "backbone_out_layers": "FOUR_EVEN_INTERVALS",
+        "num_classes": classes.shape[0] - 1,
+        "hidden_dim": queries.shape[1],
+        "test_cfg": {"mode": "slide", "crop_size": [896, 896], "stride": [596, 596]},
+    }
 
 
 def read_config(config: Mapping[str, Any], indices: list[int]) -> SegMask2FormerConfig:

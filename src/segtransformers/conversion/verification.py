@@ -10,6 +10,7 @@ from safetensors import safe_open
 from transformers import PreTrainedModel
 from transformers.backbone_utils import BackboneMixin
 
+from ..models.layers.separate_trunk import is_of_trunk
 from .mapping import ConversionError, listed
 from .report import ConversionReport
 
@@ -77,6 +78,7 @@ def verify_tensors(
     model: PreTrainedModel,
     state_dict: Mapping[str, torch.Tensor],
     report: ConversionReport,
+    with_trunk: bool = True,
 ) -> int:
     """Compare every tensor in the folder with the model's, and with the checkpoint's if it was only renamed.
 
@@ -85,6 +87,7 @@ def verify_tensors(
         model: the model that was written.
         state_dict: the checkpoint's tensors under their original names.
         report: the use of the checkpoint's tensors.
+        with_trunk: False if the folder was written without the weights of the trunk.
 
     Returns:
         the number of tensors.
@@ -92,7 +95,7 @@ def verify_tensors(
     Raises:
         ConversionError: naming a tensor that differs, is missing, or overflowed in its new dtype.
     """
-    expected = model.state_dict()
+    expected = {name: tensor for name, tensor in model.state_dict().items() if with_trunk or not is_of_trunk(name)}
     originals = {new[0]: old for old, new in report.used.items() if old not in report.changed and old in state_dict}
     seen: set[str] = set()
     for path in sorted(folder.glob("*.safetensors")):

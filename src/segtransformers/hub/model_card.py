@@ -98,6 +98,7 @@ def model_card(
         record=_for_text(record),
         file=_for_code((record.get("source") or {}).get("file", "")),
         row=row,
+        trunk_weights=_for_code(backbone.get("trunk_weights") or ""),
         row_data=DATA_TERMS.get(row["dataset"]) if row else None,
         original=original,
         license_stated=license and _text(license),
@@ -158,6 +159,13 @@ def _in_quotes(name: str) -> str:
 
 def _family(backbone: Mapping[str, Any]) -> str | None:
     kind, trunk = str(backbone.get("model_type", "")), str(backbone.get("trunk", ""))
+    if kind == "seg_vit_adapter":  # adapters of other repositories than czczup/ViT-Adapter
+        if not backbone.get("use_injectors", True):
+            return "dinov3"
+        if backbone.get("token_stride") == 14:
+            return "dinov2"
+        if not backbone.get("use_prefix_positions", True):
+            return "eva01"
     if kind == "seg_plain_vit":
         return next((family for family in _TRUNK_FAMILIES if family in trunk), None)
     if kind == "seg_internimage" and backbone.get("core_operator") == "dcnv4":

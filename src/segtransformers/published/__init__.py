@@ -20,6 +20,7 @@ FAMILIES = (
     "dinov2",
     "dinov3",
     "flash_internimage",
+    "eva01",
 )
 # dataset: the data set of the checkpoint. miou, miou_ms: published percent, single scale and multi-scale + flip.
 # parameters: as published. num_parameters: counted in the original code. crop_size: side in pixels, or [height, width].
@@ -66,7 +67,7 @@ def published_table(family: str) -> str:
                 notes.append(row["note"])
             mark = f" [{notes.index(row['note']) + 1}]"
         addresses = download_addresses(row)
-        file = f"[{addresses[0].rpartition('/')[2]}]({addresses[0]})" if addresses else None
+        file = f"[{addresses[0].rstrip('/').rpartition('/')[2]}]({addresses[0]})" if addresses else None
         crop = row["crop_size"]
         crop = "x".join(map(str, crop)) if isinstance(crop, list) else crop
         values = (row["dataset"], crop, row["miou"], row["miou_ms"], row["parameters"], file)
@@ -88,7 +89,8 @@ def trunk_addresses(row: dict[str, Any]) -> list[str]:
 
 def published_outputs(row: dict[str, Any]) -> int:
     """Return the number of outputs of a row's model, which may exceed the number of classes in its data set."""
-    return declared_classes(row["model"]["decode_head"])
+    model = row["model"]
+    return declared_classes(model["decode_head"]) if "decode_head" in model else model["num_classes"]
 
 
 def declared_classes(head: Mapping[str, Any]) -> Any:

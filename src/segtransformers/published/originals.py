@@ -117,6 +117,15 @@ _ZOO = {
         _MMSEGMENTATION,
         "apache-2.0",
     ),
+    "eva01": Original(
+        "EVA: Exploring the Limits of Masked Visual Representation Learning at Scale",
+        "Fang, Yuxin and Wang, Wen and Xie, Binhui and Sun, Quan and Wu, Ledell and Wang, Xinggang and Huang, Tiejun "
+        "and Wang, Xinlong and Cao, Yue",
+        2022,
+        "2211.07636",
+        "https://github.com/baaivision/EVA",
+        "mit",
+    ),
     "dinov2": Original(
         "DINOv2: Learning Robust Visual Features without Supervision",
         "Oquab, Maxime and Darcet, Timoth{\\'e}e and Moutakanni, Th{\\'e}o and others",

@@ -86,7 +86,7 @@ class SeparateTrunkMixin:
                 )
             with _without_name(configs):
                 return super().save_pretrained(save_directory, *arguments, **kwargs)  # type: ignore[misc]
-        rest = {name: tensor for name, tensor in tensors.items() if not _is_of_trunk(name)}
+        rest = {name: tensor for name, tensor in tensors.items() if not is_of_trunk(name)}
         return super().save_pretrained(save_directory, is_main_process, rest, *args, **kwargs)  # type: ignore[misc]
 
     @classmethod
@@ -173,7 +173,8 @@ def _trunk_configs(model: Any) -> list[Any]:
     return configs[:1] if configs[0] is configs[1] else configs
 
 
-def _is_of_trunk(name: str) -> bool:
+def is_of_trunk(name: str) -> bool:
+    """Return whether a tensor of a model belongs to its trunk."""
     return name.removeprefix("backbone.").startswith(_TRUNK)
 
 
@@ -182,7 +183,7 @@ def _of_trunk(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {
         name.removeprefix("backbone.").removeprefix(_TRUNK): tensor
         for name, tensor in tensors.items()
-        if _is_of_trunk(name)
+        if is_of_trunk(name)
     }
 
 
@@ -241,7 +242,7 @@ def _load_trunk(source: str, config: Any, name: str, **hub: Any) -> dict[str, to
     Raises:
         ValueError, OSError: as `from_pretrained`.
     """
-    from ..trunk.pretrained import expected_weights, weights_of_timm  # timm is slow to import
+    from ..trunk.pretrained import expected_weights, is_architecture, weights_of_timm  # timm is slow to import
 
     named = short_repr(config.trunk_weights, 200)
     where = f"{printable(name, 200)} holds no weights of its trunk, which are {named}"
@@ -253,6 +254,8 @@ def _load_trunk(source: str, config: Any, name: str, **hub: Any) -> dict[str, to
         tensors = _of_trunk(_tensors_in(source, **hub))
         if not tensors:
             raise ValueError(f"{where}: {printable(source, 200)} holds no weights of a trunk either; {what_to_do}")
+    elif not is_architecture(source.removeprefix("timm/")):
+        raise OSError(f"{where}: {short_repr(source, 200)} is neither a folder nor weights of timm; {what_to_do}")
     else:
         try:
             tensors = weights_of_timm(source.removeprefix("timm/"), config, hub.get("cache_dir"))
@@ -271,4 +274,4 @@ def _load_trunk(source: str, config: Any, name: str, **hub: Any) -> dict[str, to
     return {key: tensors[key] for key in expected}
 
 
-__all__ = ["SeparateTrunkMixin", "trunk_samples"]
+__all__ = ["SeparateTrunkMixin", "is_of_trunk", "trunk_samples"]

@@ -65,6 +65,11 @@ def weights_of_timm(name: str, config: TrunkConfig, cache_dir: str | None = None
     return _fitted_weights(_empty_trunk(config).state_dict(), config, weights, grid, f"timm's weights {name!r}")
 
 
+def is_architecture(name: str) -> bool:
+    """Return whether timm has an architecture of this name, with or without a weight tag."""
+    return timm.is_model(name.partition(".")[0])
+
+
 def expected_weights(config: TrunkConfig) -> dict[str, tuple[int, ...]]:
     """Return the shapes of all weights of a [`Trunk`] by their names."""
     return {name: tuple(tensor.shape) for name, tensor in _empty_trunk(config).state_dict().items()}
@@ -220,4 +225,11 @@ def _fitted(name: str, tensor: torch.Tensor, config: TrunkConfig, grid: Grid) ->
     return tensor
 
 
-__all__ = ["FromTrunkMixin", "expected_weights", "load_trunk_weights", "trunk_normalization", "weights_of_timm"]
+__all__ = [
+    "FromTrunkMixin",
+    "expected_weights",
+    "is_architecture",
+    "load_trunk_weights",
+    "trunk_normalization",
+    "weights_of_timm",
+]
