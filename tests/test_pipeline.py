@@ -4,6 +4,7 @@
 import dataclasses
 import logging
 import math
+import struct
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,7 +13,12 @@ import pytest
 import torch
 from PIL import Image
 from test_seg_upernet import small_head
-from transformers import pipeline
+from transformers import (
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    SegformerImageProcessor,
+    pipeline,
+)
 
 from segtransformers import (
     SegmentationImageProcessor,
@@ -21,6 +27,7 @@ from segtransformers import (
     example_image_path,
     packaged_model_path,
 )
+from segtransformers.datasets.reading import read_image
 from segtransformers.inference import InferenceProtocol, segment_image
 from segtransformers.models.layers.sliding_windows import SlidingWindow, slide, slide_bands, window_origins
 
@@ -183,12 +190,40 @@ def test_many_threads_share_our_pipeline(folder):
     assert segmenter.model.config.to_dict() == before
 
 
-def test_our_pipeline_keeps_the_brightness_of_16_bits(folder, tmp_path):
-    segmenter, grey = ours(folder), random_image("L")
+@pytest.mark.parametrize("pipeline_class", [None, SegmentationPipeline])
+def test_pipelines_keep_the_brightness_of_16_and_12_bits(folder, pipeline_class, tmp_path):
+    """As `segment_image` and training do, which read files with `read_image`."""
+    segmenter, grey = pipeline("image-segmentation", model=folder, pipeline_class=pipeline_class), random_image("L")
     deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
     deep.save(tmp_path / "deep.png")
-    for image in (deep, str(tmp_path / "deep.png")):
-        assert (label_map(segmenter(image)) == label_map(segmenter(grey))).all()
+    (tmp_path / "12.tif").write_bytes(tiff_of_12_bits(np.asarray(grey)))
+    expected = label_map(segmenter(grey))
+    for image in (deep, str(tmp_path / "deep.png"), str(tmp_path / "12.tif"), Image.open(tmp_path / "12.tif")):
+        assert (label_map(segmenter(image)) == expected).all()
+    for file in ("deep.png", "12.tif"):
+        assert np.array_equal(np.asarray(read_image(tmp_path / file, file)), np.dstack([np.asarray(grey)] * 3))
+
+
+def test_the_pipeline_of_other_models_is_transformers_own():
+    """Images reach other image processors as before."""
+    config = SegformerConfig(num_labels=2, hidden_sizes=[8] * 4, decoder_hidden_size=8, depths=[1] * 4)
+    model = SegformerForSemanticSegmentation(config).eval()
+    processor = SegformerImageProcessor(size={"height": 32, "width": 32})
+    segmenter = pipeline("image-segmentation", model=model, image_processor=processor)
+    deep = Image.fromarray(np.full((40, 50), 40_000, np.uint16))
+    expected = processor(deep.convert("RGB"), return_tensors="pt")["pixel_values"]
+    assert torch.equal(segmenter.preprocess(deep)["pixel_values"], expected)
+
+
+def tiff_of_12_bits(grey: np.ndarray) -> bytes:
+    """Return a TIFF file with the values of a grey image as 12 bits. Its width must be even."""
+    values = (grey.astype(np.uint32) * 4095 + 254) // 255
+    pairs = values[:, ::2] << 12 | values[:, 1::2]
+    data = np.stack([pairs >> 16, pairs >> 8 & 255, pairs & 255], -1).astype(np.uint8).tobytes()
+    height, width = grey.shape
+    tags = {256: width, 257: height, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: height, 279: len(data)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return struct.pack("<2sHI", b"II", 42, 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + bytes(4)
 
 
 def test_our_pipeline_reads_in_other_processes(folder):

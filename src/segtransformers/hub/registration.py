@@ -9,6 +9,8 @@ for imports, which does what transformers does for its own models:
 - transformers takes the classes of a model type from the module `transformers.models.<model type>`. For our model types
   that is `segtransformers`, whose classes are imported on first use.
 
+- It gives the task "image-segmentation" a pipeline that reads images of 16 bits for our image processors.
+
 Auto modules that were imported before `segtransformers` have already read the names. With them our classes are
 registered at once.
 """
@@ -62,6 +64,7 @@ MODELS = (*BACKBONES, *SEGMENTATION_MODELS)
 IMAGE_PROCESSORS = {"pil": "SegmentationImageProcessorPil", "torchvision": "SegmentationImageProcessor"}
 # Not "image-segmentation": a task that a repository declares needs trust_remote_code, and transformers' own pipeline
 # must load our models without it.
+STOCK_TASK = "image-segmentation"
 PIPELINES = {"semantic-segmentation": ("SegmentationPipeline", "AutoModelForSemanticSegmentation")}
 
 for _names in BACKBONES:
@@ -90,11 +93,18 @@ def _add_image_processors(module: ModuleType) -> None:
     module.IMAGE_PROCESSOR_MAPPING_NAMES.update({names.model_type: dict(IMAGE_PROCESSORS) for names in MODELS})
 
 
+def _replace_stock_pipeline(module: ModuleType) -> None:
+    from .stock_pipeline import ImageSegmentationPipeline
+
+    module.PIPELINE_REGISTRY.supported_tasks[STOCK_TASK]["impl"] = ImageSegmentationPipeline
+
+
 _AUTO = "transformers.models.auto"
 _ADD_NAMES: dict[str, Callable[[ModuleType], None]] = {
     f"{_AUTO}.configuration_auto": _add_configs,
     f"{_AUTO}.modeling_auto": _add_models,
     f"{_AUTO}.image_processing_auto": _add_image_processors,
+    "transformers.pipelines": _replace_stock_pipeline,
 }
 
 

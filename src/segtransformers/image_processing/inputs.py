@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
 import torch
@@ -38,7 +39,7 @@ def as_8bit_image(image: Any, channels_last: bool = False) -> Any:
             raise ValueError("an image of floating-point numbers (PIL mode F) has no known range: convert it to 8 bits")
         if not image.mode.startswith("I"):
             return image.convert("RGB")
-        image = np.asarray(image)
+        image = np.asarray(_with_16_bits(image, _declared_bits(image)))
         if image.dtype.newbyteorder("=") == np.int32:
             image = image.clip(0, 65535)
     elif isinstance(image, torch.Tensor) and image.dtype in INTEGERS:
@@ -74,13 +75,28 @@ def _integers_as_8_bits(values: np.ndarray) -> np.ndarray:
     return values.astype(np.uint8)
 
 
+def _declared_bits(image: PIL.Image.Image) -> int | None:
+    """Return the bits per sample of an opened TIFF file, or None for other images."""
+    tags = getattr(image, "tag_v2", None)
+    return None if tags is None else max(tags.get(PIL.ExifTags.Base.BitsPerSample, (8,)))
+
+
+def _with_16_bits(image: PIL.Image.Image, bits: int | None) -> PIL.Image.Image:
+    """Scale an image of a file that declares 9 to 15 bits, such as 12, to the range of 16 bits. Others stay."""
+    if bits is None or not 8 < bits < 16 or not image.mode.startswith("I"):
+        return image
+    values = np.asarray(image).astype(np.uint32)
+    return PIL.Image.fromarray((values * 65535 // ((1 << bits) - 1)).astype(np.uint16))
+
+
 def upright_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     """Turn a PIL image as its EXIF data say, and convert it to RGB as [`as_8bit_image`] does.
 
     Raises:
         ValueError: as [`as_8bit_image`].
     """
-    converted = as_8bit_image(PIL.ImageOps.exif_transpose(image))
+    bits = _declared_bits(image)  # the turned copy has no header
+    converted = as_8bit_image(_with_16_bits(PIL.ImageOps.exif_transpose(image), bits))
     return PIL.Image.fromarray(converted[0]).convert("RGB") if isinstance(converted, np.ndarray) else converted
 
 
