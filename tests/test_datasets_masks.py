@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from dataset_cases import COLOURS, HEIGHT, KNOWN, WIDTH, draw_known, own_data, save, values
+from dataset_cases import COLOURS, HEIGHT, KNOWN, WIDTH, draw, draw_known, own_data, save, values
 from PIL import ExifTags, Image
 
 from segtransformers.datasets import DataError, load_segmentation_dataset
@@ -195,3 +195,24 @@ def test_damaged_files(tmp_path):
     (tmp_path / "masks/0.png").unlink()
     with pytest.raises(DataError, match=r"masks/0.png was removed"):
         data[0]
+
+
+def test_exports_of_roboflow(tmp_path):
+    """Each split is a folder of images, their masks and `_classes.csv`."""
+    for split, number in (("train", 2), ("valid", 1)):
+        draw(tmp_path, f"{split}/{{}}_jpg.rf.0a1b.jpg", f"{split}/{{}}_jpg.rf.0a1b_mask.png", 0, 1, number=number)
+        (tmp_path / split / "_classes.csv").write_text("Pixel Value, Class\n0, background\n1, cat\n")
+    (tmp_path / "README.roboflow.txt").touch()
+    data = load_segmentation_dataset(tmp_path, "train")
+    assert data.names == ["0_jpg.rf.0a1b", "1_jpg.rf.0a1b"] and data.id2label == {0: "background", 1: "cat"}
+    assert np.array_equal(data[0].labels, values(0, 1)) and not data.ignored_files
+    assert len(load_segmentation_dataset(tmp_path, "validation")) == 1
+    with pytest.raises(DataError, match="has no split 'test': it has train, valid"):
+        load_segmentation_dataset(tmp_path, "test")
+    (tmp_path / "train" / "1_jpg.rf.0a1b_mask.png").unlink()
+    with pytest.raises(DataError, match=r"1 of 2 images in .*train have no mask"):
+        load_segmentation_dataset(tmp_path, "train")
+    for text in ("Pixel Value, Class\n0, a\n2, b\n", "Pixel Value, Class\n0, a\n0, b\n", "Pixel Value, Class\n0\n"):
+        (tmp_path / "train" / "_classes.csv").write_text(text)
+        with pytest.raises(DataError, match=r"gaps|another pixel value"):
+            load_segmentation_dataset(tmp_path, "validation")

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ..files import check_readable
+from .pairs import ROBOFLOW, SPLITS
 from .reading import DataError
 
-# the last three are written by CVAT, labelme2voc, and the tools of CamVid and DeepGlobe
+# the last four are written by CVAT, labelme2voc, the tools of CamVid and DeepGlobe, and Roboflow
 CLASS_FILES = (
     "classes.json",
     "id2label.json",
@@ -21,6 +22,7 @@ CLASS_FILES = (
     "labelmap.txt",
     "class_names.txt",
     "class_dict.csv",
+    ROBOFLOW,
 )
 
 CVAT_LINE = re.compile(r"(?P<name>.+?):(?P<colour>\d{1,3},\d{1,3},\d{1,3}):[^:]*:[^:]*")
@@ -91,13 +93,13 @@ def read_classes(given: Any, where: str = "classes") -> Classes:
 
 
 def classes_of_folder(folder: Path) -> Classes | None:
-    """Read the first of `CLASS_FILES` in `folder`. Return None if the folder has none of them.
+    """Read the first of `CLASS_FILES` in `folder`, or Roboflow's in the folder of a split. Return None if none exists.
 
     Raises:
         DataError: if the file cannot be read, or holds no classes.
     """
-    for name in CLASS_FILES:
-        path = folder / name
+    spellings = [spelling for several in SPLITS.values() for spelling in several]
+    for path in (*(folder / name for name in CLASS_FILES), *(folder / name / ROBOFLOW for name in spellings)):
         if path.exists() and not path.is_dir():
             return classes_of_file(path)
     return None
@@ -106,7 +108,7 @@ def classes_of_folder(folder: Path) -> Classes | None:
 def classes_of_file(path: Path) -> Classes:
     """Read classes from a JSON file for [`read_classes`], a table, or a text file with one name per line.
 
-    A table `.csv` has columns of names and of red, green and blue values. CVAT's `labelmap.txt` has lines
+    A table `.csv` has columns of names and of red, green and blue values, or of pixel values and classes. CVAT's `labelmap.txt` has lines
     `name:red,green,blue:parts:actions`. A first line `__ignore__`, of labelme, stands for pixels without a class.
 
     Raises:
@@ -139,10 +141,18 @@ def _class_of_cvat(line: str, where: str) -> dict[str, Any]:
     return {"name": match["name"], "color": [int(value) for value in match["colour"].split(",")]}
 
 
-def _rows_of_table(lines: list[str], where: str) -> list[dict[str, Any]]:
-    """Return the name and the colour of each row of a table whose first row names the columns."""
-    rows = [[cell.strip() for cell in row] for row in csv.reader(lines) if row]
+def _rows_of_table(lines: list[str], where: str) -> Any:
+    """Return the name and the colour, or `{value: name}`, of the rows of a table whose first row names the columns."""
+    try:
+        rows = [[cell.strip() for cell in row] for row in csv.reader(lines) if row]
+    except csv.Error as error:
+        raise DataError(f"cannot read class names from {where}: {error}") from None
     header = [cell.lower() for cell in rows[0]] if rows else []
+    if header == ["pixel value", "class"]:
+        values = {row[0]: row[1] for row in rows[1:] if len(row) == 2}
+        if len(values) != len(rows) - 1:
+            raise DataError(f"{where}: each line must hold another pixel value and the name of its class")
+        return values
     name = next((header.index(column) for column in ("name", "class", "class_name", "label") if column in header), None)
     colours = next((names for names in (("r", "g", "b"), ("red", "green", "blue")) if set(names) <= set(header)), None)
     if name is None or colours is None:

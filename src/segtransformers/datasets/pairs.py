@@ -20,6 +20,8 @@ SPLITS = {
     "test": ("test", "testing"),
 }
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "img_dir", "JPEGImages")
+ROBOFLOW = "_classes.csv"  # a file in each split of Roboflow's exports, beside images and their masks
+ROBOFLOW_ENDING = "_mask.png"
 MASK_FOLDERS = (
     "masks",
     "mask",
@@ -165,7 +167,12 @@ def find_folders(
     images = _one_of(root, IMAGE_FOLDERS, "images", image_endings)
     masks = _one_of(root, MASK_FOLDERS, "masks", mask_endings)
     if images is None and masks is None:
-        return None
+        present = [spelling for spelling in every if (folder / spelling / ROBOFLOW).is_file()]
+        if not present:
+            return None
+        endings = mask_endings if mask_ending else (ROBOFLOW_ENDING,)
+        name = _present_spelling(folder, split, spellings, present)
+        return FolderLayout(folder, Layout("{split}", "{split}", image_endings, endings, splits={}), name)
     if images is None or masks is None:
         missing, names = ("images", IMAGE_FOLDERS) if images is None else ("masks", MASK_FOLDERS)
         raise DataError(
@@ -250,6 +257,10 @@ def pair_files(found: FolderLayout) -> Pairs:
     problems: list[str] = []
     images, no_images = _files_by_name(image_folder, layout.image_endings, layout.image_prefix, problems)
     masks, no_masks = _files_by_name(mask_folder, layout.mask_endings, layout.mask_prefix, problems)
+    if image_folder == mask_folder:  # of Roboflow
+        files = set(masks.values())
+        images = {name: path for name, path in images.items() if path not in files}
+        no_images, no_masks = [path for path in no_images if path not in files and path.name != ROBOFLOW], []
     if not images and not masks:
         endings = " ".join(f"*{ending}" for ending in layout.image_endings)
         raise DataError(f"{image_folder} holds no images (looked for {endings})")
@@ -272,7 +283,7 @@ def pair_files(found: FolderLayout) -> Pairs:
     names = sorted(name for name in images if name in masks)
     ignored: list[Path] = []
     if not layout.splits:  # known data sets have other files beside the masks
-        templates = [path for path in (layout.images, layout.masks) if "{split}" in path]
+        templates = [path for path in (layout.images, layout.masks) if path.endswith("/{split}")]
         above = [root / path.removesuffix("/{split}") for path in templates]
         outside = [path for folder in above for path in sorted(folder.iterdir()) if path.is_file()]
         ignored = [path for path in [*outside, *no_images, *no_masks] if not path.name.startswith(".")]
