@@ -207,6 +207,8 @@ class _Handler(BaseHTTPRequestHandler):
                 headers |= {"X-Linked-Etag": f'"{described["lfs"]["oid"]}"', "X-Linked-Size": str(len(content))}
             start = re.fullmatch("bytes=([0-9]+)-", self.headers.get("Range") or "")
             self._send(content[int(start[1]) :] if start else content, 206 if start else 200, headers)
+        elif path.startswith("api/datasets/"):  # this Hub has none
+            raise _Answer(401 if self.user is None else 404, "RepoNotFound", "Repository not found")
         else:
             raise _Answer(404, "NotFound", path)
 

@@ -131,7 +131,7 @@ def test_weights_of_timm(tmp_path, monkeypatch):
     source = timm.create_model("vit_small_patch16_224", depth=4, embed_dim=32, num_heads=2, num_classes=0)
     for parameter in source.parameters():
         torch.nn.init.normal_(parameter)
-    monkeypatch.setattr(pretrained, "_check_available", lambda *arguments: None)
+    monkeypatch.setattr(pretrained, "check_trunk_available", lambda *arguments: True)
     create = timm.create_model
     monkeypatch.setattr(
         timm, "create_model", lambda name, **options: source if options.get("pretrained") else create(name, **options)

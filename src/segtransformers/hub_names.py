@@ -5,11 +5,13 @@ The libraries that download repositories ask several times and wait in between, 
 cannot be reached.
 """
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import httpx, validate_repo_id
 
@@ -65,7 +67,30 @@ def is_cached(name: str, kind: Kind, cache_dir: str | Path | None = None) -> boo
     return any(folder.is_dir() and any(folder.iterdir()) for folder in folders)
 
 
+def cached_folder(name: str, kind: Kind) -> Path:
+    """Return the folder in the local cache that has the files of a repository, without asking the Hub.
+
+    Raises:
+        OSError: if the cache has no files of the branch `main`.
+    """
+    return Path(snapshot_download(name, repo_type=kind, local_files_only=True))
+
+
+@contextlib.contextmanager
+def without_hub() -> Iterator[None]:
+    """Let no library ask the Hub in this context. They take files from the cache then, without attempts and waits."""
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
 def _only_cached(name: str, kind: Kind, cache_dir: str | Path | None, reason: str) -> bool:
     if is_cached(name, kind, cache_dir):
         return False
     raise LookupError(f"{reason}, and the {kind} is not in the local cache")
+
+
+__all__ = ["Kind", "cached_folder", "check_hub_name", "is_cached", "without_hub"]

@@ -64,7 +64,7 @@ def load_model(name: str, device: str | None, optimize: bool = False) -> "tuple[
     from transformers import AutoImageProcessor
     from transformers.utils import logging
 
-    from ..model_loading import load_trained_model
+    from ..model_loading import NO_REMOTE_CODE, load_trained_model
 
     logging.disable_progress_bar()
     folder = named_model(name)
@@ -72,10 +72,10 @@ def load_model(name: str, device: str | None, optimize: bool = False) -> "tuple[
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError:
         raise UserError(f"--device {device}: torch has no such device; use cpu, cuda or cuda:1, for example") from None
-    options = check_model_name(folder)
+    source = model_source(folder)
     try:
-        model = load_trained_model(folder, dtype=torch.float32, **options)
-        processor = AutoImageProcessor.from_pretrained(folder, **options)
+        model = load_trained_model(source, dtype=torch.float32)
+        processor = AutoImageProcessor.from_pretrained(source, **NO_REMOTE_CODE)
     except Exception as error:  # missing files, no network, another kind of model, too little memory
         raise UserError(f"cannot load the model {name}: {why_not_loaded(name, error)}") from None
     try:
@@ -89,31 +89,29 @@ def load_model(name: str, device: str | None, optimize: bool = False) -> "tuple[
     return model, processor
 
 
-def check_model_name(name: str) -> dict[str, Any]:
+def model_source(name: str) -> str:
     """Check that a folder or a model on the Hub exists, before anything is loaded.
 
     Returns:
-        options of `from_pretrained`: code that comes with a model is never run, and cached files are loaded without
-        asking the Hub again if it cannot be reached.
+        the name, or the folder of its files in the cache if the Hub cannot be reached.
 
     Raises:
         UserError: if there is no such model, or the folder holds a pipe or device in the place of a file.
     """
-    from ..hub_names import check_hub_name
+    from ..hub_names import cached_folder, check_hub_name
 
-    options: dict[str, Any] = {"trust_remote_code": False}
     folder = Path(name)
     try:
         if folder.exists():
             if folder.is_dir():
                 check_folder_readable(folder)
-            return options
-        options["local_files_only"] = not check_hub_name(name, "model")
+        elif not check_hub_name(name, "model"):
+            return str(cached_folder(name, "model"))
     except LookupError as error:
         raise UserError(f"cannot load the model {name}: there is no such folder; {error}") from None
     except OSError as error:
         raise UserError(f"cannot load the model {name}: {describe(error)}") from None
-    return options
+    return name
 
 
 def named_model(name: str) -> str:

@@ -1,6 +1,7 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """Options of the commands that read a data set."""
 
+import contextlib
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -76,7 +77,7 @@ def load_data(
     from transformers.utils import logging
 
     from ..datasets import load_segmentation_dataset
-    from ..hub_names import check_hub_name
+    from ..hub_names import check_hub_name, without_hub
 
     if classes is not None and not classes.isdigit():
         check_input_file(Path(classes), f"--classes {classes}", "an existing file or a number")
@@ -86,25 +87,27 @@ def load_data(
         if not image_column or not mask_column or "," in mask_column:
             raise UserError(f"--columns {columns}: expected two names, such as image,annotation")
     logging.disable_progress_bar()
+    reachable = True
     try:
         if not Path(source).exists() and source.count("/") < 2:  # of a longer path the loader knows more
-            check_hub_name(source, "dataset")
+            reachable = check_hub_name(source, "dataset")
     except LookupError as error:
         raise UserError(f"cannot load the data set {source}: there is no such folder; {error}") from None
-    return load_segmentation_dataset(
-        source,
-        split,
-        kind,
-        classes=int(classes) if classes is not None and classes.isdigit() else classes,
-        reduce_labels=reduce_labels,
-        label_map=_parse_label_map(label_map),
-        image_ending=image_ending,
-        mask_ending=mask_ending,
-        image_column=image_column,
-        mask_column=mask_column,
-        name=subset,
-        strict=strict,
-    )
+    with contextlib.nullcontext() if reachable else without_hub():
+        return load_segmentation_dataset(
+            source,
+            split,
+            kind,
+            classes=int(classes) if classes is not None and classes.isdigit() else classes,
+            reduce_labels=reduce_labels,
+            label_map=_parse_label_map(label_map),
+            image_ending=image_ending,
+            mask_ending=mask_ending,
+            image_column=image_column,
+            mask_column=mask_column,
+            name=subset,
+            strict=strict,
+        )
 
 
 def _parse_label_map(text: str | None) -> dict[int, int] | None:

@@ -15,7 +15,7 @@ import typer
 
 from ..escaping import one_line
 from .checkpoints import has_checkpoints, last_checkpoint, remove_incomplete, save_model, write_failure
-from .common import check_folder, check_input_file, check_model_name, named_model, sides, why_not_loaded
+from .common import check_folder, check_input_file, model_source, named_model, sides, why_not_loaded
 from .data_options import (
     ClassesOption,
     ColumnsOption,
@@ -139,6 +139,7 @@ def train(
             chosen = dataclasses.replace(chosen, weight_average=WeightAverageSettings(decay=ema))
         changes = parse_training_arguments(context.args)
         _check_output(output, resume)
+        model = None if model is None else _model(model, trunk_weights)
         options = (kind, classes, reduce_labels, label_map, image_ending, mask_ending, columns, subset)
         parts = [load_data(data, split, *options)]
         if parts[0].split is None:
@@ -151,7 +152,6 @@ def train(
         if limit is not None:
             parts = [part.select(range(min(limit, len(part)))) for part in parts]
         _check_samples(parts)
-        model = None if model is None else named_model(model)
         crop = None if crop_size is None else sides("--crop-size", crop_size)
         _run(
             chosen,
@@ -190,7 +190,7 @@ def _run(
     from ..hub.publishing import check_destination
     from ..training.loss_settings import apply_losses
     from ..training.sampling import build_sampling
-    from ..training.starting_points import is_timm_trunk, starting_model
+    from ..training.starting_points import starting_model
 
     logging.disable_progress_bar()
     if len(parts) == 1:
@@ -200,8 +200,6 @@ def _run(
     if arguments.push_to_hub and arguments.hub_token is None and is_main:
         check_destination(arguments.hub_model_id or output.resolve().name)
     set_seed(arguments.seed)
-    if model is not None and not is_timm_trunk(model):
-        check_model_name(model)
     try:
         network, processor = starting_model(
             model, recipe, parts[0].id2label, parts[0].palette, crop_size=crop_size, trunk_weights=trunk_weights
@@ -363,6 +361,23 @@ def _recipe(name: str) -> "Recipe":
         check_input_file(path, f"--recipe {name}", "a published recipe or an existing file")
         return Recipe.from_file(path)
     return get_recipe(name)
+
+
+def _model(name: str, trunk_weights: Path | None) -> str:
+    """Return the source of the model to start from, or the name of a trunk of timm, before the data are read.
+
+    Raises:
+        UserError: if it does not exist, or cannot be reached.
+    """
+    from ..models.trunk import check_trunk_available
+    from ..training.starting_points import is_timm_trunk
+
+    name = named_model(name)
+    if not is_timm_trunk(name):
+        return model_source(name)
+    if trunk_weights is None:
+        check_trunk_available(name)
+    return name
 
 
 def _check_output(output: Path, resume: bool) -> None:

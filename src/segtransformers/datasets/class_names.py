@@ -108,8 +108,9 @@ def classes_of_folder(folder: Path) -> Classes | None:
 def classes_of_file(path: Path) -> Classes:
     """Read classes from a JSON file for [`read_classes`], a table, or a text file with one name per line.
 
-    A table `.csv` has columns of names and of red, green and blue values, or of pixel values and classes. CVAT's `labelmap.txt` has lines
-    `name:red,green,blue:parts:actions`. A first line `__ignore__`, of labelme, stands for pixels without a class.
+    A table `.csv` has columns of names and of red, green and blue values, or of pixel values and classes. CVAT's
+    `labelmap.txt` has lines `name:red,green,blue:parts:actions`. A first line `__ignore__`, of labelme, stands for
+    pixels without a class.
 
     Raises:
         DataError: if the file cannot be read, or holds no classes.

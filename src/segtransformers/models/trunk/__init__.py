@@ -5,11 +5,12 @@ from .architectures import describe_trunk
 from .backbone import TrunkBackbone
 from .blocks import plain_block
 from .modeling_trunk import Trunk
-from .pretrained import trunk_normalization
+from .pretrained import check_trunk_available, trunk_normalization
 
 __all__ = [
     "Trunk",
     "TrunkBackbone",
+    "check_trunk_available",
     "describe_trunk",
     "plain_block",
     "trunk_normalization",

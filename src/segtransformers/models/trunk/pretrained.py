@@ -1,6 +1,7 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """Load timm's pre-trained weights into a [`Trunk`]."""
 
+import contextlib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import timm
 import torch
 
-from ...hub_names import check_hub_name
+from ...hub_names import check_hub_name, without_hub
 from ..layers.token_grid import Grid
 from .architectures import describe_trunk
 from .configuration_trunk import TrunkConfig
@@ -82,8 +83,9 @@ def _empty_trunk(config: TrunkConfig) -> Trunk:
 
 def _download(name: str, cache_dir: str | None) -> tuple[dict[str, torch.Tensor], Grid]:
     """Return pre-trained weights of timm, and the patch grid of their positions."""
-    _check_available(name, cache_dir)
-    model = timm.create_model(name, pretrained=True, num_classes=0, cache_dir=cache_dir)
+    reachable = check_trunk_available(name, cache_dir)
+    with contextlib.nullcontext() if reachable else without_hub():
+        model = timm.create_model(name, pretrained=True, num_classes=0, cache_dir=cache_dir)
     return model.state_dict(), tuple(model.patch_embed.grid_size)
 
 
@@ -99,17 +101,25 @@ def _check_weights(name: str) -> None:
         )
 
 
-def _check_available(name: str, cache_dir: str | None) -> None:
+def check_trunk_available(name: str, cache_dir: str | None = None) -> bool:
     """Refuse weights that are not cached and cannot be downloaded, before timm tries for a minute.
 
+    Args:
+        name, cache_dir: as of `from_trunk`.
+
+    Returns:
+        whether the Hub can be reached. False means that the weights are cached.
+
     Raises:
+        ValueError: if timm has no such weights.
         OSError: naming the trunk and what to do.
     """
+    _check_weights(name)
     repository = timm.get_pretrained_cfg(name).hf_hub_id
     if not repository:
-        return
+        return True
     try:
-        check_hub_name(repository, "model", cache_dir)
+        return check_hub_name(repository, "model", cache_dir)
     except LookupError as error:
         raise OSError(
             f"timm's weights of the trunk {name!r} ({repository} on the Hub) cannot be loaded: {error}. Connect to the "
