@@ -2,6 +2,7 @@
 """Files and folders that appear only when they are complete, and checks of files that are read."""
 
 import contextlib
+import errno
 import os
 import shutil
 import stat
@@ -112,6 +113,22 @@ def check_folder_readable(folder: Path) -> None:
         check_readable(path)
 
 
+def write_failure(error: BaseException) -> str | None:
+    """Return the reason why a file could not be written, or None if this is another error.
+
+    PyTorch and safetensors report a full disk with errors of their own.
+    """
+    text = str(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EIO):
+        name = "" if error.filename is None else f"{printable(error.filename, 200)}: "
+        return f"{name}{error.strerror}"
+    if type(error).__name__ == "SafetensorError" and "I/O error" in text:
+        return text.partition("I/O error: ")[2].partition(" (os error")[0]
+    if isinstance(error, RuntimeError) and ("inline_container" in text or "PytorchStreamWriter" in text):
+        return "the disk is full, or the file cannot be written"
+    return None
+
+
 def _make_folder(folder: Path) -> list[Path]:
     """Create a folder and its parents, and return those that did not exist, outermost first."""
     missing = []
@@ -161,4 +178,5 @@ __all__ = [
     "remove_leftovers",
     "scratch_folder",
     "staging_folder",
+    "write_failure",
 ]

@@ -1,14 +1,13 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """Checkpoints and models that `segtransformers train` writes: complete ones, and what a failure or a kill left."""
 
-import errno
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from ..files import check_readable, remove_leftovers, staging_folder
-from .errors import UserError, describe
+from .errors import UserError
 
 STATE = "trainer_state.json"  # of a checkpoint, written last
 # endings of the files in a checkpoint; a folder with others is not deleted
@@ -58,21 +57,6 @@ def save_model(trainer: Any, output: Path) -> None:
         trainer.save_model(str(folder))
         for file in sorted(folder.iterdir(), key=lambda file: file.name == "config.json"):  # the config last
             file.replace(output / file.name)
-
-
-def write_failure(error: BaseException) -> str | None:
-    """Return the reason why a file could not be written, or None if this is another error.
-
-    PyTorch and safetensors report a full disk with errors of their own.
-    """
-    text = str(error)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EIO):
-        return describe(error)
-    if type(error).__name__ == "SafetensorError" and "I/O error" in text:
-        return text.partition("I/O error: ")[2].partition(" (os error")[0]
-    if isinstance(error, RuntimeError) and ("inline_container" in text or "PytorchStreamWriter" in text):
-        return "the disk is full, or the file cannot be written"
-    return None
 
 
 def _checkpoints(output: Path) -> list[Path]:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..escaping import one_line
-from .checkpoints import has_checkpoints, last_checkpoint, remove_incomplete, save_model, write_failure
+from ..files import write_failure
+from .checkpoints import has_checkpoints, last_checkpoint, remove_incomplete, save_model
 from .common import check_folder, check_input_file, model_source, named_model, sides, why_not_loaded
 from .data_options import (
     ClassesOption,

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.backbone_utils import BackboneMixin
 
 from ..escaping import printable, short_repr
-from ..files import check_readable, staging_folder
+from ..files import check_readable, staging_folder, write_failure
 from ..hub.model_card import RECORD, write_model_card
 from ..image_processing import SegmentationImageProcessor
 from ..published import download_addresses, published_row, published_rows, trunk_addresses
@@ -231,7 +231,8 @@ def _complete_folder(output: Path) -> Iterator[Path]:
     except (OSError, SafetensorError) as error:
         if is_memory_error(error):
             raise
-        raise ConversionError(f"cannot write {output}: {getattr(error, 'strerror', None) or error}") from error
+        reason = getattr(error, "strerror", None) or write_failure(error) or error
+        raise ConversionError(f"cannot write {output}: {reason}") from error
 
 
 def _save(
