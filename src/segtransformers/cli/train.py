@@ -113,6 +113,9 @@ def train(
         typer.Option(metavar="DECAY", help="Average the weights of all steps with this decay, such as 0.999."),
     ] = None,
     freeze_trunk: Annotated[bool, typer.Option("--freeze-trunk", help="Keep the pre-trained trunk fixed.")] = False,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="Save a frozen trunk, too, and not only the name of its weights.")
+    ] = False,
     lora_rank: Annotated[
         int | None, typer.Option(min=1, help="Train low-rank updates (LoRA) of the trunk, of this rank (needs peft).")
     ] = None,
@@ -163,6 +166,7 @@ def train(
             trunk_weights,
             crop,
             freeze_trunk,
+            whole,
             lora_rank,
             prediction_images,
             resume,
@@ -178,6 +182,7 @@ def _run(
     trunk_weights: Path | None,
     crop_size: tuple[int, int] | None,
     freeze: bool,
+    whole: bool,
     lora_rank: int | None,
     prediction_images: int,
     resume: bool,
@@ -191,7 +196,7 @@ def _run(
     from ..hub.publishing import check_destination
     from ..training.loss_settings import apply_losses
     from ..training.sampling import build_sampling
-    from ..training.starting_points import starting_model
+    from ..training.starting_points import starting_model, trunk_name
 
     logging.disable_progress_bar()
     if len(parts) == 1:
@@ -224,6 +229,10 @@ def _run(
     sampling = build_sampling(recipe.sampling, counts()) if recipe.sampling is not None else None
     if freeze or recipe.freeze_trunk:
         training.freeze_trunk(network)
+        keep = whole or lora_rank is not None
+        named = training.save_frozen_trunk(network, trunk_name(model, trunk_weights), keep)
+        if named is not None and is_main:
+            note(f"saved folders name the frozen trunk, {named}, and do not hold its weights; --whole saves them, too")
     if lora_rank is not None:
         training.add_lora(network, lora_rank)
     batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size

@@ -1,12 +1,14 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """Load pre-trained trunks from the files that the originals' training starts from.
 
-These are DeiT (`deit_*_patch16_224-*.pth`), AugReg as published by its authors (`Ti_16-i21k-*.npz`), by ViT-Adapter
-(`.pth`) and by MMSegmentation for Segmenter (`vit_*_p16_384_*.pth`), BEiT and BEiTv2 (`beit*_patch16_224_*.pth`), and
-Uni-Perceiver (`uni-perceiver-*_converted.pth`).
+These are DINOv2 (`dinov2_*_pretrain.pth`) and DINOv3 (`dinov3_*_pretrain_*.pth`), DeiT (`deit_*_patch16_224-*.pth`),
+AugReg as published by its authors (`Ti_16-i21k-*.npz`), by ViT-Adapter (`.pth`) and by MMSegmentation for Segmenter
+(`vit_*_p16_384_*.pth`), BEiT and BEiTv2 (`beit*_patch16_224_*.pth`), and Uni-Perceiver
+(`uni-perceiver-*_converted.pth`).
 """
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from ..models.trunk import Trunk
 from ..models.trunk.configuration_trunk import TrunkConfig
 from ..models.trunk.pretrained import load_trunk_weights
 from .checkpoint import read_checkpoint
+from .dino_trunks import DINOV2_RULES, DINOV3_RULES, prepare_dinov2, prepare_dinov3
 from .mapping import ConversionError, Rule, checked_tensors, find_rule, widest_dtype
 from .segmenter import VIT_RULES as MMSEG_VIT_RULES
 from .vit_adapter import UNIPERCEIVER_RULES, with_whole_positions
@@ -149,6 +152,10 @@ def _renamed(state_dict: Mapping[str, torch.Tensor], config: TrunkConfig) -> tup
         return renamed, unused
     if "layers.0.ln1.weight" in state_dict:
         rules = MMSEG_VIT_RULES
+    elif "storage_tokens" in state_dict:
+        rules, state_dict = DINOV3_RULES, _dinov3(state_dict, config)
+    elif "register_tokens" in state_dict or "blocks.0.mlp.w12.weight" in state_dict:
+        rules, state_dict = DINOV2_RULES, prepare_dinov2(state_dict, "")
     else:
         rules = _JAX_RULES if any(name.endswith("embedding/kernel") for name in state_dict) else _VIT_RULES
     for name, tensor in state_dict.items():
@@ -173,6 +180,24 @@ def _renamed(state_dict: Mapping[str, torch.Tensor], config: TrunkConfig) -> tup
                     raise ConversionError(f"{', '.join(shapes)} must have equal shapes: they become one tensor")
                 add(f"blocks.{index}.attn.qkv.{kind}", names[0], torch.cat(tensors))
     return renamed, unused
+
+
+def _dinov3(state_dict: Mapping[str, torch.Tensor], config: TrunkConfig) -> Mapping[str, torch.Tensor]:
+    """Return the tensors of a DINOv3 file for a trunk with biases of queries and values or without.
+
+    Raises:
+        ConversionError: if the trunk has none and those of the file are not zero.
+    """
+    state_dict = prepare_dinov3(state_dict, "")
+    if config.qkv_bias:
+        return state_dict
+    biases = {name for name in state_dict if re.fullmatch(r"blocks\.\d+\.attn\.[qv]_bias", name)}
+    if any(state_dict[name].any() for name in biases):
+        raise ConversionError(
+            f"the file has biases of queries and values, which the trunk {config.trunk!r} lacks: choose timm's "
+            f"architecture with them, {config.trunk}_qkvb"
+        )
+    return {name: tensor for name, tensor in state_dict.items() if name not in biases}
 
 
 def _grid(state_dict: Mapping[str, torch.Tensor], grid: tuple[int, int]) -> tuple[int, int]:

@@ -10,13 +10,21 @@ if TYPE_CHECKING:
     from .augmentation import PhotometricDistortion, TrainingAugmentation
     from .callbacks import EpochCallback
     from .layer_decay import create_optimizer, parameter_groups
-    from .parameter_efficient import add_lora, freeze_trunk, lora_config, merge_lora, trunk_linears
+    from .parameter_efficient import (
+        add_lora,
+        freeze_trunk,
+        lora_config,
+        merge_lora,
+        save_frozen_trunk,
+        trunk_linears,
+    )
     from .recipes import (
         KNOWN_ISSUES,
         AugmentationSettings,
         OptimizerSettings,
         Recipe,
         Schedule,
+        frozen_trunk_recipe_names,
         get_recipe,
         recipe_names,
     )
@@ -32,13 +40,21 @@ else:
             "augmentation": ("PhotometricDistortion", "TrainingAugmentation"),
             "callbacks": ("EpochCallback",),
             "layer_decay": ("create_optimizer", "parameter_groups"),
-            "parameter_efficient": ("add_lora", "freeze_trunk", "lora_config", "merge_lora", "trunk_linears"),
+            "parameter_efficient": (
+                "add_lora",
+                "freeze_trunk",
+                "lora_config",
+                "merge_lora",
+                "save_frozen_trunk",
+                "trunk_linears",
+            ),
             "recipes": (
                 "KNOWN_ISSUES",
                 "AugmentationSettings",
                 "OptimizerSettings",
                 "Recipe",
                 "Schedule",
+                "frozen_trunk_recipe_names",
                 "get_recipe",
                 "recipe_names",
             ),
@@ -65,12 +81,14 @@ __all__ = [
     "collate",
     "create_optimizer",
     "freeze_trunk",
+    "frozen_trunk_recipe_names",
     "get_recipe",
     "lora_config",
     "merge_lora",
     "parameter_groups",
     "poly_schedule",
     "recipe_names",
+    "save_frozen_trunk",
     "starting_model",
     "training_arguments",
     "trunk_linears",

@@ -2,10 +2,14 @@
 """Parameter-efficient fine-tuning: a frozen trunk, or low-rank updates (LoRA) of the trunk's linear layers."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
+
+from ..models.layers.separate_trunk import SeparateTrunkMixin
+from ..models.trunk import Trunk
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -20,9 +24,49 @@ def trunk_of(model: PreTrainedModel) -> nn.Module:
     return getattr(backbone, "trunk", backbone)
 
 
-def freeze_trunk(model: PreTrainedModel) -> None:
-    """Train all parameters except those of the trunk. Dropout and drop path of the trunk stay active in training."""
-    trunk_of(model).requires_grad_(False)
+def freeze_trunk(model: PreTrainedModel, dtype: torch.dtype | Literal["auto"] | None = "auto") -> None:
+    """Train all parameters except those of the trunk. Dropout and drop path of the trunk stay active in training.
+
+    No graph of the trunk is kept unless something trained precedes its blocks, as the injectors of a ViT-Adapter do.
+
+    Args:
+        dtype: precision of the matrix products of a plain ViT, until the model is loaded again. Its weights keep
+            theirs. "auto" is bfloat16 on a GPU that has it, float16 on other GPUs, and None elsewhere. None is the
+            precision of the rest.
+    """
+    trunk: Any = trunk_of(model)
+    trunk.requires_grad_(False)
+    if isinstance(trunk, Trunk):
+        trunk.frozen_dtype = half_precision() if dtype == "auto" else dtype
+
+
+def save_frozen_trunk(model: PreTrainedModel, weights: str | None, whole: bool = False) -> str | None:
+    """Decide whether saved folders hold the weights of a frozen trunk, or only their name.
+
+    Args:
+        weights: a name by which the trunk can be loaded anywhere, as for `separate_trunk`; None if it has none.
+        whole: whether the folders hold the weights also if it has a name.
+
+    Returns:
+        the name, if folders hold only the name. A model that was loaded from such a folder keeps its name.
+    """
+    if not isinstance(model, SeparateTrunkMixin) or not isinstance(trunk_of(model), Trunk):
+        return None
+    named = getattr(model, "backbone", model).config.trunk_weights
+    if whole:
+        model.unite_trunk()
+        return None
+    if named is None and weights is not None:
+        model.separate_trunk(weights)
+        return weights
+    return named
+
+
+def half_precision() -> torch.dtype | None:
+    """Return the fast floating-point type of half precision on this machine's GPU, or None without a GPU."""
+    if not torch.cuda.is_available():
+        return None
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
 def trunk_linears(model: PreTrainedModel) -> list[str]:
@@ -123,4 +167,13 @@ def _modules_beside_trunk(model: nn.Module, trunk_name: str) -> Iterator[str]:
             yield name
 
 
-__all__ = ["add_lora", "freeze_trunk", "lora_config", "merge_lora", "trunk_linears", "trunk_of", "unsaved_statistics"]
+__all__ = [
+    "add_lora",
+    "freeze_trunk",
+    "lora_config",
+    "merge_lora",
+    "save_frozen_trunk",
+    "trunk_linears",
+    "trunk_of",
+    "unsaved_statistics",
+]

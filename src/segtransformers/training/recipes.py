@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
-from .published_recipes import merged_settings, published_settings
+from .published_recipes import frozen_trunk_settings, merged_settings, published_settings
 
 if TYPE_CHECKING:
     from ..image_processing import SegmentationImageProcessor
@@ -266,6 +266,8 @@ class Recipe:
         freeze_trunk: whether the trunk stays fixed, see [`parameter_efficient.freeze_trunk`].
         sampling: a [`SamplingSettings`]; None takes every sample once in an epoch.
         weight_average: a [`WeightAverageSettings`]; None trains without an average of the weights.
+        model: for a recipe of no published model, the fields of the configs of its `head` and its `backbone`, each with
+            a `model_type`. Another trunk can take the place of the backbone's `trunk`.
         known_issues: names from [`KNOWN_ISSUES`] of the original's unintended behaviour.
         initial_weights: the file that the authors started from.
         source: the original config.
@@ -290,6 +292,7 @@ class Recipe:
     freeze_trunk: bool = False
     sampling: SamplingSettings | None = None
     weight_average: WeightAverageSettings | None = None
+    model: Mapping[str, Any] | None = None
     known_issues: tuple[str, ...] = ()
     initial_weights: str | None = None
     source: str | None = None
@@ -316,6 +319,8 @@ class Recipe:
         for name in ("family", "dataset", "initial_weights", "source", "note"):
             if not isinstance(getattr(self, name), str | None):
                 raise ValueError(f"{name} must be text, got {getattr(self, name)!r}")
+        if self.model is not None:
+            _check_model(self.model)
         if not isinstance(self.known_issues, list | tuple):
             raise ValueError(f"known_issues must be a list of names, got {self.known_issues!r}")
         object.__setattr__(self, "known_issues", tuple(self.known_issues))
@@ -407,17 +412,22 @@ def recipe_names() -> list[str]:
     return list(published_settings())
 
 
+def frozen_trunk_recipe_names() -> list[str]:
+    """Return the names of the recipes for a frozen trunk and any data."""
+    return list(frozen_trunk_settings())
+
+
 @functools.lru_cache
 def get_recipe(name: str) -> Recipe:
-    """Return a published recipe.
+    """Return a published recipe, or one for a frozen trunk.
 
     Raises:
         ValueError: if no recipe has this name.
     """
-    known = published_settings()
+    known = {**frozen_trunk_settings(), **published_settings()}
     if name not in known:
         words = {word.lower() for word in re.split(r"[\W_]+", str(name)) if word}
-        shared = {other: len(words & set(other.split("_"))) for other in known}
+        shared = {other: len(words & set(re.split("[_-]", other))) for other in known}
         likeness = {other: difflib.SequenceMatcher(None, str(name).lower(), other).ratio() for other in known}
         ranked = sorted(known, key=lambda other: (-shared[other], -likeness[other]))
         similar = [other for other in ranked if shared[other] or likeness[other] > 0.6][:3]
@@ -426,6 +436,14 @@ def get_recipe(name: str) -> Recipe:
             + (f", such as {', '.join(similar)}" if similar else "")
         )
     return Recipe.from_dict(known[name])
+
+
+def _check_model(model: Any) -> None:
+    parts = model if isinstance(model, Mapping) else {}
+    if set(parts) != {"head", "backbone"} or not all(
+        isinstance(part, Mapping) and isinstance(part.get("model_type"), str) for part in parts.values()
+    ):
+        raise ValueError(f"model must have a head and a backbone, each with a model_type and its fields, got {model!r}")
 
 
 def check_known_issues(names: Collection[str]) -> None:
@@ -499,6 +517,7 @@ __all__ = [
     "Recipe",
     "Schedule",
     "TestProtocol",
+    "frozen_trunk_recipe_names",
     "get_recipe",
     "recipe_names",
 ]

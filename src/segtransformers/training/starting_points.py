@@ -20,11 +20,13 @@ from transformers.utils import logging
 
 from ..conversion import load_pretrained_trunk
 from ..conversion.convert import empty_model
+from ..conversion.dinov3 import block_indices
 from ..conversion.mmseg_zoo import set_padding
 from ..image_processing import SegmentationImageProcessor
 from ..model_loading import NO_REMOTE_CODE, load_trained_model, without_load_report
 from ..models.losses import without_class_settings
-from ..models.trunk import trunk_normalization
+from ..models.plain_vit import PlainViTBackbone, PlainViTConfig
+from ..models.trunk import describe_trunk, trunk_normalization
 from ..models.upernet import SegUperNetConfig
 from ..models.vit_adapter import ViTAdapterBackbone
 from ..published import FAMILIES, published_rows
@@ -32,6 +34,7 @@ from .recipes import Recipe
 
 logger = logging.get_logger(__name__)
 
+DESCRIBED_BACKBONES: dict[str, Any] = {"seg_plain_vit": PlainViTBackbone, "seg_vit_adapter": ViTAdapterBackbone}
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 
 
@@ -48,8 +51,8 @@ def starting_model(
 
     Args:
         name: a folder or Hub id of a whole model; or of a backbone, which gets the recipe's head; or the name of a
-            plain ViT in timm, whose weights are downloaded into a ViT-Adapter with the recipe's head. None is the
-            recipe's own model with random weights.
+            plain ViT in timm, whose weights are downloaded into the recipe's backbone with the recipe's head; the
+            recipes of published models take a ViT-Adapter. None is the recipe's own model with random weights.
         recipe: its head, drop path and test protocol are used. A whole model keeps its own head and protocol.
         id2label: the classes of the data. A whole model with other classes gets a new classifier.
         palette: the colours of the classes.
@@ -61,24 +64,25 @@ def starting_model(
         the model in training mode, and the image processor.
 
     Raises:
-        ValueError: if no such model exists, or `name` is None and the recipe is not of a published model.
+        ValueError: if no such model exists, or `name` is None and the recipe describes no model or freezes a trunk
+            that would be random.
         OSError: from transformers, if files are missing.
     """
     classes = {"id2label": dict(id2label), "label2id": {label: index for index, label in id2label.items()}}
-    own = _own_config(recipe)
+    own = _own_config(recipe, name)
     if name is None:
+        if recipe.freeze_trunk and trunk_weights is None:
+            example = recipe.model["backbone"]["trunk"] if recipe.model is not None else "vit_base_patch16_dinov3"
+            raise ValueError(
+                f"the recipe {recipe.name!r} freezes the trunk, which would be random: choose one with pre-trained "
+                f"weights, such as --model {example}, or pass its file with --trunk-weights"
+            )
         if own is None:
             raise ValueError(f"the recipe {recipe.name!r} does not describe a model: choose a model to start from")
         config = _whole_config(own, own.backbone_config, recipe, classes, crop_size)
         model, processor = AutoModelForSemanticSegmentation.from_config(config), _processor(recipe, crop_size)
     elif is_timm_trunk(name):
-        backbone = ViTAdapterBackbone.from_trunk(
-            name,
-            pretrained=trunk_weights is None,
-            pretrain_image_size=min(crop_size or recipe.crop_size),
-            drop_path_rate=recipe.drop_path_rate,
-            out_features=STAGES,
-        )
+        backbone = _backbone_of_trunk(name, recipe, crop_size, pretrained=trunk_weights is None)
         config = _whole_config(own, backbone.config, recipe, classes, crop_size)
         model = AutoModelForSemanticSegmentation.from_config(config)
         model.backbone.load_state_dict(backbone.state_dict())
@@ -110,8 +114,73 @@ def is_timm_trunk(name: str) -> bool:
     return not Path(name).exists() and timm.is_model(name.partition(".")[0])
 
 
-def _own_config(recipe: Recipe) -> Any:
-    """Return the config of the model that a published recipe trains, or None for other recipes."""
+def trunk_name(name: str | None, trunk_weights: str | Path | None) -> str | None:
+    """Return a name by which a saved folder can load the trunk of a starting model from anywhere, or None.
+
+    Args:
+        name, trunk_weights: as of [`starting_model`].
+    """
+    if name is None or trunk_weights is not None or Path(name).exists():
+        return None
+    return name
+
+
+def _backbone_of_trunk(name: str, recipe: Recipe, crop_size: tuple[int, int] | None, pretrained: bool) -> Any:
+    """Return the recipe's backbone around a trunk of timm: by default a ViT-Adapter whose positions fit the crops."""
+    if recipe.model is None:
+        return ViTAdapterBackbone.from_trunk(
+            name,
+            pretrained=pretrained,
+            pretrain_image_size=min(crop_size or recipe.crop_size),
+            drop_path_rate=recipe.drop_path_rate,
+            out_features=STAGES,
+        )
+    fields = _backbone_fields(recipe.model["backbone"], name.partition(".")[0])
+    del fields["trunk"]
+    model_class = DESCRIBED_BACKBONES[fields.pop("model_type")]
+    return model_class.from_trunk(name, pretrained=pretrained, drop_path_rate=recipe.drop_path_rate, **fields)
+
+
+def _backbone_fields(described: Mapping[str, Any], trunk: str) -> dict[str, Any]:
+    """Return the fields of a recipe's backbone for a trunk of timm, with what its kind of trunk needs.
+
+    Raises:
+        ValueError: naming a backbone that recipes cannot describe.
+    """
+    fields = {**described, "trunk": trunk}
+    if fields["model_type"] not in DESCRIBED_BACKBONES:
+        raise ValueError(
+            f"the recipe's backbone has the model_type {fields['model_type']!r}; known are "
+            f"{', '.join(DESCRIBED_BACKBONES)}"
+        )
+    is_adapter = fields["model_type"] == "seg_vit_adapter"
+    facts = describe_trunk(trunk)
+    if fields.get("token_stride") is not None:  # the trunk's own grid
+        fields["token_stride"] = facts["patch_size"]
+    if fields.get("use_injectors", True) is False and facts["num_hidden_layers"] % 4 == 0:
+        blocks = block_indices("FOUR_EVEN_INTERVALS", facts["num_hidden_layers"])
+        fields["interaction_indexes"] = [
+            [start, end] for start, end in zip([0, *(i + 1 for i in blocks)], blocks, strict=False)
+        ]
+    if "dinov2" in trunk and not is_adapter:
+        has_registers = "_reg" in trunk
+        fields["position_interpolation_antialias"] = has_registers
+        fields["position_interpolation_offset"] = 0.0 if has_registers else 0.1
+    return fields
+
+
+def _own_config(recipe: Recipe, name: str | None = None) -> Any:
+    """Return the config of the model that a recipe trains, or None if the recipe describes none.
+
+    Args:
+        name: a trunk of timm in place of the recipe's, or anything else.
+    """
+    if recipe.model is not None:
+        head, described = dict(recipe.model["head"]), recipe.model["backbone"]
+        trunk = name.partition(".")[0] if name is not None and is_timm_trunk(name) else described["trunk"]
+        fields = _backbone_fields(described, trunk)
+        backbone_config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+        return AutoConfig.for_model(head.pop("model_type"), backbone_config=backbone_config, **head)
     rows = published_rows(recipe.family) if recipe.family in FAMILIES else {}
     row = rows.get(recipe.name.removesuffix(" (changed)"))
     if row is None:
@@ -135,13 +204,15 @@ def _whole_config(
         settings[field] = None if sides is None else [max(round(scale * side), 1) for side in sides]
     if list(protocol.window_size or ()) == list(recipe.crop_size) and crop_size is not None:
         settings["window_size"] = list(crop_size)
-    backbone = type(backbone).from_dict({**backbone.to_dict(), "out_features": _features(backbone)})
+    backbone = type(backbone).from_dict({**backbone.to_dict(), "out_features": _features(backbone, own)})
     _set_drop_path(backbone, recipe.drop_path_rate)
     return type(own).from_dict({**settings, "backbone_config": backbone.to_dict()})
 
 
-def _features(backbone: Any) -> list[str]:
-    """Return the feature maps that a backbone gives to a head: all four if its config has only one."""
+def _features(backbone: Any, head: Any) -> list[str]:
+    """Return the feature maps that a backbone gives to a head: all four if its config has only one, too few for it."""
+    if isinstance(backbone, PlainViTConfig) and head.num_feature_maps == 1:
+        return list(backbone.out_features)
     if len(backbone.out_features) > 1 or not set(STAGES) <= set(backbone.stage_names):
         return list(backbone.out_features)
     return STAGES
@@ -202,4 +273,4 @@ def class_parameters(config: Any) -> list[str]:
     return [name for name, shape in shapes[0].items() if shapes[1][name] != shape]
 
 
-__all__ = ["class_parameters", "is_timm_trunk", "starting_model"]
+__all__ = ["class_parameters", "is_timm_trunk", "starting_model", "trunk_name"]

@@ -57,6 +57,11 @@ class SeparateTrunkMixin:
         for config in configs:
             config.trunk_weights, config.trunk_samples = str(weights), samples
 
+    def unite_trunk(self) -> None:
+        """Undo [`separate_trunk`]: the folders that `save_pretrained` writes hold the trunk's weights again."""
+        for config in _trunk_configs(self):
+            config.trunk_weights = config.trunk_samples = None
+
     def save_pretrained(
         self,
         save_directory,

@@ -8,6 +8,7 @@ Sources: An Image is Worth 16x16 Words (https://arxiv.org/abs/2010.11929); the b
 `segmentation/mmseg_custom/models/backbones/base/{vit,beit,uniperceiver}.py` of czczup/ViT-Adapter.
 """
 
+import contextlib
 import copy
 import math
 from collections.abc import Iterator
@@ -195,6 +196,8 @@ class Trunk(nn.Module):
         )
         # timm keeps the final norm under several names, but always of the kind of its blocks' norms
         self.norm = copy.deepcopy(self.blocks[0].norm1) if config.final_norm else None
+        # precision of the matrix products under autocast, set by `freeze_trunk`; the tokens keep theirs
+        self.frozen_dtype: torch.dtype | None = None
 
     def embed(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, TokenLayout]:
         """Embed images as prefix and patch tokens with their positions.
@@ -205,7 +208,10 @@ class Trunk(nn.Module):
         Returns:
             tokens `(B, num_prefix_tokens + h * w, C)`, and their layout for `run_blocks`.
         """
-        tokens, grid = self.embeddings(pixel_values)
+        with self._precision(pixel_values):
+            tokens, grid = self.embeddings(pixel_values)
+        if self.frozen_dtype is not None:
+            tokens = tokens.to(pixel_values.dtype)
         positions = None
         if self.rotary is not None:
             positions = self.rotary(grid)
@@ -224,8 +230,17 @@ class Trunk(nn.Module):
             the tokens after each of these blocks, of the same shape.
         """
         for index in range(first, last + 1):
-            tokens = self.blocks[index](tokens, layout.grid, layout.positions_of(index))
+            dtype = tokens.dtype
+            with self._precision(tokens):  # without the `yield`, which would carry it to the caller
+                tokens = self.blocks[index](tokens, layout.grid, layout.positions_of(index))
+            if self.frozen_dtype is not None:
+                tokens = tokens.to(dtype)
             yield tokens
+
+    def _precision(self, tensor: torch.Tensor) -> contextlib.AbstractContextManager:
+        if self.frozen_dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(tensor.device.type, dtype=self.frozen_dtype)
 
     def patch_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return the patch tokens `(B, h * w, C)` after any block, through the final norm where the trunk has one."""
