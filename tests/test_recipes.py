@@ -20,7 +20,15 @@ from segtransformers.conversion.convert import empty_model
 from segtransformers.conversion.protocol import read_test_pipeline
 from segtransformers.datasets.known import DATASETS
 from segtransformers.published import FAMILIES, published_rows
-from segtransformers.training import KNOWN_ISSUES, Recipe, Schedule, get_recipe, poly_schedule, recipe_names
+from segtransformers.training import (
+    KNOWN_ISSUES,
+    Recipe,
+    Schedule,
+    frozen_trunk_recipe_names,
+    get_recipe,
+    poly_schedule,
+    recipe_names,
+)
 
 # DINOv2's recipes are one for all heads, see `test_recipes_of_frozen_dinov2`; DINOv3 published none
 RECORDED_FAMILIES = [family for family in FAMILIES if family not in ("dinov2", "dinov3")]
@@ -395,7 +403,7 @@ def test_command():
     result = CliRunner().invoke(app, ["recipes"])
     assert result.exit_code == 0
     lines = result.output.splitlines()
-    assert [line.split()[0] for line in lines] == recipe_names()
+    assert [line.split()[0] for line in lines] == [*frozen_trunk_recipe_names(), *recipe_names()]
     assert (
         "upernet_deit_adapter_tiny_512_160k_ade20k  ade20k, adamw 0.00012, 160000 steps of 16 images 512x512, "
         "layer decay 0.95, drop path 0.1"
@@ -412,7 +420,7 @@ def test_command_for_one(tmp_path):
     assert result.exit_code == 1
     assert result.output.startswith(
         "error: 'segmenter_vit-t' is not a published recipe; `segtransformers recipes` lists all "
-        + str(len(recipe_names()))
+        + str(len([*frozen_trunk_recipe_names(), *recipe_names()]))
     )
     assert result.output.count("\n") == 1
 
@@ -429,7 +437,7 @@ def test_command_for_one(tmp_path):
 def test_suggestions_share_words(wrong, right):
     with pytest.raises(ValueError, match=rf"such as {right}"):
         get_recipe(wrong)
-    with pytest.raises(ValueError, match=rf"lists all {len(recipe_names())}$"):
+    with pytest.raises(ValueError, match=rf"lists all {len([*frozen_trunk_recipe_names(), *recipe_names()])}$"):
         get_recipe("xyz")
 
 

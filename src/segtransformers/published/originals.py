@@ -80,6 +80,31 @@ ORIGINALS = {
         _MMSEGMENTATION,
         "apache-2.0",
     ),
+    "eva01": Original(
+        "EVA: Exploring the Limits of Masked Visual Representation Learning at Scale",
+        "Fang, Yuxin and Wang, Wen and Xie, Binhui and Sun, Quan and Wu, Ledell and Wang, Xinggang and Huang, Tiejun "
+        "and Wang, Xinlong and Cao, Yue",
+        2022,
+        "2211.07636",
+        "https://github.com/baaivision/EVA",
+        "mit",
+    ),
+    "dinov2": Original(
+        "DINOv2: Learning Robust Visual Features without Supervision",
+        "Oquab, Maxime and Darcet, Timoth{\\'e}e and Moutakanni, Th{\\'e}o and others",
+        2023,
+        "2304.07193",
+        "https://github.com/facebookresearch/dinov2",
+        "apache-2.0",
+    ),
+    "dinov3": Original(
+        "DINOv3",
+        "Sim{\\'e}oni, Oriane and Vo, Huy V. and Seitzer, Maximilian and others",
+        2025,
+        "2508.10104",
+        "https://github.com/facebookresearch/dinov3",
+        "other",
+    ),
 }
 # papers of MMSegmentation's own zoo, by the type of the backbone or head
 _ZOO = {
@@ -116,31 +141,6 @@ _ZOO = {
         "2112.01527",
         _MMSEGMENTATION,
         "apache-2.0",
-    ),
-    "eva01": Original(
-        "EVA: Exploring the Limits of Masked Visual Representation Learning at Scale",
-        "Fang, Yuxin and Wang, Wen and Xie, Binhui and Sun, Quan and Wu, Ledell and Wang, Xinggang and Huang, Tiejun "
-        "and Wang, Xinlong and Cao, Yue",
-        2022,
-        "2211.07636",
-        "https://github.com/baaivision/EVA",
-        "mit",
-    ),
-    "dinov2": Original(
-        "DINOv2: Learning Robust Visual Features without Supervision",
-        "Oquab, Maxime and Darcet, Timoth{\\'e}e and Moutakanni, Th{\\'e}o and others",
-        2023,
-        "2304.07193",
-        "https://github.com/facebookresearch/dinov2",
-        "apache-2.0",
-    ),
-    "dinov3": Original(
-        "DINOv3",
-        "Sim{\\'e}oni, Oriane and Vo, Huy V. and Seitzer, Maximilian and others",
-        2025,
-        "2508.10104",
-        "https://github.com/facebookresearch/dinov3",
-        "other",
     ),
 }
 # title of each data set, its name on the Hub if it has one, and the terms of its images
