@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from segtransformers import packaged_model_path, training
 from segtransformers.cli import app
+from segtransformers.conversion.cli import conversion_parser
 from segtransformers.datasets.scenes import write_scenes
 from segtransformers.published import FAMILIES, published_table
 from segtransformers.training import Recipe, get_recipe
@@ -25,6 +26,7 @@ from segtransformers.training.loss_settings import check_recipe_losses
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONVERT = "segtransformers convert "
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
 
 
@@ -63,7 +65,7 @@ def _run(words: list[str], folder: Path, environment: dict[str, str] | None = No
 
 
 def test_commands(folder):
-    commands = [code.strip() for kind, code in BLOCKS if kind == "bash"]
+    commands = [code.strip() for kind, code in BLOCKS if kind == "bash" and not code.startswith(CONVERT)]
     assert len(commands) == 9
     printed = ""
     for command in commands:
@@ -90,6 +92,15 @@ def test_commands(folder):
         printed += _run(words, folder)
     assert (folder / "segmentation.png").exists()
     assert "150 classes (names of ade20k)" in printed and (folder / _word("--output") / "config.json").exists()
+
+
+def test_conversions_of_files_that_nobody_has_here():
+    """Their options exist; test_dino_conversion.py and test_dino_mask2former_conversion.py run such commands."""
+    commands = [shlex.split(code) for kind, code in BLOCKS if kind == "bash" and code.startswith(CONVERT)]
+    assert len(commands) >= 2
+    for words in commands:
+        assert words[2] in FAMILIES
+        assert conversion_parser(words[2], None).parse_args(words[3:]).output
 
 
 def _push(folder: Path, words: list[str]) -> None:

@@ -32,7 +32,7 @@ def main(family: str, arguments: Sequence[str] | None = None, program: str | Non
         the exit status.
     """
     prepare_process()
-    options = _parser(family, program).parse_args(arguments)
+    options = conversion_parser(family, program).parse_args(arguments)
 
     # torch takes seconds to import, and --help does without
     from transformers.utils import logging
@@ -82,7 +82,8 @@ def _convert(options: argparse.Namespace, output: Path, family: str) -> None:
         print(f"pushed to {push_folder(output, repository, options.private, options.create_pr, message)}")
 
 
-def _parser(family: str, program: str | None) -> argparse.ArgumentParser:
+def conversion_parser(family: str, program: str | None) -> argparse.ArgumentParser:
+    """Return the parser of the command line of `main`."""
     rows = "\n  ".join(f"{name:<60} {_describe(row)}" for name, row in published_rows(family).items())
     parser = argparse.ArgumentParser(
         prog=program,
