@@ -5,6 +5,7 @@
     python benchmarks/models.py --training --models vit-adapter-t-upernet
     python benchmarks/models.py --device cuda --dtype bfloat16 --batch 8 --size 640 --models vit-adapter-l-mask2former
     python benchmarks/models.py --ablate                           # the optimized model without each optimization
+    python benchmarks/models.py --no-peers --models swin-t-upernet convnext-t-upernet swin-t-mask2former
     python benchmarks/models.py --compile --json results.json
 
 "plain" is the model as it is loaded, "optimized" the result of `optimize_for_inference`. "transformers" is its own
@@ -67,6 +68,11 @@ MODELS = {
         {"smp UPerNet, ConvNeXt-T": lambda size, labels: smp_upernet("tu-convnext_tiny", labels)},
     ),
     "vit-comer-t-upernet": Model("vit_comer", "upernet_vit_comer_tiny_512_160k_ade20k"),
+    # the sizes of openmmlab/upernet-swin-tiny, openmmlab/upernet-convnext-tiny and
+    # facebook/mask2former-swin-tiny-ade-semantic
+    "swin-t-upernet": Model("mmseg_zoo", "upernet_swin_tiny_patch4_window7_512x512_160k_ade20k_pretrain_224x224_1K"),
+    "convnext-t-upernet": Model("mmseg_zoo", "upernet_convnext_tiny_fp16_512x512_160k_ade20k"),
+    "swin-t-mask2former": Model("mmseg_zoo", "mask2former_swin-t_8xb2-160k_ade20k-512x512"),
     "vit-adapter-b-mask2former": Model(
         "vit_adapter",
         "mask2former_beit_adapter_base_512_40k_cocostuff10k_ss",

@@ -87,7 +87,12 @@ class TwinUperNet(Runner):
 
 
 class Universal(Runner):
-    """Models of transformers whose queries have classes and masks: the semantic map is that of the paper."""
+    """Models of transformers whose queries have classes and masks: the semantic map is that of the paper.
+
+    With `resize_masks`, the mask logits are resized to the image, and not the sums over the queries.
+    """
+
+    resize_masks = False
 
     def forward(self, pixel_values, labels=None):
         if labels is not None:
@@ -96,8 +101,11 @@ class Universal(Runner):
             return self.model(pixel_values, mask_labels=masks, class_labels=classes).loss.sum()
         outputs = self.model(pixel_values)
         probabilities = outputs.class_queries_logits.softmax(-1)[..., :-1]
-        semantic = torch.einsum("bqk,bqhw->bkhw", probabilities, outputs.masks_queries_logits.sigmoid())
-        return F.interpolate(semantic, size=pixel_values.shape[2:], mode="bilinear", align_corners=False)
+        size, masks = pixel_values.shape[2:], outputs.masks_queries_logits
+        if self.resize_masks:
+            masks = F.interpolate(masks, size=size, mode="bilinear", align_corners=False)
+        semantic = torch.einsum("bqk,bqhw->bkhw", probabilities, masks.sigmoid())
+        return semantic if self.resize_masks else F.interpolate(semantic, size=size, mode="bilinear")
 
 
 class TwinMask2Former(Universal):
@@ -168,7 +176,10 @@ def twin_of(model: PreTrainedModel) -> Runner:
             owner, _, last = name.rpartition(".")
             setattr(twin.get_submodule(owner), last, tensors[name])
     twin.train(model.training)
-    return runner(twin)
+    built = runner(twin)
+    if isinstance(built, Universal):
+        built.resize_masks = config.resize_mask_logits
+    return built
 
 
 def eomt(hidden_size: int, depth: int, heads: int, size: int, num_labels: int) -> Runner:

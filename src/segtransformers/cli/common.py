@@ -64,7 +64,8 @@ def load_model(name: str, device: str | None, optimize: bool = False) -> "tuple[
     from transformers import AutoImageProcessor
     from transformers.utils import logging
 
-    from ..model_loading import NO_REMOTE_CODE, load_trained_model
+    from ..image_processing import SegmentationImageProcessor
+    from ..model_loading import NO_REMOTE_CODE, load_trained_model, our_class
 
     logging.disable_progress_bar()
     folder = named_model(name)
@@ -75,7 +76,9 @@ def load_model(name: str, device: str | None, optimize: bool = False) -> "tuple[
     source = model_source(folder)
     try:
         model = load_trained_model(source, dtype=torch.float32)
-        processor = AutoImageProcessor.from_pretrained(source, **NO_REMOTE_CODE)
+        is_stock = our_class(source) is not None
+        processor_class: Any = SegmentationImageProcessor if is_stock else AutoImageProcessor
+        processor = processor_class.from_pretrained(source, **NO_REMOTE_CODE)
     except Exception as error:  # missing files, no network, another kind of model, too little memory
         raise UserError(f"cannot load the model {name}: {why_not_loaded(name, error)}") from None
     try:

@@ -27,6 +27,7 @@ from .inputs import as_8bit_image, integer_label_map, load_image
 from .label_maps import argmax_resized
 from .options import check_enlargement, check_options
 from .resizing import keep_ratio_size, resize_image, resize_labels, resize_smoothly, shortest_edge_size
+from .stock_processors import from_stock_processor
 
 MIN_SIDE = 32  # pixels; models pad smaller images
 IGNORE_INDEX = 255  # the label of pixels without a class
@@ -95,6 +96,11 @@ class _SegmentationProcessing(RemoteCodeMixin):
         super().__init__(**kwargs)  # type: ignore[misc]
         names = ("do_convert_rgb", "image_mean", "image_std")
         check_options({**{name: getattr(self, name) for name in names}, "size": dict(self.size or {})})
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any):
+        """Read saved settings, also those of transformers' own processors for Segformer and Mask2Former."""
+        return super().from_dict(from_stock_processor(image_processor_dict), **kwargs)  # type: ignore[misc]
 
     def preprocess(
         self,

@@ -117,6 +117,18 @@ class SegMask2FormerConfig(SegmentationConfigWithBackbone):
     oversample_ratio: float | int = 3.0
     importance_sample_ratio: float | int = 0.75
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any):
+        """Read a saved config, also that of transformers' own Mask2Former.
+
+        The latter pads no image, and its scores are those of the authors' code: mask logits are resized to the image.
+        """
+        if config_dict.get("model_type") == cls.stock_model_type:
+            defaults = {"pad_to_stride": False, "resize_mask_logits": True}
+            unused = ("num_hidden_layers", "init_std", "init_xavier_std", "enforce_input_proj")
+            config_dict = defaults | {name: value for name, value in config_dict.items() if name not in unused}
+        return super().from_dict(config_dict, **kwargs)
+
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         if self.mask_feature_size is None:

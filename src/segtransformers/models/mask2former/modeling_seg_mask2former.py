@@ -6,11 +6,12 @@ Behaviour follows `mmseg_custom/models/decode_heads/mask2former_head.py` and its
 
 import math
 from dataclasses import dataclass, replace
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.backbone_utils import load_backbone
 from transformers.modeling_outputs import BackboneOutput, SemanticSegmenterOutput
@@ -34,6 +35,7 @@ from .modules_seg_mask2former import (
     SegMask2FormerTransformerModule,
     sine_encoding,
 )
+from .stock_mask2former import LOCATION_ARGUMENTS, is_stock, stock_weights
 
 Targets = tuple[list[torch.Tensor], list[torch.Tensor]]
 
@@ -161,6 +163,24 @@ class SegMask2FormerForSemanticSegmentation(SegMask2FormerPreTrainedModel):
         self.transformer_module = SegMask2FormerTransformerModule(config)
         self.class_predictor = nn.Linear(config.hidden_dim, config.num_labels + 1)
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args: Any, **kwargs: Any):
+        """Load as transformers does, also the folder or Hub repository of transformers' own Mask2Former.
+
+        Its logits of classes and masks are the same. Its label maps differ, because transformers resizes mask logits to
+        384 x 384 pixels before the scores of the classes are summed. Ours are resized to the image at once.
+        """
+        name = pretrained_model_name_or_path
+        location = {key: kwargs[key] for key in LOCATION_ARGUMENTS if key in kwargs}
+        if name is None or not is_stock(name, **location):
+            return super().from_pretrained(name, *model_args, **kwargs)
+        config = kwargs.pop("config", None)
+        if not isinstance(config, PreTrainedConfig):
+            config, kwargs = cls.config_class.from_pretrained(config or name, return_unused_kwargs=True, **kwargs)
+        kwargs = {key: value for key, value in kwargs.items() if key not in LOCATION_ARGUMENTS}
+        weights = stock_weights(name, **location)
+        return super().from_pretrained(None, *model_args, config=config, state_dict=weights, **kwargs)
 
     @can_return_tuple
     def forward(
