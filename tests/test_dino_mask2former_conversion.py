@@ -2,6 +2,7 @@
 """Conversion of DINOv3's two files, of its trunk alone, and into folders without the trunk."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -130,6 +131,22 @@ def test_files_in_the_wrong_place_are_named(files, tmp_path, arguments, message)
     with pytest.raises(ConversionError, match=message):
         convert_to_folder(checkpoint, tmp_path / "out", "dinov3", trunk_weights=trunk)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_on_another_trunk_is_named(files, tmp_path):
+    _, other = parts(ReferenceCase("dinov3_segmentors/tiny-m2f-7b"), TRUNK)
+    torch.save(other, tmp_path / "other.pth")
+    with pytest.raises(
+        ConversionError, match="adapter has 32 channels, but the backbone has 64: pass the backbone's file"
+    ):
+        convert_to_folder(files["head"], tmp_path / "out", "dinov3", trunk_weights=str(tmp_path / "other.pth"))
+
+
+def test_a_damaged_file_is_known_by_its_name(files, tmp_path):
+    path = tmp_path / "dinov3_vits16_pretrain_lvd1689m-08c60483.pth"
+    path.write_bytes(Path(files["trunk"]).read_bytes())
+    with pytest.raises(ConversionError, match=r"should begin with the digits in its name, 08c60483: it is damaged"):
+        convert_to_folder(str(path), tmp_path / "out", "dinov3")
 
 
 def test_verify_needs_the_trunk(files, tmp_path):

@@ -2,10 +2,13 @@
 """Saved folders without the weights of their trunk."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import timm
 import torch
+from hub_server import client_environment, running_hub
 from safetensors import safe_open
 from test_vit_adapter import small_config
 from transformers import AutoModelForSemanticSegmentation
@@ -177,3 +180,32 @@ def test_offloaded_parts(saved, tmp_path):
     image = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         assert torch.allclose(loaded(image).logits, model(image).logits, atol=1e-6)
+
+
+@pytest.mark.slow  # 20 s: a process that talks to a Hub on this machine
+def test_folders_on_the_hub(saved, tmp_path):
+    """Both are repositories: that of the rest names that of the trunk."""
+    model, _, _ = saved
+    model.separate_trunk("you/trunk")
+    model.save_pretrained(tmp_path / "named", max_shard_size="50KB")
+    code = """
+import sys, torch
+from segtransformers import SegUperNetForSemanticSegmentation
+from segtransformers.hub.publishing import push_folder
+from transformers import AutoModelForSemanticSegmentation
+push_folder("trunk", "you/trunk")
+push_folder("named", "you/named")
+model = AutoModelForSemanticSegmentation.from_pretrained("you/named")
+again = SegUperNetForSemanticSegmentation.from_pretrained("you/named", trunk_from="you/trunk", dtype=torch.bfloat16)
+torch.save(model.state_dict(), "loaded.pt")
+assert again.dtype == torch.bfloat16
+"""
+    with running_hub() as hub:
+        environment = client_environment(hub, tmp_path, token="hf_yourTokenForTests")
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+    assert done.returncode == 0, done.stderr
+    state = torch.load(tmp_path / "loaded.pt")
+    assert state.keys() == model.state_dict().keys()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())

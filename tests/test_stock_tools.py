@@ -1,8 +1,11 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """Stock tools of PyTorch and Hugging Face on every model of the package."""
 
+import pytest
 from model_tests import BackboneCase, SegmentationCase
 from stock_tools_tests import StockToolsTests
+from test_dino_mask2former import frozen_config, native_config
+from test_eva01 import eva_config
 from test_flash_internimage import small_flash
 from test_internimage import small_internimage
 from test_seg_linear import small_linear, small_plain_vit
@@ -46,6 +49,36 @@ class TestViTAdapterOverEva(BackboneCase, StockToolsTests):
 
     def config(self):
         return small_adapter(trunk="vit_small_patch16_dinov3")
+
+
+@pytest.mark.slow  # 15 s each; quantization and tracing of other adapters are tested by default
+class TestDinov2Adapter(BackboneCase, StockToolsTests):
+    """SwiGLU, and a token grid apart from the pyramid."""
+
+    model_class = ViTAdapterBackbone
+
+    def config(self):
+        return native_config()
+
+
+@pytest.mark.slow
+class TestDinov3Adapter(BackboneCase, StockToolsTests):
+    """No injectors, and a final norm on every tap."""
+
+    model_class = ViTAdapterBackbone
+
+    def config(self):
+        return frozen_config()
+
+
+@pytest.mark.slow
+class TestEva01Adapter(BackboneCase, StockToolsTests):
+    """Windows of a BEiT, and absolute positions."""
+
+    model_class = ViTAdapterBackbone
+
+    def config(self):
+        return eva_config(use_prefix_tokens=False, window_sizes=[3, 0, 2, 0])
 
 
 class TestViTCoMer(BackboneCase, StockToolsTests):

@@ -4,6 +4,7 @@
 import contextlib
 import importlib.metadata
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -104,6 +105,9 @@ class Conversion:
             "tensors": self.report.to_dict(),
         }
 
+
+# DINOv3's authors end the names of their files with the first digits of the SHA-256
+_HASH_IN_NAME = re.compile(r"dinov3_\w+-([0-9a-f]{8})\.pth")
 
 # backbones of each family, by type name of mmseg, model type on the Hub, or VARIANT
 BACKBONES = {
@@ -301,6 +305,12 @@ def _find_checkpoint(checkpoint: str, rows: Mapping[str, Any], sha256: str | Non
     if sha256 is not None and digest != sha256:
         raise ConversionError(f"{printable(path, 200)} has the SHA-256 {digest}, expected {sha256}")
     name = path.name if url is None else path.name.partition("-")[2]
+    in_name = _HASH_IN_NAME.fullmatch(name)
+    if in_name and not digest.startswith(in_name[1]):
+        raise ConversionError(
+            f"{printable(path, 200)} has the SHA-256 {digest}, which should begin with the digits in its name, "
+            f"{in_name[1]}: it is damaged, or another file was renamed"
+        )
     return path, Source(name, path.stat().st_size, digest, None if url is None else shown_url(url), row)
 
 

@@ -98,6 +98,8 @@ def with_trunk_arguments(config: Any, state_dict: Mapping[str, torch.Tensor]) ->
     for prefix in (LINEAR_TRUNK, MASK2FORMER_TRUNK):
         trunk = {name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
         if trunk:
+            if prefix == MASK2FORMER_TRUNK:
+                dinov3_mask2former.check_width(state_dict, trunk)
             return {**config, "backbone": {**dinov3_arguments(trunk), **(config.get("backbone") or {})}}
     raise ConversionError(HEAD_ALONE)
 

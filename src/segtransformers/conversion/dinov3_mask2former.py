@@ -12,7 +12,7 @@ import torch
 from ..models.mask2former import SegMask2FormerConfig
 from ..models.vit_adapter import ViTAdapterConfig
 from .dino_trunks import DINOV3_RULES, read_dinov3_trunk
-from .mapping import MOST_CLASSES, Rule, Settings, prefixed
+from .mapping import MOST_CLASSES, ConversionError, Rule, Settings, prefixed
 from .protocol import read_test_cfg
 from .vit_adapter import ADAPTER_RULES
 
@@ -76,6 +76,22 @@ def described(state_dict: Mapping[str, torch.Tensor]) -> dict[str, Any] | None:
         "hidden_dim": queries.shape[1],
         "test_cfg": {"mode": "slide", "crop_size": [896, 896], "stride": [596, 596]},
     }
+
+
+def check_width(state_dict: Mapping[str, torch.Tensor], trunk: Mapping[str, torch.Tensor]) -> None:
+    """Refuse a trunk of another width than that of the adapter, before a model is built from its numbers.
+
+    Raises:
+        ConversionError: with both widths.
+    """
+    adapter, token = state_dict.get(f"{ADAPTER}level_embed"), trunk.get("cls_token")
+    if adapter is None or token is None or not adapter.dim() or not token.dim():
+        return
+    if adapter.shape[-1] != token.shape[-1]:
+        raise ConversionError(
+            f"the adapter has {adapter.shape[-1]} channels, but the backbone has {token.shape[-1]}: pass the "
+            "backbone's file that the adapter was trained on"
+        )
 
 
 def read_config(config: Mapping[str, Any], indices: list[int]) -> SegMask2FormerConfig:

@@ -7,16 +7,18 @@ trunk's weights (`trunk_weights`) and some of their numbers (`trunk_samples`), b
 """
 
 import contextlib
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedConfig
-from transformers.utils import logging
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
 from ...escaping import printable, short_repr
 
@@ -123,6 +125,7 @@ class SeparateTrunkMixin:
                 config or name, return_unused_kwargs=True, subfolder=subfolder, **hub, **kwargs
             )
         tensors = _tensors_in(name, subfolder, **hub)
+        hub.pop("revision", None)  # is of this repository, not of the trunk's
         prefix = "backbone." if hasattr(config, "backbone_config") else ""
         backbone_config = getattr(config, "backbone_config", config)
         trunk = _load_trunk(str(trunk_from or weights), backbone_config, str(name), **hub)
@@ -225,15 +228,25 @@ def _tensors_in(name: str | Path, subfolder: str = "", **hub: Any) -> dict[str, 
     Raises:
         OSError: if it is not found.
     """
-    folder = Path(name)
-    if not folder.is_dir():
-        pattern = f"{subfolder}/*.safetensors" if subfolder else "*.safetensors"
-        folder = Path(snapshot_download(str(name), allow_patterns=[pattern], **hub))
     tensors: dict[str, torch.Tensor] = {}
-    for path in sorted((folder / subfolder).glob("*.safetensors")):
+    for path in _weight_files(Path(name), subfolder, **hub):
         with safe_open(path, framework="pt") as opened:
             tensors |= {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118  # not a mapping
     return tensors
+
+
+def _weight_files(name: Path, subfolder: str, **hub: Any) -> list[Path]:
+    if name.is_dir():
+        return sorted((name / subfolder).glob("*.safetensors"))
+
+    def download(file: str) -> Path:
+        return Path(hf_hub_download(name.as_posix(), file, subfolder=subfolder or None, **hub))
+
+    try:
+        index = json.loads(download(SAFE_WEIGHTS_INDEX_NAME).read_text(encoding="utf-8"))
+    except EntryNotFoundError:
+        return [download(SAFE_WEIGHTS_NAME)]
+    return [download(file) for file in sorted(set(index["weight_map"].values()))]
 
 
 def _load_trunk(source: str, config: Any, name: str, **hub: Any) -> dict[str, torch.Tensor]:
