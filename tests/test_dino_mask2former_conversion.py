@@ -167,6 +167,16 @@ def test_published_rows(family):
     assert row["config_status"] and row["note"]
 
 
+def test_the_card_names_dinov3s_own_licence(files, tmp_path, monkeypatch):
+    row = {**published_rows("dinov3")[NAMES["dinov3"]], "model": {**CASE.config, "backbone": {"num_heads": 2}}}
+    monkeypatch.setitem(published_rows("dinov3"), "stand_in", row)
+    monkeypatch.setattr("segtransformers.conversion.converter.name_classes", lambda *arguments: "no names")
+    convert_to_folder(files["head"], tmp_path / "out", "dinov3", config="stand_in", trunk_weights=files["trunk"])
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "license: other\nlicense_name: dinov3-license\nlicense_link: https://ai.meta.com/" in card
+    assert "Weights: dinov3-license, the licence of" in card and "62.6 | 63.0" in card
+
+
 def test_gated_files_are_asked_for(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     with pytest.raises(

@@ -82,7 +82,7 @@ def describe(name: str) -> dict[str, Any]:
         "miou_ms": row["miou_ms"],
         "parameters": row["num_parameters"],
         "weights_bytes": None if row["num_parameters"] is None else 4 * row["num_parameters"],
-        "license": original.license,
+        "license": original.shown_license,
         "repository": original.repository,
         "download": download_addresses(row),
         "trunk_download": trunk_addresses(row),

@@ -63,8 +63,8 @@ def _convert(name: str, folder: Path, checkpoint: str | Path | None, trunk_weigh
         )
     title, _, terms = DATA_TERMS[row["dataset"]]
     print(
-        f"{name}: weights of {original.repository} under the licence {original.license}, trained on {title} (terms of "
-        f"the images: {terms})",
+        f"{name}: weights of {original.repository} under the licence {original.shown_license}, trained on {title} "
+        f"(terms of the images: {terms})",
         file=sys.stderr,
     )
     kept = {path for path in map(cached_download, addresses) if path.exists()}

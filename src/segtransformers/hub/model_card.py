@@ -69,12 +69,16 @@ def model_card(
     for results in measured:
         _check_results(results, architecture, config)
     original = original_of(row_family, row) if row_family else ORIGINALS.get(family or "")
-    license = license or record.get("license") or (original.license if row and original else None)
+    license, stated = license or record.get("license"), original if row else None  # the authors' if no other
+    license = license or (stated.license if stated else None)
+    named = stated if stated is not None and stated.license_name and license == stated.license else None
     name = repo_id or name or folder.resolve().name
     is_backbone = "backbone_config" not in config
     figures = _results(row, original, measured, name, repo_id)
     data = ModelCardData(
         license=license,
+        license_name=named.license_name if named else None,
+        license_link=named.license_link if named else None,
         library_name="transformers",
         pipeline_tag=None if is_backbone else PIPELINE_TAG,
         base_model=base_model or _base_model(record),
@@ -101,7 +105,7 @@ def model_card(
         trunk_weights=_for_code(backbone.get("trunk_weights") or ""),
         row_data=DATA_TERMS.get(row["dataset"]) if row else None,
         original=original,
-        license_stated=license and _text(license),
+        license_stated=license and _text(named.shown_license if named else license),
         measured=[_measured_row(one) for one in measured],
         version=__version__,
     )

@@ -17,6 +17,7 @@ class Original:
         arxiv: number of the paper.
         repository: address of the repository that published the weights.
         license: of these weights, by the Hub's name for it.
+        license_name, license_link: name and address of a licence for which the Hub has no name.
     """
 
     title: str
@@ -25,6 +26,13 @@ class Original:
     arxiv: str
     repository: str
     license: str
+    license_name: str | None = None
+    license_link: str | None = None
+
+    @property
+    def shown_license(self) -> str:
+        """The name of the licence for a person."""
+        return self.license_name or self.license
 
     @property
     def citation(self) -> str:
@@ -104,6 +112,8 @@ ORIGINALS = {
         "2508.10104",
         "https://github.com/facebookresearch/dinov3",
         "other",
+        "dinov3-license",
+        "https://ai.meta.com/resources/models-and-libraries/dinov3-license/",
     ),
 }
 # papers of MMSegmentation's own zoo, by the type of the backbone or head
