@@ -3,6 +3,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from segtransformers import SegmentationPipeline, example_image_path, published_
 from segtransformers.cache import cached_model, downloads_folder, user_cache
 from segtransformers.cli import app
 from segtransformers.conversion import ConversionError
+from segtransformers.files import PREFIX
 from segtransformers.model_names import SMALL_MODEL, model_folder
 from segtransformers.published import published_rows
 from segtransformers.published.names import find_published, published_names
@@ -76,7 +78,7 @@ def test_the_model_for_photos_is_the_best_small_one():
     small = {
         name: row["miou"]
         for name, row in rows.items()
-        if row["dataset"] == "ade20k" and row["download"] and row["miou"] and 4 * row["num_parameters"] < 150e6
+        if row["dataset"] == "ade20k" and row["download"] and row["miou"] and 4 * (row["num_parameters"] or 1e9) < 150e6
     }
     assert max(small, key=small.get) == SMALL_MODEL
 
@@ -142,6 +144,116 @@ def test_a_damaged_cache_is_named(released):
     (downloads_folder() / "part.partial").write_text("half of a file")
     assert CliRunner().invoke(app, ["models", "--clear-cache"]).exit_code == 0
     assert not folder.exists() and not downloads_folder().exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "reason"),
+    [
+        ("config.json", '{"model_type": ', "Expecting value"),
+        ("preprocessor_config.json", "", "Expecting value"),
+        ("conversion.json", None, "No such file"),
+        ("model.safetensors", "cut", "header"),
+    ],
+)
+def test_each_damaged_file_is_named_in_one_line(released, file, content, reason):
+    folder = published_model(NAME)
+    (folder / file).unlink()
+    if content is not None:
+        (folder / file).write_text(content)
+    with pytest.raises(ConversionError, match=rf"is damaged \(.*{reason}.*--clear-cache") as error:
+        published_model(NAME)
+    assert "\n" not in str(error.value)
+
+
+def test_an_earlier_version_of_a_row_is_named(released, monkeypatch, capsys):
+    folder = published_model(NAME)
+    assert_is_the_original(folder)
+    capsys.readouterr()
+    released.files["/newer.pth"] = released.files["/model.pth.tar"]
+    monkeypatch.setitem(published_rows("vit_adapter"), NAME, row_at(f"{released.url}/newer.pth"))
+    assert published_model(NAME) == folder
+    told = capsys.readouterr().err
+    assert f"from {released.url}/model.pth.tar; the file is now {released.url}/newer.pth" in told
+    assert "--clear-cache" in told and told.count("\n") == 1
+    assert CliRunner().invoke(app, ["models", NAME, "--clear-cache"]).exit_code == 0
+    published_model(NAME)
+    assert json.loads((folder / "conversion.json").read_text())["source"]["url"] == f"{released.url}/newer.pth"
+    capsys.readouterr()
+    published_model(NAME)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files")
+@pytest.mark.parametrize("size", [0, 100_000])
+def test_a_full_disk(released, tmp_path, size):
+    """No file fits, or all but the download and the weights."""
+    from test_full_disk import largest_file  # needs a module of Unix
+
+    file = tmp_path / "mine.pth"
+    file.write_bytes(_checkpoint())
+    for checkpoint in (None, file):
+        with largest_file(size), pytest.raises(ConversionError, match=r"cannot write .*File too large") as error:
+            published_model(NAME, checkpoint)
+        assert "\n" not in str(error.value)
+        assert [path.name for path in user_cache("models").iterdir() if not path.name.endswith(".lock")] == []
+    assert_is_the_original(published_model(NAME))
+
+
+KILLED = """
+import json, sys, time
+from segtransformers.conversion import converter
+from segtransformers.published import published_rows
+name, row, place = json.load(sys.stdin)
+published_rows("vit_adapter")[name] = row
+from segtransformers import published_model
+from segtransformers.command_process import prepare_process
+prepare_process()
+original = getattr(converter, place)
+def waiting(*arguments, **keywords):
+    result = original(*arguments, **keywords)
+    print("there", flush=True)
+    time.sleep(600)
+    return result
+setattr(converter, place, waiting)
+published_model(name)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends signals of Unix")
+# after the download, and after the weights were written
+@pytest.mark.parametrize(("sent", "place"), [("SIGTERM", "_find_checkpoint"), ("SIGKILL", "_save")])
+def test_a_kill_leaves_nothing_half(released, sent, place):
+    running = subprocess.Popen(
+        [sys.executable, "-c", KILLED],
+        env={**os.environ, "HF_HUB_OFFLINE": "0", "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    running.stdin.write(json.dumps([NAME, row_at(f"{released.url}/model.pth.tar"), place]))
+    running.stdin.close()
+    assert running.stdout.readline() == "there\n"
+    running.send_signal(getattr(signal, sent))
+    assert running.wait(60) != 0
+    assert not cached_model(NAME).exists()
+    left = [path for path in user_cache("models").iterdir() if not path.name.endswith(".lock")]
+    assert all(path.name.startswith(PREFIX) for path in left) and (sent == "SIGKILL" or not left)
+    requests = len(released.seen)
+    assert_is_the_original(published_model(NAME))  # the lock is free, and the file of the download is used
+    assert len(released.seen) == requests
+    assert [path for path in user_cache("models").iterdir() if path.name.startswith(PREFIX)] == []
+
+
+def test_a_photo_by_a_short_name(released, tmp_path):
+    target = tmp_path / "out.png"
+    done = CliRunner().invoke(
+        app, ["segment", str(example_image_path()), "--model", "stand-in-tiny", "--output", str(target)]
+    )
+    assert done.exit_code == 0 and target.is_file(), done.output
+    assert "under the licence apache-2.0" in done.stderr and "model: stand-in-tiny, 5 classes" in done.stdout
+    card = (cached_model(NAME) / "README.md").read_text()
+    assert f"# {NAME}" in card and "ViT-Adapter" in card and "license: apache-2.0" in card
 
 
 def test_a_file_that_is_there_is_converted_and_kept(released, monkeypatch, tmp_path):

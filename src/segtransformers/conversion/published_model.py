@@ -1,6 +1,7 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """Published models by name: downloaded and converted on first use, afterwards read from the cache."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -9,11 +10,13 @@ from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 
 from ..cache import cached_model, user_cache
+from ..escaping import one_line, printable
+from ..hub.model_card import RECORD
 from ..published import download_addresses, published_rows, trunk_addresses
 from ..published.names import published_name, published_names
 from ..published.originals import DATA_TERMS, original_of
 from .converter import convert_to_folder
-from .download import cached_download
+from .download import cached_download, shown_url
 from .errors import ConversionError
 
 
@@ -81,21 +84,35 @@ def _convert(name: str, folder: Path, checkpoint: str | Path | None, trunk_weigh
 
 
 def _check(name: str, folder: Path) -> None:
-    """Refuse a folder whose files are missing or cut off. Their content is not read."""
+    """Refuse a folder whose files are missing or cut off; of the weights only the headers are read.
+
+    A folder that was converted from another file than the row names now stays in use, and a line says so.
+    """
     weights = sorted(folder.glob("*.safetensors"))
     try:
         if not weights:
             raise OSError("it has no weights")
         for path in (folder / "config.json", folder / "preprocessor_config.json"):
-            path.stat()
+            json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         for path in weights:
             with safe_open(path, "pt"):  # compares the size of the file with its header
                 pass
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ConversionError(
-            f"the cached model {folder} is damaged ({error}): `segtransformers models {name} --clear-cache` removes "
-            "it, and the next use converts it again"
+            f"the cached model {folder} is damaged ({one_line(error)}): `segtransformers models {name} --clear-cache` "
+            "removes it, and the next use converts it again"
         ) from None
+    source = record.get("source") if isinstance(record, dict) else None
+    url = source.get("url") if isinstance(source, dict) else None
+    addresses = [shown_url(address) for address in download_addresses(published_rows(published_names()[name])[name])]
+    if url is not None and addresses and url not in addresses:
+        print(
+            f"{name}: the model in the cache is an earlier version, from {printable(url, 200)}; the file is now "
+            f"{addresses[0]}: `segtransformers models {name} --clear-cache` removes it, and the next use converts the "
+            "new one",
+            file=sys.stderr,
+        )
 
 
 __all__ = ["published_model"]
