@@ -195,7 +195,7 @@ def test_models_of_one_class_warn(tmp_path, capsys):
     for head in ("decode_head", "auxiliary_head"):
         config[head] |= {"num_classes": 1, "out_channels": 1}
     status, printed, _ = run(capsys, tmp_path, state_dict, config=config)
-    assert status == 0 and "note: the model has one class, so it predicts class 0 everywhere" in printed
+    assert status == 0 and "note: the model has one class: where the sigmoid of its logit exceeds" in printed
 
 
 def test_tensors_with_nan_are_named(tmp_path, capsys, caplog):

@@ -21,7 +21,7 @@ from transformers import AutoImageProcessor
 from segtransformers import SegmentationImageProcessor, SegmentationImageProcessorPil
 from segtransformers.conversion import ConversionError, convert_checkpoint
 from segtransformers.conversion.protocol import read_test_cfg, read_test_pipeline
-from segtransformers.image_processing import argmax_resized, keep_ratio_size, load_image, resize_labels
+from segtransformers.image_processing import keep_ratio_size, load_image, resize_labels, resized_labels
 
 PROTOCOL = json.loads((FOLDER / "vit_adapter" / "inference_protocol.json").read_text())
 SINGLE_SCALE = {case["name"]: case for case in PROTOCOL["cases"] if case["img_ratios"] is None}
@@ -403,7 +403,7 @@ def test_argmax_in_bands_equals_argmax_of_the_whole(size, band_bytes, monkeypatc
     monkeypatch.setattr("segtransformers.image_processing.label_maps.BAND_BYTES", band_bytes)
     logits = torch.randn(7, 64, 96)
     whole = torch.nn.functional.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0]
-    result = argmax_resized(logits, size)
+    result = resized_labels(logits, size)
     for y, x in (result != whole.argmax(0)).nonzero().tolist():  # rounding decides ties
         top = whole[:, y, x].topk(2).values
         assert (top[0] - top[1]).abs() < 1e-5

@@ -12,7 +12,7 @@ import torch
 from torch import distributed
 from transformers import EvalPrediction
 
-from .image_processing import argmax_resized
+from .image_processing import Decision, resized_labels
 
 CHUNK = 1 << 22  # pixels counted at once, which limits the memory for large label maps
 
@@ -183,7 +183,8 @@ class MeanIoU:
                 f"{tuple(logits.shape)} and {tuple(labels.shape)}"
             )
         size = (labels.shape[1], labels.shape[2])
-        self.add_batch(predictions=[argmax_resized(one, size) for one in logits], references=labels)
+        decision = Decision(0.5 if logits.shape[1] == 1 and self.num_labels == 2 else None)  # of a binary model
+        self.add_batch(predictions=[resized_labels(one, size, decision) for one in logits], references=labels)
         if not compute_result:
             return {}
         return {name: value for name, value in self.compute().items() if not name.startswith("per_category")}

@@ -30,6 +30,7 @@ from PIL import Image
 from segtransformers.cli.common import inference_protocol, load_model, read_image_file
 from segtransformers.cli.errors import UserError
 from segtransformers.escaping import html_text, one_line
+from segtransformers.image_processing import label_map_classes
 from segtransformers.inference import InferenceProtocol, segment_image, view_sizes
 from segtransformers.packaged import example_image_path
 from segtransformers.visualization import (
@@ -131,13 +132,11 @@ class Demo:
         _check_limits(network, processor, image, protocol)
         with torch.inference_mode():
             labels = segment_image(network, processor, image, protocol).cpu().numpy()
-        names = network.config.id2label
-        palette = getattr(network.config, "palette", None) or distinct_colours(network.config.num_labels)
+        names = label_map_classes(network.config)
+        palette = getattr(network.config, "palette", None) or distinct_colours(len(names))
         folder = self._folder_for_files()
         files = [folder / f"{Path(file).stem}-{kind}.png" for kind in ("labels", "colours")]
-        for result, path in zip(
-            (label_image(labels, network.config.num_labels), palette_image(labels, palette)), files, strict=True
-        ):
+        for result, path in zip((label_image(labels, len(names)), palette_image(labels, palette)), files, strict=True):
             result.save(path)
         return (
             draw_overlay(image, labels, palette),

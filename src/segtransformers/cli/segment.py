@@ -239,24 +239,25 @@ def _names(paths: Sequence[Path]) -> list[Path]:
 
 def _drawn(kind: str, image: "Image.Image", labels: "np.ndarray", config: Any) -> "Image.Image":
     """Return the image to save for an option."""
+    from ..image_processing import label_map_classes
     from ..visualization import distinct_colours, draw_segmentation, label_image, palette_image
 
-    palette = getattr(config, "palette", None)  # models of others have none
+    names, palette = label_map_classes(config), getattr(config, "palette", None)
     if kind == "--label-maps":
-        return label_image(labels, config.num_labels)
+        return label_image(labels, len(names))
     if kind == "--colour-maps":
-        return palette_image(labels, palette or distinct_colours(config.num_labels))
-    return draw_segmentation(image, labels, config.id2label, palette)
+        return palette_image(labels, palette or distinct_colours(len(names)))
+    return draw_segmentation(image, labels, names, palette)
 
 
 def _shares(labels: "np.ndarray", config: Any) -> list[str]:
     """Return lines with the share of each class, largest first."""
+    from ..image_processing import label_map_classes
     from ..visualization import class_areas
 
-    areas = class_areas(labels)
+    areas, names = class_areas(labels), label_map_classes(config)
     lines = [
-        f"  {100 * areas[index]:5.1f} %  {printable(config.id2label.get(index, index))}"
-        for index in list(areas)[:LISTED_CLASSES]
+        f"  {100 * areas[index]:5.1f} %  {printable(names.get(index, index))}" for index in list(areas)[:LISTED_CLASSES]
     ]
     return lines if len(areas) <= LISTED_CLASSES else [*lines, f"  and {len(areas) - LISTED_CLASSES} more classes"]
 

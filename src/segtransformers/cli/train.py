@@ -92,6 +92,9 @@ def train(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Use only this many images of each part, for a trial.")
     ] = None,
+    binary: Annotated[
+        bool, typer.Option("--binary", help="One class against the background, for data of two classes.")
+    ] = False,
     losses: Annotated[
         str | None,
         typer.Option(
@@ -169,6 +172,7 @@ def train(
             whole,
             lora_rank,
             prediction_images,
+            binary,
             resume,
         )
 
@@ -185,6 +189,7 @@ def _run(
     whole: bool,
     lora_rank: int | None,
     prediction_images: int,
+    binary: bool,
     resume: bool,
 ) -> None:
     import torch
@@ -208,12 +213,18 @@ def _run(
     set_seed(arguments.seed)
     try:
         network, processor = starting_model(
-            model, recipe, parts[0].id2label, parts[0].palette, crop_size=crop_size, trunk_weights=trunk_weights
+            model,
+            recipe,
+            parts[0].id2label,
+            parts[0].palette,
+            crop_size=crop_size,
+            trunk_weights=trunk_weights,
+            binary=binary,
         )
     except (OSError, ValueError, RuntimeError) as error:  # missing files, no network, another kind of model
         name = model or recipe.name
         raise UserError(f"cannot start from {name}: {why_not_loaded(name, error)}") from None
-    if network.config.num_labels == 1 and not isinstance(network, SegMask2FormerForSemanticSegmentation):
+    if parts[0].num_labels == 1 and not isinstance(network, SegMask2FormerForSemanticSegmentation):
         raise UserError(
             "the data has one class, but this model needs at least two: make the background a class (masks with 0 and "
             "255: --label-map 0:0,255:1), or choose a recipe and a model with Mask2Former"

@@ -119,8 +119,10 @@ def convert_with_report(
     report.unused |= dict.fromkeys(averages.values(), "average of a weight, kept by mmcv's EMAHook; see --ema")
     if not isinstance(model, BackboneMixin) and model.config.num_labels == 1:
         report.notes.append(
-            "the model has one class, so it predicts class 0 everywhere; a config with num_classes=2, out_channels=1 "
-            "and threshold makes a head with one output a model of two classes"
+            "the model has one class: where the sigmoid of its logit exceeds the config's threshold of 0.5, the label "
+            "is 1, otherwise 0 for the background"
+            if model.config.is_binary
+            else "the model has one class, so it predicts class 0 everywhere"
         )
     return model.eval(), report
 

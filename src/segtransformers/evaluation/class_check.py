@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from ..image_processing import label_map_classes
+
 if TYPE_CHECKING:
     from ..datasets import SegmentationDataset
 
@@ -21,7 +23,7 @@ def check_classes(model: PreTrainedModel, data: "SegmentationDataset") -> None:
         ValueError: if the number or the order of the classes differs. It names the difference.
     """
     config: Any = model.config
-    ours = [str(config.id2label[index]) for index in range(config.num_labels)]
+    ours = list(label_map_classes(config).values())
     theirs = [data.id2label[index] for index in range(data.num_labels)]
     if len(ours) < len(theirs):
         raise ValueError(f"the model has {len(ours)} classes, but the data set has {len(theirs)}: they do not fit")

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from ..files import complete_file
+from ..image_processing import label_map_classes
 from ..inference import InferenceProtocol, segment_image
 from ..metrics import MeanIoU
 from ..models.optimize import optimize_if_ours
@@ -117,7 +118,7 @@ def evaluate_segmentation(
         for index, sample in loader:
             counts, labels = _count(model, processor, sample, data, protocol)
             if folder is not None:
-                _save_prediction(_prediction_file(folder, sample.name), labels, config.num_labels, palette)
+                _save_prediction(_prediction_file(folder, sample.name), labels, len(label_map_classes(config)), palette)
             if writer is not None:
                 writer.add(index, sample.name, counts.confusion)
             metric.merge(counts)

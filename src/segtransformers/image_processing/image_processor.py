@@ -23,8 +23,9 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs, Unpack
 
 from ..remote_code import RemoteCodeMixin
+from .decision import Decision
 from .inputs import as_8bit_image, integer_label_map, load_image
-from .label_maps import argmax_resized
+from .label_maps import resized_labels
 from .options import check_enlargement, check_options
 from .resizing import keep_ratio_size, resize_image, resize_labels, resize_smoothly, shortest_edge_size
 from .stock_processors import from_stock_processor
@@ -288,6 +289,7 @@ class _SegmentationProcessing(RemoteCodeMixin):
         outputs: Any,
         target_sizes: Any = None,
         return_segmentation_scores: bool = False,
+        threshold: float = 0.5,
     ) -> list[torch.Tensor] | list[SemanticSegmentationPostProcessorOutput]:
         """Compute label maps from a model's `logits`, resized bilinearly to the sizes asked for.
 
@@ -297,6 +299,7 @@ class _SegmentationProcessing(RemoteCodeMixin):
             outputs: any object with `logits` `(B, num_labels, h, w)`.
             target_sizes: (height, width) for each image, for instance those of the original images. None keeps (h, w).
             return_segmentation_scores: also return the resized logits, all of them in full size.
+            threshold: for the logits of a binary model (`num_labels` 1): the probability above which a pixel is 1.
 
         Returns:
             for each image an int64 tensor (height, width) of class indices. With scores, an output that holds this
@@ -306,6 +309,7 @@ class _SegmentationProcessing(RemoteCodeMixin):
             ValueError: if the number of sizes is not the number of images, or a size is not (height, width).
         """
         logits = outputs.logits
+        decision = Decision(threshold if logits.shape[1] == 1 else None)
         sizes = _checked_sizes(target_sizes, len(logits), (logits.shape[2], logits.shape[3]))
         if return_segmentation_scores:
             scores = [
@@ -314,11 +318,11 @@ class _SegmentationProcessing(RemoteCodeMixin):
             ]
             return [
                 SemanticSegmentationPostProcessorOutput(
-                    data={"segmentation": one.argmax(dim=0), "segmentation_scores": one}
+                    data={"segmentation": decision.labels(one), "segmentation_scores": one}
                 )
                 for one in scores
             ]
-        return [argmax_resized(one, size) for one, size in zip(logits, sizes, strict=True)]
+        return [resized_labels(one, size, decision) for one, size in zip(logits, sizes, strict=True)]
 
 
 def _checked_range(image: torch.Tensor, rescale_factor: float | None) -> torch.Tensor:

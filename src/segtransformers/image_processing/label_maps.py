@@ -6,23 +6,27 @@ from collections.abc import Iterator
 import torch
 from torch.nn import functional as F
 
+from .decision import Decision
+
 BAND_BYTES = 1 << 23  # size of a band of resized logits; larger bands leave the cache and are slower
 
 
-def argmax_resized(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Return the argmax over classes of bilinearly resized logits (align_corners False), one band of rows at a time.
+def resized_labels(logits: torch.Tensor, size: tuple[int, int], decision: Decision | None = None) -> torch.Tensor:
+    """Return the label map of bilinearly resized logits (align_corners False), computed in bands of rows.
 
     Args:
         logits: `(num_labels, h, w)`.
         size: (height, width) of the result.
+        decision: the model's rule. None takes the class with the largest logit.
 
     Returns:
         int64 `(height, width)`.
     """
+    decision = decision or Decision()
     result = torch.empty(size, dtype=torch.long, device=logits.device)
     resized = ResizedRows(iter([logits]), logits.shape[1], size)
     for rows in resized.slices():
-        result[rows] = resized.take(rows).argmax(dim=0)
+        result[rows] = decision.labels(resized.take(rows))
     return result
 
 

@@ -25,7 +25,7 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, P
 from transformers.pipelines import ImageSegmentationPipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
-from ..image_processing import load_image
+from ..image_processing import label_map_classes, load_image
 from ..model_names import model_folder
 from ..models.optimize import optimize_for_inference, optimize_if_ours
 from .protocol import InferenceProtocol
@@ -133,7 +133,7 @@ class SegmentationPipeline(ImageSegmentationPipeline):
     def postprocess(self, model_outputs):  # type: ignore[override]
         (labels,) = model_outputs["labels"]
         values = labels.numpy()
-        names: Any = self.model.config.id2label
+        names = label_map_classes(self.model.config)
         return [
             {"score": None, "label": names[index], "mask": Image.fromarray(np.uint8(255) * (values == index))}
             for index in np.flatnonzero(torch.bincount(labels.flatten()).numpy()).tolist()

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from ..image_processing import decision_of
 from ..models.layers.sliding_windows import SlidingWindow
 from .logits import probabilities, resized_logits, rows_held
 from .protocol import InferenceProtocol
@@ -34,7 +35,7 @@ def segment_image(
         protocol: the inference options. None is the single-scale protocol of the checkpoint.
 
     Returns:
-        int64 `(height, width)` on the model's device.
+        int64 `(height, width)` on the model's device: class indices, or 0 and 1 for a binary model.
 
     Raises:
         ValueError: if the model is in training mode, or takes no windows where the protocol has some, or the processor
@@ -49,6 +50,8 @@ def image_scores(
     model: PreTrainedModel, processor: Any, image: Any, protocol: InferenceProtocol | None = None
 ) -> torch.Tensor:
     """Predict class probabilities at the size of an image: the mean over its views of the softmax over classes.
+
+    For a binary model it is the mean of the sigmoid, with one channel.
 
     Arguments and errors are those of [`segment_image`].
 
@@ -99,14 +102,15 @@ def _label_maps(
     model: PreTrainedModel, views: Sequence[View], sizes: Sequence[tuple[int, int]], window: SlidingWindow | None
 ) -> list[torch.Tensor]:
     """Return the label maps of images whose views are stacked."""
+    decision = decision_of(model.config)
     if len(sizes) == 1 and (len(views) == 1 or _side_by_side_is_smaller(views, sizes[0], window)):
         return [_labels_side_by_side(model, views, sizes[0], window)]
     if len(views) == 1:
         return [
-            torch.cat([logits.take(rows).argmax(dim=0) for rows in logits.slices()])
+            torch.cat([decision.labels(logits.take(rows)) for rows in logits.slices()])
             for logits in resized_logits(model, views[0], sizes, window)
         ]
-    return [scores.argmax(dim=0) for scores in _mean_scores(model, views, sizes, window)]
+    return [decision.labels_of_probabilities(scores) for scores in _mean_scores(model, views, sizes, window)]
 
 
 def _side_by_side_is_smaller(views: Sequence[View], size: tuple[int, int], window: SlidingWindow | None) -> bool:
@@ -119,16 +123,17 @@ def _labels_side_by_side(
     model: PreTrainedModel, views: Sequence[View], size: tuple[int, int], window: SlidingWindow | None
 ) -> torch.Tensor:
     """Return the label map of one image, computed band by band from all views."""
+    decision = decision_of(model.config)
     labels = torch.empty(size, dtype=torch.long, device=model.device)
     logits = [resized_logits(model, view, [size], window)[0] for view in views]
     for rows in logits[0].slices():
         if len(views) == 1:
-            labels[rows] = logits[0].take(rows).argmax(dim=0)
+            labels[rows] = decision.labels(logits[0].take(rows))
             continue
-        total = probabilities(logits[0], rows, views[0].flipped)
+        total = probabilities(logits[0], rows, views[0].flipped, decision)
         for more, view in zip(logits[1:], views[1:], strict=True):
-            total += probabilities(more, rows, view.flipped)
-        labels[rows] = total.div_(len(views)).argmax(dim=0)
+            total += probabilities(more, rows, view.flipped, decision)
+        labels[rows] = decision.labels_of_probabilities(total.div_(len(views)))
     return labels
 
 
@@ -136,11 +141,12 @@ def _mean_scores(
     model: PreTrainedModel, views: Sequence[View], sizes: Sequence[tuple[int, int]], window: SlidingWindow | None
 ) -> list[torch.Tensor]:
     """Return the mean class probabilities of each image, `(num_labels, height, width)`, computed view by view."""
+    decision = decision_of(model.config)
     totals: list[torch.Tensor] = []
     for view in views:
         for index, logits in enumerate(resized_logits(model, view, sizes, window)):
             for rows in logits.slices():
-                part = probabilities(logits, rows, view.flipped)
+                part = probabilities(logits, rows, view.flipped, decision)
                 if index == len(totals):
                     totals.append(part.new_zeros((len(part), *sizes[index])))
                 totals[index][:, rows] += part

@@ -16,6 +16,7 @@ from torch import distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
+from ..image_processing import label_map_classes
 from ..visualization import draw_comparison
 
 logger = logging.get_logger(__name__)
@@ -150,7 +151,7 @@ class PredictionImageCallback(TrainerCallback):
         for index, (pixel_values, labels, predicted) in enumerate(self.kept):
             image = denormalized(pixel_values, processing_class).resize((labels.shape[1], labels.shape[0]))
             label_maps = {"label map": labels.numpy(), "prediction": predicted.numpy()}
-            comparison = draw_comparison(image, label_maps, config.id2label, getattr(config, "palette", None))
+            comparison = draw_comparison(image, label_maps, label_map_classes(config), getattr(config, "palette", None))
             comparison.save(folder / f"step-{state.global_step:06d}-{index}.png")
             drawn.append(np.asarray(comparison))
         report_images(drawn, self.trackers, state.global_step)

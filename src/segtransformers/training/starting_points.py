@@ -46,6 +46,7 @@ def starting_model(
     *,
     crop_size: tuple[int, int] | None = None,
     trunk_weights: str | Path | None = None,
+    binary: bool = False,
 ) -> tuple[PreTrainedModel, SegmentationImageProcessor | Any]:
     """Create a model for the given classes, and its image processor.
 
@@ -59,16 +60,20 @@ def starting_model(
         crop_size: (height, width) of the training crops in place of the recipe's. The windows and image sizes of the
             test protocol are scaled along.
         trunk_weights: a file of pre-trained weights for the trunk, in the original format.
+        binary: whether the model gets one class, the second of two, and the first is its background.
 
     Returns:
         the model in training mode, and the image processor.
 
     Raises:
-        ValueError: if no such model exists, or `name` is None and the recipe describes no model or freezes a trunk
-            that would be random.
+        ValueError: if no such model exists, `name` is None and the recipe describes no model or freezes a trunk that
+            would be random, or the data or the model are not for a binary model.
         OSError: from transformers, if files are missing.
     """
-    classes = {"id2label": dict(id2label), "label2id": {label: index for index, label in id2label.items()}}
+    if binary and len(id2label) != 2:
+        raise ValueError(f"a binary model needs data of two classes, background and object, not {len(id2label)}")
+    label2id = {label: index for index, label in id2label.items()}
+    classes = {"id2label": dict(id2label), "label2id": label2id, "binary": binary}
     own = _own_config(recipe, name)
     if name is None:
         if recipe.freeze_trunk and trunk_weights is None:
@@ -198,7 +203,12 @@ def _whole_config(
         logger.warning(f"the recipe {recipe.name!r} does not describe a head: the backbone gets UperNet")
         own = SegUperNetConfig(backbone_config=backbone)
     protocol, scale = recipe.test_protocol, _scale(recipe, crop_size)
-    settings = {**own.to_dict(), **classes, "palette": None, "inference_mode": protocol.inference_mode}
+    settings = {
+        **own.to_dict(),
+        **_fields_of_classes(classes, own),
+        "palette": None,
+        "inference_mode": protocol.inference_mode,
+    }
     for field in ("window_size", "window_stride"):
         sides = getattr(protocol, field)
         settings[field] = None if sides is None else [max(round(scale * side), 1) for side in sides]
@@ -236,17 +246,31 @@ def _set_drop_path(config: Any, rate: float) -> None:
         backbone.drop_path_rate = rate
 
 
+def _fields_of_classes(classes: dict[str, Any], config: Any) -> dict[str, Any]:
+    """Return the fields of the classes that a config has.
+
+    Raises:
+        ValueError: if the model cannot be binary.
+    """
+    if hasattr(config, "binary"):
+        return classes
+    if classes["binary"]:
+        raise ValueError(f"a model of {config.model_type} cannot be binary: choose a head that classifies pixels")
+    return {name: value for name, value in classes.items() if name != "binary"}
+
+
 def _with_classes(name: str, config: Any, classes: dict[str, Any]) -> PreTrainedModel:
     """Load a trained model; if its classes differ, its class parameters start at random."""
     before = [str(config.id2label[index]) for index in sorted(config.id2label)]
     wanted = [classes["id2label"][index] for index in sorted(classes["id2label"])]
-    if before == wanted:
+    fields = _fields_of_classes(classes, config)
+    if before == wanted and fields.get("binary", False) == getattr(config, "binary", False):
         return load_trained_model(name, config=config, dtype=torch.float32)
     settings = config.to_dict()
     for losses in ("losses", "auxiliary_losses"):
         if settings.get(losses):
             settings[losses] = without_class_settings(settings[losses])
-    config = type(config).from_dict({**settings, **classes})
+    config = type(config).from_dict({**settings, **fields})
     with without_load_report():
         model = AutoModelForSemanticSegmentation.from_pretrained(
             name, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, **NO_REMOTE_CODE

@@ -17,7 +17,7 @@ from transformers.training_args import ParallelMode
 from transformers.utils import logging
 
 from ..escaping import printable
-from ..image_processing import argmax_resized
+from ..image_processing import decision_of, label_map_classes, resized_labels
 from ..metrics import MeanIoU
 from .arguments import build_optimizer, build_scheduler
 from .callbacks import EpochCallback, InterruptCallback, PredictionImageCallback
@@ -366,7 +366,7 @@ class SegmentationTrainer(Trainer):
         images: Any
         labels: Any
         images, labels = (self._prepare_input(inputs[name]) for name in ("pixel_values", "labels"))
-        losses, counts = [], []
+        losses, counts, decision = [], [], decision_of(self.accelerator.unwrap_model(self.model).config)
         with torch.no_grad():
             for start, stop in _equal_size_runs(images):
                 size = images[start].shape[1:]
@@ -379,7 +379,7 @@ class SegmentationTrainer(Trainer):
                 losses.append(loss.detach().float() * (stop - start))
                 for index, logits in enumerate(outputs["logits"], start=start):
                     metric, (height, width) = self._new_metric(), labels[index].shape
-                    predicted = argmax_resized(logits, (height, width))
+                    predicted = resized_labels(logits, (height, width), decision)
                     metric.add(prediction=predicted, reference=labels[index])
                     counts.append(metric.confusion)
                     if self.prediction_images is not None and self.is_world_process_zero():
@@ -389,7 +389,7 @@ class SegmentationTrainer(Trainer):
 
     def _new_metric(self) -> MeanIoU:
         config = self.accelerator.unwrap_model(self.model).config
-        return MeanIoU(config.num_labels, ignore_index=getattr(config, "semantic_loss_ignore_index", 255))
+        return MeanIoU(len(label_map_classes(config)), ignore_index=getattr(config, "semantic_loss_ignore_index", 255))
 
     def _add_counts(self, eval_prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
         """Add the confusion matrices of all processes and compute the metrics: Trainer's `compute_metrics`."""

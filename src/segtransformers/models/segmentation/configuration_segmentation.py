@@ -9,6 +9,7 @@ from transformers.configuration_utils import SubConfigSpec
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging
 
+from ...escaping import short_repr
 from ...remote_code import RemoteCodeConfigMixin
 from ...whole_numbers import check_whole, check_whole_fields, pair_of_sides
 from ..layers.config_arguments import MOST_ITEMS, ChecksArguments
@@ -16,6 +17,9 @@ from ..layers.sliding_windows import SlidingWindow
 from ..losses import PixelLoss, build_losses, check_losses, without_class_settings
 
 logger = logging.get_logger(__name__)
+
+BACKGROUND = "background"  # name and colour of the value 0 in label maps of binary models
+BACKGROUND_COLOUR = [128, 128, 128]
 
 
 @strict
@@ -51,6 +55,8 @@ class SegmentationConfig(ChecksArguments, RemoteCodeConfigMixin, PreTrainedConfi
         "loss_ignore_index": "semantic_loss_ignore_index",
         "ignore_value": "semantic_loss_ignore_index",
     }
+    # whether the one logit of a model with one class is that of a sigmoid
+    is_binary: ClassVar[Any] = False
     # model_type of the config of transformers whose fields ours has
     stock_model_type: ClassVar[str | None] = None
 
@@ -74,9 +80,11 @@ class SegmentationConfig(ChecksArguments, RemoteCodeConfigMixin, PreTrainedConfi
                 setattr(self, name, _pair(name, getattr(self, name)))
         self.sliding_window()
         if self.palette is not None:
+            if self.is_binary and len(self.palette) == 1:
+                self.palette = [BACKGROUND_COLOUR, *self.palette]
             if any(len(colour) != 3 or not 0 <= min(colour) <= max(colour) <= 255 for colour in self.palette):
                 raise ValueError("palette must hold [red, green, blue] from 0 to 255 for each class")
-            if len(self.palette) != self.num_labels:
+            if len(self.palette) != len(self.id2label or ()):
                 self.palette = None
 
     @classmethod
@@ -196,6 +204,12 @@ class BackboneSegmentationConfig(SegmentationConfigWithBackbone):
             all. None is cross entropy averaged over all pixels, as in MMSegmentation.
         auxiliary_losses (`list` of `dict`, *optional*):
             The losses of the auxiliary head. None takes `losses`.
+        binary (`bool`, defaults to `False`):
+            Whether the model has one logit, that of a sigmoid, for two classes: the background 0 and the object 1. Then
+            `num_labels` is 1, `id2label` names both values of the label maps, and the default loss is binary cross
+            entropy. `num_labels=1`, or an `id2label` with the object alone, sets it.
+        threshold (`float`, defaults to 0.5):
+            The probability above which a pixel of a binary model is 1.
 
     Raises:
         ValueError: if the backbone is unknown or gives too few feature maps, or a number or a loss is not valid.
@@ -210,9 +224,22 @@ class BackboneSegmentationConfig(SegmentationConfigWithBackbone):
     initializer_range: float = 0.01
     losses: list | tuple | None = None
     auxiliary_losses: list | tuple | None = None
+    binary: bool = False
+    threshold: float | int = 0.5
 
     def __post_init__(self, **kwargs):
+        count, names = kwargs.get("num_labels"), self.id2label
+        if (len(names) if names is not None else count) == 1:
+            self._make_binary("LABEL_1" if names is None else next(iter(names.values())))
+        if self.binary:
+            kwargs.pop("num_labels", None)
+            if len(self.id2label or ()) != 2:
+                raise ValueError(
+                    f"a binary model has two classes, background and object, got id2label={short_repr(self.id2label)}"
+                )
         super().__post_init__(**kwargs)
+        if not 0 < self.threshold < 1:
+            raise ValueError(f"threshold must be a probability between 0 and 1, got {self.threshold}")
         for name in ("losses", "auxiliary_losses"):
             if getattr(self, name) is not None:
                 losses = build_losses(getattr(self, name))
@@ -239,9 +266,32 @@ class BackboneSegmentationConfig(SegmentationConfigWithBackbone):
                     config_dict = {**config_dict, name: kept}
         return super().from_dict(config_dict, **kwargs)
 
+    @property
+    def is_binary(self) -> bool:
+        return self.num_labels == 1
+
+    @property
+    def num_labels(self) -> int | None:
+        """Number of logits of a pixel: the number of classes, or 1 for a binary model."""
+        return 1 if getattr(self, "binary", False) else PreTrainedConfig.num_labels.fget(self)
+
+    @num_labels.setter
+    def num_labels(self, num_labels: int) -> None:
+        if num_labels == 1:
+            if not self.binary:
+                self._make_binary("LABEL_1")
+        else:
+            self.binary = False
+            PreTrainedConfig.num_labels.fset(self, num_labels)
+
+    def _make_binary(self, name: str) -> None:
+        self.binary = True
+        self.id2label, self.label2id = {0: BACKGROUND, 1: name}, {BACKGROUND: 0, name: 1}
+
     def pixel_losses(self) -> list[PixelLoss]:
         """Return the losses of the head."""
-        return build_losses(self.losses or [{"name": "cross_entropy", "average_over": "all_pixels"}])
+        name = "binary_cross_entropy" if self.is_binary else "cross_entropy"
+        return build_losses(self.losses or [{"name": name, "average_over": "all_pixels"}])
 
     def auxiliary_pixel_losses(self) -> list[PixelLoss]:
         """Return the losses of the auxiliary head."""

@@ -157,7 +157,7 @@ class BackboneForSemanticSegmentation(SegmentationPreTrainedModel):
 
         Args:
             pixel_values: `(B, C, H, W)`, normalized.
-            labels: `(B, H, W)` class indices, or `config.semantic_loss_ignore_index`.
+            labels: `(B, H, W)` class indices, or `config.semantic_loss_ignore_index`. For a binary model 0 and 1.
             output_hidden_states, output_attentions: passed to the backbone; None takes the config's setting.
             sliding_window: the windows of evaluation mode. None takes the config's, False runs the whole image at once.
             mean_class_counts: `(num_labels,)`, for gradient accumulation and several processes: the mean of
@@ -184,7 +184,7 @@ class BackboneForSemanticSegmentation(SegmentationPreTrainedModel):
         config = self.config
         check_pixel_values(pixel_values, getattr(config.backbone_config, "num_channels", None))
         if labels is not None:
-            check_labels(labels, pixel_values, config.num_labels, config.semantic_loss_ignore_index)
+            check_labels(labels, pixel_values, len(config.id2label), config.semantic_loss_ignore_index)
         window = self.chosen_window(sliding_window)
         if window is not None and self._needs_windows(pixel_values.shape[2:], window):
             logits = self._slide(pixel_values, window)

@@ -124,7 +124,7 @@ class SegmenterConfig(BackboneSegmentationConfig):
     def pixel_losses(self) -> list[PixelLoss]:
         if self.losses or self.count_ignored_pixels:
             return super().pixel_losses()
-        return build_losses(["cross_entropy"])
+        return build_losses(["binary_cross_entropy" if self.is_binary else "cross_entropy"])
 
 
 __all__ = ["SegmenterConfig", "SegmenterViTConfig"]

@@ -1,0 +1,55 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""The rule by which the scores of a model become a label map, and the classes of that label map.
+
+A model with one class is binary: its logit is that of a sigmoid, and its label map holds 0 for the background and 1 for
+the class. All other models take the class with the largest score, and so does Mask2Former with one class.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..models.segmentation.configuration_segmentation import BACKGROUND
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The rule by which scores become labels.
+
+    Attributes:
+        threshold: the probability above which a pixel of a binary model belongs to the class; None for other models.
+    """
+
+    threshold: float | None = None
+
+    def labels(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return the label map `(H, W)`, int64, of logits `(C, H, W)`."""
+        if self.threshold is None:
+            return logits.argmax(dim=0)
+        return (logits[0] > math.log(self.threshold / (1 - self.threshold))).long()
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return the probabilities of logits `(C, H, W)`, in the same shape."""
+        return logits.softmax(dim=0) if self.threshold is None else logits.sigmoid()
+
+    def labels_of_probabilities(self, probabilities: torch.Tensor) -> torch.Tensor:
+        """Return the label map `(H, W)`, int64, of probabilities `(C, H, W)`."""
+        return probabilities.argmax(dim=0) if self.threshold is None else (probabilities[0] > self.threshold).long()
+
+
+def decision_of(config: Any) -> Decision:
+    """Return the rule of a model with this config, which may be one of transformers."""
+    is_binary = getattr(config, "is_binary", getattr(config, "num_labels", None) == 1)
+    return Decision(float(getattr(config, "threshold", 0.5)) if is_binary else None)
+
+
+def label_map_classes(config: Any) -> dict[int, str]:
+    """Return the names of the values of a model's label maps."""
+    names = {index: str(config.id2label[index]) for index in range(len(config.id2label))}
+    is_object_alone = decision_of(config).threshold is not None and len(names) == 1  # binary models of transformers
+    return {0: BACKGROUND, 1: names[0]} if is_object_alone else names
+
+
+__all__ = ["Decision", "decision_of", "label_map_classes"]
