@@ -38,9 +38,9 @@ WITHOUT_RECIPE = {"dinov2_vitg14_ade20k_m2f", "dinov3_vit7b16_ade20k_m2f"}
 
 
 def recorded_rows(family: str) -> dict[str, dict]:
-    if family == "eva01":  # one file for EVA-01 and EVA-02
+    if family in ("eva01", "eva02"):  # one file for both
         recorded = json.loads((FOLDER / "eva" / "training_recipes.json").read_text())["rows"]
-        return {name: row for name, row in recorded.items() if name.startswith("eva_")}
+        return {name: row for name, row in recorded.items() if name.startswith("eva02") == (family == "eva02")}
     recorded = json.loads((FOLDER / family / "training_recipes.json").read_text())
     if family == "mmseg_zoo":
         newer = {name: as_in_0x(row) for name, row in recorded["mmseg_1.x"].items()}
@@ -121,8 +121,8 @@ def test_recipes_are_what_was_recorded(family, name):
         "min_lr": row["lr_config"]["min_lr"],
     }
     assert recipe.batch_size == recorded_batch_size(row)
-    assert recipe.gradient_clipping == row["optimizer_config"].get("grad_clip", {}).get("max_norm")
-    assert recipe.half_precision == (row["fp16"] is not None)
+    assert recipe.gradient_clipping == (row["optimizer_config"].get("grad_clip") or {}).get("max_norm")
+    assert recipe.half_precision == (row["fp16"] is not None or row["optimizer_config"].get("use_fp16", False))
     assert recipe.drop_path_rate == row["drop_path_rate"]
     # ViT-Adapter's recorded recipes leave `with_cp` out: it is in the model's config
     backbone = published_rows(family)[name]["model"]["backbone"] if name in published_rows(family) else {}

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     )
     from .models.vit_adapter import ViTAdapterBackbone, ViTAdapterConfig
     from .models.vit_comer import ViTCoMerBackbone, ViTCoMerConfig
+    from .models.vit_simple_pyramid import ViTSimplePyramidBackbone, ViTSimplePyramidConfig
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
@@ -71,6 +72,7 @@ else:
             ),
             "models.vit_adapter": ("ViTAdapterBackbone", "ViTAdapterConfig"),
             "models.vit_comer": ("ViTCoMerBackbone", "ViTCoMerConfig"),
+            "models.vit_simple_pyramid": ("ViTSimplePyramidBackbone", "ViTSimplePyramidConfig"),
         },
         submodules=(
             "conversion",
@@ -119,6 +121,8 @@ __all__ = [
     "ViTAdapterConfig",
     "ViTCoMerBackbone",
     "ViTCoMerConfig",
+    "ViTSimplePyramidBackbone",
+    "ViTSimplePyramidConfig",
     "__version__",
     "example_image_path",
     "optimize_for_inference",

@@ -24,6 +24,7 @@ from . import (
     dinov2_adapter,
     dinov3,
     eva01,
+    eva02,
     internimage,
     mask2former,
     mmseg_zoo,
@@ -57,6 +58,7 @@ logger = logging.get_logger(__name__)
 BACKBONES = {
     **dinov2.BACKBONES,
     **eva01.BACKBONES,
+    **eva02.BACKBONES,
     **internimage.BACKBONES,
     **mmseg_zoo.BACKBONES,
     **segmenter.BACKBONES,
@@ -192,8 +194,10 @@ def empty_model(config: Mapping[str, Any]) -> tuple[PreTrainedModel, list[Rule],
     elif eva01.is_own(backbone_kind, backbone):
         known = eva01.BACKBONE
     with _config_errors(), torch.device("meta"):
-        model = known_head.model_class(known_head.read_config(head, auxiliary, known.read_config(backbone), **fields))
-    return model, [*prefixed("backbone.", known.rules), *known_head.rules], known.prepare
+        backbone_config = known.read_config(backbone)
+        model = known_head.model_class(known_head.read_config(head, auxiliary, backbone_config, **fields))
+    rules = known.rules(backbone_config) if callable(known.rules) else known.rules
+    return model, [*prefixed("backbone.", rules), *known_head.rules], known.prepare
 
 
 def _without_scopes(config: Mapping[str, Any]) -> Mapping[str, Any]:

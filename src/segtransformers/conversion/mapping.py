@@ -170,12 +170,12 @@ class Backbone:
     """Conversion of one of mmseg's backbones.
 
     Attributes:
-        rules: new names for its tensors, without the prefix `backbone.`.
+        rules: new names for its tensors, without the prefix `backbone.`, or a function of our config that returns them.
         read_config: function from its settings to our config.
         prepare: function applied to the state dict, with the prefix `backbone.`, before the rules.
     """
 
-    rules: Sequence[Rule]
+    rules: Sequence[Rule] | Callable[[Any], Sequence[Rule]]
     read_config: Callable[[Settings], Any]
     prepare: Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]] = lambda state_dict: state_dict
 
@@ -235,7 +235,7 @@ def load_converted(
         if rule is not None and (rule.change is not None or rule.parts or rule.piece):
             report.changed.add(name)
         if rule is not None and rule.piece is not None:
-            pieces = _joined(name, rule.piece, pieces, to_join)
+            pieces = join_pieces(name, rule.piece, pieces, to_join)
         for new_name, piece in pieces:
             if new_name in renamed:
                 raise ConversionError(
@@ -288,7 +288,7 @@ def find_rule(name: str, rules: Iterable[Rule]) -> tuple[Rule | None, str | None
     return None, None
 
 
-def _joined(
+def join_pieces(
     name: str,
     piece: tuple[int, int],
     found: list[tuple[str, torch.Tensor]],

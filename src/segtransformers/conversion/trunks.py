@@ -3,7 +3,7 @@
 
 These are DINOv2 (`dinov2_*_pretrain.pth`) and DINOv3 (`dinov3_*_pretrain_*.pth`), DeiT (`deit_*_patch16_224-*.pth`),
 AugReg as published by its authors (`Ti_16-i21k-*.npz`), by ViT-Adapter (`.pth`) and by MMSegmentation for Segmenter
-(`vit_*_p16_384_*.pth`), BEiT and BEiTv2 (`beit*_patch16_224_*.pth`), and Uni-Perceiver
+(`vit_*_p16_384_*.pth`), BEiT and BEiTv2 (`beit*_patch16_224_*.pth`), EVA-02 (`eva02_*_p14to16.pt`), and Uni-Perceiver
 (`uni-perceiver-*_converted.pth`).
 """
 
@@ -20,9 +20,10 @@ from ..escaping import printable, short_repr
 from ..models.trunk import Trunk
 from ..models.trunk.configuration_trunk import TrunkConfig
 from ..models.trunk.pretrained import load_trunk_weights
+from . import eva02
 from .checkpoint import read_checkpoint
 from .dino_trunks import DINOV2_RULES, DINOV3_RULES, prepare_dinov2, prepare_dinov3
-from .mapping import ConversionError, Rule, checked_tensors, find_rule, widest_dtype
+from .mapping import ConversionError, Rule, checked_tensors, find_rule, join_pieces, widest_dtype
 from .segmenter import VIT_RULES as MMSEG_VIT_RULES
 from .vit_adapter import UNIPERCEIVER_RULES, with_whole_positions
 
@@ -85,6 +86,7 @@ _JAX_RULES = [
     Rule(_JAX_ATTENTION + r"out/kernel", r"blocks.\1.attn.proj.weight", _transposed),
     Rule(_JAX_ATTENTION + r"out/bias", r"blocks.\1.attn.proj.bias"),
 ]
+_ROTARY_RULES = [Rule(r"(?:.+\.)?rope\.freqs_(?:cos|sin)", None, why="follows from the grid")]
 _SHARED_TABLE = "rel_pos_bias.relative_position_bias_table"
 _TABLE = "blocks.{}.attn.relative_position_bias_table"
 
@@ -156,8 +158,11 @@ def _renamed(state_dict: Mapping[str, torch.Tensor], config: TrunkConfig) -> tup
         rules, state_dict = DINOV3_RULES, _dinov3(state_dict, config)
     elif "register_tokens" in state_dict or "blocks.0.mlp.w12.weight" in state_dict:
         rules, state_dict = DINOV2_RULES, prepare_dinov2(state_dict, "")
+    elif "blocks.0.mlp.w1.weight" in state_dict:
+        rules = [*_ROTARY_RULES, *eva02.block_rules(config.trunk), *_VIT_RULES]
     else:
         rules = _JAX_RULES if any(name.endswith("embedding/kernel") for name in state_dict) else _VIT_RULES
+    waiting: dict[str, dict[int, torch.Tensor]] = {}
     for name, tensor in state_dict.items():
         rule, new_name = find_rule(name, rules)
         new_name = new_name and new_name.removeprefix("trunk.").removeprefix("embeddings.")
@@ -165,8 +170,14 @@ def _renamed(state_dict: Mapping[str, torch.Tensor], config: TrunkConfig) -> tup
             unused.append(name)
         elif rule is None or new_name is None:
             add(name, name, tensor)  # `load_trunk_weights` reports it as left over
+        elif rule.piece is not None:
+            for joined_name, joined in join_pieces(name, rule.piece, [(new_name, tensor)], waiting):
+                add(joined_name, name, joined)
         else:
             add(new_name, name, tensor if rule.change is None else rule.change(name, tensor))
+    if any(waiting.values()):
+        incomplete = next(name for name, pieces in waiting.items() if pieces)
+        raise ConversionError(f"a part of {incomplete} is missing: it is joined from several tensors")
     shared, blocks = renamed.pop(_SHARED_TABLE, None), range(config.num_hidden_layers or 0)
     if shared is not None:
         renamed |= {_TABLE.format(index): shared for index in blocks}

@@ -170,6 +170,8 @@ def _family(backbone: Mapping[str, Any]) -> str | None:
             return "dinov2"
         if not backbone.get("use_prefix_positions", True):
             return "eva01"
+    if kind == "seg_vit_simple_pyramid" and trunk.startswith("eva02"):
+        return "eva02"
     if kind == "seg_plain_vit":
         return next((family for family in _TRUNK_FAMILIES if family in trunk), None)
     if kind == "seg_internimage" and backbone.get("core_operator") == "dcnv4":

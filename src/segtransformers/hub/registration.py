@@ -52,6 +52,7 @@ BACKBONES = (
     ModelNames("seg_swin", "SegSwinConfig", "SegSwinBackbone"),
     ModelNames("seg_vit_adapter", "ViTAdapterConfig", "ViTAdapterBackbone"),
     ModelNames("seg_vit_comer", "ViTCoMerConfig", "ViTCoMerBackbone"),
+    ModelNames("seg_vit_simple_pyramid", "ViTSimplePyramidConfig", "ViTSimplePyramidBackbone"),
 )
 SEGMENTATION_MODELS = (
     ModelNames("seg_linear", "SegLinearConfig", "SegLinearForSemanticSegmentation"),

@@ -72,6 +72,14 @@ ORIGINALS = {
         "https://github.com/OpenGVLab/DCNv4",
         "mit",
     ),
+    "eva02": Original(
+        "EVA-02: A Visual Representation for Neon Genesis",
+        "Fang, Yuxin and Sun, Quan and Wang, Xinggang and Huang, Tiejun and Wang, Xinlong and Cao, Yue",
+        2023,
+        "2303.11331",
+        "https://github.com/baaivision/EVA",
+        "mit",
+    ),
     "vit_comer": Original(
         "ViT-CoMer: Vision Transformer with Convolutional Multi-scale Feature Interaction for Dense Predictions",
         "Xia, Chunlong and Wang, Xinliang and Lv, Feng and Hao, Xin and Shi, Yifeng",

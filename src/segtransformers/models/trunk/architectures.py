@@ -12,7 +12,7 @@ from typing import Any
 import timm
 import torch
 from timm.layers import Attention as PlainAttention
-from timm.layers import AttentionRope, GluMlp, LayerScale, RmsNorm, SwiGLU
+from timm.layers import AttentionRope, GluMlp, LayerScale, RmsNorm, RotaryEmbeddingCat, SwiGLU
 from timm.models.beit import Attention as BeitAttention
 from timm.models.beit import Beit
 from timm.models.beit import Block as BeitBlock
@@ -124,12 +124,16 @@ def build_architecture(config: TrunkConfig) -> Any:
         arguments = {**arguments, "pre_norm": config.pre_norm}
     has_positions = config.use_absolute_position_embeddings
     if has_positions != (defined.pos_embed is not None):
-        if not isinstance(defined, Beit):
+        if not isinstance(defined, (Beit, Eva)):
             raise ValueError(
                 f"use_absolute_position_embeddings must be {defined.pos_embed is not None} for {config.trunk!r}, got "
                 f"{has_positions}"
             )
         arguments = {**arguments, "use_abs_pos_emb": has_positions}
+    if config.rotary_reference_grid is not None:
+        if not isinstance(getattr(defined, "rope", None), RotaryEmbeddingCat):
+            raise ValueError(f"rotary_reference_grid is for EVA-02, not for {config.trunk!r}")
+        arguments = {**arguments, "ref_feat_shape": tuple(config.rotary_reference_grid)}
     try:
         model = timm.create_model(
             config.trunk,
@@ -160,8 +164,11 @@ def build_architecture(config: TrunkConfig) -> Any:
             f"{config.trunk!r} rotates queries and keys: hidden_size / num_attention_heads must be a multiple of 4, "
             f"got {head_width}"
         )
-    if config.use_relative_position_bias and not isinstance(model, Beit):
-        raise ValueError(f"use_relative_position_bias is for trunks of timm's class Beit, not for {config.trunk!r}")
+    if config.use_relative_position_bias and not _can_have_tables(model):
+        raise ValueError(
+            "use_relative_position_bias is for trunks of timm's class Beit, and of Eva with one layer for queries, "
+            f"keys and values, not for {config.trunk!r}"
+        )
     if isinstance(model, Eva) and not config.layer_scale_init_value:  # the other classes make none for 0
         for block in model.blocks:
             block.register_parameter("gamma_1", None)
@@ -250,6 +257,11 @@ def _why_unfit(model: Any) -> str | None:
 
 def _has_pre_norm(model: Any) -> bool:
     return not isinstance(getattr(model, "norm_pre", nn.Identity()), nn.Identity)
+
+
+def _can_have_tables(model: Any) -> bool:
+    attention = model.blocks[0].attn
+    return isinstance(model, Beit) or (type(attention) is EvaAttention and attention.qkv is not None)
 
 
 def _mlp_width(mlp: Any, packed: bool) -> int:

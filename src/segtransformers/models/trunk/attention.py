@@ -101,13 +101,7 @@ class BeitTrunkAttention(nn.Module):
         Args:
             logit_bias: `(1, heads, N, N)`; the queries come before the keys.
         """
-        query, key, value = _query_key_value(self, tokens)
-        if torch.compiler.is_exporting():
-            # the exporter to ONNX rejects the strides that fused attention with a bias returns
-            logits = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
-            attended = (logits if logit_bias is None else logits + logit_bias).softmax(-1) @ value
-        else:
-            attended = F.scaled_dot_product_attention(query, key, value, attn_mask=logit_bias)
+        attended = _attended(*_query_key_value(self, tokens), logit_bias)
         return self.proj(attended.transpose(1, 2).flatten(2))
 
 
@@ -131,22 +125,36 @@ class EvaTrunkAttention(nn.Module):
         self.norm = attention.norm
         self.proj = attention.proj
 
-    def forward(self, tokens: torch.Tensor, rope: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, tokens: torch.Tensor, rope: torch.Tensor | None = None, logit_bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Map `(B, N, C)` to the same shape.
 
         Args:
             rope: sines and cosines of timm's rotary embedding for the patch tokens.
+            logit_bias: `(1, heads, N, N)`; the queries come before the keys.
         """
         query, key, value = _query_key_value(self, tokens)
         query, key = self.q_norm(query), self.k_norm(key)
         if rope is not None:
             query, key = (self._rotated(part, rope).type_as(value) for part in (query, key))
-        attended = F.scaled_dot_product_attention(query, key, value)
+        attended = _attended(query, key, value, logit_bias)
         return self.proj(self.norm(attended.transpose(1, 2).flatten(2)))
 
     def _rotated(self, part: torch.Tensor, rope: torch.Tensor) -> torch.Tensor:
         prefix, patches = part[:, :, : self.num_prefix_tokens], part[:, :, self.num_prefix_tokens :]
         return torch.cat([prefix, apply_rot_embed_cat(patches, rope, half=self.rotate_half)], dim=2)
+
+
+def _attended(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, logit_bias: torch.Tensor | None
+) -> torch.Tensor:
+    """Return `(B, heads, N, head_dim)` for queries, keys and values of this shape."""
+    if logit_bias is not None and torch.compiler.is_exporting():
+        # the exporter to ONNX rejects the strides that fused attention with a bias returns
+        logits = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+        return (logits + logit_bias).softmax(-1) @ value
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=logit_bias)
 
 
 def _query_key_value(

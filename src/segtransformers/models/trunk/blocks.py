@@ -5,6 +5,7 @@ All take `(tokens, grid, positions)`, so that transformers can checkpoint, wrap 
 """
 
 import functools
+from typing import Any
 
 import torch
 from timm.models.beit import Block as TimmBeitBlock
@@ -70,9 +71,9 @@ class BeitTrunkBlock(GradientCheckpointingLayer):
         self.position_bias: nn.Module | None = None
         self.relative_position_bias_table: nn.Parameter | None = None
         if table_grid is not None:
-            self.position_bias = RelativePositionBias(table_grid, num_prefix_tokens)
-            rows = num_relative_positions(table_grid) + (3 if num_prefix_tokens else 0)
-            self.relative_position_bias_table = nn.Parameter(torch.zeros(rows, block.attn.num_heads))
+            self.position_bias, self.relative_position_bias_table = _table_of_biases(
+                table_grid, num_prefix_tokens, block.attn.num_heads
+            )
 
     def forward(
         self, tokens: torch.Tensor, grid: Grid, positions: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -102,12 +103,19 @@ class EvaTrunkBlock(GradientCheckpointingLayer):
     Args:
         block: timm's block, whose layers are taken over.
         num_prefix_tokens: tokens in front of the patches, which are not rotated.
+        table_grid: token grid `(h, w)` that a table of relative position biases is made for; None leaves it out.
     """
 
-    def __init__(self, block: TimmEvaBlock, num_prefix_tokens: int):
+    def __init__(self, block: TimmEvaBlock, num_prefix_tokens: int, table_grid: Grid | None = None):
         super().__init__()
         self.norm1 = block.norm1
-        if getattr(block.attn, "q_bias", None) is not None:
+        self.position_bias: nn.Module | None = None
+        self.relative_position_bias_table: nn.Parameter | None = None
+        if table_grid is not None:
+            self.position_bias, self.relative_position_bias_table = _table_of_biases(
+                table_grid, num_prefix_tokens, block.attn.num_heads
+            )
+        if getattr(block.attn, "q_bias", None) is not None or table_grid is not None:
             self.attn: nn.Module = EvaTrunkAttention(block.attn, num_prefix_tokens)
         else:
             self.attn = block.attn
@@ -117,14 +125,26 @@ class EvaTrunkBlock(GradientCheckpointingLayer):
         self.drop_path2 = block.drop_path2
         self.gamma_1, self.gamma_2 = block.gamma_1, block.gamma_2
 
-    def forward(self, tokens: torch.Tensor, grid: Grid, positions: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor, grid: Grid, positions: Any = None) -> torch.Tensor:
         """From tokens `(B, num_prefix_tokens + h * w, C)` on a grid `(h, w)` to the same.
 
         Args:
-            positions: sines and cosines of timm's rotary embedding for the `h * w` patch tokens.
+            positions: sines and cosines of timm's rotary embedding for the `h * w` patch tokens. With a table, a pair
+                of these and the matrices of [`offset_interpolation`].
         """
-        tokens = tokens + self.drop_path1(_scaled(self.attn(self.norm1(tokens), rope=positions), self.gamma_1))
+        if self.position_bias is None:
+            attended = self.attn(self.norm1(tokens), rope=positions)
+        else:
+            rope, interpolation = positions
+            bias = self.position_bias(self.relative_position_bias_table, grid, interpolation)
+            attended = self.attn(self.norm1(tokens), rope=rope, logit_bias=bias)
+        tokens = tokens + self.drop_path1(_scaled(attended, self.gamma_1))
         return tokens + self.drop_path2(_scaled(self.mlp(self.norm2(tokens)), self.gamma_2))
+
+
+def _table_of_biases(grid: Grid, num_prefix_tokens: int, heads: int) -> tuple[RelativePositionBias, nn.Parameter]:
+    rows = num_relative_positions(grid) + (3 if num_prefix_tokens else 0)
+    return RelativePositionBias(grid, num_prefix_tokens), nn.Parameter(torch.zeros(rows, heads))
 
 
 def _scaled(branch: torch.Tensor, gamma: torch.Tensor | None) -> torch.Tensor:
@@ -167,7 +187,9 @@ def trunk_block(block: nn.Module, config: TrunkConfig, index: int, num_prefix_to
                 "window_sizes: only trunks of timm's classes VisionTransformer and Beit attend in windows, not "
                 f"{config.trunk!r}"
             )
-        return EvaTrunkBlock(block, num_prefix_tokens)
+        return EvaTrunkBlock(
+            block, num_prefix_tokens, config.pretrain_grid if config.use_relative_position_bias else None
+        )
     table_grid = None
     if config.use_relative_position_bias:
         table_grid = (window, window) if window else config.pretrain_grid

@@ -60,9 +60,14 @@ class TrunkConfig(ChecksArguments, RemoteCodeConfigMixin, PreTrainedConfig):
             Whether a norm precedes the first block, as in CLIP. Trunks of timm's class `VisionTransformer` can have one
             or not, others have what timm defines.
         use_absolute_position_embeddings (`bool`, *optional*):
-            Whether tokens have learned positions. A BEiT can have them or not, others have what timm defines.
+            Whether tokens have learned positions. Trunks of timm's classes `Beit` and `Eva` can have them or not,
+            others have what timm defines.
         use_relative_position_bias (`bool`, *optional*):
-            Whether every block of a BEiT has its own table of relative position biases.
+            Whether every block has its own table of relative position biases. Trunks of timm's class `Beit` can have
+            them, and those of `Eva` whose queries, keys and values come from one layer.
+        rotary_reference_grid (`list[int]`, *optional*):
+            Rows and columns of the token grid that rotary positions are made for: the positions on any other grid are
+            scaled to its range. None takes timm's. Only for EVA-02.
         layer_scale_init_value (`float`, *optional*):
             Initial value of the layer scale; 0.0 means that the blocks have none.
         layer_norm_eps (`float`, *optional*):
@@ -123,6 +128,7 @@ class TrunkConfig(ChecksArguments, RemoteCodeConfigMixin, PreTrainedConfig):
     pre_norm: bool | None = None
     use_absolute_position_embeddings: bool | None = None
     use_relative_position_bias: bool | None = None
+    rotary_reference_grid: list[int] | tuple[int, ...] | None = None
     layer_scale_init_value: float | int | None = None
     layer_norm_eps: float | int | None = None
     use_prefix_tokens: bool = True
@@ -174,7 +180,13 @@ class TrunkConfig(ChecksArguments, RemoteCodeConfigMixin, PreTrainedConfig):
     def _check_trunk(self) -> None:
         check_whole_fields(self, ("num_channels", "hidden_size", "num_attention_heads", "patch_size"), LARGEST_WIDTH)
         check_whole_fields(self, ("num_hidden_layers",), MOST_LAYERS)
-        check_whole_fields(self, ("pretrain_image_size",), MOST_ITEMS)
+        check_whole_fields(self, ("pretrain_image_size", "rotary_reference_grid"), MOST_ITEMS)
+        if self.rotary_reference_grid is not None:
+            self.rotary_reference_grid = list(self.rotary_reference_grid)
+            if len(self.rotary_reference_grid) != 2:
+                raise ValueError(
+                    f"rotary_reference_grid must be [rows, columns] of tokens, got {self.rotary_reference_grid}"
+                )
         if not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"drop_path_rate must be a share in [0, 1), got {self.drop_path_rate}")
         if not 0 < self.mlp_ratio < math.inf or not 0 < self.layer_norm_eps < math.inf:

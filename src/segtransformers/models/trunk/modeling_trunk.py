@@ -41,14 +41,15 @@ class TokenLayout:
 
     Attributes:
         grid: `(h, w)` of the patch tokens.
-        positions: for BEiT, see [`offset_interpolation`]; where queries and keys are rotated, sines and cosines
-            `(h * w, .)` for all blocks or `(blocks, heads, h * w, .)`; None for other trunks.
+        positions: where queries and keys are rotated, sines and cosines `(h * w, .)` for all blocks or
+            `(blocks, heads, h * w, .)`; for blocks with tables of relative positions, see [`offset_interpolation`];
+            where blocks have both, a pair of them; None for other trunks.
     """
 
     grid: Grid
-    positions: torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None = None
+    positions: Any = None
 
-    def positions_of(self, index: int) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None:
+    def positions_of(self, index: int) -> Any:
         """Return the positions for block `index`."""
         each_block_has_its_own = isinstance(self.positions, torch.Tensor) and self.positions.dim() == 4
         return self.positions[index] if each_block_has_its_own else self.positions
@@ -212,12 +213,11 @@ class Trunk(nn.Module):
             tokens, grid = self.embeddings(pixel_values)
         if self.frozen_dtype is not None:
             tokens = tokens.to(pixel_values.dtype)
-        positions = None
-        if self.rotary is not None:
-            positions = self.rotary(grid)
-        elif self.table_grid is not None:
-            positions = offset_interpolation(self.table_grid, grid, tokens.dtype, tokens.device)
-        return tokens, TokenLayout(grid, positions)
+        rotary = None if self.rotary is None else self.rotary(grid)
+        if self.table_grid is None:
+            return tokens, TokenLayout(grid, rotary)
+        interpolation = offset_interpolation(self.table_grid, grid, tokens.dtype, tokens.device)
+        return tokens, TokenLayout(grid, interpolation if self.rotary is None else (rotary, interpolation))
 
     def run_blocks(self, tokens: torch.Tensor, first: int, last: int, layout: TokenLayout) -> Iterator[torch.Tensor]:
         """Run blocks `first` to `last`, both included.
