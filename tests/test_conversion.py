@@ -24,7 +24,7 @@ from segtransformers.conversion import ConversionError, convert_checkpoint
 from segtransformers.conversion.checkpoint import read_checkpoint
 from segtransformers.conversion.cli import main
 from segtransformers.conversion.config_text import parse_config
-from segtransformers.conversion.pickle_reader import StandIn, numbers_of
+from segtransformers.conversion.pickle_objects import StandIn, numbers_of
 from segtransformers.datasets import DATASETS, get_dataset_info
 from segtransformers.published import published_rows
 

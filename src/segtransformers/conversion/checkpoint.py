@@ -16,7 +16,7 @@ from transformers.utils import logging
 from ..escaping import printable, short_repr
 from .archive import archive_kind, read_arrays, unpacked_checkpoint
 from .mapping import ConversionError, checked_tensors, separate_averages
-from .pickle_reader import StandIn, StoredTensor
+from .pickle_objects import StandIn, StoredTensor
 from .pytorch_file import FileError, PyTorchFile, TensorSizeError, read_file
 
 logger = logging.get_logger(__name__)

@@ -11,7 +11,7 @@ from ..escaping import printable
 from ..published import published_outputs
 from .checkpoint import Checkpoint
 from .mapping import ConversionError, Settings
-from .pickle_reader import numbers_of
+from .pickle_objects import numbers_of
 
 LONGEST_NAME = 1000  # characters of a class's name
 

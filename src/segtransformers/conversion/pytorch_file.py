@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from .pickle_reader import PickleError, PickleReader, StoredNumbers, StoredTensor
+from .pickle_objects import StoredNumbers, StoredTensor
+from .pickle_reader import PickleError, PickleReader
 from .zip_directory import Member, ZipError, content_of, read_directory
 
 _ZIP = b"PK\x03\x04"
