@@ -68,6 +68,7 @@ VARIANTS = [
     "net_kwargs: 2021-13-45",
     "%YAML 9.9\n---\na",
     "a: *missing",
+    "a: \x1b[2J",
 ]
 
 

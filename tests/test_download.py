@@ -220,6 +220,12 @@ def test_only_https_is_allowed(server, url):
     assert not server.seen
 
 
+@pytest.mark.parametrize("url", ["https://[::1/best.pth", "https://localhost:99999999/best.pth"])
+def test_addresses_that_are_none_are_refused(url):
+    with pytest.raises(ConversionError, match="is not a valid address"):
+        download(url)
+
+
 def test_redirects_to_other_schemes_are_refused(server):
     with _running(None) as plain:
         plain.files["/best.pth"] = CONTENT

@@ -155,8 +155,9 @@ def parse_variant(text: str) -> Any:
         ConversionError: naming the value that cannot be parsed, or if the values are too many or too deep.
     """
     check_length(text, LARGEST_VARIANT, "the variant")
-    loader = _VariantLoader(text)
+    loader = None
     try:
+        loader = _VariantLoader(text)  # refuses control characters
         node = loader.get_single_node()
         if node is None:
             return None
@@ -166,7 +167,8 @@ def parse_variant(text: str) -> Any:
         reason = " ".join(str(error).split())
         raise ConversionError(f"the variant cannot be parsed: {printable(reason, 300)}") from error
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
 
 
 def _yaml_parts(node: yaml.Node) -> Iterable[yaml.Node]:

@@ -23,6 +23,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from ..cache import downloads_folder
+from ..escaping import printable
 from .archive import WEIGHT_SUFFIXES
 from .errors import ConversionError, is_memory_error
 
@@ -94,7 +95,11 @@ def download(url: str, sha256: str | None = None, folder: Path | None = None) ->
     Raises:
         ConversionError: if the address is not allowed, the download fails, or the file has another size or SHA-256.
     """
-    parts = urllib.parse.urlsplit(url)
+    try:
+        parts = urllib.parse.urlsplit(url)
+        _ = parts.port
+    except ValueError as error:
+        raise ConversionError(f"{printable(url, 200)} is not a valid address: {error}") from error
     shown = shown_url(url)
     if parts.scheme.lower() != "https" or not parts.hostname:
         raise ConversionError(f"{shown} is not downloaded: only https addresses are allowed")

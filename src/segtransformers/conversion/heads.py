@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers.utils import logging
 
-from ..escaping import short_repr
+from ..escaping import one_line, short_repr
 from .losses import PLAIN_LOSSES, read_losses
 from .mapping import ConversionError, Rule, Settings
 
@@ -48,7 +48,8 @@ def take_common(head: Settings, where: str, has_convolutions: bool = True) -> li
         return read_losses(losses, sampler)
     except ConversionError as error:
         logger.warning(
-            f"{where}.loss_decode: {error}. The converted model predicts the same, but trains with plain cross entropy"
+            f"{where}.loss_decode: {one_line(error, 300)}. The converted model predicts the same, but trains with "
+            "plain cross entropy"
         )
         return PLAIN_LOSSES
 
