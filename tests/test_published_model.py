@@ -251,7 +251,13 @@ def test_a_photo_by_a_short_name(released, tmp_path):
         app, ["segment", str(example_image_path()), "--model", "stand-in-tiny", "--output", str(target)]
     )
     assert done.exit_code == 0 and target.is_file(), done.output
-    assert "under the licence apache-2.0" in done.stderr and "model: stand-in-tiny, 5 classes" in done.stdout
+    assert (
+        "under the licence apache-2.0" in done.stderr
+        and f"model: {NAME}, 5 classes" in done.stdout
+        and "no use for" not in done.stderr
+    )
+    done = CliRunner().invoke(app, ["segment", str(example_image_path()), "--model", "deit-adaptor-tiny-ade20k"])
+    assert done.exit_code == 1 and "did you mean upernet_deit_adapter_tiny_512_160k_ade20k" in done.stderr
     card = (cached_model(NAME) / "README.md").read_text()
     assert f"# {NAME}" in card and "ViT-Adapter" in card and "license: apache-2.0" in card
 

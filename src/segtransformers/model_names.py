@@ -21,7 +21,7 @@ def model_folder(name: str) -> str:
         ValueError: if the name fits several published models.
         ConversionError: if a published model cannot be downloaded or converted.
     """
-    if "/" in name or "\\" in name or Path(name).exists():
+    if _is_path(name):
         return name
     if name == "packaged":
         return str(packaged_model_path())
@@ -33,4 +33,13 @@ def model_folder(name: str) -> str:
     return str(published_model(name))
 
 
-__all__ = ["SMALL_MODEL", "model_folder"]
+def full_model_name(name: str) -> str:
+    """Return the full name of a published model, or the name itself if [`model_folder`] takes it for another model."""
+    return name if _is_path(name) or name == "packaged" else find_published(name) or name
+
+
+def _is_path(name: str) -> bool:
+    return "/" in name or "\\" in name or Path(name).exists()
+
+
+__all__ = ["SMALL_MODEL", "full_model_name", "model_folder"]

@@ -13,6 +13,7 @@ import typer
 from ..escaping import short_repr
 from ..files import check_folder_readable, check_readable
 from ..model_names import model_folder
+from ..published.names import similar_names
 from .errors import UserError, describe, note
 
 if TYPE_CHECKING:
@@ -111,7 +112,9 @@ def model_source(name: str) -> str:
         elif not check_hub_name(name, "model"):
             return str(cached_folder(name, "model"))
     except LookupError as error:
-        raise UserError(f"cannot load the model {name}: there is no such folder; {error}") from None
+        similar = similar_names(name) if "/" not in name else []
+        hint = f"; did you mean {' or '.join(similar)}?" if similar else ""
+        raise UserError(f"cannot load the model {name}: there is no such folder; {error}{hint}") from None
     except OSError as error:
         raise UserError(f"cannot load the model {name}: {describe(error)}") from None
     return name

@@ -13,7 +13,7 @@ import typer
 
 from ..escaping import one_line, printable
 from ..files import check_readable, complete_file
-from ..model_names import SMALL_MODEL, model_folder
+from ..model_names import SMALL_MODEL, full_model_name, model_folder
 from ..packaged import example_image_path
 from .common import (
     BlendOption,
@@ -102,7 +102,7 @@ def segment(
         network, processor = load_model(name, device, optimize=True)
         protocol = inference_protocol(processor, multi_scale, scales, flip, window, stride, blend, margin)
     _note_replaced(targets)  # not before an error that leaves them as they are
-    typer.echo(f"model: {printable(name, None)}, {network.config.num_labels} classes")
+    typer.echo(f"model: {printable(full_model_name(name), None)}, {network.config.num_labels} classes")
     failed = 0
     hidden = True if len(found) == 1 else None  # None shows the bar on a terminal only
     for (path, _), files in tqdm(list(zip(found, targets, strict=True)), unit="image", disable=hidden):

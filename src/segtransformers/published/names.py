@@ -45,15 +45,16 @@ def published_name(name: str) -> str:
     """
     found = find_published(name)
     if found is None:
-        similar = _similar_names(name)
+        similar = similar_names(name)
         hint = f"did you mean {' or '.join(similar)}?" if similar else "`segtransformers models` lists them"
         raise ValueError(f"{name!r} is no published model: {hint}")
     return found
 
 
-def _similar_names(name: str) -> list[str]:
-    """Return the names of published models that resemble an unknown name."""
-    words = _words(name)
+def similar_names(name: str) -> list[str]:
+    """Return the names of published models that resemble an unknown name, whose words may be misspelt."""
+    known = {word for full in published_names() for word in _words(full)}
+    words = {(difflib.get_close_matches(word, known, 1, cutoff=0.75) or [word])[0] for word in _words(name)}
     shared = {full: len(words & _words(full)) for full in published_names()}
     close = difflib.get_close_matches(name, shared, SUGGESTIONS, cutoff=0.6)
     most = max(shared.values(), default=0)
@@ -65,4 +66,4 @@ def _words(name: str) -> set[str]:
     return {word for word in re.split("[-_]", name.lower()) if word}
 
 
-__all__ = ["find_published", "published_name", "published_names"]
+__all__ = ["find_published", "published_name", "published_names", "similar_names"]

@@ -30,6 +30,7 @@ _COMMON = frozenset(
         "output_attentions",
         "per_layer_config",
         "quantization_config",
+        "source_config",  # the published row of a converted checkpoint
         "torch_dtype",
         "use_cache",
     }
