@@ -10,6 +10,7 @@ import pytest
 from segtransformers import __version__
 
 COMMANDS = (
+    "autolabel",
     "average",
     "build-kernels",
     "check-data",

@@ -12,6 +12,7 @@ import typer
 from ..command_process import prepare_process
 from ..operators.modes import default_mode
 from ..version import __version__
+from .autolabel import autolabel
 from .average import average
 from .build_kernels import build_kernels
 from .check_data import check_data
@@ -63,6 +64,7 @@ app.command()(info)
 app.command()(build_kernels)
 app.command()(models)
 app.command()(recipes)
+app.command()(autolabel)
 app.command()(average)
 app.command()(push)
 # `convert` passes its options on to the conversion scripts, `train` to transformers' TrainingArguments

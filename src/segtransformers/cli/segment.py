@@ -93,7 +93,7 @@ def segment(
             output = DEFAULT_OUTPUT
         options = {"--output": output, "--label-maps": label_maps, "--colour-maps": colour_maps}
         folders = {option: folder for option, folder in options.items() if folder is not None}
-        found = _images(images or [example_image_path()], list(folders.values()))
+        found = find_images(images or [example_image_path()], list(folders.values()))
         single = not images or (len(images) == 1 and not images[0].is_dir())
         targets = _targets(found, folders, single)
         # nothing is downloaded for images that do not exist
@@ -147,7 +147,7 @@ def _extensions(operation: str) -> set[str]:
     return {extension for extension, kind in Image.registered_extensions().items() if kind in getattr(Image, operation)}
 
 
-def _images(paths: Sequence[Path], outputs: Sequence[Path]) -> list[tuple[Path, Path]]:
+def find_images(paths: Sequence[Path], outputs: Sequence[Path]) -> list[tuple[Path, Path]]:
     """Return the images of a command line, each with its path below the folder that was named.
 
     Hidden files and folders are left out, and so are the output folders, which may be inside a folder of images.
@@ -187,7 +187,7 @@ def _targets(found: Sequence[tuple[Path, Path]], folders: dict[str, Path], singl
         UserError: if a file cannot be written, or would replace an image. Nothing is written yet.
     """
     writable = _extensions("SAVE")
-    names = _names([relative for _, relative in found])
+    names = result_names([relative for _, relative in found])
     targets: list[dict[str, Path]] = [{} for _ in found]
     for option, folder in folders.items():
         is_file = option == "--output" and single and not folder.is_dir()
@@ -219,7 +219,7 @@ def _note_replaced(targets: Sequence[dict[str, Path]]) -> None:
         note(f"{replaced[0]}{more} will be replaced")
 
 
-def _names(paths: Sequence[Path]) -> list[Path]:
+def result_names(paths: Sequence[Path]) -> list[Path]:
     """Return the path of each result: that of the image with the ending .png, and with a number if it is taken.
 
     Names that differ only in upper and lower case count as equal, as on macOS and Windows.

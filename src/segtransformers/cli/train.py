@@ -92,6 +92,12 @@ def train(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Use only this many images of each part, for a trial.")
     ] = None,
+    pseudo_labels: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="More training data, as `autolabel` writes them.")
+    ] = None,
+    pseudo_weight: Annotated[
+        float, typer.Option(min=0.0, help="How often each of these is drawn, for one draw of a labelled image.")
+    ] = 1.0,
     binary: Annotated[
         bool, typer.Option("--binary", help="One class against the background, for data of two classes.")
     ] = False,
@@ -158,7 +164,8 @@ def train(
                 typer.echo(f"no evaluation: {one_line(error)}", err=True)
         if limit is not None:
             parts = [part.select(range(min(limit, len(part)))) for part in parts]
-        _check_samples(parts)
+        pseudo = None if pseudo_labels is None else load_data(str(pseudo_labels), "train", "folders")
+        _check_samples(parts if pseudo is None else [*parts, pseudo])
         crop = None if crop_size is None else sides("--crop-size", crop_size)
         _run(
             chosen,
@@ -173,6 +180,7 @@ def train(
             lora_rank,
             prediction_images,
             binary,
+            None if pseudo is None or not pseudo_weight else (pseudo, pseudo_weight),
             resume,
         )
 
@@ -190,6 +198,7 @@ def _run(
     lora_rank: int | None,
     prediction_images: int,
     binary: bool,
+    pseudo: "tuple[SegmentationDataset, float] | None",
     resume: bool,
 ) -> None:
     import torch
@@ -200,7 +209,7 @@ def _run(
     from ..datasets.checking import class_counts
     from ..hub.publishing import check_destination
     from ..training.loss_settings import apply_losses
-    from ..training.sampling import build_sampling
+    from ..training.sampling import MixedSampling, build_sampling
     from ..training.starting_points import starting_model, trunk_name
 
     logging.disable_progress_bar()
@@ -246,6 +255,10 @@ def _run(
             note(f"saved folders name the frozen trunk, {named}, and do not hold its weights; --whole saves them, too")
     if lora_rank is not None:
         training.add_lora(network, lora_rank)
+    train_data: Any = parts[0]
+    if pseudo is not None:
+        train_data = training.JoinedDataset([parts[0], pseudo[0]])
+        sampling = MixedSampling(sampling or len(parts[0]), len(pseudo[0]), pseudo[1])
     batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     augment = training.TrainingAugmentation.from_recipe(recipe, processor, crop_size=crop_size, reduce_labels=False)
     try:
@@ -254,7 +267,7 @@ def _run(
             arguments,
             recipe=recipe,
             train_dataset=training.TrainingDataset(
-                parts[0], augment, seed=arguments.seed, repeat=math.ceil(batch / len(parts[0])), sampling=sampling
+                train_data, augment, seed=arguments.seed, repeat=math.ceil(batch / len(train_data)), sampling=sampling
             ),
             eval_dataset=training.EvaluationDataset(parts[1], processor) if len(parts) > 1 else None,
             processing_class=processor,

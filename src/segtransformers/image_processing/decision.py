@@ -38,6 +38,12 @@ class Decision:
         """Return the label map `(H, W)`, int64, of probabilities `(C, H, W)`."""
         return probabilities.argmax(dim=0) if self.threshold is None else (probabilities[0] > self.threshold).long()
 
+    def confidence(self, probabilities: torch.Tensor) -> torch.Tensor:
+        """Return the probability `(H, W)` of the chosen class, of probabilities `(C, H, W)`."""
+        if self.threshold is None:
+            return probabilities.amax(dim=0)
+        return torch.where(probabilities[0] > self.threshold, probabilities[0], 1 - probabilities[0])
+
 
 def decision_of(config: Any) -> Decision:
     """Return the rule of a model with this config, which may be one of transformers."""

@@ -8,7 +8,7 @@ from ..lazy import lazy_names
 if TYPE_CHECKING:
     from .pipeline import SegmentationPipeline
     from .protocol import InferenceProtocol
-    from .segmentation import image_scores, segment_image, segment_views
+    from .segmentation import image_scores, segment_image, segment_views, segment_with_confidence
     from .views import View, image_size, image_views, view_sizes
 else:
     __getattr__, __dir__ = lazy_names(
@@ -16,7 +16,7 @@ else:
         {
             "pipeline": ("SegmentationPipeline",),
             "protocol": ("InferenceProtocol",),
-            "segmentation": ("image_scores", "segment_image", "segment_views"),
+            "segmentation": ("image_scores", "segment_image", "segment_views", "segment_with_confidence"),
             "views": ("View", "image_size", "image_views", "view_sizes"),
         },
     )
@@ -30,5 +30,6 @@ __all__ = [
     "image_views",
     "segment_image",
     "segment_views",
+    "segment_with_confidence",
     "view_sizes",
 ]

@@ -4,7 +4,7 @@
 Source: `aug_test` in `mmseg/models/segmentors/encoder_decoder.py` of MMSegmentation 0.20.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -43,6 +43,33 @@ def segment_image(
     """
     image = loaded(image)
     return segment_views(model, [image_views(processor, image, protocol)], [image_size(image)], protocol)[0]
+
+
+@torch.no_grad()
+def segment_with_confidence(
+    model: PreTrainedModel, processor: Any, image: Any, protocol: InferenceProtocol | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Predict the class of every pixel of an image, and the probability of that class.
+
+    Arguments, memory and errors are those of [`segment_image`].
+
+    Returns:
+        int64 and float32 (float64 for a float64 model) `(height, width)`, on the model's device. For a binary model the
+        confidence of a background pixel is 1 minus the probability of the object.
+    """
+    protocol = protocol or InferenceProtocol()
+    image = loaded(image)
+    size, decision = image_size(image), decision_of(model.config)
+    labels = torch.empty(size, dtype=torch.long, device=model.device)
+    confidence: torch.Tensor | None = None
+    views = image_views(processor, image, protocol)
+    for rows, scores in _score_bands(model, views, size, protocol.sliding_window(model)):
+        labels[rows] = decision.labels_of_probabilities(scores)
+        if confidence is None:
+            confidence = scores.new_empty(size)
+        confidence[rows] = decision.confidence(scores)
+    assert confidence is not None  # every image has rows
+    return labels, confidence
 
 
 @torch.no_grad()
@@ -125,16 +152,27 @@ def _labels_side_by_side(
     """Return the label map of one image, computed band by band from all views."""
     decision = decision_of(model.config)
     labels = torch.empty(size, dtype=torch.long, device=model.device)
+    if len(views) == 1:
+        (logits,) = resized_logits(model, views[0], [size], window)
+        for rows in logits.slices():
+            labels[rows] = decision.labels(logits.take(rows))
+        return labels
+    for rows, scores in _score_bands(model, views, size, window):
+        labels[rows] = decision.labels_of_probabilities(scores)
+    return labels
+
+
+def _score_bands(
+    model: PreTrainedModel, views: Sequence[View], size: tuple[int, int], window: SlidingWindow | None
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Yield bands of rows of an image with the mean class probabilities of all views, `(num_labels, rows, width)`."""
+    decision = decision_of(model.config)
     logits = [resized_logits(model, view, [size], window)[0] for view in views]
     for rows in logits[0].slices():
-        if len(views) == 1:
-            labels[rows] = decision.labels(logits[0].take(rows))
-            continue
         total = probabilities(logits[0], rows, views[0].flipped, decision)
         for more, view in zip(logits[1:], views[1:], strict=True):
             total += probabilities(more, rows, view.flipped, decision)
-        labels[rows] = decision.labels_of_probabilities(total.div_(len(views)))
-    return labels
+        yield rows, total.div_(len(views))
 
 
 def _mean_scores(
@@ -153,4 +191,4 @@ def _mean_scores(
     return [total.div_(len(views)) for total in totals]
 
 
-__all__ = ["image_scores", "segment_image", "segment_views"]
+__all__ = ["image_scores", "segment_image", "segment_views", "segment_with_confidence"]

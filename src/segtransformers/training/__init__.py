@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         get_recipe,
         recipe_names,
     )
-    from .samples import EvaluationDataset, TrainingDataset, collate
+    from .samples import EvaluationDataset, JoinedDataset, TrainingDataset, collate
     from .schedule import poly_schedule
     from .starting_points import starting_model
     from .trainer import SegmentationTrainer
@@ -58,7 +58,7 @@ else:
                 "get_recipe",
                 "recipe_names",
             ),
-            "samples": ("EvaluationDataset", "TrainingDataset", "collate"),
+            "samples": ("EvaluationDataset", "JoinedDataset", "TrainingDataset", "collate"),
             "schedule": ("poly_schedule",),
             "starting_points": ("starting_model",),
             "trainer": ("SegmentationTrainer",),
@@ -70,6 +70,7 @@ __all__ = [
     "AugmentationSettings",
     "EpochCallback",
     "EvaluationDataset",
+    "JoinedDataset",
     "OptimizerSettings",
     "PhotometricDistortion",
     "Recipe",

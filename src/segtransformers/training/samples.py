@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 from transformers.utils import logging
 
-from ..escaping import printable
+from ..escaping import printable, short_repr
 
 if TYPE_CHECKING:
     from .sampling import Sampling
@@ -78,6 +78,35 @@ class TrainingDataset(Dataset):
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch; call it before the first item of the epoch is read."""
         self._epoch.fill_(epoch)
+
+
+class JoinedDataset(Dataset):
+    """The samples of several data sets with the same classes, one after the other.
+
+    Args:
+        parts: [`SegmentationDataset`]s.
+
+    Raises:
+        ValueError: if their classes differ.
+    """
+
+    def __init__(self, parts: Sequence[Any]):
+        self.parts = list(parts)
+        for part in self.parts[1:]:
+            if part.id2label != self.parts[0].id2label:
+                ours, theirs = ([*one.id2label.values()] for one in (self.parts[0], part))
+                raise ValueError(
+                    f"{part.source} has the classes {short_repr(theirs, 200)}, not {short_repr(ours, 200)}"
+                )
+        self.names = [name for part in self.parts for name in part.names]
+        self._ends = np.cumsum([len(part) for part in self.parts])
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Any:
+        part = int(np.searchsorted(self._ends, index, side="right"))
+        return self.parts[part][index - (int(self._ends[part - 1]) if part else 0)]
 
 
 class IndexedDataset(Dataset):

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 class Sampling(Protocol):
     """A mapping of the items of an epoch to the samples of a data set."""
 
+    samples: int  # of the data set
+
     def __len__(self) -> int:
         """Return the number of items in an epoch."""
 
@@ -53,7 +55,7 @@ class RareClassSampling:
         exponents = np.where(occurs, (1 - pixels / pixels.sum()) / temperature, -np.inf)
         weights = np.exp(exponents - exponents.max())
         self.probabilities = weights / weights.sum()
-        self._length = len(counts.per_sample)
+        self.samples = len(counts.per_sample)
         self._holders = []
         for index in range(len(pixels)):
             of_class = counts.per_sample[:, index]
@@ -61,7 +63,7 @@ class RareClassSampling:
             self._holders.append(holders if len(holders) else np.flatnonzero(of_class))
 
     def __len__(self) -> int:
-        return self._length
+        return self.samples
 
     def sample(self, seed: tuple[int, ...], index: int) -> int:
         generator = np.random.default_rng(seed)
@@ -85,6 +87,7 @@ class RepeatFactorSampling:
         shares = holds.mean(0)
         factors = np.maximum(1, np.sqrt(threshold / np.where(shares > 0, shares, 1)))
         repeats = [math.ceil(factors[row].max(initial=1)) for row in holds]
+        self.samples = len(holds)
         self._samples = np.repeat(np.arange(len(holds)), repeats)
 
     def __len__(self) -> int:
@@ -94,6 +97,38 @@ class RepeatFactorSampling:
         return int(self._samples[index])
 
 
+class MixedSampling:
+    """Draw samples of two data sets that are joined, those of the second less often.
+
+    An epoch has as many items as both have samples. An item is of the second data set with the probability
+    `weight * n2 / (n1 + weight * n2)`, so a weight of 1 draws all samples alike, and 0.5 those of the second half as
+    often.
+
+    Args:
+        first: number of samples of the first data set, or its own sampling.
+        second: number of samples of the second data set, which follow those of the first.
+        weight: how often a sample of the second is drawn, for one draw of a sample of the first.
+    """
+
+    def __init__(self, first: "int | Sampling", second: int, weight: float):
+        self._first = None if isinstance(first, int) else first
+        self._items = first if isinstance(first, int) else len(first)
+        self._offset = first if isinstance(first, int) else first.samples
+        self._second = second
+        self.samples = self._offset + second
+        self._share = weight * second / (self._items + weight * second)
+
+    def __len__(self) -> int:
+        return self._items + self._second
+
+    def sample(self, seed: tuple[int, ...], index: int) -> int:
+        generator = np.random.default_rng(seed)
+        if generator.random() < self._share:
+            return self._offset + int(generator.integers(self._second))
+        drawn = int(generator.integers(self._items))
+        return drawn if self._first is None else self._first.sample((*seed, 1), drawn)
+
+
 def build_sampling(settings: "SamplingSettings", counts: ClassCounts) -> Sampling:
     """Build the sampling that settings describe."""
     if settings.method == "rare_class":
@@ -101,4 +136,4 @@ def build_sampling(settings: "SamplingSettings", counts: ClassCounts) -> Samplin
     return RepeatFactorSampling(counts, settings.threshold)
 
 
-__all__ = ["RareClassSampling", "RepeatFactorSampling", "Sampling", "build_sampling"]
+__all__ = ["MixedSampling", "RareClassSampling", "RepeatFactorSampling", "Sampling", "build_sampling"]

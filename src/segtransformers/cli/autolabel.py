@@ -1,0 +1,143 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""`segtransformers autolabel`: label maps that a model is sure of, as data to train on."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..escaping import one_line
+from ..files import complete_file
+from .common import (
+    DeviceOption,
+    FlipOption,
+    MultiScaleOption,
+    ScalesOption,
+    StrideOption,
+    WindowOption,
+    check_folder,
+    inference_protocol,
+    load_model,
+    read_image_file,
+)
+from .errors import UserError, note, one_line_errors
+from .segment import find_images, result_names
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+MANIFEST = "manifest.json"
+NO_CLASS = 255
+# Functions import torch, transformers and the parts of this package that load them, so that --help is fast.
+
+
+def autolabel(
+    model: Annotated[str, typer.Option(metavar="DIR_OR_NAME", help="The model, as of `segment`.")],
+    images: Annotated[list[Path], typer.Option(metavar="DIR", help="Images, or folders of images.")],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the data set.")],
+    min_confidence: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Pixels whose class has a lower probability get no class (255).")
+    ] = 0.8,
+    device: DeviceOption = None,
+    multi_scale: MultiScaleOption = False,
+    scales: ScalesOption = None,
+    flip: FlipOption = False,
+    window: WindowOption = None,
+    stride: StrideOption = None,
+) -> None:
+    """Label images with a model, as data for `train --pseudo-labels`.
+
+    The folder gets `images` (hard links, or copies on another disk), `masks`, `classes.txt` and `manifest.json`, which
+    has the model, the confidence and the share of labelled pixels of each image. Images that are in the folder already
+    are left out, so a command that was stopped can be repeated.
+    """
+    from tqdm import tqdm
+
+    with one_line_errors(ValueError):
+        found = find_images(images, [output])
+        check_folder(output, f"--output {output}")
+        network, processor = load_model(model, device, optimize=True)
+        protocol = inference_protocol(processor, multi_scale, scales, flip, window, stride)
+        if len(network.config.id2label) > NO_CLASS:
+            raise UserError(f"the model has {len(network.config.id2label)} classes; masks of 8 bits hold {NO_CLASS}")
+        manifest = _begin(output, model, network, min_confidence)
+    names = result_names([relative for _, relative in found])
+    failed = 0
+    for (path, _), name in tqdm(list(zip(found, names, strict=True)), unit="image", disable=None):
+        if str(name) in manifest["images"]:
+            continue
+        try:
+            with one_line_errors(ValueError, OSError):
+                share = _label(network, processor, path, name, output, min_confidence, protocol)
+        except typer.Exit:
+            failed += 1
+            continue
+        manifest["images"][str(name)] = {"source": str(path), "labelled": round(share, 4)}
+        _write_manifest(output, manifest)
+    shares = [entry["labelled"] for entry in manifest["images"].values()]
+    mean = 100 * sum(shares) / max(len(shares), 1)
+    typer.echo(f"{len(shares)} images, {mean:.1f} % of their pixels labelled, in {output}")
+    if failed:
+        raise UserError(f"{failed} of {len(found)} images failed")
+
+
+def _begin(output: Path, model: str, network: "PreTrainedModel", min_confidence: float) -> dict:
+    """Create the folder, or read the manifest of a run that is repeated.
+
+    Raises:
+        UserError: if the folder is of another model, confidence or classes.
+    """
+    from ..image_processing import label_map_classes
+
+    classes = list(label_map_classes(network.config).values())
+    head = {"model": model, "min_confidence": min_confidence, "classes": classes}
+    try:
+        manifest = json.loads((output / MANIFEST).read_text(encoding="utf-8"))
+        before = {name: manifest[name] for name in head}
+        if not isinstance(manifest["images"], dict):
+            raise TypeError
+    except FileNotFoundError:
+        if output.is_dir() and any(output.iterdir()):
+            raise UserError(f"--output {output} is not empty: choose another folder") from None
+        with complete_file(output / "classes.txt") as file:
+            file.write_text("".join(f"{one_line(name)}\n" for name in classes), encoding="utf-8")
+        manifest = head | {"images": {}}
+        _write_manifest(output, manifest)
+        return manifest
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{output / MANIFEST} is damaged: choose another folder") from None
+    if before != head:
+        different = [name for name in head if before[name] != head[name]]
+        raise UserError(f"--output {output} was labelled with another {' and '.join(different)}: choose another folder")
+    note(f"{len(manifest['images'])} images in {output} are labelled already")
+    return manifest
+
+
+def _label(network, processor, path: Path, name: Path, output: Path, min_confidence: float, protocol) -> float:
+    """Write image and mask of one sample, and return the share of labelled pixels."""
+    import numpy as np
+    from PIL import Image
+
+    from ..inference import segment_with_confidence
+
+    image = read_image_file(path)
+    labels, confidence = segment_with_confidence(network, processor, image, protocol)
+    known = confidence >= min_confidence
+    mask = labels.masked_fill(~known, NO_CLASS).cpu().numpy().astype(np.uint8)
+    with complete_file(output / "masks" / name) as file:
+        Image.fromarray(mask).save(file)
+    target = output / "images" / name.with_suffix(path.suffix)
+    with complete_file(target) as file:
+        try:
+            os.link(path.resolve(), file)
+        except OSError:  # another disk, or a file system without hard links
+            shutil.copyfile(path, file)
+    return known.float().mean().item()
+
+
+def _write_manifest(output: Path, manifest: dict) -> None:
+    with complete_file(output / MANIFEST) as file:
+        file.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
