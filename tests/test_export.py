@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from model_tests import randomise
+from test_dino_mask2former import frozen_config, native_config
+from test_eva01 import eva_config
 from test_flash_internimage import small_flash
 from test_internimage import small_internimage
 from test_seg_linear import small_linear, small_plain_vit
@@ -57,7 +59,7 @@ def upernet(backbone):
     return SegUperNetForSemanticSegmentation(config)
 
 
-def mask2former(backbone):
+def mask2former(backbone, **changes):
     config = SegMask2FormerConfig(
         backbone_config=backbone(),
         hidden_dim=16,
@@ -71,6 +73,7 @@ def mask2former(backbone):
         dim_feedforward=24,
         num_queries=7,
         num_labels=5,
+        **changes,
     )
     return SegMask2FormerForSemanticSegmentation(config)
 
@@ -95,6 +98,9 @@ MODELS = {
     **{
         f"{name}-mask2former": (lambda backbone=backbone: mask2former(backbone)) for name, backbone in BACKBONES.items()
     },
+    "dinov2_adapter-mask2former": lambda: mask2former(lambda: native_config(**ONE_LAYER)),
+    "dinov3_adapter-mask2former": lambda: mask2former(lambda: frozen_config(**ONE_LAYER), resize_mask_logits=True),
+    "eva01-upernet": lambda: upernet(lambda: eva_config(**ONE_LAYER)),
     "flash_internimage-upernet": lambda: upernet(lambda: small_flash(depths=[1, 1, 1, 1])),
     "internimage-segformer": lambda: segformer(BACKBONES["internimage"]),
     "dinov2-linear": lambda: SegLinearForSemanticSegmentation(
