@@ -61,8 +61,9 @@ def autolabel(
         check_folder(output, f"--output {output}")
         network, processor = load_model(model, device, optimize=True)
         protocol = inference_protocol(processor, multi_scale, scales, flip, window, stride)
-        if len(network.config.id2label) > NO_CLASS:
-            raise UserError(f"the model has {len(network.config.id2label)} classes; masks of 8 bits hold {NO_CLASS}")
+        count = len(network.config.id2label or ())
+        if count > NO_CLASS:
+            raise UserError(f"the model has {count} classes; masks of 8 bits hold {NO_CLASS}")
         manifest = _begin(output, model, network, min_confidence)
     names = result_names([relative for _, relative in found])
     failed = 0
@@ -70,9 +71,9 @@ def autolabel(
         if str(name) in manifest["images"]:
             continue
         try:
-            with one_line_errors(ValueError, OSError):
-                share = _label(network, processor, path, name, output, min_confidence, protocol)
-        except typer.Exit:
+            share = _label(network, processor, path, name, output, min_confidence, protocol)
+        except (UserError, ValueError, OSError) as error:
+            tqdm.write(f"error: {one_line(error)}", file=typer.get_text_stream("stderr"))
             failed += 1
             continue
         manifest["images"][str(name)] = {"source": str(path), "labelled": round(share, 4)}
@@ -81,7 +82,8 @@ def autolabel(
     mean = 100 * sum(shares) / max(len(shares), 1)
     typer.echo(f"{len(shares)} images, {mean:.1f} % of their pixels labelled, in {output}")
     if failed:
-        raise UserError(f"{failed} of {len(found)} images failed")
+        typer.echo(f"error: {failed} of {len(found)} images failed", err=True)
+        raise typer.Exit(1)
 
 
 def _begin(output: Path, model: str, network: "PreTrainedModel", min_confidence: float) -> dict:
