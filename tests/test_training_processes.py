@@ -16,11 +16,12 @@ from test_seg_mask2former import fixed_points
 from test_train_command import own_data
 from test_training import settled_model, still_norms, three_stages
 from torch import distributed
-from training_cases import KINDS, SIDE, Scenes, crop, losses, processor, trainer
+from training_cases import KINDS, SIDE, Scenes, adapter, crop, losses, processor, trainer
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 import segtransformers
-from segtransformers.training import EvaluationDataset, TrainingDataset
+from segtransformers import PlainViTConfig, SegLinearConfig, SegLinearForSemanticSegmentation
+from segtransformers.training import EvaluationDataset, TrainingDataset, freeze_trunk
 
 SCRIPT = """
 import sys
@@ -82,18 +83,39 @@ def data_parallel(folder: str) -> None:
     distributed.destroy_process_group()
 
 
+PARTLY_TRAINED = ("adapter", "swin", "segmenter", "four", "frozen linear", "frozen adapter")
+
+
+def partly_trained(kind: str):
+    """Return a model of which the loss does not depend on every parameter, or whose trunk is frozen."""
+    if kind == "frozen linear":
+        torch.manual_seed(0)
+        sizes = {"patch_size": 8, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+        backbone = PlainViTConfig(trunk="vit_tiny_patch16_224", pretrain_image_size=SIDE, **sizes)
+        model = SegLinearForSemanticSegmentation(
+            SegLinearConfig(backbone_config=backbone, num_labels=10, classifier_dropout=0.0)
+        )
+    elif kind == "frozen adapter":  # DINOv3's, whose trunk keeps no graph
+        model = settled_model("upernet", adapter(use_injectors=False, final_norm=True))
+    else:
+        model = settled_model("upernet") if kind == "four" else three_stages(kind)
+    if kind.startswith("frozen"):
+        freeze_trunk(model, torch.bfloat16)
+    return still_norms(model)
+
+
 def unused_parameters(folder: str) -> None:
     """Without a search for unused parameters, DDP raises at the second step."""
-    for kind in ("adapter", "swin", "segmenter", "four"):
+    for kind in PARTLY_TRAINED:
         for checkpointing in (False, True):
-            model = still_norms(settled_model("upernet") if kind == "four" else three_stages(kind))
+            model = partly_trained(kind)
             arguments = {"eval_strategy": "no", "activation_checkpointing": checkpointing}
             run = run_of("upernet", folder, 2, model=model, **arguments)
             assert run.args.ddp_find_unused_parameters is None  # the arguments may serve another model
             run.train()
             wrapped = run.model_wrapped
             assert type(wrapped).__name__ == "DistributedDataParallel"
-            if kind in ("swin", "four"):  # the other two need not build their unused parts
+            if kind not in ("adapter", "segmenter"):  # these need not build their unused parts
                 assert wrapped.find_unused_parameters == (kind == "swin")
             if run.is_world_process_zero():
                 (Path(folder) / f"{kind}-{checkpointing}.json").write_text(json.dumps(losses(run)))
@@ -226,9 +248,8 @@ def test_two_processes_train_as_one_with_the_joined_batch(tmp_path, monkeypatch)
 
 def test_two_processes_train_models_with_unused_parameters(tmp_path):
     launch_case("unused_parameters", tmp_path)
-    for kind in ("adapter", "swin", "segmenter", "four"):
-        model = still_norms(settled_model("upernet") if kind == "four" else three_stages(kind))
-        single = run_of("upernet", str(tmp_path), per_device=4, model=model, eval_strategy="no")
+    for kind in PARTLY_TRAINED:
+        single = run_of("upernet", str(tmp_path), per_device=4, model=partly_trained(kind), eval_strategy="no")
         single.train()
         for checkpointing in (False, True):
             found = json.loads((tmp_path / f"{kind}-{checkpointing}.json").read_text())
