@@ -121,6 +121,7 @@ def test_mask_logits_are_resized_before_the_sigmoid():
         assert not torch.allclose(model(images).logits, expected, rtol=1e-3)
 
 
+@pytest.mark.slow  # 5 s, and about the original only
 @torch.no_grad()
 def test_the_original_rounds_its_sums_to_bfloat16():
     """Its sums in sliding windows differ from ours as it was recorded."""

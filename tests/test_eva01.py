@@ -39,6 +39,7 @@ class AdapterTests(BackboneTests):
         super().test_exports_with_a_dynamic_batch()
 
 
+@pytest.mark.slow  # 10 s; other adapters, and one around a BEiT, are tested by default
 class TestEva01(AdapterTests):
     """Absolute positions, no tables, no layer scale."""
 

@@ -191,6 +191,9 @@ def convert_to_folder(
     _check_backbone(model_config, is_variant, BACKBONES[family])
     model, report = convert_with_report(original.state_dict, model_config)
     report.left_behind = original.others
+    status = row.get("config_status", "Certain")
+    if not status.startswith("Certain"):
+        report.notes.append(f"the published config is not certain, pass your copy as --config: {status}")
     mmseg_zoo.set_padding(model.config, model_config)
     dataset_or_row = dataset or row.get("dataset")
     if is_variant:

@@ -85,6 +85,8 @@ class SeparateTrunkMixin:
         tensors = self.state_dict() if state_dict is None else state_dict
         trunk, config = _of_trunk(tensors), configs[0]
         difference = _difference(trunk, config.trunk_samples) if trunk else None
+        if getattr(self, "hf_quantizer", None) is not None:  # which replaces the state dict
+            difference = "they are quantized"
         if include_trunk or difference:
             if not include_trunk:
                 logger.warning(
