@@ -46,7 +46,7 @@ from segtransformers.published.originals import original_of
 from segtransformers.training import get_recipe
 from segtransformers.training.augmentation import TrainingAugmentation
 from segtransformers.training.layer_decay import parameter_groups
-from segtransformers.training.recipes import AugmentationSettings
+from segtransformers.training.recipe_settings import AugmentationSettings
 
 SCRIPT = Path(__file__).parent.parent / "conversion_scripts" / "convert_mmseg_zoo.py"
 ROWS = published_rows("mmseg_zoo")

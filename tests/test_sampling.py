@@ -8,7 +8,7 @@ from training_cases import Scenes, crop
 
 from segtransformers.datasets.class_counts import ClassCounts
 from segtransformers.training import Recipe, TrainingDataset
-from segtransformers.training.recipes import SamplingSettings
+from segtransformers.training.recipe_settings import SamplingSettings
 from segtransformers.training.sampling import RareClassSampling, RepeatFactorSampling, build_sampling
 
 RECORDED = json.loads((FOLDER / "losses" / "cases.json").read_text())["sampling"]

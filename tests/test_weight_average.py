@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from segtransformers import packaged_model_path
 from segtransformers.cli import app
 from segtransformers.training import Recipe
-from segtransformers.training.recipes import WeightAverageSettings
+from segtransformers.training.recipe_settings import WeightAverageSettings
 from segtransformers.training.weight_average import WeightAverage
 
 TENSORS = load_file(FOLDER / "losses" / "tensors.safetensors")

@@ -30,6 +30,7 @@ from .data_options import (
 )
 from .errors import UserError, note, one_line_errors
 from .evaluate import write_results
+from .train_data import check_samples, load_parts
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -51,8 +52,6 @@ HINTS = {
     "--workers": "use --dataloader_num_workers",
     "--num-workers": "use --dataloader_num_workers",
 }
-MAX_LISTED_ERRORS = 10
-HELD_OUT = 10  # every tenth sample is held out for evaluation if the data has no parts
 # Functions import torch, transformers and the parts of this package that load them, so that --help is fast.
 
 
@@ -140,9 +139,8 @@ def train(
 
     The output folder gets the model and its image processor, results.json with the IoU of each class, and recipe.json.
     """
-    from ..datasets.pairs import MissingSplitError
     from ..training.loss_settings import recipe_with_losses
-    from ..training.recipes import SamplingSettings, WeightAverageSettings
+    from ..training.recipe_settings import SamplingSettings, WeightAverageSettings
 
     with _one_line():
         chosen = recipe_with_losses(_recipe(recipe), losses, class_weights)
@@ -154,18 +152,9 @@ def train(
         _check_output(output, resume)
         model = None if model is None else _model(model, trunk_weights)
         options = (kind, classes, reduce_labels, label_map, image_ending, mask_ending, columns, subset)
-        parts = [load_data(data, split, *options)]
-        if parts[0].split is None:
-            parts = _divided(parts[0])
-        else:
-            try:
-                parts.append(load_data(data, eval_split, *options))
-            except MissingSplitError as error:
-                typer.echo(f"no evaluation: {one_line(error)}", err=True)
-        if limit is not None:
-            parts = [part.select(range(min(limit, len(part)))) for part in parts]
+        parts = load_parts(data, split, eval_split, limit, options)
         pseudo = None if pseudo_labels is None else load_data(str(pseudo_labels), "train", "folders")
-        _check_samples(parts if pseudo is None else [*parts, pseudo])
+        check_samples(parts if pseudo is None else [*parts, pseudo])
         crop = None if crop_size is None else sides("--crop-size", crop_size)
         _run(
             chosen,
@@ -424,44 +413,6 @@ def _check_output(output: Path, resume: bool) -> None:
         raise UserError(
             f"{output} holds checkpoints of another run: continue it with --resume, or choose another folder"
         )
-
-
-def _check_samples(parts: "list[SegmentationDataset]") -> None:
-    """Read every sample once, each process its share, because a bad one would end the run hours later.
-
-    Raises:
-        UserError: if a sample cannot be used; the first are named.
-    """
-    from tqdm import tqdm
-
-    from ..datasets import check_dataset
-
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    errors: list[str] = []
-    with tqdm(total=sum(len(part) for part in parts), unit="sample", desc="checking", disable=None, leave=False) as bar:
-        for part in parts:
-            if rank < len(part):
-                report = check_dataset(part.shard(world, rank), lambda count: bar.update(world * count))
-                errors += report.sample_errors
-                if report.empty:
-                    found = f"{report.empty} of {report.samples} masks have no pixel with a class"
-                    note(f"{found}, such as that of {report.first_empty}")
-    for error in errors[: MAX_LISTED_ERRORS - 1] if len(errors) > 1 else []:
-        typer.echo(f"error: {one_line(error)}", err=True)
-    if errors:
-        raise UserError(errors[0] if len(errors) == 1 else f"{len(errors)} samples cannot be used")
-
-
-def _divided(data: "SegmentationDataset") -> "list[SegmentationDataset]":
-    """Hold out every tenth sample of data without parts for evaluation."""
-    held_out = range(0, len(data), HELD_OUT)
-    others = [index for index in range(len(data)) if index % HELD_OUT]
-    if not others:
-        return [data]
-    typer.echo(
-        f"the data has no parts: every tenth image is held out for evaluation, {len(held_out)} of {len(data)}", err=True
-    )
-    return [data.select(others), data.select(held_out)]
 
 
 def _listed_weights(weights: Sequence[float], id2label: dict[int, str]) -> str:

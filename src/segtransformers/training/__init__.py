@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .augmentation import PhotometricDistortion, TrainingAugmentation
     from .callbacks import EpochCallback
     from .layer_decay import create_optimizer, parameter_groups
+    from .loss_settings import apply_losses
     from .parameter_efficient import (
         add_lora,
         freeze_trunk,
@@ -18,16 +19,14 @@ if TYPE_CHECKING:
         save_frozen_trunk,
         trunk_linears,
     )
-    from .recipes import (
-        KNOWN_ISSUES,
+    from .recipe_settings import (
         AugmentationSettings,
         OptimizerSettings,
-        Recipe,
+        SamplingSettings,
         Schedule,
-        frozen_trunk_recipe_names,
-        get_recipe,
-        recipe_names,
+        WeightAverageSettings,
     )
+    from .recipes import KNOWN_ISSUES, Recipe, frozen_trunk_recipe_names, get_recipe, recipe_names
     from .samples import EvaluationDataset, JoinedDataset, TrainingDataset, collate
     from .schedule import poly_schedule
     from .starting_points import starting_model
@@ -48,16 +47,15 @@ else:
                 "save_frozen_trunk",
                 "trunk_linears",
             ),
-            "recipes": (
-                "KNOWN_ISSUES",
+            "loss_settings": ("apply_losses",),
+            "recipe_settings": (
                 "AugmentationSettings",
                 "OptimizerSettings",
-                "Recipe",
+                "SamplingSettings",
                 "Schedule",
-                "frozen_trunk_recipe_names",
-                "get_recipe",
-                "recipe_names",
+                "WeightAverageSettings",
             ),
+            "recipes": ("KNOWN_ISSUES", "Recipe", "frozen_trunk_recipe_names", "get_recipe", "recipe_names"),
             "samples": ("EvaluationDataset", "JoinedDataset", "TrainingDataset", "collate"),
             "schedule": ("poly_schedule",),
             "starting_points": ("starting_model",),
@@ -66,19 +64,22 @@ else:
     )
 
 __all__ = [
-    "KNOWN_ISSUES",
     "AugmentationSettings",
     "EpochCallback",
     "EvaluationDataset",
     "JoinedDataset",
+    "KNOWN_ISSUES",
     "OptimizerSettings",
     "PhotometricDistortion",
     "Recipe",
+    "SamplingSettings",
     "Schedule",
     "SegmentationTrainer",
     "TrainingAugmentation",
     "TrainingDataset",
+    "WeightAverageSettings",
     "add_lora",
+    "apply_losses",
     "collate",
     "create_optimizer",
     "freeze_trunk",

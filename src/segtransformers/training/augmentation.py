@@ -16,7 +16,8 @@ from torchvision.transforms.v2 import functional as TF
 
 from ..image_processing import as_8bit_image, keep_ratio_size, resize_image, resize_labels
 from .color import HUES, hsv_to_rgb, rgb_to_hsv
-from .recipes import AugmentationSettings, Recipe
+from .recipe_settings import AugmentationSettings
+from .recipes import Recipe
 
 CROP_TRIALS = 10
 IGNORE_INDEX = 255

@@ -22,7 +22,8 @@ from transformers.utils import logging
 
 from ..models.internimage import InternImageBackbone
 from ..models.trunk.backbone import TrunkBackbone
-from .recipes import OptimizerSettings, Recipe, check_known_issues
+from .recipe_settings import OptimizerSettings
+from .recipes import Recipe, check_known_issues
 
 logger = logging.get_logger(__name__)
 

@@ -9,7 +9,7 @@ import numpy as np
 from ..datasets.class_counts import ClassCounts
 
 if TYPE_CHECKING:
-    from .recipes import SamplingSettings
+    from .recipe_settings import SamplingSettings
 
 
 class Sampling(Protocol):

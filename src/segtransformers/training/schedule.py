@@ -10,7 +10,7 @@ import functools
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from .recipes import Schedule
+from .recipe_settings import Schedule
 
 
 def poly_schedule(optimizer: Optimizer, schedule: Schedule) -> LambdaLR:

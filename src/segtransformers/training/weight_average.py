@@ -13,7 +13,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 if TYPE_CHECKING:
-    from .recipes import WeightAverageSettings
+    from .recipe_settings import WeightAverageSettings
 
 
 class WeightAverage(TrainerCallback):

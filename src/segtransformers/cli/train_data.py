@@ -1,0 +1,79 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""The data of `segtransformers train`: parts for training and evaluation, and a check of every sample."""
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from ..escaping import one_line
+from .data_options import load_data
+from .errors import UserError, note
+
+if TYPE_CHECKING:
+    from ..datasets import SegmentationDataset
+
+MAX_LISTED_ERRORS = 10
+HELD_OUT = 10  # every tenth sample is held out for evaluation if the data has no parts
+# Functions import the parts of this package that load torch, so that --help is fast.
+
+
+def load_parts(
+    data: str, split: str, eval_split: str, limit: int | None, options: tuple[Any, ...]
+) -> "list[SegmentationDataset]":
+    """Load the training data and, if there are any, the evaluation data.
+
+    Args:
+        split, eval_split: names of the parts. Of data without parts, every tenth sample is for evaluation.
+        limit: number of samples to use of each part.
+        options: other arguments of [`load_data`].
+    """
+    from ..datasets.pairs import MissingSplitError
+
+    parts = [load_data(data, split, *options)]
+    if parts[0].split is None:
+        parts = _divided(parts[0])
+    else:
+        try:
+            parts.append(load_data(data, eval_split, *options))
+        except MissingSplitError as error:
+            typer.echo(f"no evaluation: {one_line(error)}", err=True)
+    return parts if limit is None else [part.select(range(min(limit, len(part)))) for part in parts]
+
+
+def check_samples(parts: "list[SegmentationDataset]") -> None:
+    """Read every sample once, each process its share, because a bad one would end the run hours later.
+
+    Raises:
+        UserError: if a sample cannot be used; the first are named.
+    """
+    from tqdm import tqdm
+
+    from ..datasets import check_dataset
+
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    errors: list[str] = []
+    with tqdm(total=sum(len(part) for part in parts), unit="sample", desc="checking", disable=None, leave=False) as bar:
+        for part in parts:
+            if rank < len(part):
+                report = check_dataset(part.shard(world, rank), lambda count: bar.update(world * count))
+                errors += report.sample_errors
+                if report.empty:
+                    found = f"{report.empty} of {report.samples} masks have no pixel with a class"
+                    note(f"{found}, such as that of {report.first_empty}")
+    for error in errors[: MAX_LISTED_ERRORS - 1] if len(errors) > 1 else []:
+        typer.echo(f"error: {one_line(error)}", err=True)
+    if errors:
+        raise UserError(errors[0] if len(errors) == 1 else f"{len(errors)} samples cannot be used")
+
+
+def _divided(data: "SegmentationDataset") -> "list[SegmentationDataset]":
+    """Hold out every tenth sample of data without parts for evaluation."""
+    held_out = range(0, len(data), HELD_OUT)
+    others = [index for index in range(len(data)) if index % HELD_OUT]
+    if not others:
+        return [data]
+    typer.echo(
+        f"the data has no parts: every tenth image is held out for evaluation, {len(held_out)} of {len(data)}", err=True
+    )
+    return [data.select(others), data.select(held_out)]
