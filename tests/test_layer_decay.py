@@ -285,8 +285,11 @@ def test_every_published_model(family, row):
     actual = by_name(parameter_groups(model, recipe))
     assert set(actual) == {name for name, _ in model.named_parameters()}
     scales = {name: scale for name, (scale, _) in actual.items()}
-    embedding = model.backbone.get_input_embeddings().weight
-    (name,) = (name for name, parameter in model.named_parameters() if parameter is embedding)
+    # of the patch embedding or the stem, which comes first in the backbones of transformers, too
+    convolution = next(module for module in model.backbone.modules() if isinstance(module, nn.Conv2d))
+    if family != "mmseg_zoo":
+        convolution = model.backbone.get_input_embeddings()
+    (name,) = (name for name, parameter in model.named_parameters() if parameter is convolution.weight)
     assert scales[name] == min(scales.values())
     assert max(scales.values()) == recipe.optimizer.head_learning_rate_factor
     assert (scales[name] < 1) == (recipe.layer_decay < 1)

@@ -102,11 +102,25 @@ def test_a_model_is_downloaded_and_converted_once(released, monkeypatch, capsys)
     assert segments[0]["mask"].size == (384, 256)
 
 
-def test_the_next_address_is_tried(released, monkeypatch):
-    monkeypatch.setitem(
-        published_rows("vit_adapter"), NAME, row_at(f"{released.url}/gone.pth", f"{released.url}/model.pth.tar")
-    )
+@pytest.mark.parametrize("first", ["{}/gone.pth", "{}/model-00000000.pth", "https://localhost:1/model.pth"])
+def test_the_next_address_is_tried(released, monkeypatch, first):
+    """The first has no file, a file with another SHA-256 than its name says, or no server."""
+    released.files["/model-00000000.pth"] = released.files["/model.pth.tar"]
+    addresses = first.format(released.url), f"{released.url}/model.pth.tar"
+    monkeypatch.setitem(published_rows("vit_adapter"), NAME, row_at(*addresses))
     assert_is_the_original(published_model(NAME))
+    assert published_model(NAME).is_dir()
+    record = json.loads((cached_model(NAME) / "conversion.json").read_text())
+    assert record["source"]["url"] == addresses[1]
+
+
+def test_without_a_network(released, monkeypatch, tmp_path):
+    monkeypatch.setitem(published_rows("vit_adapter"), NAME, row_at("https://localhost:1/model.pth"))
+    words = ["segment", str(example_image_path()), "--model", NAME, "--output", str(tmp_path / "out.png")]
+    done = CliRunner().invoke(app, words)
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.exit_code == 1 and len(errors) == 1 and "localhost:1" in errors[0] and "refused" in errors[0]
+    assert not cached_model(NAME).exists() and not (tmp_path / "out.png").exists()
 
 
 def test_failures_leave_nothing(released, monkeypatch, tmp_path):
