@@ -34,6 +34,9 @@ class SegSwinBackbone(SwinBackbone):
         if not config.patch_norm:
             self.swin.embeddings.add_module("norm", nn.Identity())
 
+    def get_input_embeddings(self) -> nn.Module:
+        return self.swin.embeddings.patch_embeddings.projection
+
 
 class SegConvNextBackbone(ConvNextBackbone):
     """ConvNeXt whose norms before the downsampling have an epsilon of their own.
@@ -50,6 +53,9 @@ class SegConvNextBackbone(ConvNextBackbone):
         for stage in self.encoder.stages:
             for layer in stage.downsampling_layer[:1]:
                 layer.eps = config.downsampling_norm_eps
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings.patch_embeddings
 
 
 class SegResNetBackbone(ResNetBackbone):
@@ -72,6 +78,9 @@ class SegResNetBackbone(ResNetBackbone):
         )
         self.embedder.add_module("embedder", stem)
         self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embedder.embedder[0].convolution
 
 
 __all__ = ["SegConvNextBackbone", "SegResNetBackbone", "SegSwinBackbone"]
