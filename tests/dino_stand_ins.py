@@ -38,4 +38,5 @@ def release(monkeypatch) -> None:
 
     monkeypatch.setattr(pretrained, "_check_weights", lambda name: None)
     monkeypatch.setattr(pretrained, "_download", download)
+    monkeypatch.setattr("segtransformers.models.trunk.check_trunk_available", lambda *arguments: True)
     monkeypatch.setattr("segtransformers.training.starting_points.trunk_normalization", lambda name: {})

@@ -2,11 +2,14 @@
 """Training on a frozen trunk: recipes, precision, saved folders, and what is learned."""
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import dino_stand_ins
 import pytest
 import torch
+import yaml
 from dino_stand_ins import DINOV2, DINOV3
 from reference_cases import ReferenceCase, fill
 from safetensors import safe_open
@@ -33,7 +36,9 @@ from segtransformers.training import (
     save_frozen_trunk,
     starting_model,
 )
+from segtransformers.training.starting_points import _own_config
 
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 CLASSES = dict(enumerate(OWN_CLASSES))
 BUILT = {
     "dinov2-linear": (SegLinearForSemanticSegmentation, PlainViTBackbone),
@@ -271,3 +276,40 @@ def test_biases_that_the_trunk_lacks_are_named(tmp_path):
     )
     load_pretrained_trunk(backbone, tmp_path / "trunk.pth")
     assert torch.equal(backbone.trunk.blocks[0].attn.qkv.weight, source.trunk.blocks[0].attn.qkv.weight)
+
+
+def test_commands_of_the_readme(tmp_path, monkeypatch):
+    """With a tiny trunk in place of the real one, and few steps."""
+    data = own_data(tmp_path / "data")
+    commands = re.findall(r"```bash frozen\n(.*?)\n```", README)
+    assert len(commands) == 1
+    for command in commands:
+        words = shlex.split(command.replace("vit_base_patch16_dinov3", DINOV3).replace("my-data", str(data)))
+        assert words[:2] == ["segtransformers", "train"]
+        words[words.index("--output") + 1] = str(tmp_path / "trained")
+        run(*words[2:], *SHORT)
+        model = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "trained").eval()
+        assert type(model) is SegMask2FormerForSemanticSegmentation and model.config.num_labels == 3
+        with torch.no_grad():
+            assert model(torch.randn(1, 3, 40, 50)).logits.shape == (1, 3, 40, 50)
+    (recipe,) = re.findall(r"```yaml frozen\n(.*?)```", README, re.DOTALL)
+    assert not Recipe.from_dict(yaml.safe_load(recipe)).freeze_trunk
+    assert all(f"`{name}`" in README for name in frozen_trunk_recipe_names())
+
+
+@pytest.mark.parametrize("row", re.findall(r"^\| `(vit_\w+_dinov[23])` \| (.*) \|$", README, re.MULTILINE))
+def test_memory_in_the_readme(row):
+    """4 bytes of each weight, and 12 more of each trained one for its gradient and AdamW's two states."""
+    trunk, cells = row[0], row[1].split(" | ")
+    counts = []
+    for kind in ("linear", "adapter-mask2former"):
+        config = _own_config(get_recipe(f"{trunk[-6:]}-{kind}"), trunk)
+        config.num_labels = 150
+        with torch.device("meta"):
+            model = AutoModelForSemanticSegmentation.from_config(config)
+        fixed = sum(parameter.numel() for parameter in model.backbone.trunk.parameters())
+        counts.append(sum(parameter.numel() for parameter in model.parameters()) - fixed)
+    figures = [2 * fixed, *(4 * fixed + 16 * trained for trained in counts), 16 * (fixed + counts[-1])]
+    assert cells[0] == f"{fixed / 1e6:.0f}M"
+    assert cells[1:5] == [f"{figures[0] / 1e9:.2f}", *(f"{figure / 1e9:.1f}" for figure in figures[1:])]
+    assert cells[5].startswith("Apache-2.0" if "dinov2" in trunk else "DINOv3 License")
