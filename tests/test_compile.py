@@ -18,6 +18,7 @@ from test_seg_segformer import small_segformer
 from test_seg_upernet import small_head as small_upernet
 from test_vit_adapter import small_config as small_adapter
 from test_vit_comer import small_comer
+from test_vit_simple_pyramid import small_pyramid
 
 from segtransformers import (
     SegMask2FormerForSemanticSegmentation,
@@ -56,6 +57,7 @@ MODELS = {
     ),
     "upernet-internimage": lambda: upernet(small_internimage(drop_path_rate=0.0)),
     "upernet-flash-internimage": lambda: upernet(small_flash(drop_path_rate=0.0)),
+    "upernet-eva02": lambda: upernet(small_pyramid(drop_path_rate=0.0)),
     "upernet-vit-comer": lambda: upernet(small_comer(drop_path_rate=0.0)),
     "segformer-internimage": lambda: SegSegformerForSemanticSegmentation(
         small_segformer(small_internimage(drop_path_rate=0.0))

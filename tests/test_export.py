@@ -20,6 +20,7 @@ from test_seg_linear import small_linear, small_plain_vit
 from test_segmenter import small_segmenter, small_vit
 from test_vit_adapter import small_config
 from test_vit_comer import small_comer
+from test_vit_simple_pyramid import small_pyramid
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
 from typer.testing import CliRunner
 
@@ -101,6 +102,7 @@ MODELS = {
     "dinov2_adapter-mask2former": lambda: mask2former(lambda: native_config(**ONE_LAYER)),
     "dinov3_adapter-mask2former": lambda: mask2former(lambda: frozen_config(**ONE_LAYER), resize_mask_logits=True),
     "eva01-upernet": lambda: upernet(lambda: eva_config(**ONE_LAYER)),
+    "eva02-upernet": lambda: upernet(lambda: small_pyramid(num_hidden_layers=2)),
     "flash_internimage-upernet": lambda: upernet(lambda: small_flash(depths=[1, 1, 1, 1])),
     "internimage-segformer": lambda: segformer(BACKBONES["internimage"]),
     "dinov2-linear": lambda: SegLinearForSemanticSegmentation(

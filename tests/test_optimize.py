@@ -13,6 +13,7 @@ from test_seg_mask2former import small_head as small_mask2former
 from test_seg_upernet import small_head as small_upernet
 from test_vit_adapter import small_config
 from test_vit_comer import small_comer
+from test_vit_simple_pyramid import small_pyramid
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModelForSemanticSegmentation, ResNetConfig
@@ -42,6 +43,7 @@ MODELS = {
     "vit-comer-upernet": lambda: SegUperNetForSemanticSegmentation(small_upernet(small_comer())),
     "internimage-upernet": lambda: SegUperNetForSemanticSegmentation(small_upernet(small_internimage())),
     "flash-internimage-upernet": lambda: SegUperNetForSemanticSegmentation(small_upernet(small_flash())),
+    "eva02-upernet": lambda: SegUperNetForSemanticSegmentation(small_upernet(small_pyramid())),
     "resnet-upernet": lambda: SegUperNetForSemanticSegmentation(small_upernet(RESNET)),
     "vit-adapter-mask2former": lambda: SegMask2FormerForSemanticSegmentation(small_mask2former(small_config())),
     "vit-adapter": lambda: ViTAdapterBackbone(small_config(add_trunk_features=False)),

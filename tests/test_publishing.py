@@ -35,6 +35,7 @@ CASES = {
     "vit_comer": ("vit_comer/tiny-upernet", "segmentation_logits"),
     "internimage": ("internimage/tiny-t-upernet", "segmentation_logits"),
     "segmenter": ("segmenter/tiny-mask-slide", "slide_logits"),
+    "eva02": ("eva/tiny-eva02-upernet", "segmentation_logits"),
     "flash_internimage": ("flash_internimage/tiny-flash-t-upernet", "segmentation_logits"),
 }
 # Each job runs in a child process in which segtransformers was not imported, and prints one line of JSON.

@@ -15,6 +15,7 @@ from test_seg_upernet import small_head as small_upernet
 from test_segmenter import small_segmenter, small_vit
 from test_vit_adapter import small_config as small_adapter
 from test_vit_comer import small_comer
+from test_vit_simple_pyramid import small_pyramid
 
 from segtransformers import (
     InternImageBackbone,
@@ -27,6 +28,7 @@ from segtransformers import (
     SegUperNetForSemanticSegmentation,
     ViTAdapterBackbone,
     ViTCoMerBackbone,
+    ViTSimplePyramidBackbone,
 )
 
 
@@ -102,6 +104,13 @@ class TestFlashInternImage(BackboneCase, StockToolsTests):
 
     def config(self):
         return small_flash(depthwise_kernel_size=3)
+
+
+class TestViTSimplePyramid(BackboneCase, StockToolsTests):
+    model_class = ViTSimplePyramidBackbone
+
+    def config(self):
+        return small_pyramid()
 
 
 class TestInternImageH(BackboneCase, StockToolsTests):

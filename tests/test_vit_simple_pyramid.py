@@ -13,7 +13,7 @@ from segtransformers import SegUperNetConfig, SegUperNetForSemanticSegmentation
 from segtransformers import ViTSimplePyramidBackbone as Backbone
 from segtransformers import ViTSimplePyramidConfig as Config
 from segtransformers.conversion import ConversionError, convert_checkpoint
-from segtransformers.conversion.convert import empty_model
+from segtransformers.conversion.convert import convert_with_report, empty_model
 from segtransformers.conversion.protocol import read_test_pipeline
 from segtransformers.conversion.trunks import load_pretrained_trunk
 from segtransformers.inference import InferenceProtocol, image_scores, segment_image
@@ -95,6 +95,18 @@ def test_segmentors_equal_the_original(name):
                 torch.testing.assert_close(table.float(), outputs[key].float(), rtol=1e-5, atol=1e-6)
     for key, tensor in actual.items():
         assert relative_error(case.sampled(key, tensor), outputs[key]) < 2e-6, key
+
+
+@pytest.mark.parametrize("name", ["upernet", "bare-upernet", "plain-upernet"])
+def test_tables_in_the_file_are_not_read(name):
+    """Rotary tables and indices of relative positions follow from the config."""
+    case = ReferenceCase(f"eva/tiny-eva02-{name}")
+    derived = [entry for entry in case.manifest["state_dict"] if entry[0] in case.manifest["derived"]]
+    assert len(derived) >= 4
+    junk = {key: torch.full(shape, torch.nan if "rope" in key else 0) for key, shape, _ in derived}
+    model, report = convert_with_report({**case.state_dict(), **junk}, case.config)
+    assert set(report.unused) == set(junk) and set(report.unused.values()) == {"follows from the grid"}
+    assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
 
 
 def test_sizes_other_than_the_crop():

@@ -118,7 +118,7 @@ BACKBONES = {
     "dinov2": (dinov2.BACKBONE, "ViTAdapter", trunk_file.KINDS["dinov2"]),
     "dinov3": (dinov3.KIND, trunk_file.KINDS["dinov3"]),
     "flash_internimage": ("FlashInternImage",),
-    "eva02": ("EVA2",),
+    "eva02": ("EVA2", "BEiT"),
     "mmseg_zoo": tuple(mmseg_zoo.BACKBONES),
     "eva01": ("BEiTAdapter", "BEiTWINAdapter"),
 }
