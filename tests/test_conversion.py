@@ -314,7 +314,7 @@ def _config(**changes):
         (_config(surprise=1), "the model config has unknown settings: surprise"),
         (_config(neck={"type": "FPN"}), "has a neck"),
         (_config(backbone__patch_size=14), "backbone.patch_size is 14; only 16 can be converted"),
-        (_config(decode_head__align_corners=True), "decode_head.align_corners is True; only False"),
+        (_config(decode_head__align_corners=True), "auxiliary_head.align_corners is False; only True can be converted"),
         (
             _config(decode_head__norm_cfg={"type": "GN", "num_groups": 32}),
             "decode_head.norm_cfg.type is 'GN'; only 'BN' or 'SyncBN'",
