@@ -101,6 +101,7 @@ MODELS = {
     },
     "dinov2_adapter-mask2former": lambda: mask2former(lambda: native_config(**ONE_LAYER)),
     "dinov3_adapter-mask2former": lambda: mask2former(lambda: frozen_config(**ONE_LAYER), resize_mask_logits=True),
+    "one_peace-upernet": lambda: upernet(lambda: small_config(trunk="one_peace_giant_patch16", **ONE_LAYER)),
     "eva01-upernet": lambda: upernet(lambda: eva_config(**ONE_LAYER)),
     "eva02-upernet": lambda: upernet(lambda: small_pyramid(num_hidden_layers=2)),
     "flash_internimage-upernet": lambda: upernet(lambda: small_flash(depths=[1, 1, 1, 1])),

@@ -31,10 +31,10 @@ from segtransformers.training import (
 )
 
 # DINOv2's recipes are one for all heads, see `test_recipes_of_frozen_dinov2`; DINOv3 published none
-RECORDED_FAMILIES = [family for family in FAMILIES if family not in ("dinov2", "dinov3")]
+RECORDED_FAMILIES = [family for family in FAMILIES if family not in ("dinov2", "dinov3", "one_peace")]
 FROZEN_DINOV2 = [name for name in published_rows("dinov2") if not name.endswith("_m2f")]
-# the authors of these did not publish how they trained them
-WITHOUT_RECIPE = {"dinov2_vitg14_ade20k_m2f", "dinov3_vit7b16_ade20k_m2f"}
+# the authors of these did not publish how they trained them, or the whole of it
+WITHOUT_RECIPE = {"dinov2_vitg14_ade20k_m2f", "dinov3_vit7b16_ade20k_m2f", "onepeace_seg_cocostuff2ade20k"}
 
 
 def recorded_rows(family: str) -> dict[str, dict]:

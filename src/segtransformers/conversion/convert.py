@@ -28,6 +28,7 @@ from . import (
     internimage,
     mask2former,
     mmseg_zoo,
+    one_peace,
     segformer,
     segmenter,
     trunk_file,
@@ -58,6 +59,7 @@ logger = logging.get_logger(__name__)
 BACKBONES = {
     **dinov2.BACKBONES,
     **eva01.BACKBONES,
+    **one_peace.BACKBONES,
     **eva02.BACKBONES,
     **internimage.BACKBONES,
     **mmseg_zoo.BACKBONES,

@@ -121,6 +121,7 @@ BACKBONES = {
     "eva02": ("EVA2", "BEiT"),
     "mmseg_zoo": tuple(mmseg_zoo.BACKBONES),
     "eva01": ("BEiTAdapter", "BEiTWINAdapter"),
+    "one_peace": ("OnePeaceAdapter",),
 }
 
 

@@ -170,6 +170,8 @@ def _family(backbone: Mapping[str, Any]) -> str | None:
             return "dinov2"
         if not backbone.get("use_prefix_positions", True):
             return "eva01"
+        if trunk.startswith("one_peace"):
+            return "one_peace"
     if kind == "seg_vit_simple_pyramid" and trunk.startswith("eva02"):
         return "eva02"
     if kind == "seg_plain_vit":

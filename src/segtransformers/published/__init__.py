@@ -22,6 +22,7 @@ FAMILIES = (
     "flash_internimage",
     "eva01",
     "eva02",
+    "one_peace",
 )
 # dataset: the data set of the checkpoint. miou, miou_ms: published percent, single scale and multi-scale + flip.
 # parameters: as published. num_parameters: counted in the original code. crop_size: side in pixels, or [height, width].

@@ -96,6 +96,15 @@ ORIGINALS = {
         _MMSEGMENTATION,
         "apache-2.0",
     ),
+    "one_peace": Original(
+        "ONE-PEACE: Exploring One General Representation Model Toward Unlimited Modalities",
+        "Wang, Peng and Wang, Shijie and Lin, Junyang and Bai, Shuai and Zhou, Xiaohuan and Zhou, Jingren and Wang, "
+        "Xinggang and Zhou, Chang",
+        2023,
+        "2305.11172",
+        "https://github.com/OFA-Sys/ONE-PEACE",
+        "apache-2.0",
+    ),
     "eva01": Original(
         "EVA: Exploring the Limits of Masked Visual Representation Learning at Scale",
         "Fang, Yuxin and Wang, Wen and Xie, Binhui and Sun, Quan and Wu, Ledell and Wang, Xinggang and Huang, Tiejun "

@@ -23,7 +23,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from .configuration_trunk import TrunkConfig
+from .one_peace import one_peace_giant
 
+OWN_ARCHITECTURES = {"one_peace_giant_patch16": one_peace_giant}  # by name; all others are timm's
 FITTING_KINDS = (
     "A trunk is a plain ViT with pre-norm blocks and square patches, of timm's class VisionTransformer "
     "(such as vit_tiny_patch16_224, deit3_base_patch16_224, vit_small_patch14_reg4_dinov2, "
@@ -135,10 +137,8 @@ def build_architecture(config: TrunkConfig) -> Any:
             raise ValueError(f"rotary_reference_grid is for EVA-02, not for {config.trunk!r}")
         arguments = {**arguments, "ref_feat_shape": tuple(config.rotary_reference_grid)}
     try:
-        model = timm.create_model(
+        model = _create_model(
             config.trunk,
-            pretrained=False,
-            num_classes=0,
             in_chans=config.num_channels,
             img_size=tuple(config.pretrain_image_size),
             patch_size=config.patch_size,
@@ -179,6 +179,13 @@ def build_architecture(config: TrunkConfig) -> Any:
     return model
 
 
+def _create_model(name: str, **arguments: Any) -> Any:
+    """Build a model without a head, by timm or by a function of `OWN_ARCHITECTURES`."""
+    if name in OWN_ARCHITECTURES:
+        return OWN_ARCHITECTURES[name](num_classes=0, **arguments)
+    return timm.create_model(name, pretrained=False, num_classes=0, **arguments)
+
+
 def describe_trunk(name: str) -> dict[str, Any]:
     """Return timm's definition of the architecture `name` as values of [`TrunkConfig`]'s fields.
 
@@ -205,7 +212,8 @@ def describe_trunk(name: str) -> dict[str, Any]:
         "patch_bias": model.patch_embed.proj.bias is not None,
         "pre_norm": _has_pre_norm(model),
         "use_absolute_position_embeddings": model.pos_embed is not None,
-        "use_relative_position_bias": isinstance(model, Beit) and model.blocks[0].attn.window_size is not None,
+        "use_relative_position_bias": name in OWN_ARCHITECTURES
+        or (isinstance(model, Beit) and model.blocks[0].attn.window_size is not None),
         "layer_scale_init_value": architecture.layer_scale(block) or 0.0,
         "layer_norm_eps": block.norm1.eps,
         "timm_version": timm.__version__,
@@ -224,10 +232,10 @@ def _as_timm_defines(name: str) -> Any:
             f"trunk {name!r} must be the bare name of a timm architecture, without a hub prefix or weight tag "
             f"(did you mean {name.rpartition('/')[2].rpartition(':')[2].partition('.')[0]!r}?)"
         )
-    if not timm.is_model(name):
+    if name not in OWN_ARCHITECTURES and not timm.is_model(name):
         raise ValueError(f"timm {timm.__version__} has no architecture {name!r}. {FITTING_KINDS}")
     with torch.device("meta"):
-        model = timm.create_model(name, pretrained=False, num_classes=0)
+        model = _create_model(name)
     problem = _why_unfit(model)
     if problem:
         raise ValueError(f"timm's {name!r} cannot be a trunk: {problem}. {FITTING_KINDS}")
@@ -261,7 +269,8 @@ def _has_pre_norm(model: Any) -> bool:
 
 def _can_have_tables(model: Any) -> bool:
     attention = model.blocks[0].attn
-    return isinstance(model, Beit) or (type(attention) is EvaAttention and attention.qkv is not None)
+    has_own_tables = hasattr(model.patch_embed, "stem")  # ONE-PEACE
+    return isinstance(model, Beit) or has_own_tables or (type(attention) is EvaAttention and attention.qkv is not None)
 
 
 def _mlp_width(mlp: Any, packed: bool) -> int:

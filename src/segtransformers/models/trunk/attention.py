@@ -111,7 +111,7 @@ class EvaTrunkAttention(nn.Module):
     It replaces timm's class where that class has the fault that [`BeitTrunkAttention`] names.
 
     Args:
-        attention: timm's attention with one fused projection, whose layers and biases are taken over.
+        attention: timm's attention, whose layers and biases are taken over.
         num_prefix_tokens: tokens in front of the patches, which are not rotated.
     """
 
@@ -121,6 +121,8 @@ class EvaTrunkAttention(nn.Module):
         self.rotate_half = attention.rotate_half
         self.q_bias, self.v_bias = attention.q_bias, attention.v_bias
         self.qkv = attention.qkv
+        if self.qkv is None:
+            self.q_proj, self.k_proj, self.v_proj = attention.q_proj, attention.k_proj, attention.v_proj
         self.q_norm, self.k_norm = attention.q_norm, attention.k_norm
         self.norm = attention.norm
         self.proj = attention.proj
@@ -161,7 +163,10 @@ def _query_key_value(
     attention: BeitTrunkAttention | EvaTrunkAttention, tokens: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Project `(B, N, C)` to query, key and value, `(B, heads, N, head_dim)` each, with biases on two of them."""
-    query, key, value = attention.qkv(tokens).chunk(3, dim=-1)
+    if attention.qkv is None:
+        query, key, value = attention.q_proj(tokens), attention.k_proj(tokens), attention.v_proj(tokens)
+    else:
+        query, key, value = attention.qkv(tokens).chunk(3, dim=-1)
     if attention.q_bias is not None:
         # the dtype of the projection, which autocast may have lowered
         query = query + attention.q_bias.to(query.dtype)

@@ -38,7 +38,7 @@ class TrunkConfig(ChecksArguments, RemoteCodeConfigMixin, PreTrainedConfig):
     Args:
         trunk (`str`, defaults to `"vit_tiny_patch16_224"`):
             Name of a timm architecture, without a weight tag. It must be a plain ViT of timm's class
-            `VisionTransformer`, `Beit` or `Eva` with square patches.
+            `VisionTransformer`, `Beit` or `Eva` with square patches. `one_peace_giant_patch16` is ONE-PEACE's.
         num_channels (`int`, defaults to 3):
             Channels of the images.
         patch_size (`int`, *optional*):

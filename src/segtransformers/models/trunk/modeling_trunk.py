@@ -65,6 +65,7 @@ class TrunkPatchEmbedding(nn.Module):
 
     def __init__(self, patch_embed: PatchEmbed, bias: bool):
         super().__init__()
+        self.stem = getattr(patch_embed, "stem", None)  # convolutions of ONE-PEACE
         self.proj = patch_embed.proj
         if bias != (self.proj.bias is not None):
             parameter = nn.Parameter(torch.zeros(self.proj.out_channels)) if bias else None
@@ -73,7 +74,8 @@ class TrunkPatchEmbedding(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """From images `(B, num_channels, H, W)` to tokens `(B, h, w, C)`."""
-        return self.norm(self.proj(pixel_values).permute(0, 2, 3, 1))
+        features = pixel_values if self.stem is None else self.stem(pixel_values)
+        return self.norm(self.proj(features).permute(0, 2, 3, 1))
 
 
 class TrunkEmbeddings(nn.Module):
@@ -217,7 +219,8 @@ class Trunk(nn.Module):
         if self.table_grid is None:
             return tokens, TokenLayout(grid, rotary)
         interpolation = offset_interpolation(self.table_grid, grid, tokens.dtype, tokens.device)
-        return tokens, TokenLayout(grid, interpolation if self.rotary is None else (rotary, interpolation))
+        is_beit = isinstance(self.blocks[0], BeitTrunkBlock)
+        return tokens, TokenLayout(grid, interpolation if is_beit else (rotary, interpolation))
 
     def run_blocks(self, tokens: torch.Tensor, first: int, last: int, layout: TokenLayout) -> Iterator[torch.Tensor]:
         """Run blocks `first` to `last`, both included.
