@@ -262,8 +262,6 @@ def _load_trunk(source: str, config: Any, name: str, **hub: Any) -> dict[str, to
     Raises:
         ValueError, OSError: as `from_pretrained`.
     """
-    from ..trunk.pretrained import expected_weights, is_architecture, weights_of_timm  # timm is slow to import
-
     named = short_repr(config.trunk_weights, 200)
     where = f"{printable(name, 200)} holds no weights of its trunk, which are {named}"
     what_to_do = "pass trunk_from= the folder or repository of a model with this trunk, or weights of timm"
@@ -274,14 +272,15 @@ def _load_trunk(source: str, config: Any, name: str, **hub: Any) -> dict[str, to
         tensors = _of_trunk(_tensors_in(source, **hub))
         if not tensors:
             raise ValueError(f"{where}: {printable(source, 200)} holds no weights of a trunk either; {what_to_do}")
-    elif not is_architecture(source.removeprefix("timm/")):
-        raise OSError(f"{where}: {short_repr(source, 200)} is neither a folder nor weights of timm; {what_to_do}")
     else:
         try:
-            tensors = weights_of_timm(source.removeprefix("timm/"), config, hub.get("cache_dir"))
+            tensors = config.trunk_weights_of_timm(source.removeprefix("timm/"), hub.get("cache_dir"))
+        except LookupError:
+            named = short_repr(source, 200)
+            raise OSError(f"{where}: {named} is neither a folder nor weights of timm; {what_to_do}") from None
         except (OSError, ValueError) as error:
             raise type(error)(f"{where}: {error}; {what_to_do}") from error
-    expected = expected_weights(config)
+    expected = config.trunk_shapes()
     for key, shape in expected.items():
         if key not in tensors or tuple(tensors[key].shape) != shape:
             found = f"has {tuple(tensors[key].shape)}" if key in tensors else "lacks it"

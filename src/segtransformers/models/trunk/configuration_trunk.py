@@ -2,7 +2,7 @@
 """Config fields that describe a trunk, a plain ViT from timm."""
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -10,6 +10,9 @@ from transformers import PreTrainedConfig
 from ...remote_code import RemoteCodeConfigMixin
 from ...whole_numbers import check_whole_fields
 from ..layers.config_arguments import LARGEST_WIDTH, MOST_ITEMS, MOST_LAYERS, ChecksArguments
+
+if TYPE_CHECKING:
+    import torch
 
 # Fields at None take their values from timm's definition of the named architecture.
 RESOLVED_FIELDS = (
@@ -176,6 +179,28 @@ class TrunkConfig(ChecksArguments, RemoteCodeConfigMixin, PreTrainedConfig):
         """Rows and columns of patches of an image of `pretrain_image_size`."""
         height, width = list(self.pretrain_image_size)
         return height // self.patch_size, width // self.patch_size
+
+    def trunk_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of all weights of the trunk by their names in [`Trunk`]."""
+        from .pretrained import expected_weights  # imports timm, which is slow
+
+        return expected_weights(self)
+
+    def trunk_weights_of_timm(self, name: str, cache_dir: str | None = None) -> "dict[str, torch.Tensor]":
+        """Return pre-trained weights of timm by their names in [`Trunk`], resized to the grid of this config.
+
+        Args:
+            name: such as `vit_base_patch16_dinov3.lvd1689m`.
+
+        Raises:
+            LookupError: if timm has no such architecture.
+            ValueError, OSError: as `from_trunk` of a backbone.
+        """
+        from .pretrained import is_architecture, weights_of_timm  # imports timm, which is slow
+
+        if not is_architecture(name):
+            raise LookupError(name)
+        return weights_of_timm(name, self, cache_dir)
 
     def _check_trunk(self) -> None:
         check_whole_fields(self, ("num_channels", "hidden_size", "num_attention_heads", "patch_size"), LARGEST_WIDTH)
