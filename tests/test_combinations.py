@@ -19,6 +19,8 @@ from transformers import (
 
 from segtransformers import (
     SegConvNextConfig,
+    SegLinearConfig,
+    SegLinearForSemanticSegmentation,
     SegMask2FormerConfig,
     SegMask2FormerForSemanticSegmentation,
     SegResNetConfig,
@@ -56,6 +58,7 @@ UPERNET = {"hidden_size": 16, "auxiliary_channels": 8, "num_labels": 5}
 MASK2FORMER = {"hidden_dim": 32, "num_attention_heads": 2, "num_queries": 7, "num_labels": 5}
 SEGFORMER = {"hidden_size": 16, "num_labels": 5}
 HEADS = {
+    SegLinearForSemanticSegmentation: (SegLinearConfig, {"num_labels": 5, "classifier_dropout": 0.0}),
     SegSegformerForSemanticSegmentation: (SegSegformerConfig, SEGFORMER),
     SegUperNetForSemanticSegmentation: (SegUperNetConfig, UPERNET),
     SegMask2FormerForSemanticSegmentation: (SegMask2FormerConfig, MASK2FORMER),

@@ -13,6 +13,7 @@ import torch
 from model_tests import randomise
 from test_flash_internimage import small_flash
 from test_internimage import small_internimage
+from test_seg_linear import small_linear
 from test_seg_mask2former import small_head as small_mask2former
 from test_seg_segformer import small_segformer
 from test_seg_upernet import small_head as small_upernet
@@ -21,6 +22,7 @@ from test_vit_comer import small_comer
 from test_vit_simple_pyramid import small_pyramid
 
 from segtransformers import (
+    SegLinearForSemanticSegmentation,
     SegMask2FormerForSemanticSegmentation,
     SegmenterConfig,
     SegmenterForSemanticSegmentation,
@@ -63,6 +65,7 @@ MODELS = {
         small_segformer(small_internimage(drop_path_rate=0.0))
     ),
     "segmenter": segmenter,
+    "linear-dinov2": lambda: SegLinearForSemanticSegmentation(small_linear(classifier_dropout=0.0)),
 }
 QUICK = {"upernet-vit-adapter"}
 NAMES = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in MODELS]
