@@ -12,7 +12,7 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from segtransformers import published_model
 from segtransformers.cache import downloads_folder
-from segtransformers.conversion import ConversionError
+from segtransformers.conversion import ConversionError, convert_checkpoint
 from segtransformers.conversion.cli import main
 from segtransformers.conversion.convert import empty_model
 from segtransformers.conversion.converter import convert_to_folder
@@ -174,3 +174,34 @@ def test_published_models_have_the_published_sizes(name):
     unused = model.config.backbone_config.hidden_size  # mask_token, for pre-training
     assert sum(parameter.numel() for parameter in model.parameters()) + unused == ROWS[name]["num_parameters"]
     assert model.config.inference_mode == "slide" and model.config.window_size == [640, 640]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "config", "message"),
+    [
+        ("dinov2", {"backbone.pos_embed": torch.zeros(1, 7, 48)}, {}, "pos_embed is 1x7x48, expected one position for"),
+        ("dinov2", {"backbone.register_tokens": torch.zeros(4)}, {}, "'register_tokens' is 4, expected 3 dimensions"),
+        ("dinov2", {"backbone.patch_embed.proj.weight": torch.zeros(4)}, {}, "expected 4 dimensions"),
+        ("dinov2", {}, {"backbone": {"out_indices": "all"}}, "out_indices is 'all'; expected a list"),
+        ("dinov2", {}, {"backbone": {"mlp_ratio": "wide"}}, "impossible model|mlp_ratio"),
+        ("dinov2", {}, {"decode_head": {"in_channels": 48}}, "in_channels is 48; expected a list"),
+        ("dinov2", {}, {"decode_head": {"input_transform": "multiple_select"}}, "input_transform"),
+        ("dinov2", {}, {"decode_head": {"resize_factors": [0]}}, "must be positive"),
+        ("dinov3", {}, {"backbone": [1]}, "backbone is .1.; expected a dict"),
+        ("dinov3", {}, {"backbone_out_layers": "SOME"}, "backbone_out_layers is 'SOME'; known are LAST"),
+        ("dinov3", {}, {"decoder_type": "dpt"}, "decoder_type is 'dpt'; known types are linear"),
+        ("dinov3", {}, {"backbone": {"pos_embed_rope_base": 10}}, "pos_embed_rope_base"),
+        ("dinov3", {f"{DINOV3_TRUNK}blocks.0.attn.qkv.bias": torch.zeros(4)}, {}, "expected one bias for each query"),
+    ],
+)
+def test_damaged_files_and_configs_are_named(name, change, config, message):
+    case = DINOV2 if name == "dinov2" else DINOV3
+    tensors = {**fill.state_dict(case.manifest["state_dict"], torch.float64), **change}
+    original = case.config
+    if name == "dinov2":
+        original["backbone"] = {key: original["backbone"][key] for key in ("type", "out_indices", "num_heads")}
+    for part, settings in config.items():
+        is_change = isinstance(settings, dict) and isinstance(original.get(part), dict)
+        original[part] = {**original[part], **settings} if is_change else settings
+    with pytest.raises(ConversionError, match=message):
+        convert_checkpoint(tensors, original)

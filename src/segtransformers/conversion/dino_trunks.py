@@ -148,7 +148,7 @@ def dinov2_arguments(state_dict: Mapping[str, torch.Tensor]) -> dict[str, Any]:
             f"the backbone's pos_embed is {shape_of(state_dict['pos_embed'])}, expected one position for the class "
             "token and a square of others"
         )
-    registers = state_dict["register_tokens"].shape[1] if "register_tokens" in state_dict else 0
+    registers = _tensor(state_dict, "register_tokens", 3).shape[1] if "register_tokens" in state_dict else 0
     return {
         "img_size": side * patch,
         "patch_size": patch,

@@ -100,7 +100,12 @@ def with_trunk_arguments(config: Any, state_dict: Mapping[str, torch.Tensor]) ->
         if trunk:
             if prefix == MASK2FORMER_TRUNK:
                 dinov3_mask2former.check_width(state_dict, trunk)
-            return {**config, "backbone": {**dinov3_arguments(trunk), **(config.get("backbone") or {})}}
+            given = config.get("backbone", {})
+            if not isinstance(given, Mapping):
+                raise ConversionError(
+                    f"the model config's backbone is {short_repr(given)}; expected a dict of settings"
+                )
+            return {**config, "backbone": {**dinov3_arguments(trunk), **given}}
     raise ConversionError(HEAD_ALONE)
 
 
