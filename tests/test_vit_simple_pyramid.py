@@ -21,6 +21,7 @@ from segtransformers.inference.views import image_views
 from segtransformers.models.trunk.positions import resize_positions
 from segtransformers.published import published_rows
 from segtransformers.training import get_recipe, parameter_groups
+from segtransformers.training.starting_points import starting_model
 
 MAPS = ["stage1", "stage2", "stage3", "stage4"]
 CASES = sorted(folder.name for folder in (FOLDER / "eva").glob("tiny-eva02-*upernet"))
@@ -255,6 +256,23 @@ def test_pretrained_files_of_the_authors(tmp_path, trunk):
     positions = larger.trunk.embeddings.pos_embed
     assert positions.shape[1] == 1 + (side + 2) ** 2
     torch.testing.assert_close(positions[:, :1], file["pos_embed"][:, :1])
+
+
+def test_recipe_builds_its_pyramid_around_another_trunk(tmp_path):
+    """As the name of a trunk after `train --model` does; positions are resized to the crops."""
+    source = Backbone(Config(trunk="vit_tiny_patch16_224", out_features=MAPS))
+    weights = {key.removeprefix("embeddings."): value for key, value in source.trunk.state_dict().items()}
+    torch.save(weights, tmp_path / "trunk.pth")
+    recipe = get_recipe("eva02_B_ade_seg_upernet_sz512")
+    model, processor = starting_model(
+        "vit_tiny_patch16_224", recipe, {0: "a", 1: "b"}, crop_size=(64, 64), trunk_weights=tmp_path / "trunk.pth"
+    )
+    config = model.config.backbone_config
+    assert type(model.backbone) is Backbone and config.tapped_blocks == [2, 5, 8, 11] and config.drop_path_rate == 0.15
+    assert config.pretrain_image_size == [64, 64] and model.config.window_size == [64, 64]
+    assert model.config.hidden_size == 768 and model.config.num_labels == 2 and processor.size_divisor == 0
+    block = model.backbone.trunk.blocks[5].attn.qkv.weight
+    assert torch.equal(block, source.trunk.blocks[5].attn.qkv.weight)
 
 
 @pytest.mark.parametrize("name", ROWS)

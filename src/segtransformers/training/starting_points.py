@@ -29,12 +29,17 @@ from ..models.plain_vit import PlainViTBackbone, PlainViTConfig
 from ..models.trunk import describe_trunk, trunk_normalization
 from ..models.upernet import SegUperNetConfig
 from ..models.vit_adapter import ViTAdapterBackbone
+from ..models.vit_simple_pyramid import ViTSimplePyramidBackbone, ViTSimplePyramidConfig
 from ..published import FAMILIES, published_rows
 from .recipes import Recipe
 
 logger = logging.get_logger(__name__)
 
-DESCRIBED_BACKBONES: dict[str, Any] = {"seg_plain_vit": PlainViTBackbone, "seg_vit_adapter": ViTAdapterBackbone}
+DESCRIBED_BACKBONES: dict[str, Any] = {
+    "seg_plain_vit": PlainViTBackbone,
+    "seg_vit_adapter": ViTAdapterBackbone,
+    "seg_vit_simple_pyramid": ViTSimplePyramidBackbone,
+}
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 
 
@@ -53,7 +58,8 @@ def starting_model(
     Args:
         name: a folder or Hub id of a whole model; or of a backbone, which gets the recipe's head; or the name of a
             plain ViT in timm, whose weights are downloaded into the recipe's backbone with the recipe's head; the
-            recipes of published models take a ViT-Adapter. None is the recipe's own model with random weights.
+            recipes of published models take a ViT-Adapter, or a simple feature pyramid if their model has one. None is
+            the recipe's own model with random weights.
         recipe: its head, drop path and test protocol are used. A whole model keeps its own head and protocol.
         id2label: the classes of the data. A whole model with other classes gets a new classifier.
         palette: the colours of the classes.
@@ -87,7 +93,7 @@ def starting_model(
         config = _whole_config(own, own.backbone_config, recipe, classes, crop_size)
         model, processor = AutoModelForSemanticSegmentation.from_config(config), _processor(recipe, crop_size)
     elif is_timm_trunk(name):
-        backbone = _backbone_of_trunk(name, recipe, crop_size, pretrained=trunk_weights is None)
+        backbone = _backbone_of_trunk(name, recipe, own, crop_size, pretrained=trunk_weights is None)
         config = _whole_config(own, backbone.config, recipe, classes, crop_size)
         model = AutoModelForSemanticSegmentation.from_config(config)
         model.backbone.load_state_dict(backbone.state_dict())
@@ -130,10 +136,16 @@ def trunk_name(name: str | None, trunk_weights: str | Path | None) -> str | None
     return name
 
 
-def _backbone_of_trunk(name: str, recipe: Recipe, crop_size: tuple[int, int] | None, pretrained: bool) -> Any:
-    """Return the recipe's backbone around a trunk of timm: by default a ViT-Adapter whose positions fit the crops."""
+def _backbone_of_trunk(name: str, recipe: Recipe, own: Any, crop_size: tuple[int, int] | None, pretrained: bool) -> Any:
+    """Return the recipe's backbone around a trunk of timm: by default a ViT-Adapter whose positions fit the crops.
+
+    Args:
+        own: the config of the recipe's model, or None.
+    """
     if recipe.model is None:
-        return ViTAdapterBackbone.from_trunk(
+        has_pyramid = own is not None and isinstance(own.backbone_config, ViTSimplePyramidConfig)
+        model_class: Any = ViTSimplePyramidBackbone if has_pyramid else ViTAdapterBackbone
+        return model_class.from_trunk(
             name,
             pretrained=pretrained,
             pretrain_image_size=min(crop_size or recipe.crop_size),
