@@ -189,7 +189,7 @@ def test_options_of_the_command(tmp_path):
     [
         (["--label-map", "0=1"], "expected VALUE:CLASS"),
         (["--columns", "image"], "expected two names"),
-        (["--classes", "0"], "classes: there must be at least one class, got 0"),
+        (["--classes", "0"], "classes: the number of classes must be 1 to 255, got 0"),
         (["--classes", "nothing.txt"], "expected an existing file or a number"),
         (["--kind", "imagenet"], "unknown data set 'imagenet'"),
         (["--mask-ending", "_x.png"], "images have no mask"),

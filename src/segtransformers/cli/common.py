@@ -84,7 +84,7 @@ def load_model(name: str, device: str | None, optimize: bool = False) -> "tuple[
         raise UserError(f"cannot load the model {name}: {why_not_loaded(name, error)}") from None
     try:
         model = model.to(chosen)  # type: ignore[arg-type]
-    except (RuntimeError, AssertionError) as error:  # torch has no CUDA, or the device does not exist
+    except (RuntimeError, AssertionError, ImportError) as error:  # torch has no such device, or it does not exist
         raise UserError(f"--device {device}: {str(error).strip().splitlines()[0]}") from None
     if optimize:
         from ..models.optimize import optimize_if_ours

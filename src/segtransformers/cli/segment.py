@@ -156,13 +156,13 @@ def find_images(paths: Sequence[Path], outputs: Sequence[Path]) -> list[tuple[Pa
         UserError: if a folder holds no image or is an output folder, too.
     """
     readable = _extensions("OPEN")
-    excluded = {path.resolve() for path in outputs}
+    excluded = {os.path.realpath(path) for path in outputs}
     found: list[tuple[Path, Path]] = []
     for path in paths:
         if not path.is_dir():
             found.append((path, Path(path.name)))
             continue
-        if path.resolve() in excluded:
+        if os.path.realpath(path) in excluded:
             raise UserError(f"the folder {path} holds the images: choose another folder for the results")
         inside = [(file, file.relative_to(path)) for file in _walk(path, excluded) if file.suffix.lower() in readable]
         if not inside:
@@ -171,10 +171,12 @@ def find_images(paths: Sequence[Path], outputs: Sequence[Path]) -> list[tuple[Pa
     return found
 
 
-def _walk(folder: Path, excluded: set[Path]) -> Iterator[Path]:
+def _walk(folder: Path, excluded: set[str]) -> Iterator[Path]:
     """Yield the visible files in a folder and its sub-folders, in the order of their paths."""
     for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if name[0] != "." and Path(parent, name).resolve() not in excluded)
+        folders[:] = sorted(
+            name for name in folders if name[0] != "." and os.path.realpath(os.path.join(parent, name)) not in excluded
+        )
         for name in sorted(files):
             if name[0] != "." and Path(parent, name).is_file():
                 yield Path(parent, name)
@@ -200,8 +202,8 @@ def _targets(found: Sequence[tuple[Path, Path]], folders: dict[str, Path], singl
         for files, name in zip(targets, names, strict=True):
             files[option] = folder if is_file else folder / name
     written = [target for files in targets for target in files.values()]
-    inputs = {path.resolve() for path, _ in found}
-    resolved = [target.resolve() for target in written]
+    inputs = {os.path.realpath(path) for path, _ in found}  # unlike `Path.resolve`, it takes links to themselves
+    resolved = [os.path.realpath(target) for target in written]
     for target, place in zip(written, resolved, strict=True):
         check_readable(target)  # a pipe or device would be replaced
         if place in inputs:

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..escaping import short_repr
 from ..files import check_readable
 from .pairs import ROBOFLOW, SPLITS
-from .reading import DataError
+from .reading import NO_CLASS, DataError
 
 # the last four are written by CVAT, labelme2voc, the tools of CamVid and DeepGlobe, and Roboflow
 CLASS_FILES = (
@@ -58,8 +59,8 @@ def read_classes(given: Any, where: str = "classes") -> Classes:
         DataError: if `given` is none of these.
     """
     if isinstance(given, int) and not isinstance(given, bool):
-        if given < 1:
-            raise DataError(f"{where}: there must be at least one class, got {given}")
+        if not 1 <= given <= NO_CLASS:
+            raise DataError(f"{where}: the number of classes must be 1 to {NO_CLASS}, got {short_repr(given)}")
         given = [f"class {index}" for index in range(given)]
     if isinstance(given, Mapping) and given and all(map(_is_colour, given.values())):
         given = [{"name": str(name), "color": colour} for name, colour in given.items()]
