@@ -280,6 +280,7 @@ def test_every_error_gets_a_message(demo, monkeypatch):
         ((False, "4.5", False, ""), "at most 12 scales, up to 4"),
         ((False, ",".join(["1"] * 13), False, ""), "at most 12 scales"),
         ((False, "4", False, "5000"), "4096 x 2752 pixels at once are too many"),
+        ((False, "4", False, "1"), "windows are too many for this page, which takes 5000: use larger ones"),
         ((True, "1", False, ""), "All tested scales and Scales exclude each other"),
     ],
 )

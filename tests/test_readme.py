@@ -53,7 +53,8 @@ def _word(option: str) -> str:
 def exported(folder):
     """Return the folder after the README's export command, whose file a snippet reads."""
     (command,) = [shlex.split(code) for kind, code in BLOCKS if kind == "bash" and " export " in code]
-    _run([sys.executable, "-m", *command], folder)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        _output(command, folder, monkeypatch)
     assert (folder / command[-1]).exists()
     return folder
 
@@ -64,7 +65,15 @@ def _run(words: list[str], folder: Path, environment: dict[str, str] | None = No
     return done.stdout
 
 
-def test_commands(folder):
+def _output(words: list[str], folder: Path, monkeypatch) -> str:
+    """Run a command in this process, which has imported everything already. test_cli.py runs some as a user does."""
+    monkeypatch.chdir(folder)
+    done = CliRunner().invoke(app, words[1:])
+    assert done.exit_code == 0, (words, done.output)
+    return done.stdout
+
+
+def test_commands(folder, monkeypatch):
     commands = [code.strip() for kind, code in BLOCKS if kind == "bash" and not code.startswith(CONVERT)]
     assert len(commands) == 9
     printed = ""
@@ -86,10 +95,9 @@ def test_commands(folder):
         if words[1] == "train":
             continue  # test_train_command.py runs it
         if words[0] == "python":
-            words = [sys.executable, str(ROOT / words[1]), *words[2:]]
+            printed += _run([sys.executable, str(ROOT / words[1]), *words[2:]], folder)
         else:
-            words = [sys.executable, "-m", *words]
-        printed += _run(words, folder)
+            printed += _output(words, folder, monkeypatch)
     assert (folder / "segmentation.png").exists()
     assert "150 classes (names of ade20k)" in printed and (folder / _word("--output") / "config.json").exists()
 

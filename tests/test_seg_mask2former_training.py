@@ -174,7 +174,8 @@ def two_processes(wrapper: str) -> None:
         torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("wrapper", ["ddp", "accelerate"])
+# by default, test_training_processes.py trains Mask2Former in two processes with accelerate
+@pytest.mark.parametrize("wrapper", ["ddp", pytest.param("accelerate", marks=pytest.mark.slow)])
 def test_two_processes_equal_one(tmp_path, wrapper):
     script = tmp_path / "script.py"
     script.write_text(PROCESSES)

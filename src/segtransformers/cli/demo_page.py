@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import html
 import logging
+import math
 import os
 import shutil
 import tempfile
@@ -32,6 +33,7 @@ from segtransformers.cli.errors import UserError
 from segtransformers.escaping import html_text, one_line
 from segtransformers.image_processing import label_map_classes
 from segtransformers.inference import InferenceProtocol, segment_image, view_sizes
+from segtransformers.models.layers.sliding_windows import window_origins
 from segtransformers.packaged import example_image_path
 from segtransformers.visualization import (
     Palette,
@@ -48,13 +50,15 @@ PACKAGED = "drawn scenes (packaged)"
 MODELS_IN_MEMORY = 2
 LARGEST_FILE = "100mb"
 CLEANING_INTERVAL, FILE_LIFETIME = 600, 3600  # of the visitors' files that gradio keeps, in seconds
-# a visitor must not fill the memory of the machine
+# a visitor must neither fill the memory of the machine nor occupy it for hours
 LARGEST_SCALE, MOST_SCALES = 4, 12
 MOST_PIXELS = 16_000_000  # of a scaled image
 MOST_PIXELS_AT_ONCE = 4_000_000  # of a window, or of a whole image without windows
+MOST_WINDOWS = 5000
 LIMITS = (
     f"Limits of this page: {MOST_SCALES} scales up to {LARGEST_SCALE}, scaled images of {MOST_PIXELS // 10**6} million "
-    f"pixels, windows of {MOST_PIXELS_AT_ONCE // 10**6} million pixels (as many for an image that is segmented whole)."
+    f"pixels, {MOST_WINDOWS} windows of up to {MOST_PIXELS_AT_ONCE // 10**6} million pixels (as many for an image that "
+    "is segmented whole)."
 )
 # on a phone the result is below the page's end
 SHOW_RESULT = "() => { if (innerWidth < 768) document.querySelector('#overlay').scrollIntoView({behavior: 'smooth'}) }"
@@ -163,7 +167,7 @@ def _named_as_on_the_page(message: str) -> str:
 
 
 def _check_limits(network: Any, processor: Any, image: Image.Image, protocol: InferenceProtocol) -> None:
-    """Refuse options that take more memory than a visitor may use.
+    """Refuse options that take more memory or time than a visitor may use.
 
     Raises:
         UserError: naming the limit.
@@ -185,6 +189,11 @@ def _check_limits(network: Any, processor: Any, image: Image.Image, protocol: In
             f"{at_once[1]} x {at_once[0]} pixels at once are too many for this page: use a window of at most "
             f"{MOST_PIXELS_AT_ONCE // 10**6} million pixels, such as 512"
         )
+    if window is not None:
+        sides = zip((height, width), window.size, window.stride, strict=True)
+        count = math.prod(len(window_origins(*side)) for side in sides)
+        if count > MOST_WINDOWS:
+            raise UserError(f"{count} windows are too many for this page, which takes {MOST_WINDOWS}: use larger ones")
 
 
 def build_page(demo: Demo) -> gradio.Blocks:

@@ -276,9 +276,12 @@ def _predict(
 
 
 def _save(image: "Image.Image", target: Path) -> None:
+    from PIL import Image
+
     try:
         with complete_file(target) as file:
-            image.save(file)
+            # Pillow finds no extension in names such as "..png"
+            image.save(file, format=Image.registered_extensions()[target.suffix.lower()])
     except (OSError, ValueError, KeyError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot write {printable(target, 200)}: {reason}") from None

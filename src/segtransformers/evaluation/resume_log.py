@@ -51,7 +51,7 @@ class ResumeLog:
             try:
                 subject, *records = (json.loads(line) for line in lines)
                 found.update((record["index"], record["counts"]) for record in records)
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 raise ResumeLogError(f"{file} is damaged: delete the folder {self.folder} to start anew") from None
             if subject != self.subject:
                 raise ResumeLogError(
