@@ -72,6 +72,39 @@ def test_a_stopped_process_leaves_nothing(running, tmp_path, number):
     assert not (tmp_path / "new").exists()
 
 
+SWALLOW = """
+import sys, time
+from pathlib import Path
+from segtransformers import command_process
+from segtransformers.files import staging_folder
+
+command_process.GRACE = 0.0
+command_process.prepare_process()
+with staging_folder(Path(sys.argv[1]) / "new" / "result"):
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
+    except SystemExit:
+        pass
+    try:
+        print("swallowed", flush=True)
+        time.sleep(60)
+    except SystemExit:
+        raise ValueError("of a library") from None
+"""
+
+
+def test_sigterm_that_libraries_swallow_or_replace(tmp_path):
+    """torch clears or replaces exceptions that are raised inside of its own code."""
+    words = [sys.executable, "-c", SWALLOW, tmp_path]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        for said in ("ready", "swallowed"):
+            assert process.stdout.readline() == f"{said}\n"
+            process.terminate()
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143 and not errors and not list(tmp_path.iterdir())
+
+
 def test_leftovers_of_a_killed_process_are_removed(running, tmp_path):
     folder = tmp_path / "new"
     with complete_file(folder / "one") as file:

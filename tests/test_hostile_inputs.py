@@ -240,3 +240,63 @@ def test_pipes_inside_of_folders_are_refused_at_once(file, words, place, monkeyp
     assert result.exit_code == 1 and "Traceback" not in result.stderr, result.output
     assert "is no file, but a pipe, device or socket" in result.stderr, result.stderr
     assert not (place / "out").exists()
+
+
+# files and options that would take all memory or never end
+
+LAUGHS = "a0: &a0 [lol]\n" + "\n".join(
+    f"a{index}: &a{index} [{','.join([f'*a{index - 1}'] * 10)}]" for index in range(1, 10)
+)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "words", "message"),
+    [
+        (
+            "r.yaml",
+            f"{LAUGHS}\noptimizer: *a9\n",
+            [*TRAIN, "r.yaml"],
+            "r.yaml is not a recipe: its text cannot be parsed",
+        ),
+        ("r.yaml", "optimizer: &x {a: *x}", [*TRAIN, "r.yaml"], "a value refers to itself"),
+        ("r.json", "[" * 10**5, [*TRAIN, "r.json"], "r.json is not a recipe"),
+        ("r.yaml", "a: " + "[" * 5000, [*TRAIN, "r.yaml"], "r.yaml is not a recipe"),
+        ("r.yaml", "!!python/object/apply:os.system ['touch owned']", [*TRAIN, "r.yaml"], "r.yaml is not a recipe"),
+        ("c.json", json.dumps([str(index) for index in range(10**5)]), ["check-data", "data"], "must be 1 to 255"),
+        ("c.json", "[" * 10**5, ["check-data", "data"], "cannot read class names from c.json"),
+        ("c.json", "9" * 4000, ["check-data", "data"], "the number of classes must be 1 to 255"),
+        ("res.json.resume/process-0.jsonl", "[" * 10**5 + "\n[\n", ["evaluate", "--model", "model"], "is damaged"),
+    ],
+    ids=range(9),
+)
+def test_bombs_are_refused(file, text, words, message, place, monkeypatch):
+    monkeypatch.chdir(place)
+    (place / file).parent.mkdir(exist_ok=True)
+    (place / file).write_text(text)
+    if words[0] == "evaluate":
+        (place / "data" / "classes.json").write_text("10")
+        words = [*words, "--data", "data", "--output", "res.json", "--resume", "--device", "cpu"]
+    if words[0] == "check-data":
+        words = [*words, "--classes", "c.json"]
+    with within_a_minute():
+        result = run(*words)
+    assert result.exit_code == 1 and message in result.stderr, result.output
+    assert "Traceback" not in result.stderr and max(map(len, result.stderr.splitlines())) < 700
+    assert not (place / "out").exists() and not (place / "owned").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["check-data", "data", "--classes", "9" * 20], "the number of classes must be 1 to 255, got 99999"),
+        (["segment", "link.png", "--output", "out.png"], "link.png"),
+        (["segment", "a.png", "--output", "out.png", "--device", "privateuseone"], "--device privateuseone: "),
+    ],
+)
+def test_arguments_that_no_library_expects(words, message, place, monkeypatch):
+    monkeypatch.chdir(place)
+    os.symlink("link.png", place / "link.png")
+    Image.new("RGB", (40, 40)).save(place / "a.png")
+    result = run(*words)
+    line = result.stderr.splitlines()[-1]
+    assert result.exit_code == 1 and line.startswith("error: ") and message in line, result.output

@@ -149,23 +149,33 @@ _VariantLoader.add_constructor("tag:yaml.org,2002:python/tuple", _VariantLoader.
 
 
 def parse_variant(text: str) -> Any:
-    """Parse a `variant.yml` without executing it; tuples become lists.
+    """Parse a `variant.yml` as [`parse_yaml`] does."""
+    return parse_yaml(text, LARGEST_VARIANT, "the variant")
+
+
+def parse_yaml(text: str, most: int, where: str) -> Any:
+    """Parse YAML without executing it; tuples become lists.
+
+    Args:
+        text: the YAML text.
+        most: largest number of characters.
+        where: name of the text in error messages.
 
     Raises:
         ConversionError: naming the value that cannot be parsed, or if the values are too many or too deep.
     """
-    check_length(text, LARGEST_VARIANT, "the variant")
+    check_length(text, most, where)
     loader = None
     try:
         loader = _VariantLoader(text)  # refuses control characters
         node = loader.get_single_node()
         if node is None:
             return None
-        check_expansion([node], _yaml_parts, "the variant")
+        check_expansion([node], _yaml_parts, where)
         return loader.construct_document(node)
     except (yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split())
-        raise ConversionError(f"the variant cannot be parsed: {printable(reason, 300)}") from error
+        raise ConversionError(f"{where} cannot be parsed: {printable(reason, 300)}") from error
     finally:
         if loader is not None:
             loader.dispose()

@@ -77,7 +77,7 @@ def read_classes(given: Any, where: str = "classes") -> Classes:
     if not isinstance(given, Sequence) or isinstance(given, str):
         raise DataError(f"{where} must be a list of names, {{index: name}}, or a number, got {str(given)[:80]!r}")
     no_class = [item for item in given if isinstance(item, Mapping) and item.get("ignore")]
-    classes = [item for item in given if item not in no_class]
+    classes = [item for item in given if not isinstance(item, Mapping) or not item.get("ignore")]
     if not classes:
         raise DataError(f"{where} names no classes")
     if all(isinstance(item, str) for item in given):
@@ -198,9 +198,10 @@ def _is_index(value: Any) -> bool:
 
 
 def _checked_names(names: list[str], where: str) -> list[str]:
+    first: dict[str, int] = {}
     for index, name in enumerate(names):
         if not name:
             raise DataError(f"{where}: class {index} has no name")
-        if names.index(name) != index:
-            raise DataError(f"{where}: classes {names.index(name)} and {index} are both called {name!r}")
+        if first.setdefault(name, index) != index:
+            raise DataError(f"{where}: classes {first[name]} and {index} are both called {name!r}")
     return names

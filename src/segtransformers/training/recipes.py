@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import yaml
-
+from ..conversion.config_text import LARGEST_TEXT, parse_yaml
+from ..escaping import one_line
 from .published_recipes import frozen_trunk_settings, merged_settings, published_settings
 from .recipe_settings import (
     AugmentationSettings,
@@ -184,9 +184,10 @@ class Recipe:
             OSError: if the file cannot be read.
         """
         try:
-            return cls.from_dict(yaml.safe_load(Path(path).read_text(encoding="utf-8")))  # JSON is YAML
-        except (ValueError, yaml.YAMLError) as error:
-            raise ValueError(f"{path} is not a recipe: {' '.join(str(error).split())}") from error
+            text = Path(path).read_text(encoding="utf-8")
+            return cls.from_dict(parse_yaml(text, LARGEST_TEXT, "its text"))  # JSON is YAML
+        except ValueError as error:
+            raise ValueError(f"{path} is not a recipe: {one_line(error)}") from error
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as dicts, lists, texts and numbers, for JSON and YAML."""
