@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from dino_stand_ins import DINOV2
 from model_tests import randomise
 from test_internimage import small_internimage
 from test_seg_mask2former import small_head as small_mask2former
@@ -60,3 +61,12 @@ def test_models_are_measured_side_by_side(benchmark, monkeypatch, tmp_path, caps
     assert result["agreement"]["relative_error"] < 1e-4 and result["agreement"]["argmax_agreement"] > 0.99
     assert {row["rounds"] for row in result["implementations"].values()} == {1}
     assert "same class at" in capsys.readouterr().out
+
+
+def test_a_step_with_a_frozen_trunk_is_measured(benchmark, monkeypatch, capsys):
+    frozen_trunk = benchmark("frozen_trunk")
+    arguments = f"--recipe dinov2-linear --trunk {DINOV2} --size 28 --rounds 1 --threads 1"
+    monkeypatch.setattr(sys, "argv", ["frozen_trunk.py", *arguments.split(), "--inside", "frozen trunk, bfloat16"])
+    frozen_trunk.main()
+    figures = json.loads(capsys.readouterr().out)
+    assert figures.keys() == {"seconds", "peak"} and figures["seconds"] > 0
