@@ -376,7 +376,9 @@ def _check_backbone(model_config: Mapping[str, Any], is_variant: bool, backbones
             f"this script converts {', '.join(backbones)}"
         )
     known = ("an official Segmenter with its variant.yml" if name == VARIANT else name for name in backbones)
-    raise ConversionError(f"the config's backbone is {short_repr(kind)}; this script converts {', '.join(known)}")
+    others = [family for family, kinds in BACKBONES.items() if kind in kinds]
+    hint = f"; `segtransformers convert {others[0]}` converts it" if others else ""
+    raise ConversionError(f"the config's backbone is {short_repr(kind)}; this script converts {', '.join(known)}{hint}")
 
 
 def _processor(
