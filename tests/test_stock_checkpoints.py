@@ -224,4 +224,5 @@ def test_commands_take_them(tmp_path, make, kind):
     words = ["segment", str(example_image_path()), "--model", str(tmp_path / "stock")]
     done = CliRunner().invoke(app, [*words, "--output", str(tmp_path / "out.png"), "--device", "cpu"])
     assert done.exit_code == 0, done.output
+    assert "model of type" not in done.stderr  # transformers' warning of another model type
     assert f"model: {tmp_path / 'stock'}, 3 classes" in done.output and (tmp_path / "out.png").is_file()

@@ -118,16 +118,14 @@ class SegMask2FormerConfig(SegmentationConfigWithBackbone):
     importance_sample_ratio: float | int = 0.75
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any):
-        """Read a saved config, also that of transformers' own Mask2Former.
+    def from_stock_fields(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        """Return the fields for those of transformers' own Mask2Former.
 
-        The latter pads no image, and its scores are those of the authors' code: mask logits are resized to the image.
+        It pads no image, and its scores are those of the authors' code: mask logits are resized to the image.
         """
-        if config_dict.get("model_type") == cls.stock_model_type:
-            defaults = {"pad_to_stride": False, "resize_mask_logits": True}
-            unused = ("num_hidden_layers", "init_std", "init_xavier_std", "enforce_input_proj")
-            config_dict = defaults | {name: value for name, value in config_dict.items() if name not in unused}
-        return super().from_dict(config_dict, **kwargs)
+        unused = ("num_hidden_layers", "init_std", "init_xavier_std", "enforce_input_proj")
+        kept = {name: value for name, value in super().from_stock_fields(fields).items() if name not in unused}
+        return {"pad_to_stride": False, "resize_mask_logits": True, **kept}
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)

@@ -88,6 +88,18 @@ class SegmentationConfig(ChecksArguments, RemoteCodeConfigMixin, PreTrainedConfi
                 self.palette = None
 
     @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs: Any):
+        """Read a saved config's fields. transformers would warn of the other model type in its own configs."""
+        fields, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        is_stock = cls.stock_model_type is not None and fields.get("model_type") == cls.stock_model_type
+        return cls.from_stock_fields(fields) if is_stock else fields, kwargs
+
+    @classmethod
+    def from_stock_fields(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        """Return the fields of our config for those of transformers' config with the same head."""
+        return {name: value for name, value in fields.items() if name not in ("model_type", "architectures")}
+
+    @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any):
         """Read a saved config.
 
@@ -96,7 +108,7 @@ class SegmentationConfig(ChecksArguments, RemoteCodeConfigMixin, PreTrainedConfi
         """
         model_type = config_dict.get("model_type", cls.model_type)
         if model_type == cls.stock_model_type:
-            config_dict = {k: v for k, v in config_dict.items() if k not in ("model_type", "architectures")}
+            config_dict = cls.from_stock_fields(config_dict)
         elif "backbone_config" in cls.sub_configs_defaults and model_type != cls.model_type:
             config_dict = {"backbone_config": config_dict}
         return super().from_dict(config_dict, **kwargs)
