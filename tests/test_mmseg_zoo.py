@@ -2,6 +2,7 @@
 """MMSegmentation's own zoo against the original: Swin, ConvNeXt and ResNet of transformers under our heads."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,7 @@ from segtransformers import (
     SegSwinBackbone,
     SegSwinConfig,
     SegUperNetForSemanticSegmentation,
+    published_model,
 )
 from segtransformers.conversion import ConversionError, convert_checkpoint
 from segtransformers.conversion.cli import main
@@ -386,3 +388,27 @@ def test_shortest_edges_are_drawn():
     assert sizes == {(20, 40), (35, 70)}
     with pytest.raises(ValueError, match="shortest_edges must be a list of whole pixels"):
         AugmentationSettings(shortest_edges=[0.5])
+
+
+def test_both_files_of_a_row_become_the_published_model(tmp_path, monkeypatch):
+    """The row's config fits the names of both generations; card and config name the row."""
+    name = "mask2former_swin-stand-in_ade20k"
+    older, newer = (ReferenceCase(f"mmseg_zoo/tiny-swin-mask2former{suffix}") for suffix in ("-rc", ""))
+    row = ROWS["mask2former_swin-t_8xb2-160k_ade20k-512x512"]
+    monkeypatch.setitem(ROWS, name, {**row, "model": newer.config})
+    monkeypatch.setenv("SEGTRANSFORMERS_CACHE", str(tmp_path / "cache"))
+    for case in (older, newer):
+        state_dict = case.state_dict(torch.float32)
+        derived = {key: torch.zeros(49, 49, dtype=torch.long) for key in case.manifest["derived"]}
+        meta = {"dataset_meta": {"classes": case.manifest["meta"]["CLASSES"]}}
+        torch.save({"meta": meta, "state_dict": state_dict | derived}, tmp_path / "file.pth")
+        folder = published_model("swin-stand-in", tmp_path / "file.pth")
+        model = AutoModelForSemanticSegmentation.from_pretrained(folder).double()
+        assert model.config.source_config == name and model.config.pad_to_stride
+        with torch.no_grad():
+            logits = case.sampled("segmentation_logits", model(case.pixel_values()).logits)
+        assert relative_error(logits, case.outputs()["segmentation_logits"]) < 1e-5
+        card = (folder / "README.md").read_text()
+        assert f"# {name}" in card and "value: 48.66" in card and "license: apache-2.0" in card
+        assert "Masked-attention Mask Transformer" in card and f"evaluate --model {name}" in card
+        shutil.rmtree(folder)
