@@ -301,6 +301,7 @@ def test_models_of_transformers(tmp_path):
         ({"output": "model.pth"}, r"must end in .onnx or .pt2, got model.pth"),
         ({"output": "model.pt2", "opset": 20}, "opset is an option of ONNX"),
         ({"opset": 11}, "opset must be 18 or newer, got 11"),
+        ({"opset": 999}, "opset must be at most [0-9]+, the newest that the package onnx has, got 999"),
         ({"size": (0, 64)}, "pixel_values must"),
     ],
 )

@@ -290,6 +290,10 @@ def test_bombs_are_refused(file, text, words, message, place, monkeypatch):
     [
         (["check-data", "data", "--classes", "9" * 20], "the number of classes must be 1 to 255, got 99999"),
         (["segment", "link.png", "--output", "out.png"], "link.png"),
+        (
+            [*TRAIN, RECIPE, "--model", "model", "--eval-split", "validation", "--crop-size", "99999"],
+            "67 million pixels",
+        ),
         (["segment", "a.png", "--output", "out.png", "--device", "privateuseone"], "--device privateuseone: "),
     ],
 )

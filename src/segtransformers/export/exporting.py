@@ -190,6 +190,9 @@ def export_model(
         raise ValueError(f"opset must be {OLDEST_OPSET} or newer, got {opset}")
     if output.suffix == ".onnx":
         _require("onnx", "onnxscript", *(["onnxruntime"] if check else []))
+        newest = importlib.import_module("onnx").defs.onnx_opset_version()
+        if opset is not None and opset > newest:
+            raise ValueError(f"opset must be at most {newest}, the newest that the package onnx has, got {opset}")
     size = tuple(size) if size is not None else export_size(model, processor)
     try:
         program = traced(model, size, dynamic_batch)

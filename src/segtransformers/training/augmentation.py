@@ -15,6 +15,8 @@ import torch
 from torchvision.transforms.v2 import functional as TF
 
 from ..image_processing import as_8bit_image, keep_ratio_size, resize_image, resize_labels
+from ..image_processing.options import LARGEST_ENLARGEMENT
+from ..whole_numbers import LARGEST_SIDE
 from .color import HUES, hsv_to_rgb, rgb_to_hsv
 from .recipe_settings import AugmentationSettings
 from .recipes import Recipe
@@ -80,6 +82,9 @@ class TrainingAugmentation:
         photometric_distortion: a function that changes the colours, or None.
         image_mean, image_std: of red, green and blue in 0..1, for the normalisation.
         reduce_labels: whether label 0 means "no class". Then 0 becomes 255, and every other label goes down by one.
+
+    Raises:
+        ValueError: if crops or images would have more pixels than memory usually holds.
     """
 
     def __init__(
@@ -96,6 +101,17 @@ class TrainingAugmentation:
         reduce_labels: bool = False,
         shortest_edges: Sequence[int] = (),
     ):
+        if crop_size[0] * crop_size[1] > LARGEST_ENLARGEMENT:
+            raise ValueError(
+                f"crop_size must be at most {LARGEST_ENLARGEMENT // 10**6} million pixels, got {crop_size[0]} x "
+                f"{crop_size[1]}"
+            )
+        largest = max(shortest_edge, *shortest_edges) if shortest_edges else shortest_edge
+        if largest * ratio_range[1] > LARGEST_SIDE:
+            raise ValueError(
+                f"shortest_edge times ratio_range must be at most {LARGEST_SIDE} pixels, got {largest} times "
+                f"{ratio_range[1]:g}"
+            )
         self.shortest_edges = tuple(shortest_edges)
         self.shortest_edge, self.longest_edge, self.ratio_range = shortest_edge, longest_edge, ratio_range
         self.crop_size, self.cat_max_ratio = crop_size, cat_max_ratio
