@@ -85,6 +85,8 @@ def test_evaluation(tmp_path, monkeypatch):
     assert f"{share:.2f} %" in printed[-1]  # counted again by the metric alone
 
 
+# by default the notebook converts its own file, and test_conversion.py files like this one
+@pytest.mark.slow
 def test_converting(tmp_path, monkeypatch):
     """Convert a user's file of a small model, with its config inside as mmcv writes it."""
     case = ReferenceCase("vit_adapter/tiny-vit-light-upernet")
