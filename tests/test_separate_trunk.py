@@ -13,7 +13,13 @@ from safetensors import safe_open
 from test_vit_adapter import small_config
 from transformers import AutoModelForSemanticSegmentation
 
-from segtransformers import SegUperNetConfig, SegUperNetForSemanticSegmentation, ViTAdapterBackbone
+from segtransformers import (
+    PlainViTBackbone,
+    PlainViTConfig,
+    SegUperNetConfig,
+    SegUperNetForSemanticSegmentation,
+    ViTAdapterBackbone,
+)
 from segtransformers.models.trunk import pretrained
 
 TIMM_NAME = "vit_small_patch16_224.augreg_in21k"
@@ -168,6 +174,43 @@ def test_errors_name_the_trunk_and_what_to_do(saved, tmp_path, monkeypatch):
         load(rest)
     with pytest.raises(ValueError, match="must name the weights"):
         model.separate_trunk("")
+
+
+def test_missing_and_damaged_files_are_named(saved, tmp_path):
+    """A folder without weights never becomes a model with a random head."""
+    model, trunk, rest = saved
+    load = SegUperNetForSemanticSegmentation.from_pretrained
+    model.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
+    (shard, *_) = sorted((tmp_path / "shards").glob("model-*.safetensors"))
+    (tmp_path / "shards" / "other.safetensors").write_bytes(b"is not read")
+    assert_equal_models(load(tmp_path / "shards"), model)
+    shard.unlink()
+    with pytest.raises(OSError, match=rf"lacks {shard.name}, which its model.safetensors.index.json names"):
+        load(tmp_path / "shards")
+    (tmp_path / "shards" / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(OSError, match=r"index\.json is damaged"):
+        load(tmp_path / "shards")
+    (rest / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(OSError, match=r"rest/model\.safetensors is damaged"):
+        load(rest)
+    (rest / "model.safetensors").unlink()
+    with pytest.raises(OSError, match=r"rest holds no weights: it lacks model\.safetensors"):
+        load(rest)
+    model.save_pretrained(rest)
+    with pytest.raises(OSError, match=r"which are '.*trunk'.*you/nothing cannot be loaded from the Hub.*trunk_from="):
+        load(rest, trunk_from="you/nothing", local_files_only=True)
+    (trunk / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(OSError, match=r"which are '.*trunk/model\.safetensors is damaged.*pass trunk_from="):
+        load(rest)
+
+
+def test_a_backbone_that_is_only_its_trunk_has_no_weights_of_its_own(tmp_path):
+    backbone = PlainViTBackbone(PlainViTConfig(trunk="vit_small_patch16_224", num_hidden_layers=2, hidden_size=384))
+    backbone.save_pretrained(tmp_path / "whole")
+    backbone.separate_trunk(str(tmp_path / "whole"))
+    backbone.save_pretrained(tmp_path / "named")
+    assert not tensors_in(tmp_path / "named")
+    assert_equal_models(PlainViTBackbone.from_pretrained(tmp_path / "named"), backbone)
 
 
 def test_offloaded_parts(saved, tmp_path):

@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
-from safetensors import safe_open
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
-from ...escaping import printable, short_repr
+from ...escaping import one_line, printable, short_repr
 
 logger = logging.get_logger(__name__)
 
@@ -111,7 +111,7 @@ class SeparateTrunkMixin:
         Raises:
             ValueError: if the folder has its trunk and `trunk_from` is given, or if these weights do not fit or are not
                 those that the rest was trained with.
-            OSError: if the weights of the trunk are not found.
+            OSError: if these weights or those of the rest are not found or damaged.
         """
         name = pretrained_model_name_or_path
         weights = None if name is None else _named_weights(name, kwargs)
@@ -127,6 +127,11 @@ class SeparateTrunkMixin:
                 config or name, return_unused_kwargs=True, subfolder=subfolder, **hub, **kwargs
             )
         tensors = _tensors_in(name, subfolder, **hub)
+        if not tensors:
+            with torch.device("meta"):
+                rest = [key for key in cls(config, *model_args).state_dict() if not is_of_trunk(key)]
+            if rest:
+                raise OSError(f"{printable(name, 200)} holds no weights: it lacks {SAFE_WEIGHTS_NAME}")
         hub.pop("revision", None)  # is of this repository, not of the trunk's
         prefix = "backbone." if hasattr(config, "backbone_config") else ""
         backbone_config = getattr(config, "backbone_config", config)
@@ -225,30 +230,53 @@ def _named_weights(name: str | Path, kwargs: Mapping[str, Any]) -> str | None:
 
 
 def _tensors_in(name: str | Path, subfolder: str = "", **hub: Any) -> dict[str, torch.Tensor]:
-    """Return the tensors of a saved folder or Hub repository. Their numbers are read from the files when used.
+    """Return the tensors of a saved folder or Hub repository, none if it has no weights.
+
+    Their numbers are read from the files when used.
 
     Raises:
-        OSError: if it is not found.
+        OSError: if it is not found, or a file is missing or damaged.
     """
+    folder = Path(name)
+
+    def find(file: str) -> Path | None:
+        if folder.is_dir():
+            path = folder / subfolder / file
+            return path if path.exists() else None
+        try:
+            return Path(hf_hub_download(folder.as_posix(), file, subfolder=subfolder or None, **hub))
+        except (OSError, EntryNotFoundError) as error:
+            # without a network, an index that is not cached is taken for one that does not exist
+            if isinstance(error, LocalEntryNotFoundError):
+                exists = file != SAFE_WEIGHTS_INDEX_NAME
+            else:
+                exists = not isinstance(error, EntryNotFoundError)
+            if not exists:
+                return None
+            raise OSError(f"{printable(name, 200)} cannot be loaded from the Hub: {one_line(error)}") from error
+
     tensors: dict[str, torch.Tensor] = {}
-    for path in _weight_files(Path(name), subfolder, **hub):
-        with safe_open(path, framework="pt") as opened:
-            tensors |= {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118  # not a mapping
+    index = find(SAFE_WEIGHTS_INDEX_NAME)
+    files = [SAFE_WEIGHTS_NAME] if index is None else _files_of_index(index)
+    for file in files:
+        path = find(file)
+        if path is None and index is None:
+            return {}
+        if path is None:
+            raise OSError(f"{printable(name, 200)} lacks {printable(file)}, which its {SAFE_WEIGHTS_INDEX_NAME} names")
+        try:
+            with safe_open(path, framework="pt") as opened:
+                tensors |= {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118  # not a mapping
+        except SafetensorError as error:
+            raise OSError(f"{printable(path, 200)} is damaged: {one_line(error)}") from None
     return tensors
 
 
-def _weight_files(name: Path, subfolder: str, **hub: Any) -> list[Path]:
-    if name.is_dir():
-        return sorted((name / subfolder).glob("*.safetensors"))
-
-    def download(file: str) -> Path:
-        return Path(hf_hub_download(name.as_posix(), file, subfolder=subfolder or None, **hub))
-
+def _files_of_index(path: Path) -> list[str]:
     try:
-        index = json.loads(download(SAFE_WEIGHTS_INDEX_NAME).read_text(encoding="utf-8"))
-    except EntryNotFoundError:
-        return [download(SAFE_WEIGHTS_NAME)]
-    return [download(file) for file in sorted(set(index["weight_map"].values()))]
+        return sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise OSError(f"{printable(path, 200)} is damaged: {one_line(error)}") from None
 
 
 def _load_trunk(source: str, config: Any, name: str, **hub: Any) -> dict[str, torch.Tensor]:
@@ -269,7 +297,10 @@ def _load_trunk(source: str, config: Any, name: str, **hub: Any) -> dict[str, to
     if is_folder or ("/" in source and not source.startswith("timm/")):
         if not is_folder and (source.startswith((".", "/", "~")) or source.count("/") > 1):
             raise OSError(f"{where}: the folder {printable(source, 200)} does not exist; {what_to_do}")
-        tensors = _of_trunk(_tensors_in(source, **hub))
+        try:
+            tensors = _of_trunk(_tensors_in(source, **hub))
+        except OSError as error:
+            raise OSError(f"{where}: {one_line(error)}; {what_to_do}") from error
         if not tensors:
             raise ValueError(f"{where}: {printable(source, 200)} holds no weights of a trunk either; {what_to_do}")
     else:
