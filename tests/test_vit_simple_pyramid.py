@@ -217,6 +217,14 @@ def test_impossible_configs_are_refused(changes, message):
         small_pyramid(**changes)
 
 
+@torch.no_grad()
+def test_without_feature_maps():
+    backbone = Backbone(small_pyramid(out_indices=[], out_features=None)).eval()
+    output = backbone(torch.randn(1, 3, 32, 32), output_hidden_states=True)
+    assert not output.feature_maps and len(output.hidden_states) == 1 + backbone.config.num_hidden_layers
+    assert not backbone(torch.randn(1, 3, 32, 32)).feature_maps
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

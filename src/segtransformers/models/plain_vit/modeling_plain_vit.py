@@ -79,7 +79,7 @@ class PlainViTBackbone(TrunkBackbone):
         tokens, layout = trunk.embed(self._padded(pixel_values.to(self.get_input_embeddings().weight.dtype)))
         selection = hidden_states_selection(self, output_hidden_states)
         wanted = self.out_features if selection is False else self.stage_names
-        last = max(self.stage_names.index(name) for name in wanted)
+        last = max((self.stage_names.index(name) for name in wanted), default=0)
         states = itertools.chain([tokens], trunk.run_blocks(tokens, 0, last - 1, layout))
         named = {name: tokens for name, tokens in zip(self.stage_names, states, strict=False) if name in wanted}
         hidden_states = None if selection is False else list(named.values())

@@ -47,7 +47,7 @@ class PyramidConfig(BackboneConfigMixin, TrunkConfig):
         add_trunk_features (`bool`, defaults to `True`):
             Whether the trunk's tokens after interaction i are added to feature map i. Needs four interactions.
         add_last_trunk_features (`bool`, defaults to `False`):
-            Whether these are for every feature map the tokens after the last interaction.
+            Whether every feature map gets the tokens after the last interaction instead. Needs `add_trunk_features`.
         final_norm (`bool`, defaults to `False`):
             Whether extractors and feature maps read the trunk's tokens through its final norm, as in DINOv3. The next
             block takes them without it.
@@ -115,6 +115,8 @@ class PyramidConfig(BackboneConfigMixin, TrunkConfig):
                 f"add_trunk_features needs four interactions, one for each feature map, but interaction_indexes has "
                 f"{len(self.interaction_indexes)}: set add_trunk_features=False or give four pairs"
             )
+        if self.add_last_trunk_features and not self.add_trunk_features:
+            raise ValueError("add_last_trunk_features has no effect without add_trunk_features: set both, or neither")
         if not 0 < self.adapter_layer_norm_eps < math.inf or not 0 <= self.adapter_drop_path_rate < 1:
             raise ValueError(
                 "adapter_layer_norm_eps must be positive and adapter_drop_path_rate a share in [0, 1), got "

@@ -118,7 +118,7 @@ class ViTSimplePyramidBackbone(TrunkBackbone):
         embedded, layout = trunk.embed(pixel_values.to(self.get_input_embeddings().weight.dtype))
         selection = hidden_states_selection(self, output_hidden_states)
         needed = {taps[name] for name in self.out_features}
-        last = max(needed) if selection is False else self.config.num_hidden_layers - 1
+        last = max(needed, default=-1) if selection is False else self.config.num_hidden_layers - 1
         tapped, hidden_states = {}, [embedded]
         for block, tokens in enumerate(trunk.run_blocks(embedded, 0, last, layout)):
             if block in needed:
