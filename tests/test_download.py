@@ -297,6 +297,7 @@ def test_addresses_and_published_names_are_converted(server, capsys, monkeypatch
     rows = {"tiny": row, "absent": {**row, "download": None}, "page": {**row, "download": f"{server.url}/share?pwd=x"}}
     for module in ("converter", "config_source", "cli"):
         monkeypatch.setattr(f"segtransformers.conversion.{module}.published_rows", lambda family: rows)
+    monkeypatch.setattr("segtransformers.conversion.converter.published_row", lambda name: rows[name])
     monkeypatch.setattr("segtransformers.hub.model_card._row", lambda record: (None, {}))
     status, _, error = run(capsys, "--checkpoint", "tiny", "--output", tmp_path / "by-name")
     assert (status, error) == (0, "")
