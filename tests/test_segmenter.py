@@ -15,6 +15,7 @@ from segtransformers import (
     SegmenterViTBackbone,
     SegmenterViTConfig,
     ViTAdapterConfig,
+    ViTCoMerConfig,
 )
 from segtransformers.conversion import convert_checkpoint
 from segtransformers.models.segmenter.modeling_segmenter import _covering
@@ -312,7 +313,7 @@ def test_defaults():
         (lambda: small_vit(position_interpolation="nearest"), "must be 'bicubic' or 'bilinear', got 'nearest'"),
         (lambda: small_vit(token_stride=8), r"token_stride is 8 and .* patches of 16x16 pixels"),
         (lambda: small_vit(out_features=["stage5"]), "stage5"),
-        (lambda: ViTAdapterConfig(token_stride=8, patch_size=8), "token_stride must be 16 beside a pyramid"),
+        (lambda: ViTCoMerConfig(token_stride=8, patch_size=8), "token_stride must be 16"),
         (lambda: small_vit(trunk="vit_base_r50_s16_224"), "its embedding is a HybridEmbed"),
     ],
 )
