@@ -12,11 +12,12 @@ from training_cases import small_model
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 from typer.testing import CliRunner
 
-from segtransformers import packaged_model_path
+from segtransformers import SegMask2FormerConfig, packaged_model_path
 from segtransformers.cli import app
 from segtransformers.datasets import load_segmentation_dataset
 from segtransformers.datasets.checking import class_counts
 from segtransformers.datasets.scenes import draw_scene
+from segtransformers.image_processing import decision_of
 from segtransformers.inference import (
     InferenceProtocol,
     image_scores,
@@ -40,6 +41,28 @@ def test_confidence_is_the_largest_probability(packaged, protocol):
     labels, confidence = segment_with_confidence(*packaged, image, protocol)
     torch.testing.assert_close(confidence, scores.amax(0))
     assert torch.equal(labels, segment_image(*packaged, image, protocol))
+
+
+@pytest.mark.parametrize("protocol", [None, InferenceProtocol(flip=True)], ids=str)
+def test_confidence_of_sums_over_queries(packaged, protocol):
+    model = small_model("mask2former").eval()
+    image = Image.fromarray(draw_scene(3, (64, 96))[0])
+    views = [image] if protocol is None else [image, image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
+    labels, confidence = segment_with_confidence(model, packaged[1], image, protocol)
+    expected = []
+    for view in views:
+        with torch.no_grad():
+            logits = model(**packaged[1](view, return_tensors="pt")).logits[0]
+        shares = logits / logits.sum(0).clamp(min=1)
+        expected.append(shares if view is image else shares.flip(-1))
+    expected = torch.stack(expected).mean(0).gather(0, labels[None])[0]
+    torch.testing.assert_close(confidence, expected)
+    # one query that is sure of its class gives a confidence near 1, where the softmax over 150 classes is at most 0.02
+    sums = torch.full((150, 1, 1), 1e-4)
+    sums[7] = 0.98
+    decision = decision_of(SegMask2FormerConfig(num_labels=150))
+    sure = decision.confidence(torch.full((1, 1), 7), decision.confidences(sums))
+    assert sure.item() == pytest.approx(0.98, abs=0.02) and decision.probabilities(sums)[7].item() < 0.02
 
 
 @pytest.fixture
@@ -83,6 +106,23 @@ def test_a_folder_of_labels(packaged, images, tmp_path):
     assert (output / "masks/more.png").exists()
     status, printed = command(*words[:-1], 0.5)
     assert status == 1 and "was labelled with another min_confidence" in printed
+
+
+def test_more_images_of_the_same_names(images, tmp_path):
+    words = ["--model", "packaged", "--output", tmp_path / "out", "--images"]
+    assert command(*words, images / "0.png")[0] == 0
+    other = tmp_path / "more/0.bmp"
+    other.parent.mkdir()
+    Image.fromarray(draw_scene(7, (50, 60))[0]).save(other)
+    status, printed = command(*words, other.parent)
+    assert status == 0 and "2 images in" not in printed and "2 images, " in printed, printed
+    assert (
+        Image.open(tmp_path / "out/masks/0-2.png").size == Image.open(tmp_path / "out/images/0-2.bmp").size == (60, 50)
+    )
+    status, printed = command(*words[:2], "--output", tmp_path / "none", "--images", tmp_path / "missing")
+    assert status == 1 and "there is no file or folder" in printed and not (tmp_path / "none").exists()
+    (tmp_path / "out/manifest.json").write_text((tmp_path / "out/manifest.json").read_text().replace("labelled", "x"))
+    assert "manifest.json is damaged" in command(*words, other.parent)[1]
 
 
 def test_images_that_cannot_be_read_are_named_and_the_others_labelled(images, tmp_path):

@@ -1,6 +1,7 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """Binary models: one class against the background."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -17,6 +18,8 @@ from segtransformers import SegmentationImageProcessor, SegUperNetConfig
 from segtransformers.cli import app
 from segtransformers.image_processing import decision_of, label_map_classes
 from segtransformers.inference import InferenceProtocol, SegmentationPipeline, image_scores, segment_image
+from segtransformers.training import get_recipe
+from segtransformers.training.loss_settings import apply_losses
 
 CRACK = {"id2label": {0: "wall", 1: "crack"}, "label2id": {"wall": 0, "crack": 1}, "palette": [[0, 9, 0], [255, 0, 0]]}
 
@@ -157,3 +160,26 @@ def test_data_or_heads_that_are_not_binary_are_named(tmp_path):
     (data / "classes.txt").write_text("nature\nmade")
     status, output = run(*options(data, tmp_path / "out", tmp_path / "queries", "--binary", "--max_steps", 1))
     assert status == 1 and "a model of seg_mask2former cannot be binary" in output
+
+
+def test_losses_and_weights_of_one_logit(tmp_path):
+    with pytest.raises(ValueError, match="ohem_cross_entropy compares classes, and a binary model has one logit"):
+        SegUperNetConfig(num_labels=1, losses=["dice", "ohem_cross_entropy"])
+    model = small_model("upernet")
+    model.set_losses([{"name": "cross_entropy", "weight": 2.0, "class_weights": [1.0] * 10}, "dice"])
+    model.save_pretrained(tmp_path)
+    again = AutoModelForSemanticSegmentation.from_pretrained(tmp_path, num_labels=1, ignore_mismatched_sizes=True)
+    assert again.config.losses == [{"name": "binary_cross_entropy", "weight": 2.0}, {"name": "dice"}]
+
+    recipe = get_recipe("upernet_deit_adapter_tiny_512_160k_ade20k")
+    again.set_losses(None)
+    apply_losses(again, dataclasses.replace(recipe, class_weights=(0.5, 2.0)))
+    assert again.config.losses == [{"name": "binary_cross_entropy", "positive_weights": [4.0]}]
+    for changes, message in (
+        ({"class_weights": (1.0, 2.0, 3.0)}, "must be two numbers above 0, background first"),
+        ({"class_weights": (0.0, 1.0)}, "must be two numbers above 0, background first"),
+        ({"class_weights": (1.0, 2.0), "losses": ("dice",)}, "need the loss binary_cross_entropy"),
+        ({"losses": ("cross_entropy",)}, "cross_entropy compares classes"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            apply_losses(again, dataclasses.replace(recipe, **changes))

@@ -53,8 +53,13 @@ def test_counts_are_read_once_and_cached(tmp_path, monkeypatch):
     np.testing.assert_array_equal(cached_counts(data.select([1])) is None, True)  # other samples
 
     (file,) = (tmp_path / "cache/class_counts").iterdir()
-    file.write_bytes(file.read_bytes()[:-20])
+    content = file.read_bytes()
+    file.write_bytes(content[:-20])
     assert cached_counts(data) is None  # a file that was cut off
+    for start in range(len(content)):  # and damaged ones, also within compressed data
+        file.write_bytes(content[:start] + b"\xff" * 8 + content[start + 8 :])
+        counts = cached_counts(data)
+        assert counts is None or counts.per_sample.shape == (len(data), data.num_labels)
 
 
 def test_changed_masks_are_counted_again(tmp_path, monkeypatch):

@@ -197,6 +197,10 @@ def test_models_of_one_class_warn(tmp_path, capsys):
     status, printed, _ = run(capsys, tmp_path, state_dict, config=config)
     assert status == 0 and "note: the model has one class: where the sigmoid of its logit exceeds" in printed
 
+    for head, weight in (("decode_head", 1.0), ("auxiliary_head", 0.4)):  # constant losses, written by mistake
+        config[head] |= {"loss_decode": {"type": "CrossEntropyLoss", "avg_non_ignore": True, "loss_weight": weight}}
+    assert convert_checkpoint(state_dict, config).config.losses == [{"name": "binary_cross_entropy"}]
+
 
 def test_tensors_with_nan_are_named(tmp_path, capsys, caplog):
     state_dict = CASE.state_dict(torch.float32)

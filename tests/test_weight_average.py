@@ -4,7 +4,7 @@ import json
 import pytest
 import torch
 from reference_cases import FOLDER
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from training_cases import small_model, trainer
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
@@ -229,3 +229,24 @@ def test_models_that_cannot_be_averaged_are_named(tmp_path):
         status, output = average_command(*words, "--output", tmp_path / "mean")
         assert status == 1 and output.startswith("error: ") and message in output and output.count("\n") == 1
         assert not (tmp_path / "mean").exists()
+
+
+def test_weights_that_cannot_be_averaged_are_named(tmp_path):
+    small_model("upernet").save_pretrained(tmp_path / "whole")
+    small_model("upernet").save_pretrained(tmp_path / "other")
+    file = tmp_path / "other/model.safetensors"
+    content, tensors = file.read_bytes(), load_file(file)
+    name = "decode_head.classifier.weight"
+    for changes, message in (
+        ({name: None}, f"lacks weights that fit its config.json, such as {name}"),
+        ({name: tensors[name][:2].contiguous()}, f"lacks weights that fit its config.json, such as {name}"),
+        ({name: tensors[name] * float("nan")}, f"{name} holds NaN or infinity"),
+        (None, "cannot be loaded"),
+    ):
+        if changes is None:
+            file.write_bytes(content[:1000])
+        else:
+            kept = {key: value for key, value in {**tensors, **changes}.items() if value is not None}
+            save_file(kept, file, {"format": "pt"})
+        status, output = average_command(tmp_path / "whole", tmp_path / "other", "--output", tmp_path / "mean")
+        assert status == 1 and message in output and not (tmp_path / "mean").exists(), output

@@ -58,6 +58,9 @@ def autolabel(
 
     with one_line_errors(ValueError):
         found = find_images(images, [output])
+        for path, _ in found:
+            if not os.path.lexists(path):
+                raise UserError(f"--images: there is no file or folder {path}")
         check_folder(output, f"--output {output}")
         network, processor = load_model(model, device, optimize=True)
         protocol = inference_protocol(processor, multi_scale, scales, flip, window, stride)
@@ -65,19 +68,18 @@ def autolabel(
         if count > NO_CLASS:
             raise UserError(f"the model has {count} classes; masks of 8 bits hold {NO_CLASS}")
         manifest = _begin(output, model, network, min_confidence)
-    names = result_names([relative for _, relative in found])
+    done = {entry["source"] for entry in manifest["images"].values()}
+    todo = [(path, relative) for path, relative in found if os.path.abspath(path) not in done]
+    names = result_names([relative for _, relative in todo], manifest["images"])
     failed = 0
-    for (path, _), name in tqdm(list(zip(found, names, strict=True)), unit="image", disable=None):
-        if str(name) in manifest["images"]:
-            continue
+    for (path, _), name in tqdm(list(zip(todo, names, strict=True)), unit="image", disable=None):
         try:
             share = _label(network, processor, path, name, output, min_confidence, protocol)
+            manifest["images"][name.as_posix()] = {"source": os.path.abspath(path), "labelled": round(share, 4)}
+            _write_manifest(output, manifest)
         except (UserError, ValueError, OSError) as error:
             tqdm.write(f"error: {one_line(error)}", file=typer.get_text_stream("stderr"))
             failed += 1
-            continue
-        manifest["images"][str(name)] = {"source": str(path), "labelled": round(share, 4)}
-        _write_manifest(output, manifest)
     shares = [entry["labelled"] for entry in manifest["images"].values()]
     mean = 100 * sum(shares) / max(len(shares), 1)
     typer.echo(f"{len(shares)} images, {mean:.1f} % of their pixels labelled, in {output}")
@@ -99,8 +101,9 @@ def _begin(output: Path, model: str, network: "PreTrainedModel", min_confidence:
     try:
         manifest = json.loads((output / MANIFEST).read_text(encoding="utf-8"))
         before = {name: manifest[name] for name in head}
-        if not isinstance(manifest["images"], dict):
-            raise TypeError
+        for entry in manifest["images"].values():
+            if not isinstance(entry["source"], str) or not isinstance(entry["labelled"], int | float):
+                raise TypeError
     except FileNotFoundError:
         if output.is_dir() and any(output.iterdir()):
             raise UserError(f"--output {output} is not empty: choose another folder") from None
@@ -109,7 +112,7 @@ def _begin(output: Path, model: str, network: "PreTrainedModel", min_confidence:
         manifest = head | {"images": {}}
         _write_manifest(output, manifest)
         return manifest
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{output / MANIFEST} is damaged: choose another folder") from None
     if before != head:
         different = [name for name in head if before[name] != head[name]]

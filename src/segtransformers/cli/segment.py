@@ -5,7 +5,7 @@ Heavy modules are imported inside functions, so that the help and mistyped optio
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -101,6 +101,7 @@ def segment(
         name = model or _default_model(has_photos)
         network, processor = load_model(name, device, optimize=True)
         protocol = inference_protocol(processor, multi_scale, scales, flip, window, stride, blend, margin)
+        protocol.sliding_window(network)  # a margin that does not fit the windows of the model is an error
     _note_replaced(targets)  # not before an error that leaves them as they are
     typer.echo(f"model: {printable(full_model_name(name), None)}, {network.config.num_labels} classes")
     failed = 0
@@ -221,14 +222,17 @@ def _note_replaced(targets: Sequence[dict[str, Path]]) -> None:
         note(f"{replaced[0]}{more} will be replaced")
 
 
-def result_names(paths: Sequence[Path]) -> list[Path]:
+def result_names(paths: Sequence[Path], present: Collection[str] = ()) -> list[Path]:
     """Return the path of each result: that of the image with the ending .png, and with a number if it is taken.
 
     Names that differ only in upper and lower case count as equal, as on macOS and Windows.
+
+    Args:
+        present: names of earlier results, which are taken, too.
     """
     names = [path.with_name(f"{path.stem}.png") for path in paths]
     taken = {str(name).casefold() for name in names}
-    used: set[str] = set()
+    used = {name.casefold() for name in present}
     for index, name in enumerate(names):
         number, chosen = 1, name
         while str(chosen).casefold() in used or (number > 1 and str(chosen).casefold() in taken):

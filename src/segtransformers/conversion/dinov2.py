@@ -67,7 +67,7 @@ def read_head(
         IGNORE_INDEX: decode_head.take("ignore_index", 255),
     }
     decode_head.drop("channels")  # the sum of in_channels
-    fields |= loss_fields(take_common(decode_head, "decode_head"))
+    fields |= loss_fields(fields["num_labels"], take_common(decode_head, "decode_head"))
     decode_head.finish()
     return SegLinearConfig(backbone_config=backbone_config, **fields, **protocol)
 

@@ -6,6 +6,7 @@ from typing import Any
 from transformers.utils import logging
 
 from ..escaping import one_line, short_repr
+from ..models.losses import for_one_logit
 from .losses import PLAIN_LOSSES, read_losses
 from .mapping import ConversionError, Rule, Settings
 
@@ -54,9 +55,15 @@ def take_common(head: Settings, where: str, has_convolutions: bool = True) -> li
         return PLAIN_LOSSES
 
 
-def loss_fields(losses: list[dict[str, Any]], auxiliary: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+def loss_fields(
+    num_labels: int, losses: list[dict[str, Any]], auxiliary: list[dict[str, Any]] | None = None
+) -> dict[str, Any]:
     """Return the fields of [`BackboneSegmentationConfig`] for the losses of the head and of the auxiliary head."""
-    fields: dict[str, Any] = {} if losses == PLAIN_LOSSES else {"losses": losses}
+    plain = PLAIN_LOSSES
+    if num_labels == 1:  # a softmax over one class is constant
+        plain, losses = for_one_logit(plain), for_one_logit(losses)
+        auxiliary = None if auxiliary is None else for_one_logit(auxiliary)
+    fields: dict[str, Any] = {} if losses == plain else {"losses": losses}
     if auxiliary is None:
         return fields
     if len(auxiliary) == 1:

@@ -37,6 +37,6 @@ def read_config(
         "classifier_dropout": decode_head.take("dropout_ratio", 0.1),
         IGNORE_INDEX: decode_head.take("ignore_index", 255),
     }
-    fields |= loss_fields(take_common(decode_head, "decode_head"))
+    fields |= loss_fields(fields["num_labels"], take_common(decode_head, "decode_head"))
     decode_head.finish()
     return SegSegformerConfig(backbone_config=backbone_config, **fields, **protocol)

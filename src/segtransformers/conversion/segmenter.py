@@ -193,7 +193,7 @@ def _read_head(
     decode_head.drop("in_channels", "channels")  # follow from the tensors
     fields["num_labels"] = decode_head.count("num_classes", most=MOST_CLASSES)
     fields[IGNORE_INDEX] = decode_head.take("ignore_index", 255)
-    fields |= loss_fields(take_common(decode_head, "decode_head", has_convolutions=False))
+    fields |= loss_fields(fields["num_labels"], take_common(decode_head, "decode_head", has_convolutions=False))
     decode_head.finish()
     return SegmenterConfig(backbone_config=backbone_config, **fields)
 

@@ -54,8 +54,8 @@ def read_config(
         fields["auxiliary_channels"] = auxiliary_head.take("channels")
         fields["auxiliary_num_convs"] = auxiliary_head.count("num_convs", 2, MOST_LAYERS)
         fields["auxiliary_concat_input"] = auxiliary_head.take("concat_input", True)
-        fields |= loss_fields(losses, take_common(auxiliary_head, "auxiliary_head"))
+        fields |= loss_fields(num_labels, losses, take_common(auxiliary_head, "auxiliary_head"))
         auxiliary_head.finish()
     else:
-        fields |= loss_fields(losses)
+        fields |= loss_fields(num_labels, losses)
     return SegUperNetConfig(backbone_config=backbone_config, num_labels=num_labels, **fields, **protocol)

@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,7 +56,8 @@ def cached_counts(data: "SegmentationDataset") -> ClassCounts | None:
     try:
         with np.load(path, allow_pickle=False) as saved:
             counts = saved["per_sample"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # no file, or a damaged one
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error):
+        # no file, or a damaged one; zipfile raises RuntimeError for flags and versions it does not know
         return None
     is_whole = counts.shape == (len(data), data.num_labels) and counts.dtype == np.int64 and counts.min(initial=0) >= 0
     return ClassCounts(counts) if is_whole else None

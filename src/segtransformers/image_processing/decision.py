@@ -20,9 +20,11 @@ class Decision:
 
     Attributes:
         threshold: the probability above which a pixel of a binary model belongs to the class; None for other models.
+        are_query_sums: whether logits are sums of probabilities over queries, as those of Mask2Former.
     """
 
     threshold: float | None = None
+    are_query_sums: bool = False
 
     def labels(self, logits: torch.Tensor) -> torch.Tensor:
         """Return the label map `(H, W)`, int64, of logits `(C, H, W)`."""
@@ -38,17 +40,28 @@ class Decision:
         """Return the label map `(H, W)`, int64, of probabilities `(C, H, W)`."""
         return probabilities.argmax(dim=0) if self.threshold is None else (probabilities[0] > self.threshold).long()
 
-    def confidence(self, probabilities: torch.Tensor) -> torch.Tensor:
-        """Return the probability `(H, W)` of the chosen class, of probabilities `(C, H, W)`."""
+    def confidences(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return the confidence in each class, `(C, H, W)`, of logits in this shape.
+
+        These are the probabilities, except for sums over queries: their softmax over many classes is small for each of
+        them, while the sums themselves are probabilities where they do not add up to more than 1.
+        """
+        if not self.are_query_sums:
+            return self.probabilities(logits)
+        return logits / logits.sum(0).clamp(min=1)
+
+    def confidence(self, labels: torch.Tensor, confidences: torch.Tensor) -> torch.Tensor:
+        """Return the confidence `(H, W)` in labels `(H, W)`, of confidences `(C, H, W)`."""
         if self.threshold is None:
-            return probabilities.amax(dim=0)
-        return torch.where(probabilities[0] > self.threshold, probabilities[0], 1 - probabilities[0])
+            return confidences.gather(0, labels[None])[0]
+        return torch.where(labels > 0, confidences[0], 1 - confidences[0])
 
 
 def decision_of(config: Any) -> Decision:
     """Return the rule of a model with this config, which may be one of transformers."""
     is_binary = getattr(config, "is_binary", getattr(config, "num_labels", None) == 1)
-    return Decision(float(getattr(config, "threshold", 0.5)) if is_binary else None)
+    threshold = float(getattr(config, "threshold", 0.5)) if is_binary else None
+    return Decision(threshold, getattr(config, "logits_are_query_sums", False))
 
 
 def label_map_classes(config: Any) -> dict[int, str]:

@@ -55,19 +55,26 @@ def segment_with_confidence(
 
     Returns:
         int64 and float32 (float64 for a float64 model) `(height, width)`, on the model's device. For a binary model the
-        confidence of a background pixel is 1 minus the probability of the object.
+        confidence of a background pixel is 1 minus the probability of the object. For Mask2Former it is the sum over
+        queries for that class, divided by the sum for all classes where that exceeds 1.
     """
     protocol = protocol or InferenceProtocol()
     image = loaded(image)
     size, decision = image_size(image), decision_of(model.config)
     labels = torch.empty(size, dtype=torch.long, device=model.device)
     confidence: torch.Tensor | None = None
-    views = image_views(processor, image, protocol)
-    for rows, scores in _score_bands(model, views, size, protocol.sliding_window(model)):
+    views, window = image_views(processor, image, protocol), protocol.sliding_window(model)
+    logits = [resized_logits(model, view, [size], window)[0] for view in views]
+    for rows in logits[0].slices():
+        bands = [one.take(rows) for one in logits]
+        bands = [band.flip(-1) if view.flipped else band for band, view in zip(bands, views, strict=True)]
+        scores = sum(map(decision.probabilities, bands[1:]), decision.probabilities(bands[0])) / len(bands)
         labels[rows] = decision.labels_of_probabilities(scores)
         if confidence is None:
             confidence = scores.new_empty(size)
-        confidence[rows] = decision.confidence(scores)
+        if decision.are_query_sums:
+            scores = sum(map(decision.confidences, bands[1:]), decision.confidences(bands[0])) / len(bands)
+        confidence[rows] = decision.confidence(labels[rows], scores)
     assert confidence is not None  # every image has rows
     return labels, confidence
 

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedModel
 
+from ..escaping import one_line, printable
 from ..files import staging_folder
+from ..model_loading import without_load_report
 
 _FREE = ("dtype", "torch_dtype", "transformers_version", "_name_or_path")  # fields in which the configs may differ
 
@@ -23,7 +26,7 @@ def average_models(folders: Sequence[Path], output: Path) -> None:
         folders: saved models with equal configs, at least two.
 
     Raises:
-        ValueError: naming the folder that does not fit the first.
+        ValueError: naming the folder that does not fit the first, or whose weights are damaged or not finite.
         OSError: if a folder cannot be read or the result cannot be written.
     """
     if len(folders) < 2:
@@ -37,7 +40,7 @@ def average_models(folders: Sequence[Path], output: Path) -> None:
     sums: dict[str, torch.Tensor] = {}
     model: PreTrainedModel | None = None
     for folder in folders:
-        model = AutoModelForSemanticSegmentation.from_pretrained(folder, dtype="auto", trust_remote_code=False)
+        model = _loaded(folder)
         for name, tensor in model.state_dict().items():
             is_averaged = tensor.is_floating_point() and name in sums
             sums[name] = sums[name] + tensor.double() if is_averaged else _wide(tensor)
@@ -63,6 +66,28 @@ def _config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder} is no folder")
     config = json.loads(AutoConfig.from_pretrained(folder, trust_remote_code=False).to_json_string(use_diff=False))
     return {name: value for name, value in config.items() if name not in _FREE}
+
+
+def _loaded(folder: Path) -> PreTrainedModel:
+    """Load a model whose weights are complete and finite.
+
+    Raises:
+        ValueError: naming the folder and what is wrong with it.
+    """
+    try:
+        with without_load_report():
+            model, info = AutoModelForSemanticSegmentation.from_pretrained(
+                folder, dtype="auto", ignore_mismatched_sizes=True, output_loading_info=True, trust_remote_code=False
+            )
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{folder} cannot be loaded: {one_line(error)}") from None
+    wrong = sorted([*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])])
+    if wrong:
+        raise ValueError(f"{folder} lacks weights that fit its config.json, such as {printable(wrong[0])}")
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(f"{folder}: {printable(name)} holds NaN or infinity")
+    return model
 
 
 def _wide(tensor: torch.Tensor) -> torch.Tensor:

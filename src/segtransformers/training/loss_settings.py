@@ -24,7 +24,8 @@ def apply_losses(
         counts: returns the pixels of each class in the training data. It is called only for the name of a formula.
 
     Returns:
-        the class weights, or None if the recipe has none.
+        the class weights, or None if the recipe has none. In a binary model the object's weight over the background's
+        is the positive weight of the cross entropy.
 
     Raises:
         ValueError: if the model has another kind of loss, or a loss or the weights do not fit it.
@@ -50,9 +51,13 @@ def apply_losses(
     if not hasattr(network, "set_losses"):
         raise ValueError(f"the loss of {type(model).__name__} cannot be changed: leave out losses and class_weights")
     losses = recipe.losses if recipe.losses is not None else config.losses
+    auxiliary = recipe.auxiliary_losses if recipe.auxiliary_losses is not None else config.auxiliary_losses
+    if weights is not None and config.is_binary:
+        losses = _with_object_weight(losses or ["binary_cross_entropy"], weights)
+        network.set_losses(losses, None if auxiliary is None else _with_object_weight(auxiliary, weights))
+        return weights
     if losses is None and weights is not None:
         losses = ["cross_entropy"]  # averaged over the weights, so that they do not change the scale of the loss
-    auxiliary = recipe.auxiliary_losses if recipe.auxiliary_losses is not None else config.auxiliary_losses
     network.set_losses(*(_weighted(part, weights) for part in (losses, auxiliary)))
     return weights
 
@@ -123,6 +128,25 @@ def _weighted(losses: Sequence[Any] | None, weights: Sequence[float] | None) -> 
         else loss
         for loss in settings
     ]
+
+
+def _with_object_weight(losses: Sequence[Any], weights: Sequence[float]) -> list[dict[str, Any]]:
+    """Return losses of a binary model with the weights of background and object in its cross entropy.
+
+    Raises:
+        ValueError: if there are not two positive weights, or no loss that takes them.
+    """
+    if len(weights) != 2 or not all(weights):
+        raise ValueError(
+            f"class_weights of a binary model must be two numbers above 0, background first, got {list(weights)}"
+        )
+    settings = [loss.to_dict() for loss in build_losses(losses)]
+    takers = [loss for loss in settings if loss["name"] == "binary_cross_entropy"]
+    if not takers:
+        raise ValueError("class_weights of a binary model need the loss binary_cross_entropy")
+    for loss in takers:
+        loss.setdefault("positive_weights", [weights[1] / weights[0]])
+    return settings
 
 
 __all__ = ["apply_losses", "check_recipe_losses", "recipe_with_losses"]

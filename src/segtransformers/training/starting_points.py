@@ -281,7 +281,7 @@ def _with_classes(name: str, config: Any, classes: dict[str, Any]) -> PreTrained
     settings = config.to_dict()
     for losses in ("losses", "auxiliary_losses"):
         if settings.get(losses):
-            settings[losses] = without_class_settings(settings[losses])
+            settings[losses] = without_class_settings(settings[losses], fields.get("binary", False))
     config = type(config).from_dict({**settings, **fields})
     with without_load_report():
         model = AutoModelForSemanticSegmentation.from_pretrained(

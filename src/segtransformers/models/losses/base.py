@@ -28,6 +28,7 @@ class PixelLoss:
     """
 
     name: ClassVar[str]
+    compares_classes: ClassVar[bool] = False  # by a softmax, whose value is constant for one logit
 
     weight: float = 1.0
 
@@ -59,7 +60,11 @@ class PixelLoss:
         return False
 
     def check(self, num_labels: int) -> None:
-        """Raise ValueError if the settings do not fit a model with `num_labels` classes."""
+        """Raise ValueError if the loss or its settings do not fit a model with `num_labels` classes."""
+        if self.compares_classes and num_labels == 1:
+            raise ValueError(
+                f"{self.name} compares classes, and a binary model has one logit: use binary_cross_entropy in its place"
+            )
         for name in ("class_weights", "positive_weights", "alpha"):
             values = getattr(self, name, None)
             if isinstance(values, tuple) and len(values) != num_labels:

@@ -33,6 +33,7 @@ class CrossEntropy(PixelLoss):
     """
 
     name: ClassVar[str] = "cross_entropy"
+    compares_classes: ClassVar[bool] = True
 
     class_weights: tuple[float, ...] | None = None
     label_smoothing: float = 0.0

@@ -27,6 +27,7 @@ class HardPixelCrossEntropy(PixelLoss):
     """
 
     name: ClassVar[str] = "ohem_cross_entropy"
+    compares_classes: ClassVar[bool] = True
 
     threshold: float | None = 0.7
     min_kept: int = 100_000

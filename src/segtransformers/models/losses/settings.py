@@ -55,8 +55,14 @@ def check_losses(losses: Sequence[PixelLoss], num_labels: int) -> None:
         loss.check(num_labels)
 
 
-def without_class_settings(settings: Sequence[Any]) -> list[Any]:
-    """Return saved losses without the settings that belong to single classes."""
+def without_class_settings(settings: Sequence[Any], binary: bool = False) -> list[Any]:
+    """Return saved losses without the settings that belong to single classes.
+
+    Args:
+        binary: whether the new model has one logit. Losses that compare classes become a binary cross entropy.
+    """
+    if binary:
+        settings = for_one_logit(settings)
     per_class = ("class_weights", "positive_weights", "alpha", "classes")
     return [
         {key: value for key, value in entry.items() if key not in per_class or not isinstance(value, list | tuple)}
@@ -64,6 +70,18 @@ def without_class_settings(settings: Sequence[Any]) -> list[Any]:
         else entry
         for entry in settings
     ]
+
+
+def for_one_logit(settings: Sequence[Any]) -> list[dict[str, Any]]:
+    """Return losses in which a binary cross entropy replaces those that compare classes."""
+    losses = []
+    for loss in build_losses(settings):
+        if loss.compares_classes:
+            is_over_all = isinstance(loss, CrossEntropy) and loss.average_over == "all_pixels"
+            average_over = "all_pixels" if is_over_all else "valid_pixels"
+            loss = BinaryCrossEntropy(weight=loss.weight, average_over=average_over)
+        losses.append(loss.to_dict())
+    return losses
 
 
 def total_loss(
@@ -105,4 +123,4 @@ def _build(entry: str | Mapping[str, Any] | PixelLoss) -> PixelLoss:
     return LOSSES[name](**values)
 
 
-__all__ = ["LOSSES", "build_losses", "check_losses", "total_loss", "without_class_settings"]
+__all__ = ["LOSSES", "build_losses", "check_losses", "for_one_logit", "total_loss", "without_class_settings"]

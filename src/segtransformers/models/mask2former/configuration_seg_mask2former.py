@@ -87,6 +87,7 @@ class SegMask2FormerConfig(SegmentationConfigWithBackbone):
 
     model_type = "seg_mask2former"
     stock_model_type = "mask2former"
+    logits_are_query_sums = True
     # Trainer's evaluation does not gather these: a label map needs the logits only
     keys_to_ignore_at_inference = [
         "class_queries_logits",

@@ -57,6 +57,8 @@ class SegmentationConfig(ChecksArguments, RemoteCodeConfigMixin, PreTrainedConfi
     }
     # whether the one logit of a model with one class is that of a sigmoid
     is_binary: ClassVar[Any] = False
+    # whether logits are sums over queries of class probability times mask probability
+    logits_are_query_sums: ClassVar[bool] = False
     # model_type of the config of transformers whose fields ours has
     stock_model_type: ClassVar[str | None] = None
 
@@ -268,13 +270,16 @@ class BackboneSegmentationConfig(SegmentationConfigWithBackbone):
         arguments describe other classes.
         """
         if any(kwargs.get(name) is not None for name in ("num_labels", "id2label", "label2id")):
+            is_binary = kwargs.get("num_labels") == 1 or bool(kwargs.get("binary"))
             for name in ("losses", "auxiliary_losses"):
                 saved = config_dict.get(name)
                 if saved is None or name in kwargs:
                     continue
-                kept = without_class_settings(saved)
+                kept = without_class_settings(saved, is_binary)
                 if kept != saved:
-                    logger.warning(f"{name} of the config has settings for each class, which new classes do not keep")
+                    logger.warning(
+                        f"{name} of the config has settings that do not fit the new classes and are left out"
+                    )
                     config_dict = {**config_dict, name: kept}
         return super().from_dict(config_dict, **kwargs)
 
