@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from segtransformers import (
     PlainViTBackbone,
+    PlainViTConfig,
     SegLinearConfig,
     SegLinearForSemanticSegmentation,
     SegMask2FormerForSemanticSegmentation,
@@ -90,6 +91,30 @@ def test_recipes_build_their_model_around_any_trunk(name, trunk):
     assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
     loss = model(torch.randn(2, 3, 64, 64), labels=torch.randint(3, (2, 64, 64))).loss
     assert loss.isfinite()
+
+
+@pytest.mark.parametrize("name", ["dinov3-adapter-mask2former", "dinov2-adapter-mask2former"])
+def test_recipes_build_their_model_around_the_folder_of_a_plain_vit(tmp_path, name):
+    """As `convert dinov3` writes it from the authors' file of the ViT alone."""
+    config = PlainViTConfig(
+        trunk="vit_base_patch16_dinov3", hidden_size=32, num_hidden_layers=8, num_attention_heads=2, padding="none"
+    )
+    source = PlainViTBackbone(config)
+    source.save_pretrained(tmp_path)
+    model, _ = starting_model(str(tmp_path), get_recipe(name), CLASSES, crop_size=(64, 64))
+    assert (type(model), type(model.backbone)) == BUILT[name]
+    fields = model.config.backbone_config
+    assert fields.interaction_indexes == [[0, 1], [2, 3], [4, 5], [6, 7]] and fields.token_stride == 16
+    assert fields.out_features == ["stage1", "stage2", "stage3", "stage4"]
+    weights = source.trunk.state_dict()
+    for key, tensor in model.backbone.trunk.state_dict().items():
+        assert torch.equal(tensor, weights[key]), key
+    with torch.no_grad():
+        assert model.eval()(torch.randn(1, 3, 40, 50)).logits.shape == (1, 3, 40, 50)
+    with pytest.raises(
+        ValueError, match=r"it is a plain ViT that gives 1 of the 3 feature maps .*: choose a recipe with a linear head"
+    ):
+        starting_model(str(tmp_path), get_recipe("upernet_augreg_adapter_base_512_160k_ade20k"), CLASSES)
 
 
 def test_a_frozen_trunk_must_have_weights():

@@ -27,6 +27,7 @@ from ..model_loading import NO_REMOTE_CODE, load_trained_model, without_load_rep
 from ..models.losses import without_class_settings
 from ..models.plain_vit import PlainViTBackbone, PlainViTConfig
 from ..models.trunk import describe_trunk, trunk_normalization
+from ..models.trunk.configuration_trunk import RESOLVED_FIELDS
 from ..models.upernet import SegUperNetConfig
 from ..models.vit_adapter import ViTAdapterBackbone
 from ..models.vit_simple_pyramid import ViTSimplePyramidBackbone, ViTSimplePyramidConfig
@@ -41,6 +42,17 @@ DESCRIBED_BACKBONES: dict[str, Any] = {
     "seg_vit_simple_pyramid": ViTSimplePyramidBackbone,
 }
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
+# fields that describe how a trunk with its weights computes, in addition to `RESOLVED_FIELDS`
+TRUNK_FIELDS = (
+    "num_channels",
+    "rotary_reference_grid",
+    "use_prefix_tokens",
+    "use_prefix_positions",
+    "position_interpolation",
+    "position_interpolation_offset",
+    "position_interpolation_antialias",
+    "keep_positions_of_same_count",
+)
 
 
 def starting_model(
@@ -58,8 +70,9 @@ def starting_model(
     Args:
         name: a folder or Hub id of a whole model; or of a backbone, which gets the recipe's head; or the name of a
             plain ViT in timm, whose weights are downloaded into the recipe's backbone with the recipe's head; the
-            recipes of published models take a ViT-Adapter, or a simple feature pyramid if their model has one. None is
-            the recipe's own model with random weights.
+            recipes of published models take a ViT-Adapter, or a simple feature pyramid if their model has one. The
+            folder or Hub id of a plain ViT is taken like a name in timm if the recipe describes another backbone. None
+            is the recipe's own model with random weights.
         recipe: its head, drop path and test protocol are used. A whole model keeps its own head and protocol.
         id2label: the classes of the data. A whole model with other classes gets a new classifier.
         palette: the colours of the classes.
@@ -107,6 +120,13 @@ def starting_model(
                 _with_classes(name, config, classes),
                 AutoImageProcessor.from_pretrained(name, **NO_REMOTE_CODE),
             )
+        elif _is_for_another_backbone(config, recipe):
+            backbone_config = _config_around(config, recipe.model["backbone"])  # type: ignore[index]
+            model = AutoModelForSemanticSegmentation.from_config(
+                _whole_config(own, backbone_config, recipe, classes, crop_size)
+            )
+            _load_trunk(model.backbone, name)
+            processor = _processor(recipe, crop_size)
         else:
             config = _whole_config(own, config, recipe, classes, crop_size)
             model_class: Any = MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING[type(config)]
@@ -158,8 +178,44 @@ def _backbone_of_trunk(name: str, recipe: Recipe, own: Any, crop_size: tuple[int
     return model_class.from_trunk(name, pretrained=pretrained, drop_path_rate=recipe.drop_path_rate, **fields)
 
 
-def _backbone_fields(described: Mapping[str, Any], trunk: str) -> dict[str, Any]:
+def _is_for_another_backbone(config: PreTrainedConfig, recipe: Recipe) -> bool:
+    """Return whether a backbone is a plain ViT, and the recipe describes a backbone that is more than that."""
+    return (
+        isinstance(config, PlainViTConfig)
+        and recipe.model is not None
+        and recipe.model["backbone"]["model_type"] != PlainViTConfig.model_type
+    )
+
+
+def _config_around(config: PlainViTConfig, described: Mapping[str, Any]) -> Any:
+    """Return the config of a recipe's backbone around the trunk of a plain ViT."""
+    facts = {name: getattr(config, name) for name in (*RESOLVED_FIELDS, *TRUNK_FIELDS)}
+    fields = {**_backbone_fields(described, config.trunk, facts), **facts}
+    return AutoConfig.for_model(fields.pop("model_type"), **fields)
+
+
+def _load_trunk(backbone: Any, name: str) -> None:
+    """Load the weights of a plain ViT, a folder or Hub repository, into the trunk of another backbone.
+
+    Raises:
+        ValueError: if the plain ViT lacks some.
+    """
+    with without_load_report():
+        source = PlainViTBackbone.from_pretrained(name, dtype=torch.float32, **NO_REMOTE_CODE).trunk.state_dict()
+    expected = backbone.trunk.state_dict()
+    missing = [key for key in expected if key not in source]
+    if missing:
+        raise ValueError(f"its ViT has no {missing[0]}, which the recipe's backbone needs")
+    backbone.trunk.load_state_dict({key: source[key] for key in expected})
+
+
+def _backbone_fields(
+    described: Mapping[str, Any], trunk: str, facts: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Return the fields of a recipe's backbone for a trunk of timm, with what its kind of trunk needs.
+
+    Args:
+        facts: fields of the trunk; None takes timm's.
 
     Raises:
         ValueError: naming a backbone that recipes cannot describe.
@@ -171,7 +227,7 @@ def _backbone_fields(described: Mapping[str, Any], trunk: str) -> dict[str, Any]
             f"{', '.join(DESCRIBED_BACKBONES)}"
         )
     is_adapter = fields["model_type"] == "seg_vit_adapter"
-    facts = describe_trunk(trunk)
+    facts = describe_trunk(trunk) if facts is None else facts
     if fields.get("token_stride") is not None:  # the trunk's own grid
         fields["token_stride"] = facts["patch_size"]
     if fields.get("use_injectors", True) is False and facts["num_hidden_layers"] % 4 == 0:
@@ -232,8 +288,18 @@ def _whole_config(
 
 
 def _features(backbone: Any, head: Any) -> list[str]:
-    """Return the feature maps that a backbone gives to a head: all four if its config has only one, too few for it."""
-    if isinstance(backbone, PlainViTConfig) and head.num_feature_maps == 1:
+    """Return the feature maps that a backbone gives to a head: all four if its config has only one, too few for it.
+
+    Raises:
+        ValueError: if the backbone is a plain ViT with too few.
+    """
+    if isinstance(backbone, PlainViTConfig):
+        if len(backbone.out_features) < head.num_feature_maps:
+            raise ValueError(
+                f"it is a plain ViT that gives {len(backbone.out_features)} of the {head.num_feature_maps} feature "
+                "maps that the recipe's head reads: choose a recipe with a linear head, or one with a backbone around "
+                "a plain ViT, such as dinov3-adapter-mask2former"
+            )
         return list(backbone.out_features)
     if len(backbone.out_features) > 1 or not set(STAGES) <= set(backbone.stage_names):
         return list(backbone.out_features)
