@@ -143,6 +143,8 @@ def test_training_takes_both(tmp_path):
     words = ["--max_steps", 1, "--eval_strategy", "no", "--pseudo-labels", more, "--pseudo-weight", 0.5]
     status, output = run(*options(data, tmp_path / "out", tmp_path / "start", *words))
     assert status == 0, output
+    status, output = run(*options(data, tmp_path / "other", tmp_path / "start", *words[:-1], "inf"))
+    assert status == 2 and "--pseudo-weight" in output
     (more / "classes.txt").write_text("a\nb\nc")
     status, output = run(*options(data, tmp_path / "other", tmp_path / "start", *words))
     assert status == 1 and "has the classes ['a', 'b', 'c'], not ['nature', 'built', 'moving']" in output

@@ -229,6 +229,8 @@ def test_models_that_cannot_be_averaged_are_named(tmp_path):
         status, output = average_command(*words, "--output", tmp_path / "mean")
         assert status == 1 and output.startswith("error: ") and message in output and output.count("\n") == 1
         assert not (tmp_path / "mean").exists()
+    status, output = average_command(tmp_path / "a", tmp_path / "a", "--output", tmp_path / "b")
+    assert status == 1 and "b is not empty: choose another folder" in output
 
 
 def test_weights_that_cannot_be_averaged_are_named(tmp_path):

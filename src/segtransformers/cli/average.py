@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .common import check_folder
-from .errors import one_line_errors
+from .errors import UserError, one_line_errors
 
 
 def average(
@@ -28,5 +28,7 @@ def average(
     logging.disable_progress_bar()
     with one_line_errors(ValueError):
         check_folder(output, f"--output {output}")
+        if output.is_dir() and any(output.iterdir()):  # other weights in it might be loaded in place of the average
+            raise UserError(f"--output {output} is not empty: choose another folder")
         average_models(models, output)
         typer.echo(f"the average of {len(models)} models is in {output}")

@@ -95,7 +95,8 @@ def train(
         Path | None, typer.Option(metavar="DIR", help="More training data, as `autolabel` writes them.")
     ] = None,
     pseudo_weight: Annotated[
-        float, typer.Option(min=0.0, help="How often each of these is drawn, for one draw of a labelled image.")
+        float,
+        typer.Option(min=0.0, max=1000.0, help="How often each of these is drawn, for one draw of a labelled image."),
     ] = 1.0,
     binary: Annotated[
         bool, typer.Option("--binary", help="One class against the background, for data of two classes.")
