@@ -65,6 +65,13 @@ def test_names_may_be_shortened(short, full):
     assert find_published(short) == full
 
 
+@pytest.mark.parametrize("name", [5, None, Path("adapter-tiny"), "a" * 5000])
+def test_odd_names_are_refused_in_one_short_line(name):
+    with pytest.raises(ValueError, match="published model") as caught:
+        published_model(name)
+    assert len(str(caught.value)) < 300
+
+
 def test_unclear_names_are_errors_with_suggestions():
     with pytest.raises(ValueError, match="'adapter-tiny' may be 2 published models: upernet_deit_adapter_tiny_512"):
         published_model("adapter-tiny")

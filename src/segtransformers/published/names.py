@@ -4,6 +4,7 @@
 import difflib
 import re
 
+from ..escaping import short_repr
 from . import FAMILIES, published_rows
 
 SUGGESTIONS = 5
@@ -33,7 +34,7 @@ def find_published(name: str) -> str | None:
     found = [full for full in names if words and words <= _words(full)]
     if len(found) > 1:
         shown = ", ".join(found[:SUGGESTIONS]) + (f" and {len(found) - SUGGESTIONS} more" * (len(found) > SUGGESTIONS))
-        raise ValueError(f"{name!r} may be {len(found)} published models: {shown}")
+        raise ValueError(f"{short_repr(name)} may be {len(found)} published models: {shown}")
     return found[0] if found else None
 
 
@@ -41,13 +42,15 @@ def published_name(name: str) -> str:
     """Return the full name of a published model, see [`find_published`].
 
     Raises:
-        ValueError: if no published model, or more than one, has this name.
+        ValueError: if no published model, or more than one, has this name, or it is no text.
     """
+    if not isinstance(name, str):
+        raise ValueError(f"the name of a published model must be a text, got {short_repr(name)}")
     found = find_published(name)
     if found is None:
         similar = similar_names(name)
         hint = f"did you mean {' or '.join(similar)}?" if similar else "`segtransformers models` lists them"
-        raise ValueError(f"{name!r} is no published model: {hint}")
+        raise ValueError(f"{short_repr(name)} is no published model: {hint}")
     return found
 
 
