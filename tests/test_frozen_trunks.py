@@ -128,6 +128,10 @@ def test_a_frozen_trunk_must_have_weights():
     [
         ({"model": {"head": {"model_type": "seg_linear"}}}, "must have a head and a backbone"),
         ({"model": {"head": {}, "backbone": {"model_type": "seg_plain_vit"}}}, "each with a model_type"),
+        (
+            {"base": "dinov3-linear", "model": {"backbone": {"trunk": 7}}},
+            "backbone.trunk must be the name of a plain ViT in timm, got 7",
+        ),
         ({"freeze_trunk": "yes"}, "freeze_trunk must be true or false"),
     ],
 )

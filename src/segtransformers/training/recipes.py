@@ -251,6 +251,9 @@ def _check_model(model: Any) -> None:
         isinstance(part, Mapping) and isinstance(part.get("model_type"), str) for part in parts.values()
     ):
         raise ValueError(f"model must have a head and a backbone, each with a model_type and its fields, got {model!r}")
+    trunk = parts["backbone"].get("trunk")
+    if not isinstance(trunk, str):
+        raise ValueError(f"model.backbone.trunk must be the name of a plain ViT in timm, got {trunk!r}")
 
 
 def check_known_issues(names: Collection[str]) -> None:

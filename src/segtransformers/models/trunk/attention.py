@@ -60,24 +60,15 @@ class WindowAttention(nn.Module):
 
     def forward(self, tokens: torch.Tensor, grid: Grid) -> torch.Tensor:
         """Map `(B, h * w, C)` on a grid `(h, w)` to the same shape."""
-        (height, width), window = grid, self.window
-        rows, columns = (height + window - 1) // window, (width + window - 1) // window
-        padding = (0, 0, 0, columns * window - width, 0, rows * window - height)
+        window = self.window
         if self.pad_before_projection:
-            qkv = self.qkv(F.pad(tokens.unflatten(1, grid), padding))
+            qkv = self.qkv(split_windows(tokens, grid, window))
         else:
-            qkv = F.pad(self.qkv(tokens).unflatten(1, grid), padding)
-        qkv = qkv.unflatten(1, (rows, window)).unflatten(3, (columns, window)).transpose(2, 3)
-        qkv = qkv.flatten(3, 4).unflatten(-1, (3, self.num_heads, self.head_dim))
-        # each (B, rows, columns, heads, window^2, head_dim)
-        query, key, value = qkv.permute(4, 0, 1, 2, 5, 3, 6).unbind(0)
-        query, key = self.q_norm(query), self.k_norm(key)
-        # ONNX knows attention of four dimensions only
-        attended = F.scaled_dot_product_attention(*(part.flatten(0, 2) for part in (query, key, value)))
-        attended = attended.unflatten(0, query.shape[:3]).transpose(3, 4).flatten(4)
-        attended = attended.unflatten(3, (window, window)).transpose(2, 3)
-        attended = attended.flatten(3, 4).flatten(1, 2)[:, :height, :width].flatten(1, 2)
-        return self.proj(self.norm(attended))
+            qkv = split_windows(self.qkv(tokens), grid, window)
+        # each (B * rows * columns, heads, window^2, head_dim)
+        query, key, value = qkv.unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
+        attended = F.scaled_dot_product_attention(self.q_norm(query), self.k_norm(key), value)
+        return self.proj(self.norm(join_windows(attended.transpose(1, 2).flatten(2), grid, window)))
 
 
 class BeitTrunkAttention(nn.Module):
