@@ -357,3 +357,12 @@ def test_comparison_has_titles_and_a_legend():
     assert (255, 0, 0) in colours and (0, 0, 255) in colours and (0, 255, 0) not in colours
     nothing = draw_comparison(image, {"label map": np.full_like(labels, 255)}, {0: "a"}, palette)
     assert nothing.width >= 2 * 240
+
+
+def test_a_margin_that_does_not_fit_is_one_error_for_all_images(tmp_path):
+    for index in range(2):
+        Image.fromarray(draw_scene(index, (64, 96))[0]).save(tmp_path / f"{index}.png")
+    words = [tmp_path, "--model", "packaged", "--label-maps", tmp_path / "maps", "--margin", 300]
+    done = run("segment", *words)
+    assert done.exit_code == 1 and done.output.count("\n") == 1, done.output
+    assert "a margin of 300 leaves out pixels" in done.output and not (tmp_path / "maps").exists()

@@ -354,7 +354,7 @@ def _classes_on_hub(source: str, revision: str | None) -> Classes | None:
 
 
 def _is_for_datasets(folder: Path) -> bool:
-    """Whether `datasets` can load the folder.
+    """Return whether `datasets` can load the folder.
 
     Raises:
         DataError: if one of the files that it would read is a pipe or a device.

@@ -305,7 +305,7 @@ def _has_layout(root: Path, layout: Layout) -> bool:
 
 
 def _has_its_names(root: Path, layout: Layout) -> bool:
-    """Whether the first image matches the layout's pattern of names."""
+    """Return whether the first image matches the layout's pattern of names."""
     if layout.name_pattern is None:
         return True
     for split in layout.splits.values():

@@ -113,7 +113,7 @@ def read_mask(file: Path | BinaryIO, name: str) -> Mask:
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What the header of an image file says.
+    """Facts that the header of an image file states.
 
     Attributes:
         orientation: EXIF orientation, 1 to 8: 1 is upright, 2 to 4 keep the sides, 5 to 8 exchange them.

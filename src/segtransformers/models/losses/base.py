@@ -56,7 +56,7 @@ class PixelLoss:
 
     @property
     def divides_by_counts(self) -> bool:
-        """Whether the loss divides by the number of valid pixels, and so uses `class_counts`."""
+        """Return whether the loss divides by the number of valid pixels, and so uses `class_counts`."""
         return False
 
     def check(self, num_labels: int) -> None:
