@@ -25,6 +25,27 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
 
 
+# one class of each kind of model; the others are exported with -m slow
+EXPORTED_BY_DEFAULT = {
+    "test_flash_internimage.py::TestT",
+    "test_internimage.py::TestT",
+    "test_seg_linear.py::TestSegLinear",
+    "test_seg_mask2former.py::TestOverViTAdapter",
+    "test_seg_upernet.py::TestSegUperNet",
+    "test_segmenter.py::TestMaskTransformer",
+    "test_vit_comer.py::TestViTCoMerBackbone",
+    "test_vit_simple_pyramid.py::TestEva02",
+}
+
+
+@pytest.hookimpl(tryfirst=True)  # before the options -m and -k select
+def pytest_collection_modifyitems(items):
+    for item in items:
+        is_chosen = f"{item.path.name}::{item.parent.name}" in EXPORTED_BY_DEFAULT
+        if is_chosen and item.name == "test_exports_with_a_dynamic_batch":
+            item.own_markers = [marker for marker in item.own_markers if marker.name != "slow"]
+
+
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)

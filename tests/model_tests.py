@@ -205,6 +205,7 @@ class ModelTests(ModelCase):
         for tensor, expected in zip(actual, exact, strict=True):
             assert (tensor.float() - expected).norm() / expected.norm() < 0.1
 
+    @pytest.mark.slow  # seconds for each of 40 classes: by default the classes of EXPORTED_BY_DEFAULT (conftest.py)
     def test_exports_with_a_dynamic_batch(self):
         model, images = self.model(torch.float32), self.images(dtype=torch.float32)
         batch = torch.export.Dim("batch", min=1, max=8)

@@ -400,7 +400,8 @@ def test_every_published_row_has_its_multi_scale_protocol(family):
             continue
         processor = read_test_pipeline(row["test_pipeline"], False, multi_scale_pipeline=row["multi_scale_pipeline"])
         protocol = processor.multi_scale
-        steps = (row["multi_scale_pipeline"] or row["test_pipeline"])[-1]["transforms"]
+        pipeline = row["multi_scale_pipeline"] or row["test_pipeline"]
+        steps = pipeline[-1].get("transforms", pipeline)  # those of MMSegmentation 1.x are not nested
         kinds = {step["type"]: step for step in steps}
         assert (protocol["size_divisor"] == 32) == ("ResizeToMultiple" in kinds), name
         assert protocol["shortest_edge_at_least"] == kinds.get("SETR_Resize", {}).get("crop_size", [None])[0], name
