@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedModel
 
 from segtransformers.conversion import ConversionError, convert_to_folder
+from segtransformers.conversion.checkpoint import Checkpoint
 from segtransformers.conversion.cli import main
 from segtransformers.conversion.convert import convert_with_report
 
@@ -339,3 +340,57 @@ def test_peak_memory_is_at_most_two_copies_of_the_weights(tmp_path, form, option
     print(f"{form} {options}: weights {size:.0f} MiB, peak {peak:.0f} MiB")
     allowance = 220 if "--verify" in options else 100  # MiB for modules imported later, and feature maps
     assert peak < 2 * size + allowance
+
+
+@pytest.fixture
+def two_files(tmp_path) -> dict[str, Path]:
+    """The head and the backbone of a DINOv3 linear probe, 219 MiB together."""
+    case, prefix = ReferenceCase("dinov3_segmentors/tiny-linear-last"), "segmentation_model.0.feature_model."
+    weights = {
+        name: torch.full([12 * side if side % 64 == 0 else side for side in shape], 0.01) if shape else torch.tensor(0)
+        for name, shape, _ in case.manifest["state_dict"]
+        if name not in case.manifest["derived"]
+    }
+    trunk = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+    torch.save({name: tensor for name, tensor in weights.items() if not name.startswith(prefix)}, tmp_path / "head.pth")
+    torch.save(trunk, tmp_path / "trunk.pth")
+    return {name: tmp_path / f"{name}.pth" for name in ("head", "trunk")}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc to measure peaks")
+@pytest.mark.parametrize("options", [[], ["--dtype", "bf16"]])
+def test_peak_memory_is_at_most_one_shard_above_the_files(tmp_path, two_files, options):
+    """Slow, because another process converts 219 MiB."""
+    arguments = [
+        SCRIPTS / "convert_dinov3.py",
+        "--checkpoint",
+        two_files["head"],
+        "--trunk-weights",
+        two_files["trunk"],
+    ]
+    arguments += ["--output", tmp_path / "out", "--max-shard-size", "100MB", *options]
+    done = subprocess.run([sys.executable, "-c", MEASURED, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 1
+    peak = float(done.stdout.rpartition("PEAK ")[2])
+    size = sum(path.stat().st_size for path in two_files.values()) / 2**20
+    print(f"{options}: files {size:.0f} MiB, peak {peak:.0f} MiB")
+    assert peak < size + 100e6 / 2**20
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        ("vit_adapter/tiny-beit-mask2former", "vit_adapter"),
+        ("vit_adapter/tiny-uniperceiver-upernet", "vit_adapter"),
+        ("internimage/tiny-t-upernet", "internimage"),
+    ],
+)
+def test_conversion_does_not_write_into_the_mapped_file(tmp_path, monkeypatch, name, family):
+    """Otherwise, pages that are dropped and read again would lose what was written."""
+    checkpoints = []
+    monkeypatch.setattr(Checkpoint, "drop_read_pages", lambda self: checkpoints.append(self))
+    file = saved(tmp_path / "a.pth", case=ReferenceCase(name))
+    convert_to_folder(str(file), tmp_path / "out", family, dtype=torch.bfloat16, verify=True)
+    assert len(checkpoints) > 20 and [mapped[:] for mapped in checkpoints[-1].maps] == [file.read_bytes()]

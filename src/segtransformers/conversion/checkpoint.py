@@ -46,12 +46,24 @@ class Checkpoint:
             plain ones are [`StandIn`]s.
         others: names of the other entries, such as `optimizer`.
         average: the averaged weights that some trainers write under a key of their own; empty if the file has none.
+        maps: the memory maps of files that the tensors lie in; empty if they lie in memory of their own.
     """
 
     state_dict: dict[str, torch.Tensor]
     meta: dict[str, Any] = field(default_factory=dict)
     others: list[str] = field(default_factory=list)
     average: dict[str, torch.Tensor] = field(default_factory=dict)
+    maps: list[mmap.mmap] = field(default_factory=list)
+
+    def drop_read_pages(self) -> None:
+        """Tell the system to drop the pages of the mapped files from memory. The next access reads them again.
+
+        Pages that were read count as memory of the process, so the whole file would stay beside all that is made of
+        it. A change of a tensor in place would be lost, so call this only while nothing has changed the tensors.
+        """
+        if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+            for mapped in self.maps:
+                mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -132,7 +144,10 @@ def _read(path: Path, name: str, mapped: bool = True) -> Checkpoint:
         more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
         listed = ", ".join(printable(known) for known in unknown[:3])
         logger.warning(f"{name} refers to {listed}{more}, which weights do not need: nothing of it was built or called")
-    return _checkpoint(file, name, size)
+    checkpoint = _checkpoint(file, name, size)
+    if mapped:
+        checkpoint.maps.append(data)
+    return checkpoint
 
 
 def _checkpoint(file: PyTorchFile, name: str, size: int) -> Checkpoint:

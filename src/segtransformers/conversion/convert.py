@@ -107,9 +107,13 @@ def convert_checkpoint(state_dict: Mapping[str, torch.Tensor], config: Mapping[s
 
 
 def convert_with_report(
-    state_dict: Mapping[str, torch.Tensor], config: Mapping[str, Any]
+    state_dict: Mapping[str, torch.Tensor], config: Mapping[str, Any], after_tensor: Callable[[], None] = lambda: None
 ) -> tuple[PreTrainedModel, ConversionReport]:
-    """Convert as [`convert_checkpoint`] and also report the use of every tensor."""
+    """Convert as [`convert_checkpoint`] and also report the use of every tensor.
+
+    Args:
+        after_tensor: function that is called whenever a tensor was read.
+    """
     config = _without_scopes(config)
     original, averages = separate_averages(checked_tensors(state_dict))
     config, weights, changed = with_two_classes(config, original)
@@ -117,7 +121,7 @@ def convert_with_report(
     config = dinov3.with_trunk_arguments(dinov2.with_trunk_arguments(config, weights), weights)
     model, rules, prepare = empty_model(config)
     prepared = prepare(weights)
-    report = load_converted(model, prepared, rules)
+    report = load_converted(model, prepared, rules, after_tensor)
     report.note_preparation(weights, prepared)
     report.changed |= set(changed)
     report.unused |= dict.fromkeys(averages.values(), "average of a weight, kept by mmcv's EMAHook; see --ema")

@@ -179,7 +179,9 @@ def convert_to_folder(
         original.state_dict = averaged_weights(original)
     if trunk_weights is not None or (trunk_addresses(row) and not has_trunk(original.state_dict, family)):
         trunk, source.trunk = _find_trunk(trunk_weights, row_name or "", row)
-        original.state_dict = with_trunk(original.state_dict, read_checkpoint(trunk).state_dict, family, trunk)
+        backbone = read_checkpoint(trunk)
+        original.state_dict = with_trunk(original.state_dict, backbone.state_dict, family, trunk)
+        original.maps += backbone.maps
     if not original_config:
         original_config = trunk_file.described(original.state_dict, family)
     if not original_config and family == "dinov3":
@@ -190,7 +192,7 @@ def convert_to_folder(
     model_config = backbone_of_classifier(original_config["model"], original.state_dict)
     is_variant = "net_kwargs" in model_config
     _check_backbone(model_config, is_variant, BACKBONES[family])
-    model, report = convert_with_report(original.state_dict, model_config)
+    model, report = convert_with_report(original.state_dict, model_config, original.drop_read_pages)
     report.left_behind = original.others
     status = row.get("config_status", "Certain")
     if not status.startswith("Certain"):
@@ -260,8 +262,11 @@ def _save(
     Returns:
         the name of the dtype, the number of tensors that were compared, and with `verify` the comparison of outputs.
     """
-    expected = outputs_of(model.float()) if verify else []
-    model.to(dtype)  # type: ignore[arg-type]  # transformers wraps it
+    expected: list[torch.Tensor] = []
+    if verify:
+        _change_dtype(model, torch.float32, original)
+        expected = outputs_of(model)
+    _change_dtype(model, dtype, original)
     if separate_trunk is not None:
         try:
             model.separate_trunk(separate_trunk)  # type: ignore[operator]  # a method of all our models
@@ -270,7 +275,14 @@ def _save(
     # under the names of the model, which are compared below; transformers would write older names of its Swin
     model.save_pretrained(folder, max_shard_size=max_shard_size, save_original_format=False)
     processor.save_pretrained(folder)
-    tensors = verify_tensors(folder, model, checked_tensors(original.state_dict), report, separate_trunk is None)
+    tensors = verify_tensors(
+        folder,
+        model,
+        checked_tensors(original.state_dict),
+        report,
+        with_trunk=separate_trunk is None,
+        after_tensor=original.drop_read_pages,
+    )
     # free the memory for the reload; the caller still refers to both
     original.state_dict.clear()
     model.to("meta")  # type: ignore[arg-type]
@@ -280,6 +292,15 @@ def _save(
         if dtype == torch.float32 and verification.relative_error > EXACT_TOLERANCE:
             raise ConversionError(f"the written model differs from the converted one: {verification.describe()}")
     return str(dtype).removeprefix("torch."), tensors, verification
+
+
+def _change_dtype(model: PreTrainedModel, dtype: torch.dtype, original: Checkpoint) -> None:
+    """Change a model's dtype layer by layer, so that its old and new weights are never all in memory at once."""
+    for module in model.modules():
+        if next(module.children(), None) is None:
+            module.to(dtype)
+            original.drop_read_pages()
+    model.to(dtype)  # type: ignore[arg-type]  # transformers wraps it
 
 
 def _find_checkpoint(checkpoint: str, rows: Mapping[str, Any], sha256: str | None) -> tuple[Path, Source]:

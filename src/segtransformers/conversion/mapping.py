@@ -197,7 +197,10 @@ class Head:
 
 
 def load_converted(
-    model: PreTrainedModel, state_dict: Mapping[str, torch.Tensor], rules: Iterable[Rule]
+    model: PreTrainedModel,
+    state_dict: Mapping[str, torch.Tensor],
+    rules: Iterable[Rule],
+    after_tensor: Callable[[], None] = lambda: None,
 ) -> ConversionReport:
     """Load an original checkpoint into a model on the meta device, under the new names of its tensors.
 
@@ -205,6 +208,9 @@ def load_converted(
     of the model must be in the checkpoint. Only the counters of batch norms may be missing: some tools strip them, and
     only training without momentum reads them. If the checkpoint has several floating-point dtypes, all tensors get the
     widest.
+
+    Args:
+        after_tensor: function that is called whenever a tensor was read.
 
     Returns:
         the use of every tensor.
@@ -253,6 +259,7 @@ def load_converted(
             original_names[new_name] = name
         if tensor.is_floating_point() and not tensor.isfinite().all():
             report.not_finite.append(name)
+        after_tensor()
     missing = [name for name in expected if name not in renamed and name not in misshapen]
     for name in [name for name in missing if name.endswith("num_batches_tracked")]:
         renamed[name] = torch.zeros((), dtype=torch.long)

@@ -1,7 +1,7 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """Check a folder that was written: compare every tensor with the checkpoint, and the outputs after a reload."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -79,6 +79,7 @@ def verify_tensors(
     state_dict: Mapping[str, torch.Tensor],
     report: ConversionReport,
     with_trunk: bool = True,
+    after_tensor: Callable[[], None] = lambda: None,
 ) -> int:
     """Compare every tensor in the folder with the model's, and with the checkpoint's if it was only renamed.
 
@@ -88,6 +89,7 @@ def verify_tensors(
         state_dict: the checkpoint's tensors under their original names.
         report: the use of the checkpoint's tensors.
         with_trunk: False if the folder was written without the weights of the trunk.
+        after_tensor: function that is called after each comparison.
 
     Returns:
         the number of tensors.
@@ -107,6 +109,7 @@ def verify_tensors(
                 if name in originals:
                     sources.append(state_dict[originals[name]])
                 _compare(name, saved, sources)
+                after_tensor()
     missing = sorted(set(expected) - seen)
     if missing:
         raise ConversionError(f"{folder} lacks the tensor {missing[0]}")
