@@ -19,6 +19,7 @@ from segtransformers import SegmentationPipeline, example_image_path, published_
 from segtransformers.cache import cached_model, downloads_folder, user_cache
 from segtransformers.cli import app
 from segtransformers.conversion import ConversionError
+from segtransformers.conversion.cli import _full_name
 from segtransformers.files import PREFIX
 from segtransformers.model_names import SMALL_MODEL, model_folder
 from segtransformers.published import published_rows
@@ -372,3 +373,12 @@ def test_the_cache_lies_beside_that_of_hugging_face(monkeypatch, tmp_path):
     assert user_cache("models") == tmp_path / "segtransformers/models"
     monkeypatch.setenv("SEGTRANSFORMERS_CACHE", str(tmp_path / "own"))
     assert user_cache("models") == tmp_path / "own/models"
+
+
+def test_shortened_names_for_the_conversion():
+    full = "upernet_deit_adapter_tiny_512_160k_ade20k"
+    assert _full_name("deit-adapter-tiny-ade20k", "vit_adapter") == _full_name(full, "vit_adapter") == full
+    assert _full_name("deit-adapter-tiny-ade20k", "internimage") == "deit-adapter-tiny-ade20k"
+    assert _full_name("folder/best.pth", "vit_adapter") == "folder/best.pth"
+    with pytest.raises(ConversionError, match="published models: "):
+        _full_name("upernet", "vit_adapter")

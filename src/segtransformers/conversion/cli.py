@@ -14,6 +14,7 @@ from ..datasets import DATASETS
 from ..escaping import one_line, printable
 from ..files import scratch_folder
 from ..published import published_rows
+from ..published.names import find_published
 from ..version import __version__
 from .errors import ConversionError
 
@@ -49,6 +50,21 @@ def main(family: str, arguments: Sequence[str] | None = None, program: str | Non
     return 0
 
 
+def _full_name(checkpoint: str, family: str) -> str:
+    """Return the full name of a published config of this family, or the text itself: a file, an address or a mistake.
+
+    Raises:
+        ConversionError: if a shortened name has several full names.
+    """
+    if Path(checkpoint).exists() or "/" in checkpoint:
+        return checkpoint
+    try:
+        found = find_published(checkpoint)
+    except ValueError as error:
+        raise ConversionError(str(error)) from None
+    return found if found in published_rows(family) else checkpoint
+
+
 def _convert(options: argparse.Namespace, output: Path, family: str) -> None:
     import torch
 
@@ -59,7 +75,7 @@ def _convert(options: argparse.Namespace, output: Path, family: str) -> None:
     if repository is not None:
         repository = check_destination(repository, options.private, options.create_pr).repo_id
     conversion = convert_to_folder(
-        options.checkpoint,
+        _full_name(options.checkpoint, family),
         output,
         family,
         config=options.config,
