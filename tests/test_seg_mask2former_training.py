@@ -144,7 +144,7 @@ def loss_after_backward(model, images, labels) -> torch.Tensor:
 
 
 def two_processes(wrapper: str) -> None:
-    """What each process of the test below runs: its half of the joined batch, compared with the whole."""
+    """Run one process of the test below: compare its half of the joined batch with the whole."""
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as monkeypatch:
         fixed_points(monkeypatch)

@@ -180,7 +180,7 @@ class _GradientNorm(TrainerCallback):
 
 
 def test_gradient_accumulation_changes_nothing(tmp_path):
-    """What depends on the make-up of a batch by its nature, batch norm and random depth, is out of the way."""
+    """Batch norm and random depth, which depend on the other images of a batch, are switched off."""
     norms = []
     for accumulation in (1, 2, 4):
         torch.manual_seed(0)

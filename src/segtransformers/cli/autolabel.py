@@ -12,8 +12,10 @@ import typer
 from ..escaping import one_line
 from ..files import complete_file
 from .common import (
+    BlendOption,
     DeviceOption,
     FlipOption,
+    MarginOption,
     MultiScaleOption,
     ScalesOption,
     StrideOption,
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 MANIFEST = "manifest.json"
+IMAGES_PER_WRITE = 100  # of the manifest, which is written whole; after a kill, fewer images are labelled again
 NO_CLASS = 255
 # Functions import torch, transformers and the parts of this package that load them, so that --help is fast.
 
@@ -47,6 +50,8 @@ def autolabel(
     flip: FlipOption = False,
     window: WindowOption = None,
     stride: StrideOption = None,
+    blend: BlendOption = None,
+    margin: MarginOption = None,
 ) -> None:
     """Label images with a model, as data for `train --pseudo-labels`.
 
@@ -54,8 +59,6 @@ def autolabel(
     has the model, the confidence and the share of labelled pixels of each image. Images that are in the folder already
     are left out, so a command that was stopped can be repeated.
     """
-    from tqdm import tqdm
-
     with one_line_errors(ValueError):
         found = find_images(images, [output])
         for path, _ in found:
@@ -63,7 +66,8 @@ def autolabel(
                 raise UserError(f"--images: there is no file or folder {path}")
         check_folder(output, f"--output {output}")
         network, processor = load_model(model, device, optimize=True)
-        protocol = inference_protocol(processor, multi_scale, scales, flip, window, stride)
+        protocol = inference_protocol(processor, multi_scale, scales, flip, window, stride, blend, margin)
+        protocol.sliding_window(network)  # a margin that does not fit the windows of the model is an error
         count = len(network.config.id2label or ())
         if count > NO_CLASS:
             raise UserError(f"the model has {count} classes; masks of 8 bits hold {NO_CLASS}")
@@ -71,21 +75,33 @@ def autolabel(
     done = {entry["source"] for entry in manifest["images"].values()}
     todo = [(path, relative) for path, relative in found if os.path.abspath(path) not in done]
     names = result_names([relative for _, relative in todo], manifest["images"])
-    failed = 0
-    for (path, _), name in tqdm(list(zip(todo, names, strict=True)), unit="image", disable=None):
-        try:
-            share = _label(network, processor, path, name, output, min_confidence, protocol)
-            manifest["images"][name.as_posix()] = {"source": os.path.abspath(path), "labelled": round(share, 4)}
-            _write_manifest(output, manifest)
-        except (UserError, ValueError, OSError) as error:
-            tqdm.write(f"error: {one_line(error)}", file=typer.get_text_stream("stderr"))
-            failed += 1
+    try:
+        failed = _label_all(network, processor, todo, names, output, min_confidence, protocol, manifest)
+    finally:  # also after Ctrl-C and SIGTERM
+        _write_manifest(output, manifest)
     shares = [entry["labelled"] for entry in manifest["images"].values()]
     mean = 100 * sum(shares) / max(len(shares), 1)
     typer.echo(f"{len(shares)} images, {mean:.1f} % of their pixels labelled, in {output}")
     if failed:
         typer.echo(f"error: {failed} of {len(found)} images failed", err=True)
         raise typer.Exit(1)
+
+
+def _label_all(network, processor, todo, names, output: Path, min_confidence: float, protocol, manifest: dict) -> int:
+    """Label all images, add them to the manifest, and return the number of those that failed."""
+    from tqdm import tqdm
+
+    failed = 0
+    for (path, _), name in tqdm(list(zip(todo, names, strict=True)), unit="image", disable=None):
+        try:
+            share = _label(network, processor, path, name, output, min_confidence, protocol)
+            manifest["images"][name.as_posix()] = {"source": os.path.abspath(path), "labelled": round(share, 4)}
+            if len(manifest["images"]) % IMAGES_PER_WRITE == 0:
+                _write_manifest(output, manifest)
+        except (UserError, ValueError, OSError) as error:
+            tqdm.write(f"error: {one_line(error)}", file=typer.get_text_stream("stderr"))
+            failed += 1
+    return failed
 
 
 def _begin(output: Path, model: str, network: "PreTrainedModel", min_confidence: float) -> dict:

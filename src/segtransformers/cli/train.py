@@ -423,10 +423,10 @@ def _listed_weights(weights: Sequence[float], id2label: dict[int, str]) -> str:
     shown = order if len(order) <= 12 else [*order[:6], *order[-6:]]
     listed = ", ".join(f"{names[index]} {weights[index]:.3g}" for index in shown)
     absent = [names[index] for index in order if not weights[index]]
-    note = (
+    ending = (
         f"; the weight is 0 for classes without a pixel in the training data: {', '.join(absent[:8])}" if absent else ""
     )
-    return listed + note
+    return listed + ending
 
 
 def _summary(

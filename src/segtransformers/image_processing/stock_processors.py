@@ -12,7 +12,8 @@ _SAME = ("do_resize", "do_rescale", "rescale_factor", "do_normalize", "image_mea
 def from_stock_processor(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of our image processor for a `preprocessor_config.json`.
 
-    The numbers are the same. Two things differ for images that are resized to multiples of `size_divisor`: transformers
+    The numbers are those of transformers' processors with Pillow; its fast ones differ from these by up to one grey
+    level. Two more things differ for images that are resized to multiples of `size_divisor`: transformers
     resizes them once, ours twice, and in transformers the longest edge may end one pixel from its limit.
 
     Args:

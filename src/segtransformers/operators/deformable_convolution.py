@@ -151,7 +151,7 @@ def dcnv4_fallback(
     offset_scale: float,
     remove_center: bool,
 ) -> torch.Tensor:
-    """Compute [`dcnv4_reference`] several times faster on a CPU, in eager mode and with torch.compile."""
+    """Compute [`dcnv4_reference`] as [`dcnv3_fallback`] computes DCNv3."""
     offset, mask = _unpacked(value, offset_mask, kernel_size, stride, padding, dilation, groups, remove_center)
     return dcnv3_fallback(
         value, offset, mask, kernel_size, stride, padding, dilation, groups, offset_scale, remove_center
