@@ -15,14 +15,13 @@ import argparse
 import dataclasses
 import json
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import torch
 from models import resident
 from transformers.utils import logging
+from variants import medians_of_processes
 
 from segtransformers.training import Recipe, create_optimizer, freeze_trunk, frozen_trunk_recipe_names
 from segtransformers.training.starting_points import starting_model
@@ -97,18 +96,7 @@ def main() -> None:
     if options.inside is not None:
         print(json.dumps(measure(options.inside, options)))
         return
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in VARIANTS}
-    for _ in range(options.rounds):
-        for name, figures in found.items():
-            words = [sys.executable, __file__, *sys.argv[1:], "--inside", name]
-            done = subprocess.run(words, capture_output=True, text=True)
-            if done.returncode:
-                sys.exit(f"{name}: {done.stderr.strip().splitlines()[-1]}")
-            figures.append(json.loads(done.stdout.splitlines()[-1]))
-    medians = {
-        name: {key: statistics.median(figure[key] for figure in figures) for key in figures[0]}
-        for name, figures in found.items()
-    }
+    medians = medians_of_processes(VARIANTS, options.rounds)
     first = medians["all weights"]
     print(f"{options.recipe}, {options.trunk}: {options.batch} images of {options.size} pixels, {options.device}")
     print("| trained | seconds of a step | ratio | MiB | ratio |")

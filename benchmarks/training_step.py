@@ -12,14 +12,13 @@ process with the model and the optimizer states. Compiled operators need `segtra
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import torch
 from models import resident
 from transformers.utils import logging
+from variants import medians_of_processes
 
 from segtransformers.operators import compiled_operators, dispatcher
 from segtransformers.training import create_optimizer, get_recipe
@@ -79,20 +78,8 @@ def main() -> None:
         return
     print(dispatcher.describe())
     is_compiled = "compiled on cpu" in dispatcher.describe()
-    found: dict[str, list[dict[str, float]]] = {
-        name: [] for name, variant in VARIANTS.items() if is_compiled or variant["operators"] == "off"
-    }
-    for _ in range(options.rounds):
-        for name, figures in found.items():
-            words = [sys.executable, __file__, *sys.argv[1:], "--inside", name]
-            done = subprocess.run(words, capture_output=True, text=True)
-            if done.returncode:
-                sys.exit(f"{name}: {done.stderr.strip().splitlines()[-1]}")
-            figures.append(json.loads(done.stdout.splitlines()[-1]))
-    medians = {
-        name: {key: statistics.median(figure[key] for figure in figures) for key in figures[0]}
-        for name, figures in found.items()
-    }
+    names = [name for name, variant in VARIANTS.items() if is_compiled or variant["operators"] == "off"]
+    medians = medians_of_processes(names, options.rounds)
     first = medians["plain PyTorch"]
     print(f"{options.batch} images of {options.size} pixels, {options.threads} threads, {options.rounds} rounds")
     print("| variant | images per second | ratio | peak MiB | ratio |")

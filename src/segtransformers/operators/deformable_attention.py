@@ -69,7 +69,7 @@ def ms_deform_attn_fallback(
     sampling_locations: torch.Tensor,
     attention_weights: torch.Tensor,
 ) -> torch.Tensor:
-    """Compute [`ms_deform_attn_reference`] several times faster on a CPU, in eager mode and with torch.compile."""
+    """Compute [`ms_deform_attn_reference`] faster on a CPU, in eager mode and with torch.compile."""
     _check_shapes(value, spatial_shapes, sampling_locations, attention_weights)
     exact = torch.float64 in (value.dtype, sampling_locations.dtype, attention_weights.dtype)
     dtype = torch.float64 if exact else torch.float32

@@ -91,7 +91,7 @@ def dcnv3_fallback(
     offset_scale: float,
     remove_center: bool,
 ) -> torch.Tensor:
-    """Compute [`dcnv3_reference`] several times faster on a CPU, in eager mode and with torch.compile."""
+    """Compute [`dcnv3_reference`] by [`weighted_samples`], in eager mode and with torch.compile."""
     locations, offset, mask = _locations(
         value, offset, mask, kernel_size, stride, padding, dilation, groups, offset_scale, remove_center
     )
