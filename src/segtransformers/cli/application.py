@@ -49,7 +49,7 @@ def _main(
         bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Semantic segmentation with ViT-Adapter, ViT-CoMer, InternImage and Segmenter."""
+    """Segment images with ViT-Adapter, InternImage, Segmenter, DINOv2, DINOv3, EVA and others, and train them."""
     prepare_process()
     with one_line_errors(ValueError):
         default_mode()  # checked here, so that no command fails later because of it
