@@ -59,10 +59,9 @@ def _full_name(checkpoint: str, family: str) -> str:
     if Path(checkpoint).exists() or "/" in checkpoint:
         return checkpoint
     try:
-        found = find_published(checkpoint)
+        return find_published(checkpoint, published_rows(family)) or checkpoint
     except ValueError as error:
         raise ConversionError(str(error)) from None
-    return found if found in published_rows(family) else checkpoint
 
 
 def _convert(options: argparse.Namespace, output: Path, family: str) -> None:

@@ -3,6 +3,7 @@
 
 import difflib
 import re
+from collections.abc import Collection
 
 from ..escaping import short_repr
 from . import FAMILIES, published_rows
@@ -15,8 +16,8 @@ def published_names() -> dict[str, str]:
     return {name: family for family in FAMILIES for name in published_rows(family)}
 
 
-def find_published(name: str) -> str | None:
-    """Return the full name of a published model.
+def find_published(name: str, names: Collection[str] | None = None) -> str | None:
+    """Return the full name of a published model, out of `names` (all published names by default).
 
     A shortened name has some words of one full name, in any order, with `-` or `_` between them:
     `deit-adapter-tiny-ade20k` is `upernet_deit_adapter_tiny_512_160k_ade20k`.
@@ -27,7 +28,7 @@ def find_published(name: str) -> str | None:
     Raises:
         ValueError: if several full names have them.
     """
-    names = published_names()
+    names = published_names() if names is None else names
     if name in names:
         return name
     words = _words(name)
