@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 from segtransformers import SegMask2FormerForSemanticSegmentation, ViTAdapterBackbone, packaged_model_path
 from segtransformers.cli import app
 from segtransformers.cli.common import UserError
-from segtransformers.cli.train import parse_training_arguments
+from segtransformers.cli.train_arguments import parse_training_arguments
 from segtransformers.datasets.scenes import draw_scene
 from segtransformers.training import get_recipe, training_arguments
 from segtransformers.training.arguments import fitted_batch

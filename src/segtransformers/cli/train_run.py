@@ -1,0 +1,304 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""A training run of `segtransformers train`: model, data, trainer, and the files that it writes."""
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from ..escaping import one_line
+from ..files import write_failure
+from .checkpoints import has_checkpoints, last_checkpoint, remove_incomplete, save_model
+from .common import why_not_loaded
+from .errors import UserError, note
+from .evaluate import write_results
+from .train_options import TrainOptions
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+    from ..datasets import SegmentationDataset
+    from ..datasets.class_counts import ClassCounts
+    from ..training import Recipe, SegmentationTrainer
+# Functions import torch, transformers and the parts of this package that load them, so that --help is fast.
+
+
+class TrainingRun:
+    """A run of the command.
+
+    Args:
+        options: the options of the command.
+        recipe: the recipe, with the changes that the options make.
+        changes: fields of `TrainingArguments` from the command line.
+        parts: the training data and, if there are any, the evaluation data.
+        model: the source of the model to start from, or None.
+        pseudo: data with pseudo labels and their weight, or None.
+    """
+
+    def __init__(
+        self,
+        options: TrainOptions,
+        recipe: "Recipe",
+        changes: dict[str, Any],
+        parts: "list[SegmentationDataset]",
+        model: str | None = None,
+        pseudo: "tuple[SegmentationDataset, float] | None" = None,
+    ):
+        from ..training import training_arguments
+
+        self.options, self.recipe, self.parts, self.model, self.pseudo = options, recipe, parts, model, pseudo
+        if len(parts) == 1:
+            changes = {"eval_strategy": "no", **changes}
+        self.arguments: TrainingArguments = training_arguments(recipe, options.output, **changes)
+        self.is_main = self.arguments.process_index == 0
+
+    def run(self) -> None:
+        """Train and save the model, and measure it if there are evaluation data.
+
+        Raises:
+            UserError: for what the user can correct.
+            Exit: after Ctrl-C or SIGTERM.
+        """
+        from transformers import set_seed
+        from transformers.utils import logging
+
+        from ..hub.publishing import check_destination
+
+        logging.disable_progress_bar()
+        arguments, output = self.arguments, self.options.output
+        if arguments.push_to_hub and arguments.hub_token is None and self.is_main:
+            check_destination(arguments.hub_model_id or output.resolve().name)
+        set_seed(arguments.seed)
+        network, processor = self._starting_model()
+        self._apply_losses(network)
+        self._choose_parameters(network)
+        trainer = self._trainer(network, processor)
+        if self.is_main:
+            typer.echo(self._summary(network))
+        self._fit(trainer, network)
+        self._save(trainer, network)
+        if len(self.parts) > 1:
+            self._measure(processor)
+        elif self.is_main:
+            typer.echo(f"written to {output}")
+
+    def _starting_model(self) -> tuple[Any, Any]:
+        from .. import SegMask2FormerForSemanticSegmentation
+        from ..training import starting_model
+
+        data, options = self.parts[0], self.options
+        try:
+            network, processor = starting_model(
+                self.model,
+                self.recipe,
+                data.id2label,
+                data.palette,
+                crop_size=self.options.crop,
+                trunk_weights=options.trunk_weights,
+                binary=options.binary,
+            )
+        except (OSError, ValueError, RuntimeError) as error:  # missing files, no network, another kind of model
+            name = self.model or self.recipe.name
+            raise UserError(f"cannot start from {name}: {why_not_loaded(name, error)}") from None
+        if data.num_labels == 1 and not isinstance(network, SegMask2FormerForSemanticSegmentation):
+            raise UserError(
+                "the data has one class, but this model needs at least two: make the background a class (masks with 0 "
+                "and 255: --label-map 0:0,255:1), or choose a recipe and a model with Mask2Former"
+            )
+        return network, processor
+
+    def _class_counts(self) -> "ClassCounts":
+        from ..datasets.checking import class_counts
+
+        with self.arguments.main_process_first(desc="counting classes"):  # the others read its cache
+            return class_counts(self.parts[0])
+
+    def _apply_losses(self, network: Any) -> None:
+        from ..training import apply_losses
+
+        weights = apply_losses(network, self.recipe, self._class_counts)
+        if weights is not None and self.is_main:
+            typer.echo(f"class weights: {_listed_weights(weights, self.parts[0].id2label)}")
+
+    def _choose_parameters(self, network: Any) -> None:
+        """Freeze the trunk or add low-rank updates, if the options or the recipe want that."""
+        from .. import training
+        from ..training.starting_points import trunk_name
+
+        options = self.options
+        if options.freeze_trunk or self.recipe.freeze_trunk:
+            training.freeze_trunk(network)
+            keep = options.whole or options.lora_rank is not None
+            named = training.save_frozen_trunk(network, trunk_name(self.model, options.trunk_weights), keep)
+            if named is not None and self.is_main:
+                note(
+                    f"saved folders name the frozen trunk, {named}, and do not hold its weights; --whole saves them, "
+                    "too"
+                )
+        if options.lora_rank is not None:
+            training.add_lora(network, options.lora_rank)
+
+    @property
+    def _batch(self) -> int:
+        """Number of images per optimizer step."""
+        arguments = self.arguments
+        return arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+
+    def _training_data(self, processor: Any) -> Any:
+        from .. import training
+        from ..training.sampling import MixedSampling, build_sampling
+
+        data: Any = self.parts[0]
+        settings = self.recipe.sampling
+        sampling = None if settings is None else build_sampling(settings, self._class_counts())
+        if self.pseudo is not None:
+            pseudo, weight = self.pseudo
+            sampling = MixedSampling(sampling or len(data), len(pseudo), weight)
+            data = training.JoinedDataset([data, pseudo])
+        augment = training.TrainingAugmentation.from_recipe(
+            self.recipe, processor, crop_size=self.options.crop, reduce_labels=False
+        )
+        repeat = math.ceil(self._batch / len(data))
+        return training.TrainingDataset(data, augment, seed=self.arguments.seed, repeat=repeat, sampling=sampling)
+
+    def _trainer(self, network: Any, processor: Any) -> "SegmentationTrainer":
+        from .. import training
+
+        data = self._training_data(processor)
+        try:
+            return training.SegmentationTrainer(
+                network,
+                self.arguments,
+                recipe=self.recipe,
+                train_dataset=data,
+                eval_dataset=training.EvaluationDataset(self.parts[1], processor) if len(self.parts) > 1 else None,
+                processing_class=processor,
+                prediction_images=self.options.prediction_images,
+            )
+        except RuntimeError as error:  # a tracker of --report_to is not installed
+            raise UserError(last_line(error)) from None
+
+    def _fit(self, trainer: "SegmentationTrainer", network: Any) -> None:
+        """Train, from the last checkpoint with `--resume`, and turn errors into lines with advice."""
+        import torch
+
+        options, arguments = self.options, self.arguments
+        checkpoint = last_checkpoint(options.output, network) if options.resume else arguments.resume_from_checkpoint
+        try:
+            with _whole_lines(not arguments.disable_tqdm and self.is_main):
+                trainer.train(resume_from_checkpoint=checkpoint)
+        except KeyboardInterrupt as interrupt:
+            if self.is_main:
+                typer.echo(f"{interrupt or 'stopped'}; --resume continues from the last checkpoint", err=True)
+            raise typer.Exit(130) from None
+        except torch.OutOfMemoryError:
+            raise UserError(
+                "the device has too little memory: try a smaller --per_device_train_batch_size (UperNet needs 2 on one "
+                "device), --activation_checkpointing, --bf16 or a smaller --crop-size"
+            ) from None
+        except ValueError as error:
+            if "more than 1 value per channel" in str(error):
+                raise UserError(
+                    "the model normalises feature maps of one pixel over the batch, which needs at least two images "
+                    "per device: --per_device_train_batch_size 2"
+                ) from None
+            if options.resume and "parameter group" in str(error):
+                raise UserError(
+                    f"{checkpoint} was trained with other parameters: --resume needs the same --freeze-trunk, "
+                    "--lora-rank, --optim and --recipe as before"
+                ) from None
+            raise
+        except Exception as error:
+            reason = write_failure(error)
+            if reason is None:
+                raise
+            if self.is_main:
+                remove_incomplete(options.output)
+            kept = "; --resume continues from the last checkpoint" if has_checkpoints(options.output) else ""
+            raise UserError(f"cannot write to {options.output}: {reason}{kept}") from None
+
+    def _save(self, trainer: "SegmentationTrainer", network: Any) -> None:
+        from ..training import merge_lora
+
+        output = self.options.output
+        if self.options.lora_rank is not None:
+            merge_lora(network)
+        try:
+            if self.is_main:
+                write_results(self.recipe.to_dict(), output / "recipe.json")
+            save_model(trainer, output)
+        except Exception as error:
+            reason = write_failure(error)
+            if reason is None:
+                raise
+            raise UserError(f"cannot write to {output}: {reason}; --resume saves the model again") from None
+
+    def _measure(self, processor: Any) -> None:
+        """Evaluate the saved model and write results as `segtransformers evaluate` does."""
+        import torch
+
+        from ..evaluation import evaluate_segmentation, results_table
+        from ..model_loading import load_trained_model
+
+        output, arguments = self.options.output, self.arguments
+        if arguments.world_size > 1:
+            torch.distributed.barrier()  # the main process writes the model
+        saved: Any = load_trained_model(str(output), dtype=torch.float32)
+        results = evaluate_segmentation(
+            saved.to(arguments.device),
+            processor,
+            self.parts[1],
+            num_workers=arguments.dataloader_num_workers,
+            optimize=True,
+        )
+        if self.is_main:
+            write_results(results, output / "results.json")
+            typer.echo(results_table(results))
+            typer.echo(f"{results['images']} images; model and results.json written to {output}")
+
+    def _summary(self, network: Any) -> str:
+        arguments = self.arguments
+        trained = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+        total = sum(parameter.numel() for parameter in network.parameters())
+        images = " and ".join(f"{len(part)} images" for part in self.parts)
+        length = f"{arguments.max_steps} steps" if arguments.max_steps > 0 else f"{arguments.num_train_epochs:g} epochs"
+        return (
+            f"{type(network).__name__}, {trained / 1e6:.1f} of {total / 1e6:.1f} million parameters trainable\n"
+            f"{images}, {self.parts[0].num_labels} classes\n"
+            f"{self.recipe.name}: {length} of {self._batch} images ({arguments.per_device_train_batch_size} per "
+            f"device, {arguments.gradient_accumulation_steps} accumulation steps, {arguments.world_size} processes), "
+            f"learning rate {arguments.learning_rate:g}"
+        )
+
+
+def _listed_weights(weights: Sequence[float], id2label: dict[int, str]) -> str:
+    """Return the weight of each class, or of the first and the extreme ones, and the classes that never occur."""
+    names = [one_line(id2label[index]) for index in range(len(weights))]
+    order = sorted(range(len(weights)), key=lambda index: weights[index])
+    shown = order if len(order) <= 12 else [*order[:6], *order[-6:]]
+    listed = ", ".join(f"{names[index]} {weights[index]:.3g}" for index in shown)
+    absent = [names[index] for index in order if not weights[index]]
+    ending = (
+        f"; the weight is 0 for classes without a pixel in the training data: {', '.join(absent[:8])}" if absent else ""
+    )
+    return listed + ending
+
+
+@contextlib.contextmanager
+def _whole_lines(has_bar: bool) -> Iterator[None]:
+    """Start a new line after a progress bar before an error is printed."""
+    try:
+        yield
+    except BaseException:
+        if has_bar:
+            typer.echo(err=True)
+        raise
+
+
+def last_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    if not lines[0].startswith("Caught "):  # torch's prefix of errors in worker processes
+        return " ".join(" ".join(lines).split())[:500]
+    return lines[-1].partition(": ")[2] or lines[-1]
