@@ -76,6 +76,20 @@ DEFORMABLE_OPS_INLINE typename VectorOf<double, lanes / 2>::mask widened(Integer
   }
 }
 
+// Replace lanes of `offsets` by `outside` where this half of `hidden` is -1. `outside` has the same number in all lanes.
+template <int lanes, int half, typename Wide, typename Integers>
+DEFORMABLE_OPS_INLINE Wide replaced(Wide offsets, Wide outside, Integers hidden) {
+#if DEFORMABLE_OPS_VECTOR_BYTES == 64
+  if constexpr (lanes == 16) {  // by a mask register, because widening and combining took three instructions
+    const __mmask16 mask = _mm512_movepi32_mask((__m512i)hidden);
+    const __mmask8 own = static_cast<__mmask8>(mask >> (half * 8));
+    return (Wide)_mm512_mask_mov_epi64((__m512i)offsets, own, (__m512i)outside);
+  }
+#endif
+  const Wide hide = widened<lanes, half>(hidden);
+  return (offsets & ~hide) | (hide & outside);
+}
+
 // Split x[0] y[0] x[1] y[1] ... in two vectors into x and y.
 template <typename Vector, typename T>
 DEFORMABLE_OPS_INLINE void split_pairs(Vector first, Vector second, Vector& x, Vector& y) {
@@ -236,16 +250,30 @@ DEFORMABLE_OPS_INLINE const T* view(const Array& array, int64_t offset, int64_t 
   return buffer;
 }
 
+// Copy `count` >= `lanes` elements by vectors. The last vector may overlap the one before it, because single elements
+// after whole vectors were measured to cost as much as the vectors.
+template <typename Vector, typename T>
+DEFORMABLE_OPS_INLINE void copy_by_vectors(const T* source, int64_t count, T* target) {
+  constexpr int64_t kLanes = sizeof(Vector) / sizeof(T);
+  for (int64_t i = 0; i < count - kLanes; i += kLanes) store_vector<Vector>(target + i, load_vector<Vector>(source + i));
+  store_vector<Vector>(target + count - kLanes, load_vector<Vector>(source + count - kLanes));
+}
+
 // Copy a row that is too short for a call of memcpy.
 template <typename T>
 DEFORMABLE_OPS_INLINE void copy_row(const T* source, int64_t count, T* target) {
-  typedef typename VectorOf<T>::type Vector;
-  typedef typename VectorOf<T>::quad Quad;
-  constexpr int64_t kLanes = sizeof(Vector) / sizeof(T);
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) store_vector<Vector>(target + i, load_vector<Vector>(source + i));
-  for (; i + 4 <= count; i += 4) store_vector<Quad>(target + i, load_vector<Quad>(source + i));
-  for (; i < count; ++i) target[i] = source[i];
+  typedef typename VectorOf<T>::type Longest;
+  typedef typename VectorOf<T, 32 / sizeof(T)>::type Half;
+  typedef typename VectorOf<T, 16 / sizeof(T)>::type Quarter;
+  if (count * sizeof(T) >= sizeof(Longest)) {
+    copy_by_vectors<Longest>(source, count, target);
+  } else if (count * sizeof(T) >= sizeof(Half)) {
+    copy_by_vectors<Half>(source, count, target);
+  } else if (count * sizeof(T) >= sizeof(Quarter)) {
+    copy_by_vectors<Quarter>(source, count, target);
+  } else {
+    for (int64_t i = 0; i < count; ++i) target[i] = source[i];
+  }
 }
 
 // Copy `count` elements to `target` in the compute type.

@@ -162,9 +162,11 @@ struct Block {
       load_row(problem.locations, item.in(problem.location_layout), 2 * used, buffer);
       load_row(problem.weights, item.in(problem.weight_layout), used, weight);
     }
-    for (int64_t first = 0; first < used && !(together && problem.coordinates != Coordinates::offsets);
+    const bool copied = !together && problem.coordinates == Coordinates::kernel_grid && copy_items(problem, item, count);
+    const bool is_loaded = together || copied;
+    for (int64_t first = 0; first < used && !(is_loaded && problem.coordinates != Coordinates::offsets);
          first += per_query, item.next()) {
-      if (!together) {
+      if (!is_loaded) {
         const int64_t location = item.in(problem.location_layout), factor = item.in(problem.weight_layout);
         if (part.heads != problem.heads) {  // may exceed the array: only a hint
           prefetch(problem.locations, location + kPrefetchQueries * problem.location_layout.query, 2 * per_query);
@@ -192,6 +194,36 @@ struct Block {
       case Coordinates::kernel_grid:
         set_middles(problem, part, begin, used);
         find_corners<Coordinates::kernel_grid>(problem, used);
+    }
+  }
+
+  // Copy the locations and weights of `count` items if they have the compute type, and return whether they have it.
+  bool copy_items(const Problem& problem, const Items& item, int64_t count) {
+    if (problem.locations.type != compute_type<T>() || problem.weights.type != compute_type<T>()) return false;
+    if (per_query == 9) {  // 3 x 3: the compiler knows the number of vectors
+      copy_points(problem, item, count, 9);
+    } else {
+      copy_points(problem, item, count, per_query);
+    }
+    return true;
+  }
+
+  DEFORMABLE_OPS_INLINE void copy_points(const Problem& problem, const Items& item, int64_t count, int64_t points) {
+    const Layout locations = problem.location_layout, weights = problem.weight_layout;
+    const T* location = static_cast<const T*>(problem.locations.data) + item.in(locations);
+    const T* factor = static_cast<const T*>(problem.weights.data) + item.in(weights);
+    T *to_pairs = buffer, *to_weights = weight;
+    const int64_t heads = item.heads;
+    for (int64_t head = item.head, i = 0; i < count; ++i, to_pairs += 2 * points, to_weights += points) {
+      copy_row(location, 2 * points, to_pairs);
+      copy_row(factor, points, to_weights);
+      location += locations.head;
+      factor += weights.head;
+      if (++head == heads) {
+        head = 0;
+        location += locations.query - heads * locations.head;
+        factor += weights.query - heads * weights.head;
+      }
     }
   }
 
@@ -254,6 +286,7 @@ struct Block {
     constexpr int64_t kLanes = sizeof(Vector) / sizeof(T);
     const Vector zero = {}, one = zero + T(1);
     const T scale = static_cast<T>(problem.offset_scale);
+    const int64_t next_row = row_bytes, outside_row = to_outside;  // stay in registers
     for (int64_t i = 0; i < used; i += kLanes) {
       Vector x_, y_;
       load_pairs<Vector>(pairs + 2 * i, x_, y_);
@@ -296,22 +329,24 @@ struct Block {
       const Integers above = row < 0, below = row + 1 >= rows_;
       const Integers first = load_vector<Integers>(start + i) + row * columns_ + column;
       const Integers hidden[4] = {left | above, beyond | above, left | below, beyond | below};
-      store_offsets<0, kLanes>(i, first, hidden);
-      store_offsets<1, kLanes>(i, first, hidden);
+      store_offsets<0, kLanes>(i, first, hidden, next_row, outside_row);
+      store_offsets<1, kLanes>(i, first, hidden, next_row, outside_row);
     }
   }
 
   // Store the offsets of half of the lanes, because offsets have 64 bits.
   template <int half, int lanes, typename Integers>
-  DEFORMABLE_OPS_INLINE void store_offsets(int64_t i, Integers first, const Integers (&hidden)[4]) {
+  DEFORMABLE_OPS_INLINE void store_offsets(int64_t i, Integers first, const Integers (&hidden)[4], int64_t next_row,
+                                           int64_t outside_row) {
     typedef typename VectorOf<double, lanes / 2>::mask Wide;
     i += half * lanes / 2;
-    const Wide upper = widened<lanes, half>(first) * row_bytes, lower = upper + load_vector<Wide>(line + i);
-    const Wide bytes[4] = {upper, upper + row_bytes, lower, lower + row_bytes};
+    const Wide upper = widened<lanes, half>(first) * next_row, lower = upper + load_vector<Wide>(line + i);
+    const Wide bytes[4] = {upper, upper + next_row, lower, lower + next_row};
+    const Wide everywhere_outside = Wide{} + outside_row;
 #pragma GCC unroll 4
     for (int corner = 0; corner < 4; ++corner) {
-      const Wide hide = widened<lanes, half>(hidden[corner]);
-      store_vector<Wide>(corner_offset[corner] + i, (bytes[corner] & ~hide) | (hide & to_outside));
+      const Wide offsets = replaced<lanes, half>(bytes[corner], everywhere_outside, hidden[corner]);
+      store_vector<Wide>(corner_offset[corner] + i, offsets);
     }
   }
 
