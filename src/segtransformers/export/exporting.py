@@ -24,6 +24,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..files import staging_folder
+from ..models.input_channels import input_channels
 from ..operators import compiled_operators
 
 FORMATS = (".onnx", ".pt2")
@@ -50,7 +51,7 @@ class LogitsOnly(nn.Module):
         self.options = {"sliding_window": False} if hasattr(model.config, "sliding_window") else {}
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Map normalised images `(B, 3, H, W)` to logits `(B, num_labels, H, W)`."""
+        """Map normalised images `(B, channels, H, W)` to logits `(B, num_labels, H, W)`."""
         return self.model(pixel_values=pixel_values, **self.options).logits
 
 
@@ -80,7 +81,7 @@ def describe(model: PreTrainedModel, processor: Any, size: Sequence[int], dynami
         `batch`: 1, or None for any number of images.
         `height`, `width`: of the input, in pixels.
         `rescale_factor`, `mean`, `std`: for RGB pixels from 0 to 255, `(pixels * rescale_factor - mean) / std` is the
-        input `(batch, 3, height, width)`.
+        input `(batch, channels, height, width)`.
         `classes`: their names in the order of the output's channels.
         `palette`: `[red, green, blue]` of each class, or None.
     """
@@ -118,7 +119,7 @@ def read_description(path: str | os.PathLike) -> dict[str, Any]:
 
 @torch.no_grad()
 def traced(model: PreTrainedModel, size: Sequence[int], dynamic_batch: bool = False) -> torch.export.ExportedProgram:
-    """Trace the `torch.export` program from `pixel_values` `(B, 3, *size)` to `logits`.
+    """Trace the `torch.export` program from `pixel_values` `(B, channels, *size)` to `logits`.
 
     The program runs on whole images, also if the model has a sliding window. Other threads may run the model meanwhile;
     deformable operators use plain PyTorch in all threads until the program is traced.
@@ -134,7 +135,7 @@ def traced(model: PreTrainedModel, size: Sequence[int], dynamic_batch: bool = Fa
     if model.training:
         raise ValueError("the model is in training mode: call model.eval() first")
     batch_size = 2 if dynamic_batch else 1  # torch.export would fix a batch size of 1
-    images = torch.zeros(batch_size, 3, *size, dtype=model.dtype, device=model.device)
+    images = torch.zeros(batch_size, input_channels(model.config), *size, dtype=model.dtype, device=model.device)
     shapes = {INPUT: {0: torch.export.Dim("batch")}} if dynamic_batch else None
     with _EXPORTING, compiled_operators("off"):
         module = LogitsOnly(_copy_with_the_same_tensors(model)).eval()
@@ -288,7 +289,7 @@ def _largest_error(model: PreTrainedModel, file: Path, size: Sequence[int], dyna
     run, forward = _runner(file), LogitsOnly(model)
     generator = torch.Generator().manual_seed(0)
     for batch_size in CHECKED_BATCH_SIZES if dynamic_batch else (1,):
-        images = torch.randn(batch_size, 3, *size, generator=generator).to(model.dtype)
+        images = torch.randn(batch_size, input_channels(model.config), *size, generator=generator).to(model.dtype)
         expected = forward(images.to(model.device)).float().cpu().numpy()
         difference = np.abs(run(images).astype(np.float32) - expected).max()
         errors.append(float(difference / np.abs(expected).max()))

@@ -5,8 +5,10 @@ Source: `Resize`, `ResizeToMultiple` and `Normalize` in `mmseg/datasets/pipeline
 """
 
 import math
+import os
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
@@ -22,6 +24,7 @@ from transformers.image_utils import (
 )
 from transformers.processing_utils import ImagesKwargs, Unpack
 
+from ..rasters.band_image import BandImage, as_band_image, filled, read_band_image
 from ..remote_code import RemoteCodeMixin
 from .decision import Decision
 from .inputs import as_8bit_image, integer_label_map, load_image
@@ -63,6 +66,8 @@ class SegmentationImageProcessorKwargs(ImagesKwargs, total=False):
     size_divisor: int | None
     resize_method: str
     multi_scale: dict[str, Any] | None
+    bands: list[int] | None
+    band_dtype: str | None
 
 
 class _SegmentationProcessing(RemoteCodeMixin):
@@ -83,6 +88,8 @@ class _SegmentationProcessing(RemoteCodeMixin):
     do_normalize = True
     do_reduce_labels = False
     resize_method = "opencv"
+    bands: list[int] | None = None
+    band_dtype: str | None = None
     # the protocol of the original test.py --aug-test
     multi_scale = {
         "scales": [0.5, 0.75, 1.0, 1.25, 1.5, 1.75],
@@ -95,7 +102,7 @@ class _SegmentationProcessing(RemoteCodeMixin):
     def __init__(self, **kwargs: Unpack[SegmentationImageProcessorKwargs]):
         check_options(kwargs)  # before transformers reads them
         super().__init__(**kwargs)  # type: ignore[misc]
-        names = ("do_convert_rgb", "image_mean", "image_std")
+        names = ("do_convert_rgb", "image_mean", "image_std", "bands", "band_dtype")
         check_options({**{name: getattr(self, name) for name in names}, "size": dict(self.size or {})})
 
     @classmethod
@@ -113,12 +120,15 @@ class _SegmentationProcessing(RemoteCodeMixin):
         Args:
             images: one image or a list of images: PIL images of any mode, arrays, tensors, paths or addresses. They are
                 converted to RGB; 16 bits are scaled to 8. Arrays of floating-point numbers may hold 0..255 or 0..1;
-                with `do_rescale`, the second are not divided again.
+                with `do_rescale`, the second are not divided again. A processor with `bands` takes rasters instead:
+                paths, [`~rasters.BandImage`]s, and arrays with the bands in its order. Pixels without data, NaN and
+                infinity become the mean of each band.
             segmentation_maps: label maps of the same sizes with one channel and integers of any width. Label 255 means
-                "no class": a model never learns a class with the index 255.
+                "no class": a model never learns a class with the index 255. With `bands`, pixels without data get it.
 
         Returns:
-            `pixel_values` `(B, 3, H, W)` float32 and, with label maps, `labels` `(B, H, W)` int64.
+            `pixel_values` `(B, 3, H, W)` float32, or with as many channels as `bands`, and, with label maps, `labels`
+            `(B, H, W)` int64.
 
         Raises:
             ValueError: if there is no image, if images and label maps do not match, if an option has a value that is
@@ -139,6 +149,8 @@ class _SegmentationProcessing(RemoteCodeMixin):
         """Load images named by paths or addresses. transformers' method would clip images of 16 bits."""
         if isinstance(image_url_or_urls, list | tuple):
             return [self.fetch_images(item) for item in image_url_or_urls]
+        if self.bands is not None:
+            return image_url_or_urls  # read later, as rasters
         if isinstance(image_url_or_urls, str):
             return load_image(image_url_or_urls)
         return super().fetch_images(image_url_or_urls)  # type: ignore[misc]
@@ -155,16 +167,22 @@ class _SegmentationProcessing(RemoteCodeMixin):
     ) -> BatchFeature:
         options = {"input_data_format": input_data_format, "device": device}
         prepare = self._prepare_image_like_inputs  # type: ignore[attr-defined]
-        if do_convert_rgb:
-            images = as_8bit_image(images, channels_last=input_data_format == ChannelDimension.LAST)
-        prepared = [torch.as_tensor(image) for image in prepare(images, do_convert_rgb=do_convert_rgb, **options)]
+        valid: list[np.ndarray | None] | None = None
+        if kwargs.get("bands") is not None:
+            read = [self._band_image(image, kwargs["bands"], kwargs["band_dtype"]) for image in _listed(images)]
+            prepared = [_band_tensor(image, device, **kwargs) for image in read]
+            valid = [image.valid for image in read]
+        else:
+            if do_convert_rgb:
+                images = as_8bit_image(images, channels_last=input_data_format == ChannelDimension.LAST)
+            prepared = [torch.as_tensor(image) for image in prepare(images, do_convert_rgb=do_convert_rgb, **options)]
         data: dict[str, list[Any]] = {"pixel_values": [self._preprocess_one(image, **kwargs) for image in prepared]}
         if segmentation_maps is not None:
             label_maps = prepare(
                 integer_label_map(segmentation_maps), expected_ndims=2, do_convert_rgb=False, input_data_format=None
             )
             data["labels"] = self._preprocess_labels(
-                [torch.as_tensor(label_map) for label_map in label_maps], prepared, **kwargs
+                [torch.as_tensor(label_map) for label_map in label_maps], prepared, valid, **kwargs
             )
         if return_tensors is not None:
             sizes = sorted({tuple(image.shape[1:]) for image in data["pixel_values"]})
@@ -176,6 +194,23 @@ class _SegmentationProcessing(RemoteCodeMixin):
         if self.backend == "pil" and return_tensors is None:  # type: ignore[attr-defined]
             data = {key: [tensor.numpy() for tensor in tensors] for key, tensors in data.items()}
         return BatchFeature(data=data, tensor_type=return_tensors)
+
+    @staticmethod
+    def _band_image(image: Any, bands: list[int], dtype: str | None) -> BandImage:
+        """Return an image with the bands that the model takes.
+
+        Raises:
+            ValueError: if the image has other bands, or values of another type than the model was trained with.
+        """
+        opened = read_band_image(image, bands) if isinstance(image, str | os.PathLike) else image
+        opened = as_band_image(opened, len(bands))
+        found = opened.values.dtype.name
+        if dtype is not None and found != dtype and not (dtype == "float32" and found == "float64"):
+            raise ValueError(
+                f"the image holds values of type {found}, but the model was trained with {dtype}: pass the values as "
+                "they are in files like those of the training data"
+            )
+        return opened
 
     def _preprocess_one(
         self,
@@ -191,7 +226,7 @@ class _SegmentationProcessing(RemoteCodeMixin):
         resize_method: str,
         **kwargs: Any,
     ) -> torch.Tensor:
-        if image.is_floating_point():
+        if image.is_floating_point() and kwargs.get("bands") is None:
             image = _checked_range(image, rescale_factor if do_rescale else None)
         if do_resize:
             resize = resize_image if resize_method == "opencv" else resize_smoothly
@@ -209,6 +244,7 @@ class _SegmentationProcessing(RemoteCodeMixin):
         self,
         label_maps: list[torch.Tensor],
         images: list[torch.Tensor],
+        valid: list[np.ndarray | None] | None,
         do_resize: bool,
         size: SizeDict,
         size_divisor: int | None,
@@ -219,13 +255,15 @@ class _SegmentationProcessing(RemoteCodeMixin):
         if len(label_maps) != len(images):
             raise ValueError(f"got {len(images)} images but {len(label_maps)} segmentation_maps")
         labels = []
-        for label_map, image in zip(label_maps, images, strict=True):
+        for label_map, image, mask in zip(label_maps, images, valid or [None] * len(images), strict=True):
             if label_map.shape != (1, *image.shape[1:]):
                 raise ValueError(
                     f"a segmentation map must hold one class index for each pixel of its image, (1, {image.shape[1]}, "
                     f"{image.shape[2]}), got {tuple(label_map.shape)}"
                 )
             label_map = label_map.long()
+            if mask is not None:
+                label_map = torch.where(torch.from_numpy(mask).to(label_map.device), label_map, IGNORE_INDEX)
             if do_resize:
                 for target in self._target_sizes(image.shape[1], image.shape[2], size, size_divisor, resize_method):
                     label_map = resize_labels(label_map, target)
@@ -323,6 +361,29 @@ class _SegmentationProcessing(RemoteCodeMixin):
                 for one in scores
             ]
         return [resized_labels(one, size, decision) for one, size in zip(logits, sizes, strict=True)]
+
+
+def _listed(images: Any) -> list[Any]:
+    """Return one image, a list of images or a batch `(B, bands, h, w)` as a list of images."""
+    if isinstance(images, np.ndarray | torch.Tensor) and images.ndim == 4:
+        return list(images)
+    return list(images) if isinstance(images, list | tuple) else [images]
+
+
+def _band_tensor(
+    image: BandImage,
+    device: "str | torch.device | None",
+    image_mean: tuple[float, ...],
+    do_rescale: bool,
+    rescale_factor: float,
+    **kwargs: Any,
+) -> torch.Tensor:
+    """Return the values `(bands, h, w)` of an image: uint8, which is resized in whole levels, or float32."""
+    unit = rescale_factor if do_rescale else 1.0
+    values = filled(image, [mean / unit for mean in image_mean])
+    if values.dtype != np.uint8:
+        values = values.astype(np.float32)
+    return torch.from_numpy(np.array(values, copy=not values.flags.writeable)).to(device)
 
 
 def _checked_range(image: torch.Tensor, rescale_factor: float | None) -> torch.Tensor:

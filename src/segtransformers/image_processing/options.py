@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..escaping import short_repr
+from ..rasters.raster import DTYPES, MOST_BANDS
 from ..whole_numbers import LARGEST_SIDE, check_whole
 
 LARGEST_LONG_SIDE = 10**6  # where only the limit of the long side is meant to have no effect
@@ -33,7 +34,7 @@ def check_options(options: Mapping[str, Any]) -> None:
 
     Args:
         options: the options of the processor or of a call. `image_mean` and `image_std` are compared with each other,
-            and must have three values where `do_convert_rgb` is true.
+            and must have three values where `do_convert_rgb` is true, or as many as there are `bands`.
 
     Raises:
         ValueError: naming the option, its value and what was expected.
@@ -54,6 +55,8 @@ def check_options(options: Mapping[str, Any]) -> None:
             check_whole(f"size[{name!r}]", side, 1, SIDES[name])
     if not _is_number(given.get("rescale_factor", 1)) or not 0 < given.get("rescale_factor", 1) < math.inf:
         raise ValueError(f"rescale_factor must be a positive number, got {short_repr(given['rescale_factor'])}")
+    if "bands" in given:
+        _check_bands(given)
     _check_normalization(given)
     if "multi_scale" in given:
         _check_multi_scale(given["multi_scale"])
@@ -105,10 +108,27 @@ def _check_normalization(given: Mapping[str, Any]) -> None:
             kind = "finite" if name == "image_mean" else "positive"
             raise ValueError(f"{name} must be {kind} numbers, got {short_repr(list(values))}")
         lengths[name] = len(values)
-    expected = 3 if given.get("do_convert_rgb") else next(iter(lengths.values()), None)
+    expected: int | None
+    if "bands" in given:
+        expected = len(given["bands"])
+    else:
+        expected = 3 if given.get("do_convert_rgb") else next(iter(lengths.values()), None)
     for name, length in lengths.items():
         if length != expected or length == 0:
             raise ValueError(f"{name} must be {expected or 'some'} numbers, one for each channel, got {length}")
+
+
+def _check_bands(given: Mapping[str, Any]) -> None:
+    """Refuse band numbers that no file can have, and a conversion to RGB beside them."""
+    bands = given["bands"]
+    if not isinstance(bands, list | tuple) or not 1 <= len(bands) <= MOST_BANDS:
+        raise ValueError(f"bands must be a list of 1 to {MOST_BANDS} band numbers, got {short_repr(bands)}")
+    for band in bands:
+        check_whole("a band number of bands", band, 1, MOST_BANDS)
+    if given.get("do_convert_rgb"):
+        raise ValueError("a processor with bands takes no RGB images: set do_convert_rgb=False")
+    if given.get("band_dtype") is not None and given["band_dtype"] not in DTYPES:
+        raise ValueError(f"band_dtype must be one of {', '.join(DTYPES)}, got {short_repr(given['band_dtype'])}")
 
 
 def _check_multi_scale(settings: Any) -> None:

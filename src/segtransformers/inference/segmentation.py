@@ -41,7 +41,7 @@ def segment_image(
         ValueError: if the model is in training mode, or takes no windows where the protocol has some, or the processor
             has no settings for the scales of the protocol.
     """
-    image = loaded(image)
+    image = loaded(image, processor)
     return segment_views(model, [image_views(processor, image, protocol)], [image_size(image)], protocol)[0]
 
 
@@ -59,7 +59,7 @@ def segment_with_confidence(
         queries for that class, divided by the sum for all classes where that exceeds 1.
     """
     protocol = protocol or InferenceProtocol()
-    image = loaded(image)
+    image = loaded(image, processor)
     size, decision = image_size(image), decision_of(model.config)
     labels = torch.empty(size, dtype=torch.long, device=model.device)
     confidence: torch.Tensor | None = None
@@ -93,7 +93,7 @@ def image_scores(
         `(num_labels, height, width)`, float32 (float64 for a float64 model), on the model's device.
     """
     protocol = protocol or InferenceProtocol()
-    image = loaded(image)
+    image = loaded(image, processor)
     views = image_views(processor, image, protocol)
     return _mean_scores(model, views, [image_size(image)], protocol.sliding_window(model))[0]
 

@@ -23,6 +23,7 @@ from ..image_processing import (
     keep_ratio_size,
     load_image,
 )
+from ..rasters.band_image import BandImage, as_band_image, read_band_image
 from .protocol import InferenceProtocol, multi_scale_settings
 
 
@@ -31,7 +32,7 @@ class View:
     """The network input of one scale and direction, of one image or of several images with equal input sizes.
 
     Attributes:
-        pixel_values: `(B, 3, h, w)`.
+        pixel_values: `(B, channels, h, w)`.
         size: (height, width) of the part that is not padding, which is at the right and the bottom.
         flipped: whether left and right are exchanged.
     """
@@ -54,7 +55,7 @@ def image_views(processor: Any, image: Any, protocol: InferenceProtocol | None =
         ValueError: if there are several images, or the protocol has scales and the processor has no settings for them.
     """
     protocol = protocol or InferenceProtocol()
-    image = loaded(image)
+    image = loaded(image, processor)
     views = []
     for scale in [None] if protocol.scales is None else protocol.scales:
         options, pad_to = ({}, 0) if scale is None else _resize_options(processor, image_size(image), scale)
@@ -94,14 +95,21 @@ def view_sizes(
     return sizes
 
 
-def loaded(image: Any) -> Any:
+def loaded(image: Any, processor: Any = None) -> Any:
     """Load an image that is given as a path, an address or base64 text, upright and in RGB. Return others unchanged.
+
+    Args:
+        processor: if it has `bands`, the result is a [`~rasters.BandImage`] with these.
 
     Raises:
         TypeError: if `image` is nothing that an image processor takes.
     """
     if isinstance(image, list | tuple) and len(image) == 1:
         image = image[0]
+    bands = getattr(processor, "bands", None)
+    if bands is not None:
+        image = read_band_image(image, bands) if isinstance(image, str | os.PathLike) else image
+        return as_band_image(image, len(bands))
     if isinstance(image, str | os.PathLike):
         return load_image(image)
     if not isinstance(image, Image.Image | np.ndarray | torch.Tensor | list | tuple):
@@ -113,8 +121,10 @@ def image_size(image: Any) -> tuple[int, int]:
     """Return (height, width) of an image in pixels.
 
     Args:
-        image: one image, in any form that the processor takes, or a path.
+        image: one image, in any form that the processor takes, or a path. A processor with `bands` has loaded it.
     """
+    if isinstance(image, BandImage):
+        return image.height, image.width
     image = loaded(image)
     if isinstance(image, Image.Image):
         return image.height, image.width

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from ..models.input_channels import input_channels
+
 PROBE_SIDE = 64  # pixels; every model of this package accepts such images
 
 
@@ -25,7 +27,9 @@ def uses_all_parameters(model: Any) -> bool:
         return False
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}  # batch norms update these copies
-    images = torch.zeros(2, 3, PROBE_SIDE, PROBE_SIDE, dtype=model.dtype, device=model.device)
+    images = torch.zeros(
+        2, input_channels(model.config), PROBE_SIDE, PROBE_SIDE, dtype=model.dtype, device=model.device
+    )
     labels = torch.zeros(2, PROBE_SIDE, PROBE_SIDE, dtype=torch.long, device=model.device)
     modes = {module: module.training for module in model.modules()}
     try:

@@ -45,6 +45,9 @@ class SegmentationConfig(ChecksArguments, RemoteCodeConfigMixin, PreTrainedConfi
         palette (`list` of `[red, green, blue]`, *optional*):
             The colour of each class, 0 to 255, for drawing. A palette whose length is not `num_labels` is dropped, for
             example after `from_pretrained(..., num_labels=N)`.
+        input_inflation (`dict`, *optional*):
+            The rule by which weights for RGB images became those for other channels, as `with_input_channels` saves it.
+            Nothing depends on it.
 
     Raises:
         ValueError: if fields contradict each other.
@@ -69,6 +72,7 @@ class SegmentationConfig(ChecksArguments, RemoteCodeConfigMixin, PreTrainedConfi
     square_window_if_smaller: bool = False
     semantic_loss_ignore_index: int = 255
     palette: list[list[int]] | None = None
+    input_inflation: dict | None = None
 
     def __post_init__(self, **kwargs):
         count = kwargs.get("num_labels")

@@ -10,6 +10,7 @@ import timm
 import torch
 
 from ...hub_names import check_hub_name, without_hub
+from ..input_channels import with_input_channels
 from ..layers.token_grid import Grid
 from .architectures import describe_trunk
 from .configuration_trunk import TrunkConfig
@@ -36,12 +37,17 @@ class FromTrunkMixin:
             pretrained: whether to load timm's weights. They are downloaded if they are not cached. If
                 `pretrain_image_size` is given, positions are resized to it as the original resizes them.
             cache_dir: folder of the downloads; None is timm's default.
-            fields: fields of the model's config.
+            fields: fields of the model's config. With `num_channels`, the pre-trained weights for RGB are repeated, see
+                [`with_input_channels`].
 
         Raises:
             ValueError: if timm has no such trunk or no such weights, or if `fields` change its shape.
             OSError: if the weights are not cached and cannot be downloaded.
         """
+        channels = fields.pop("num_channels", 3)
+        if channels != 3:
+            model = cls.from_trunk(trunk, pretrained, cache_dir, **fields)
+            return with_input_channels(model, channels, random=not pretrained)
         config = cls.config_class(trunk=trunk.partition(".")[0], **fields)
         if pretrained or "." in trunk:
             _check_weights(trunk)
