@@ -28,6 +28,7 @@ from segtransformers.training import (
     get_recipe,
     poly_schedule,
     recipe_names,
+    small_model_recipe_names,
 )
 
 # DINOv2's recipes are one for all heads, see `test_recipes_of_frozen_dinov2`; DINOv3 published none
@@ -399,11 +400,19 @@ def test_files_that_are_not_text(tmp_path):
         Recipe.from_file(tmp_path / "missing.json")
 
 
+ANY_DATA = [*frozen_trunk_recipe_names(), *small_model_recipe_names()]
+
+
 def test_command():
     result = CliRunner().invoke(app, ["recipes"])
     assert result.exit_code == 0
     lines = result.output.splitlines()
-    assert [line.split()[0] for line in lines] == [*frozen_trunk_recipe_names(), *recipe_names()]
+    assert lines[0].startswith("Start here: `segtransformers train --data DIR --output DIR`")
+    groups = [group.splitlines() for group in result.output.split("\n\n")[1:]]
+    assert all(title.startswith(("For any data", "Of published models")) for title, *_ in groups)
+    names = [line.split()[0] for _, *group in groups for line in group]
+    assert names[: len(ANY_DATA)] == ANY_DATA
+    assert sorted(names[len(ANY_DATA) :]) == sorted(recipe_names())
     assert (
         "upernet_deit_adapter_tiny_512_160k_ade20k  ade20k, adamw 0.00012, 160000 steps of 16 images 512x512, "
         "layer decay 0.95, drop path 0.1"
@@ -420,7 +429,7 @@ def test_command_for_one(tmp_path):
     assert result.exit_code == 1
     assert result.output.startswith(
         "error: 'segmenter_vit-t' is not a published recipe; `segtransformers recipes` lists all "
-        + str(len([*frozen_trunk_recipe_names(), *recipe_names()]))
+        + str(len([*ANY_DATA, *recipe_names()]))
     )
     assert result.output.count("\n") == 1
 
@@ -437,7 +446,7 @@ def test_command_for_one(tmp_path):
 def test_suggestions_share_words(wrong, right):
     with pytest.raises(ValueError, match=rf"such as {right}"):
         get_recipe(wrong)
-    with pytest.raises(ValueError, match=rf"lists all {len([*frozen_trunk_recipe_names(), *recipe_names()])}$"):
+    with pytest.raises(ValueError, match=rf"lists all {len([*ANY_DATA, *recipe_names()])}$"):
         get_recipe("xyz")
 
 

@@ -24,7 +24,8 @@ from .data_options import (
     load_data,
 )
 from .errors import UserError, one_line_errors
-from .train_arguments import parse_training_arguments
+from .train_arguments import parse_training_arguments, with_batch_and_precision
+from .train_choices import with_choices
 from .train_data import check_samples, load_parts
 from .train_options import TrainOptions
 from .train_run import TrainingRun, last_line
@@ -37,12 +38,20 @@ if TYPE_CHECKING:
 def train(
     context: typer.Context,
     data: Annotated[str, typer.Option(metavar="DIR_OR_ID", help="A folder with images and masks, or a Hub id.")],
-    recipe: Annotated[
-        str, typer.Option(metavar="NAME_OR_FILE", help="A published recipe (`segtransformers recipes`), or a file.")
-    ],
     output: Annotated[
-        Path, typer.Option(metavar="DIR", help="Folder for the model, checkpoints and drawn predictions.")
+        Path, typer.Option(metavar="DIR", help="Folder for the model, the report, checkpoints and drawn predictions.")
     ],
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME_OR_FILE",
+            help="A recipe (`segtransformers recipes`), or a file; by default chosen from the data and the machine.",
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Without --recipe: fast, balanced (the default) or best."),
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -100,6 +109,32 @@ def train(
         float | None,
         typer.Option(metavar="DECAY", help="Average the weights of all steps with this decay, such as 0.999."),
     ] = None,
+    batch_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NUMBER",
+            help="Images at once on a device, or auto: as many as the memory holds. The recipe's batch stays, by "
+            "gradient accumulation.",
+        ),
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(metavar="NAME", help="fp32, bf16, fp16, or auto: what the machine computes fastest.")
+    ] = None,
+    keep_best: Annotated[
+        bool, typer.Option("--keep-best", help="The checkpoint with the best mIoU becomes the model, not the last.")
+    ] = False,
+    early_stopping: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="End after N evaluations without a better mIoU; implies --keep-best."),
+    ] = None,
+    cache_features: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Run a frozen plain ViT once on each of N augmented versions of an image, and train on its features.",
+        ),
+    ] = None,
     freeze_trunk: Annotated[bool, typer.Option("--freeze-trunk", help="Keep the pre-trained trunk fixed.")] = False,
     whole: Annotated[
         bool, typer.Option("--whole", help="Save a frozen trunk, too, and not only the name of its weights.")
@@ -108,28 +143,41 @@ def train(
         int | None, typer.Option(min=1, help="Train low-rank updates (LoRA) of the trunk, of this rank (needs peft).")
     ] = None,
     prediction_images: Annotated[int, typer.Option(min=0, help="Predictions to draw at each evaluation.")] = 4,
+    report: Annotated[bool, typer.Option("--report/--no-report", help="Write report.html.")] = True,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint in --output.")] = False,
 ) -> None:
     """Fine-tune a model for semantic segmentation.
+
+    --data and --output are enough: the command then chooses recipe, model, crops, steps, batch size and precision from
+    the data and the machine, and prints the choices with the full command.
 
     All options of transformers' TrainingArguments may follow and take precedence over the recipe, such as --max_steps
     2000 --per_device_train_batch_size 4 --bf16 --report_to tensorboard. Batch size per device and gradient accumulation
     are chosen to give the recipe's batch size on the processes that torchrun or accelerate launch started. Ctrl-C and
     SIGTERM save a checkpoint before the command ends.
 
-    The output folder gets the model and its image processor, results.json with the IoU of each class, and recipe.json.
+    The output folder gets the model and its image processor, results.json with the IoU of each class, recipe.json, and
+    report.html with curves, figures of each class and the worst images.
     """
     options = TrainOptions(**{name: value for name, value in locals().items() if name != "context"})
     with _one_line():
-        chosen = _recipe(options)
+        if recipe is not None:
+            if preset is not None:
+                raise UserError("--preset and --recipe exclude each other: a preset chooses the recipe")
+            _recipe(options)  # errors in it come before the data are read
         changes = parse_training_arguments(context.args)
+        with_batch_and_precision(changes, batch_size, precision)
         _check_output(output, resume)
         source = None if model is None else _model(model, trunk_weights)
         parts = load_parts(data, split, eval_split, limit, options.reading)
         pseudo = None if pseudo_labels is None else load_data(str(pseudo_labels), "train", "folders")
         check_samples(parts if pseudo is None else [*parts, pseudo])
+        if recipe is None:
+            options, changes = with_choices(options, changes, context.args, parts, train)
+            source = None if options.model is None else _model(options.model, trunk_weights)
         weighted = None if pseudo is None or not pseudo_weight else (pseudo, pseudo_weight)
-        TrainingRun(options, chosen, changes, parts, source, weighted).run()
+        changes = with_batch_and_precision(changes, options.batch_size, options.precision)
+        TrainingRun(options, _recipe(options), changes, parts, source, weighted).run()
 
 
 def _recipe(options: TrainOptions) -> "Recipe":
@@ -137,6 +185,7 @@ def _recipe(options: TrainOptions) -> "Recipe":
     from ..training.loss_settings import recipe_with_losses
     from ..training.recipe_settings import SamplingSettings, WeightAverageSettings
 
+    assert options.recipe is not None, "chosen before"
     recipe = recipe_with_losses(_named_recipe(options.recipe), options.losses, options.class_weights)
     if options.sampling is not None:
         recipe = dataclasses.replace(recipe, sampling=SamplingSettings(method=options.sampling))

@@ -14,8 +14,9 @@ class TrainOptions:
     """The options of the command. Their help texts are in `train.py`, which has a parameter for each field."""
 
     data: str
-    recipe: str
+    recipe: str | None
     output: Path
+    preset: str | None
     model: str | None
     trunk_weights: Path | None
     crop_size: str | None
@@ -37,10 +38,16 @@ class TrainOptions:
     class_weights: str | None
     sampling: str | None
     ema: float | None
+    batch_size: str | None
+    precision: str | None
+    keep_best: bool
+    early_stopping: int | None
+    cache_features: int | None
     freeze_trunk: bool
     whole: bool
     lora_rank: int | None
     prediction_images: int
+    report: bool
     resume: bool
 
     @property

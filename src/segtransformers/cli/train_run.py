@@ -49,8 +49,15 @@ class TrainingRun:
         from ..training import training_arguments
 
         self.options, self.recipe, self.parts, self.model, self.pseudo = options, recipe, parts, model, pseudo
+        self.keeps_best = options.keep_best or options.early_stopping is not None
         if len(parts) == 1:
             changes = {"eval_strategy": "no", **changes}
+        if self.keeps_best:
+            if changes.get("eval_strategy") == "no":
+                raise UserError("--keep-best and --early-stopping need evaluation data: a part named by --eval-split")
+            changes = {"metric_for_best_model": "mean_iou", "load_best_model_at_end": True, **changes}
+            if options.early_stopping is not None:  # the count of evaluations survives --resume
+                changes = {"restore_callback_states_from_checkpoint": options.resume, **changes}
         self.arguments: TrainingArguments = training_arguments(recipe, options.output, **changes)
         self.is_main = self.arguments.process_index == 0
 
@@ -74,6 +81,7 @@ class TrainingRun:
         network, processor = self._starting_model()
         self._apply_losses(network)
         self._choose_parameters(network)
+        self._fit_batch(network, processor)
         trainer = self._trainer(network, processor)
         if self.is_main:
             typer.echo(self._summary(network))
@@ -140,6 +148,25 @@ class TrainingRun:
         if options.lora_rank is not None:
             training.add_lora(network, options.lora_rank)
 
+    def _fit_batch(self, network: Any, processor: Any) -> None:
+        """Resolve `--batch-size auto`."""
+        from ..training import collate
+        from ..training.batch_size import fit_batch
+
+        if self.options.batch_size != "auto":
+            return
+        data = self._training_data(processor)
+        arguments = self.arguments
+        fitted = fit_batch(
+            network, self.recipe, arguments, lambda count: collate([data[index % len(data)] for index in range(count)])
+        )
+        arguments.per_device_train_batch_size = fitted.per_device
+        arguments.gradient_accumulation_steps = fitted.accumulation
+        if fitted.checkpointing:
+            arguments.activation_checkpointing = True
+        if self.is_main:
+            typer.echo(fitted.line())
+
     @property
     def _batch(self) -> int:
         """Number of images per optimizer step."""
@@ -176,9 +203,16 @@ class TrainingRun:
                 eval_dataset=training.EvaluationDataset(self.parts[1], processor) if len(self.parts) > 1 else None,
                 processing_class=processor,
                 prediction_images=self.options.prediction_images,
+                callbacks=self._callbacks(),
             )
         except RuntimeError as error:  # a tracker of --report_to is not installed
             raise UserError(last_line(error)) from None
+
+    def _callbacks(self) -> list[Any]:
+        from transformers import EarlyStoppingCallback
+
+        patience = self.options.early_stopping
+        return [] if patience is None else [EarlyStoppingCallback(early_stopping_patience=patience)]
 
     def _fit(self, trainer: "SegmentationTrainer", network: Any) -> None:
         """Train, from the last checkpoint with `--resume`, and turn errors into lines with advice."""

@@ -26,7 +26,14 @@ if TYPE_CHECKING:
         Schedule,
         WeightAverageSettings,
     )
-    from .recipes import KNOWN_ISSUES, Recipe, frozen_trunk_recipe_names, get_recipe, recipe_names
+    from .recipes import (
+        KNOWN_ISSUES,
+        Recipe,
+        frozen_trunk_recipe_names,
+        get_recipe,
+        recipe_names,
+        small_model_recipe_names,
+    )
     from .samples import EvaluationDataset, JoinedDataset, TrainingDataset, collate
     from .schedule import poly_schedule
     from .starting_points import starting_model
@@ -55,7 +62,14 @@ else:
                 "Schedule",
                 "WeightAverageSettings",
             ),
-            "recipes": ("KNOWN_ISSUES", "Recipe", "frozen_trunk_recipe_names", "get_recipe", "recipe_names"),
+            "recipes": (
+                "KNOWN_ISSUES",
+                "Recipe",
+                "frozen_trunk_recipe_names",
+                "get_recipe",
+                "recipe_names",
+                "small_model_recipe_names",
+            ),
             "samples": ("EvaluationDataset", "JoinedDataset", "TrainingDataset", "collate"),
             "schedule": ("poly_schedule",),
             "starting_points": ("starting_model",),
@@ -91,6 +105,7 @@ __all__ = [
     "poly_schedule",
     "recipe_names",
     "save_frozen_trunk",
+    "small_model_recipe_names",
     "starting_model",
     "training_arguments",
     "trunk_linears",

@@ -5,7 +5,7 @@ A family's file has the settings that its recipes share (`common`) and the chang
 (`recipes`). The published row with the recipe's name supplies the settings that it determines, such as test protocol,
 normalisation and drop path. Three entries shorten the files: `row` names another row of the family to read instead,
 `weights_folder` goes before `initial_weights`, and `{dataset}` and `{name}` in `source` are replaced by the recipe's.
-`frozen_trunks.json` has the recipes that belong to no published row.
+`frozen_trunks.json` and `small_model.json` have the recipes that belong to no published row.
 """
 
 import functools
@@ -39,6 +39,13 @@ def frozen_trunk_settings() -> dict[str, dict[str, Any]]:
     text = resources.files(__package__).joinpath("frozen_trunks.json").read_text(encoding="utf-8")
     data = json.loads(text)
     return {name: {**merged_settings(data["common"], own), "name": name} for name, own in data["recipes"].items()}
+
+
+@functools.cache
+def small_model_settings() -> dict[str, dict[str, Any]]:
+    """Return the settings of each recipe for a small model and any data, as [`published_settings`] does."""
+    text = resources.files(__package__).joinpath("small_model.json").read_text(encoding="utf-8")
+    return {name: {**own, "name": name} for name, own in json.loads(text).items()}
 
 
 def merged_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,4 +140,4 @@ def _steps(pipeline: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]
     return {step["type"]: step for outer in pipeline for step in (outer, *outer.get("transforms", ()))}
 
 
-__all__ = ["frozen_trunk_settings", "merged_settings", "published_settings"]
+__all__ = ["frozen_trunk_settings", "merged_settings", "published_settings", "small_model_settings"]

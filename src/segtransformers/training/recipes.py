@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..conversion.config_text import LARGEST_TEXT, parse_yaml
 from ..escaping import one_line
-from .published_recipes import frozen_trunk_settings, merged_settings, published_settings
+from .published_recipes import frozen_trunk_settings, merged_settings, published_settings, small_model_settings
 from .recipe_settings import (
     AugmentationSettings,
     OptimizerSettings,
@@ -74,6 +74,8 @@ class Recipe:
         weight_average: a [`WeightAverageSettings`]; None trains without an average of the weights.
         model: for a recipe of no published model, the fields of the configs of its `head` and its `backbone`, each with
             a `model_type`. Another trunk can take the place of the backbone's `trunk`.
+        sets_protocol: whether a whole model to start from is tested by this recipe's protocol, for the size of the
+            training crops, in place of its own.
         known_issues: names from [`KNOWN_ISSUES`] of the original's unintended behaviour.
         initial_weights: the file that the authors started from.
         source: the original config.
@@ -99,6 +101,7 @@ class Recipe:
     sampling: SamplingSettings | None = None
     weight_average: WeightAverageSettings | None = None
     model: Mapping[str, Any] | None = None
+    sets_protocol: bool = False
     known_issues: tuple[str, ...] = ()
     initial_weights: str | None = None
     source: str | None = None
@@ -111,7 +114,7 @@ class Recipe:
         check_numbers(self, "", drop_path_rate=(0, 1))
         if self.gradient_clipping is not None:
             check_numbers(self, "", gradient_clipping=(0, None))
-        check_flags(self, "", "half_precision", "gradient_checkpointing", "freeze_trunk")
+        check_flags(self, "", "half_precision", "gradient_checkpointing", "freeze_trunk", "sets_protocol")
         for name in ("losses", "auxiliary_losses"):
             losses = getattr(self, name)
             if losses is not None:
@@ -224,14 +227,19 @@ def frozen_trunk_recipe_names() -> list[str]:
     return list(frozen_trunk_settings())
 
 
+def small_model_recipe_names() -> list[str]:
+    """Return the names of the recipes for a small model and any data."""
+    return list(small_model_settings())
+
+
 @functools.lru_cache
 def get_recipe(name: str) -> Recipe:
-    """Return a published recipe, or one for a frozen trunk.
+    """Return a published recipe, or one for a frozen trunk or a small model and any data.
 
     Raises:
         ValueError: if no recipe has this name.
     """
-    known = {**frozen_trunk_settings(), **published_settings()}
+    known = {**frozen_trunk_settings(), **small_model_settings(), **published_settings()}
     if name not in known:
         words = {word.lower() for word in re.split(r"[\W_]+", str(name)) if word}
         shared = {other: len(words & set(re.split("[_-]", other))) for other in known}
@@ -285,4 +293,5 @@ __all__ = [
     "frozen_trunk_recipe_names",
     "get_recipe",
     "recipe_names",
+    "small_model_recipe_names",
 ]

@@ -73,7 +73,8 @@ def starting_model(
             recipes of published models take a ViT-Adapter, or a simple feature pyramid if their model has one. The
             folder or Hub id of a plain ViT is taken like a name in timm if the recipe describes another backbone. None
             is the recipe's own model with random weights.
-        recipe: its head, drop path and test protocol are used. A whole model keeps its own head and protocol.
+        recipe: its head, drop path and test protocol are used. A whole model keeps its own
+            head, and its protocol unless the recipe sets it.
         id2label: the classes of the data. A whole model with other classes gets a new classifier.
         palette: the colours of the classes.
         crop_size: (height, width) of the training crops in place of the recipe's. The windows and image sizes of the
@@ -116,10 +117,13 @@ def starting_model(
         config = AutoConfig.from_pretrained(name, **NO_REMOTE_CODE)
         _set_drop_path(config, recipe.drop_path_rate)
         if type(config) in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING:
-            model, processor = (
-                _with_classes(name, config, classes),
-                AutoImageProcessor.from_pretrained(name, **NO_REMOTE_CODE),
-            )
+            processor = AutoImageProcessor.from_pretrained(name, **NO_REMOTE_CODE)
+            if recipe.sets_protocol:
+                for field, value in _protocol_fields(recipe, crop_size).items():
+                    setattr(config, field, value)
+                normalization = {field: getattr(processor, field) for field in ("image_mean", "image_std")}
+                processor = _processor(recipe, crop_size, **normalization)
+            model = _with_classes(name, config, classes)
         elif _is_for_another_backbone(config, recipe):
             backbone_config = _config_around(config, recipe.model["backbone"])  # type: ignore[index]
             model = AutoModelForSemanticSegmentation.from_config(
@@ -270,21 +274,27 @@ def _whole_config(
     if own is None:
         logger.warning(f"the recipe {recipe.name!r} does not describe a head: the backbone gets UperNet")
         own = SegUperNetConfig(backbone_config=backbone)
-    protocol, scale = recipe.test_protocol, _scale(recipe, crop_size)
     settings = {
         **own.to_dict(),
         **_fields_of_classes(classes, own),
         "palette": None,
-        "inference_mode": protocol.inference_mode,
+        **_protocol_fields(recipe, crop_size),
     }
-    for field in ("window_size", "window_stride"):
-        sides = getattr(protocol, field)
-        settings[field] = None if sides is None else [max(round(scale * side), 1) for side in sides]
-    if list(protocol.window_size or ()) == list(recipe.crop_size) and crop_size is not None:
-        settings["window_size"] = list(crop_size)
     backbone = type(backbone).from_dict({**backbone.to_dict(), "out_features": _features(backbone, own)})
     _set_drop_path(backbone, recipe.drop_path_rate)
     return type(own).from_dict({**settings, "backbone_config": backbone.to_dict()})
+
+
+def _protocol_fields(recipe: Recipe, crop_size: tuple[int, int] | None) -> dict[str, Any]:
+    """Return the fields of a model's config that follow the recipe's test protocol, scaled to the crops."""
+    protocol, scale = recipe.test_protocol, _scale(recipe, crop_size)
+    fields: dict[str, Any] = {"inference_mode": protocol.inference_mode}
+    for field in ("window_size", "window_stride"):
+        sides = getattr(protocol, field)
+        fields[field] = None if sides is None else [max(round(scale * side), 1) for side in sides]
+    if list(protocol.window_size or ()) == list(recipe.crop_size) and crop_size is not None:
+        fields["window_size"] = list(crop_size)
+    return fields
 
 
 def _features(backbone: Any, head: Any) -> list[str]:

@@ -22,6 +22,7 @@ from ..metrics import MeanIoU
 from .arguments import build_optimizer, build_scheduler
 from .callbacks import EpochCallback, InterruptCallback, PredictionImageCallback
 from .parameter_efficient import unsaved_statistics
+from .progress import LossWatch, Pace
 from .samples import SAMPLE_INDEX, EvaluationDataset, IndexedDataset, TrainingDataset, collate
 from .unused_parameters import uses_all_parameters
 from .weight_average import WeightAverage
@@ -55,6 +56,7 @@ class SegmentationTrainer(Trainer):
     - Ctrl-C and SIGTERM finish the step, save a checkpoint and raise `KeyboardInterrupt`. A second one stops at once.
     - Any other error during training saves a checkpoint of the last step before it is raised, except with FSDP and
       DeepSpeed. An error in an evaluation names the samples of the batch.
+    - Logs with `images_per_second` and `minutes_left`, and a warning if the loss does not fall.
     - An infinite or NaN loss raises `FloatingPointError` with the names of the batch's samples.
     - Batch norms become `torch.nn.SyncBatchNorm` on several GPUs.
     - DDP looks for unused parameters in each step unless [`uses_all_parameters`] finds that the model has none, or
@@ -87,6 +89,7 @@ class SegmentationTrainer(Trainer):
         self._own_metric = kwargs.get("compute_metrics") is None
         self._counting = self._is_gathered = False
         self._interrupt = InterruptCallback()
+        self._pace = Pace()
         if args is not None:
             sets = kwargs.get("eval_dataset")
             _check_arguments(args, self._own_metric, list(sets) if isinstance(sets, dict) else [])
@@ -100,6 +103,8 @@ class SegmentationTrainer(Trainer):
         self.args.batch_eval_metrics = self.args.batch_eval_metrics or self._own_metric
         self.add_callback(self._interrupt)
         self.add_callback(EpochCallback())
+        self.add_callback(self._pace)
+        self.add_callback(LossWatch())
         average = recipe.weight_average if recipe is not None else None
         self.weight_average = WeightAverage(average) if average is not None else None
         if self.weight_average is not None:
@@ -287,6 +292,16 @@ class SegmentationTrainer(Trainer):
                 "or float32 instead of fp16"
             )
         return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log values; those of training steps with images per second and the time left."""
+        step = self.state.global_step
+        if "loss" in logs:
+            images = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+            logs = {**logs, **self._pace.figures(step, self.state.max_steps, images)}
+        else:
+            self._pace.pause(float(logs.get("eval_runtime", 0.0)))
+        super().log(logs, start_time)
 
     def _names(self, indices: torch.Tensor | None, data: Any) -> str:
         """Return the names of a batch's samples for a message."""

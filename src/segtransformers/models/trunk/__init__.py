@@ -5,7 +5,7 @@ from .architectures import describe_trunk
 from .backbone import TrunkBackbone
 from .blocks import plain_block
 from .modeling_trunk import Trunk
-from .pretrained import check_trunk_available, trunk_normalization
+from .pretrained import check_trunk_available, trunk_normalization, trunk_repository
 
 __all__ = [
     "Trunk",
@@ -14,4 +14,5 @@ __all__ = [
     "describe_trunk",
     "plain_block",
     "trunk_normalization",
+    "trunk_repository",
 ]

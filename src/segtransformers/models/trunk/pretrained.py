@@ -107,6 +107,16 @@ def _check_weights(name: str) -> None:
         )
 
 
+def trunk_repository(name: str) -> str:
+    """Return the repository on the Hub with timm's weights of a trunk, or an empty text if they are elsewhere.
+
+    Raises:
+        ValueError: if timm has no such weights.
+    """
+    _check_weights(name)
+    return timm.get_pretrained_cfg(name).hf_hub_id or ""
+
+
 def check_trunk_available(name: str, cache_dir: str | None = None) -> bool:
     """Refuse weights that are not cached and cannot be downloaded, before timm tries for a minute.
 
@@ -120,8 +130,7 @@ def check_trunk_available(name: str, cache_dir: str | None = None) -> bool:
         ValueError: if timm has no such weights.
         OSError: naming the trunk and what to do.
     """
-    _check_weights(name)
-    repository = timm.get_pretrained_cfg(name).hf_hub_id
+    repository = trunk_repository(name)
     if not repository:
         return True
     try:

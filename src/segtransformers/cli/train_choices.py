@@ -1,0 +1,164 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""Automatic choices of `segtransformers train`: made from data and machine, printed, and kept for `--resume`."""
+
+import dataclasses
+import inspect
+import json
+import os
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from ..files import complete_file
+from .errors import UserError, note
+from .train_arguments import parse_training_arguments
+from .train_options import TrainOptions
+
+if TYPE_CHECKING:
+    from ..datasets import SegmentationDataset
+    from ..training.choices import Choices, DataSummary
+
+CHOICES = "choices.json"  # in the output folder
+MEASURED_IMAGES = 25
+# Functions import numpy and the parts of this package that load torch, so that --help is fast.
+
+
+def with_choices(
+    options: TrainOptions,
+    changes: dict[str, Any],
+    words: Sequence[str],
+    parts: "list[SegmentationDataset]",
+    command: Callable[..., Any],
+) -> tuple[TrainOptions, dict[str, Any]]:
+    """Return the options with everything that the user left open chosen, and the changes of `TrainingArguments`.
+
+    The choices are printed with their reasons and with the full command. With `--resume` they are those of the run
+    that is continued.
+
+    Args:
+        changes: fields of `TrainingArguments` that the user gave, parsed from `words`.
+        command: the function whose parameters are the options, with their defaults.
+    """
+    from ..training.choices import TRUNKS, choose
+    from ..training.machine import describe_machine
+
+    is_main = int(os.environ.get("RANK", "0")) == 0
+    file = options.output / CHOICES
+    if options.resume and file.is_file():
+        chosen = _read(file)
+        if is_main:
+            typer.echo("with the choices of the run that is continued: " + shlex.join(chosen))
+        return _applied(options, changes, chosen)
+    data = summary_of(parts)
+    machine = describe_machine(TRUNKS, use_gpu=not changes.get("use_cpu"))
+    choices = choose(data, machine, options.preset or "balanced", _fixed(options, changes))
+    if is_main:
+        _print(choices, options, words, command)
+        options.output.mkdir(parents=True, exist_ok=True)
+        with complete_file(file) as partial:
+            partial.write_text(json.dumps(choices.words()) + "\n", encoding="utf-8")
+    return _applied(options, changes, choices.words())
+
+
+def summary_of(parts: "list[SegmentationDataset]") -> "DataSummary":
+    """Describe the data of a run. Sizes are those of some images, evenly spread."""
+    import numpy as np
+
+    from ..training.choices import DataSummary
+
+    data = parts[0]
+    indices = np.unique(np.linspace(0, len(data) - 1, MEASURED_IMAGES).astype(int)).tolist()
+    sizes = np.array([np.asarray(data[index].labels).shape[-2:] for index in indices])
+    height, width = (int(side) for side in np.median(sizes, axis=0))
+    return DataSummary(
+        images=len(data),
+        evaluation_images=len(parts[1]) if len(parts) > 1 else 0,
+        classes=data.num_labels,
+        height=height,
+        width=width,
+    )
+
+
+def command_line(
+    options: TrainOptions, choices: "Choices", words: Sequence[str], command: Callable[..., Any]
+) -> list[str]:
+    """Return the words of a command that needs no choices.
+
+    Args:
+        words: arguments of transformers as the user typed them.
+        command: see [`with_choices`].
+    """
+    given = ["--data", options.data, "--output", str(options.output)]
+    more: list[str] = []
+    defaults = {name: parameter.default for name, parameter in inspect.signature(command).parameters.items()}
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if field.name in ("data", "output", "preset", "resume") or value == defaults[field.name]:
+            continue
+        name = field.name.replace("_", "-")
+        more += [f"--{name}"] if value is True else [f"--no-{name}"] if value is False else [f"--{name}", str(value)]
+    return ["segtransformers", "train", *given, *choices.words(), *more, *words]
+
+
+def _fixed(options: TrainOptions, changes: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that the user gave, among those that can be chosen."""
+    fixed: dict[str, Any] = {}
+    for name in ("model", "batch_size", "precision", "early_stopping", "cache_features"):
+        if getattr(options, name) is not None:
+            fixed[f"--{name.replace('_', '-')}"] = getattr(options, name)
+    if options.keep_best:
+        fixed["--keep-best"] = True
+    if options.crop is not None:
+        fixed["--crop-size"] = min(options.crop)
+    fixed |= {f"--{name}": value for name, value in changes.items()}
+    if "per_device_train_batch_size" in changes or "gradient_accumulation_steps" in changes:
+        fixed["--batch-size"] = None
+    if changes.get("bf16") or changes.get("fp16"):
+        fixed["--precision"] = None
+    if changes.get("eval_strategy") == "no":
+        fixed |= {"--keep-best": None, "--early-stopping": None}
+    return fixed
+
+
+def _applied(
+    options: TrainOptions, changes: dict[str, Any], chosen: Sequence[str]
+) -> tuple[TrainOptions, dict[str, Any]]:
+    """Return options and changes with chosen words, which have no effect on what the user gave."""
+    values: dict[str, Any] = {}
+    rest: list[str] = []
+    remaining = list(chosen)
+    kinds = {field.name: field.type for field in dataclasses.fields(TrainOptions)}
+    while remaining:
+        word = remaining.pop(0)
+        name = word.removeprefix("--").replace("-", "_")
+        if word == "--keep-best":
+            values[name] = True
+        elif name in kinds:
+            text = remaining.pop(0)
+            values[name] = int(text) if "int" in str(kinds[name]) else text
+        else:
+            rest += [word, remaining.pop(0)]
+    return dataclasses.replace(options, **values), {**parse_training_arguments(rest), **changes}
+
+
+def _read(file: Path) -> list[str]:
+    try:
+        words = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(words, list) and words and all(isinstance(word, str) for word in words):
+            return words
+    except ValueError:
+        pass
+    raise UserError(f"{file} does not hold the choices of a run: pass --recipe and the other options of that run")
+
+
+def _print(choices: "Choices", options: TrainOptions, words: Sequence[str], command: Callable[..., Any]) -> None:
+    typer.echo(f"chosen for this data and machine (--preset {options.preset or 'balanced'}):")
+    for choice in choices.choices:
+        value = "" if choice.value is None else f" {choice.value}"
+        typer.echo(f"  {choice.option + value:<40} {choice.reason}")
+    typer.echo(f"the same as: {shlex.join(command_line(options, choices, words, command))}")
+    for text in choices.notes:
+        note(text)
