@@ -28,7 +28,7 @@ from segtransformers import (
     packaged_model_path,
 )
 from segtransformers.datasets.reading import read_image
-from segtransformers.inference import InferenceProtocol, segment_image
+from segtransformers.inference import InferenceProtocol, segment_image, segment_with_confidence
 from segtransformers.models.layers.sliding_windows import SlidingWindow, slide, slide_bands, window_origins
 
 NAMES = ["sky", "wall", "floor", "tree", "car"]
@@ -52,7 +52,7 @@ def random_image(mode="RGB", size=(150, 100)) -> Image.Image:
 def check(segments, size):
     total = np.zeros((size[1], size[0]), int)
     for segment in segments:
-        assert segment["label"] in NAMES and segment["score"] is None
+        assert segment["label"] in NAMES
         assert segment["mask"].size == size
         total += np.asarray(segment["mask"]) == 255
     assert (total == 1).all()  # every pixel has exactly one class
@@ -113,6 +113,20 @@ def test_our_pipeline_without_options_is_transformers_own(folder):
     for image in (random_image(), random_image("L", size=(33, 70))):
         check(segmenter(image), image.size)
         assert (label_map(segmenter(image)) == label_map(plain(image))).all()
+        assert {segment["score"] for segment in plain(image)} == {None}
+
+
+@pytest.mark.parametrize("options", [{}, {"flip": True}])
+def test_scores_are_mean_confidences(folder, options):
+    segmenter, image = ours(folder, **options), random_image()
+    labels, confidence = segment_with_confidence(
+        segmenter.model, segmenter.image_processor, image, InferenceProtocol(**options)
+    )
+    segments = segmenter([image, image.rotate(180), image], batch_size=2)[2]
+    assert len(segments) == len(labels.unique()) > 1
+    for segment in segments:
+        own = confidence[labels == NAMES.index(segment["label"])]
+        assert segment["score"] == pytest.approx(own.mean().item(), abs=1e-6) and 1 / len(NAMES) < segment["score"] < 1
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ def _push(folder: Path, words: list[str]) -> None:
 def test_python_snippets(exported, monkeypatch, capsys):
     monkeypatch.chdir(exported)
     snippets = [code for kind, code in BLOCKS if kind == "python"]
-    assert len(snippets) == 11
+    assert len(snippets) == 12
     names: dict[str, object] = {}
     for code in snippets:
         exec(code, names)

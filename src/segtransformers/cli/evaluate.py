@@ -41,7 +41,7 @@ from .data_options import (
     SubsetOption,
     load_data,
 )
-from .errors import UserError, one_line_errors
+from .errors import UserError, note, one_line_errors
 
 
 def evaluate(
@@ -70,6 +70,14 @@ def evaluate(
         Path | None, typer.Option(metavar="DIR", help="Folder for the label maps, as PNG files.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an evaluation that was interrupted.")] = False,
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate",
+            help="Measure the temperature at which the probabilities fit this data best, and save it in the config of "
+            "the model, if that is a folder. Labels stay the same.",
+        ),
+    ] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first images.")] = None,
     published: Annotated[
         str | None, typer.Option(metavar="CONFIG", help="Compare with this published config, not the model's own.")
@@ -123,6 +131,8 @@ def evaluate(
             )
             if reason is not None:
                 raise UserError(f"--tolerance needs a published figure to compare with: {reason}")
+        if calibrate and rank == 0:
+            _check_calibration(model)
         log_folder = output.with_name(f"{output.name}.resume")
         results = evaluate_segmentation(
             network,
@@ -135,6 +145,7 @@ def evaluate(
             num_workers=(2 if network.device.type == "cuda" else 0) if workers is None else workers,
             progress=True,
             optimize=True,
+            calibrate=calibrate,
         )
         if rank > 0:
             return
@@ -144,10 +155,35 @@ def evaluate(
         ResumeLog(log_folder, {}).remove()
         typer.echo(results_table(results))
         typer.echo(f"{results['images']} images, written to {output}")
+        if calibrate:
+            typer.echo(_save_calibration(results["calibration"], model))
         if comparison is not None:
             typer.echo(_comparison_line(comparison))
         if tolerance is not None and comparison is not None and abs(comparison["difference"]) > tolerance:
             raise typer.Exit(2)
+
+
+def _check_calibration(model: str) -> None:
+    """Refuse a config that cannot be written, before any work."""
+    file = Path(model) / "config.json"
+    if not Path(model).is_dir():
+        note(f"--model {model} is no folder, so the temperature will be in the results only")
+    elif not os.access(file.parent, os.W_OK):
+        raise UserError(f"--calibrate: cannot write to {file.parent}, permission denied")
+
+
+def _save_calibration(found: dict[str, Any], model: str) -> str:
+    """Save the temperature in the folder of the model, and return a line that describes it."""
+    from ..evaluation import save_temperature
+
+    where = ""
+    if Path(model).is_dir():
+        save_temperature(model, found["temperature"])
+        where = f", saved in {Path(model) / 'config.json'}"
+    return (
+        f"temperature {found['temperature']:.2f}{where}: expected calibration error {100 * found['ece_after']:.2f} %, "
+        f"{100 * found['ece_before']:.2f} % at temperature {found['temperature_before']:.2f} ({found['pixels']} pixels)"
+    )
 
 
 def _refuse_older_log(output: Path) -> None:

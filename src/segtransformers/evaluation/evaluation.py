@@ -20,10 +20,11 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from ..files import complete_file
-from ..image_processing import label_map_classes
-from ..inference import InferenceProtocol, segment_image
+from ..image_processing import decision_of, label_map_classes
+from ..inference import InferenceProtocol, segment_bands, segment_image
 from ..metrics import MeanIoU
 from ..models.optimize import optimize_if_ours
+from .calibration import Calibration
 from .class_check import check_classes
 from .results import results_of
 from .resume_log import ResumeLog, add_counts
@@ -45,6 +46,7 @@ def evaluate_segmentation(
     num_workers: int = 0,
     progress: bool = False,
     optimize: bool = False,
+    calibrate: bool = False,
 ) -> dict[str, Any]:
     """Segment every image of a data set and compare the result with its labels.
 
@@ -66,11 +68,14 @@ def evaluate_segmentation(
         num_workers: number of processes that read images ahead.
         progress: whether the first process shows a bar with the mean IoU so far and the rate.
         optimize: whether to run [`optimize_for_inference`] on `model` itself, which then serves only for inference.
+        calibrate: whether to measure the temperature at which the probabilities fit the labels best, on a sample of the
+            pixels. Nothing is written into the config; `save_temperature` does that.
 
     Returns:
         a dict that JSON can hold: `mean_iou`, `mean_accuracy`, `overall_accuracy`, `mean_dice`, from 0 to 1; `classes`,
         with `name`, `iou`, `accuracy` and `dice` of each, None where the class does not occur; `images`, their number;
-        and what was evaluated, as `model`, `data` and `protocol`. Two runs on the same machine return the same.
+        what was evaluated, as `model`, `data` and `protocol`; and `calibration`, if `calibrate` is set, with the
+        results of [`Calibration`]. Two runs on the same machine return the same.
 
     Raises:
         ValueError: if the classes of model and data differ, or an image or its labels cannot be used; it is named.
@@ -80,22 +85,28 @@ def evaluate_segmentation(
     protocol = protocol or InferenceProtocol()
     rank, world = _rank_and_processes()
     metric = MeanIoU(data.num_labels, ignore_index=data.ignore_index)
+    calibration = Calibration(decision_of(model.config)) if calibrate else None
     folder = Path(save_predictions) if save_predictions is not None else None
 
     def begin() -> tuple[dict[str, Any], list[int]]:
         """Return the subject and the indices of the images that are done, and count these."""
-        subject = {
+        subject: dict[str, Any] = {
             "model": describe_model(model),
             "data": describe_data(data),
             "protocol": describe_protocol(model, processor, protocol),
         }
-        counts = ResumeLog(Path(resume_log), subject).read(resume) if resume_log is not None else {}
+        if calibration is not None:
+            subject["calibrated_temperatures"] = calibration.temperatures
+        log = None if resume_log is None else ResumeLog(Path(resume_log), subject)
+        counts = log.read(resume) if log is not None else {}
         if folder is not None:  # an image whose prediction is missing is segmented again
             counts = {
                 index: found for index, found in counts.items() if _prediction_file(folder, data.names[index]).exists()
             }
-        for found in counts.values():
+        for index, found in counts.items():
             add_counts(metric.confusion, found)
+            if calibration is not None and log is not None:
+                calibration.add_packed(log.calibrations.get(index, ""))
         return subject, sorted(counts)
 
     subject, done = _in_first_process(begin)
@@ -116,12 +127,16 @@ def evaluate_segmentation(
         hidden = not progress or rank > 0
         bar = stack.enter_context(tqdm(desc=title, total=len(own), unit="image", disable=hidden, mininterval=pause))
         for index, sample in loader:
-            counts, labels = _count(model, processor, sample, data, protocol)
+            own_calibration = None if calibration is None else Calibration(calibration.decision)
+            counts, labels = _count(model, processor, sample, data, protocol, own_calibration)
             if folder is not None:
                 _save_prediction(_prediction_file(folder, sample.name), labels, len(label_map_classes(config)), palette)
             if writer is not None:
-                writer.add(index, sample.name, counts.confusion)
+                packed = None if own_calibration is None else own_calibration.packed()
+                writer.add(index, sample.name, counts.confusion, packed)
             metric.merge(counts)
+            if calibration is not None and own_calibration is not None:
+                calibration.sums += own_calibration.sums
             counted += 1
             if not bar.disable:
                 bar.set_postfix_str(f"mIoU {100 * metric.figures()['mean_iou']:.2f}", refresh=False)
@@ -130,7 +145,11 @@ def evaluate_segmentation(
     total = _sum_over_processes(counted)
     if total != len(data):
         raise RuntimeError(f"{total} images were counted, but the data set has {len(data)}")
-    return {**results_of(metric, data.id2label), "images": total, **subject}
+    results = {**results_of(metric, data.id2label), "images": total, **subject}
+    if calibration is not None:
+        calibration.all_reduce()
+        results["calibration"] = calibration.results()
+    return results
 
 
 class _Samples(Dataset):
@@ -160,13 +179,18 @@ def _count(
     sample: "SegmentationSample | Exception",
     data: "SegmentationDataset",
     protocol: InferenceProtocol,
+    calibration: Calibration | None,
 ) -> tuple[MeanIoU, torch.Tensor]:
-    """Segment one image. Return its counts, on the CPU, and its label map."""
+    """Segment one image, and add it to a calibration. Return its counts, on the CPU, and its label map."""
     if isinstance(sample, Exception):
         raise sample
     counts = MeanIoU(data.num_labels, ignore_index=data.ignore_index)
     try:
-        labels = segment_image(model, processor, sample.image, protocol)
+        if calibration is None:
+            labels = segment_image(model, processor, sample.image, protocol)
+        else:
+            bands = segment_bands(model, processor, sample.image, protocol)
+            labels = calibration.add_image(bands, torch.as_tensor(sample.labels), data.ignore_index)
         known = labels.where(labels < data.num_labels, data.ignore_index)
         counts.add(prediction=known, reference=sample.labels)
     except (ValueError, RuntimeError) as error:  # such as too little memory

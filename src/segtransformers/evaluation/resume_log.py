@@ -32,6 +32,7 @@ class ResumeLog:
 
     def __init__(self, folder: Path, subject: Mapping[str, Any]):
         self.folder, self.subject = folder, json.loads(json.dumps(subject))
+        self.calibrations: dict[int, str] = {}  # packed sums of the images that `read` returned, if there are any
 
     def read(self, resume: bool) -> dict[int, Counts]:
         """Return the counts of the images that are done, by index.
@@ -51,6 +52,7 @@ class ResumeLog:
             try:
                 subject, *records = (json.loads(line) for line in lines)
                 found.update((record["index"], record["counts"]) for record in records)
+                self.calibrations.update((one["index"], one["calibration"]) for one in records if "calibration" in one)
             except (ValueError, KeyError, TypeError, RecursionError):
                 raise ResumeLogError(f"{file} is damaged: delete the folder {self.folder} to start anew") from None
             if subject != self.subject:
@@ -95,14 +97,15 @@ class ResumeLogWriter:
             self.file.close()
             self.file = None
 
-    def add(self, index: int, name: str, confusion: torch.Tensor) -> None:
-        """Write the confusion matrix of one image."""
+    def add(self, index: int, name: str, confusion: torch.Tensor, calibration: str | None = None) -> None:
+        """Write the confusion matrix of one image, and the packed sums of its calibration."""
         where = confusion.nonzero()
         values = confusion[where[:, 0], where[:, 1]]
         counts: Counts = torch.cat([where, values[:, None]], dim=1).tolist()
         if self.file is None:
             self.file = self._open()
-        _write(self.file, {"index": index, "name": name, "counts": counts})
+        more = {} if calibration is None else {"calibration": calibration}
+        _write(self.file, {"index": index, "name": name, "counts": counts, **more})
 
     def _open(self) -> BinaryIO:
         """Open the file, cut off an incomplete last line, and write the first line if there is none."""

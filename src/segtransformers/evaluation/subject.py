@@ -17,8 +17,15 @@ from ..inference import InferenceProtocol
 if TYPE_CHECKING:
     from ..datasets import SegmentationDataset
 
-# fields of a config that change without any change of the model
-VOLATILE_FIELDS = ("_name_or_path", "transformers_version", "dtype", "custom_pipelines", "auto_map")
+# fields of a config that change without any change of the model's logits
+VOLATILE_FIELDS = (
+    "_name_or_path",
+    "transformers_version",
+    "dtype",
+    "custom_pipelines",
+    "auto_map",
+    "calibration_temperature",
+)
 # settings of an image processor that determine the network's input
 PROCESSOR_FIELDS = (
     "do_resize",

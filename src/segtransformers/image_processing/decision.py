@@ -21,10 +21,12 @@ class Decision:
     Attributes:
         threshold: the probability above which a pixel of a binary model belongs to the class; None for other models.
         are_query_sums: whether logits are sums of probabilities over queries, as those of Mask2Former.
+        temperature: divides the logarithms of the confidences in [`calibrated`]. Labels do not depend on it.
     """
 
     threshold: float | None = None
     are_query_sums: bool = False
+    temperature: float = 1.0
 
     def labels(self, logits: torch.Tensor) -> torch.Tensor:
         """Return the label map `(H, W)`, int64, of logits `(C, H, W)`."""
@@ -50,6 +52,31 @@ class Decision:
             return self.probabilities(logits)
         return logits / logits.sum(0).clamp(min=1)
 
+    def calibrated(self, confidences: torch.Tensor) -> torch.Tensor:
+        """Return the confidences at the temperature of the model, in the same shape `(C, H, W)`.
+
+        For softmax and sigmoid this equals dividing the logits of one view by the temperature. The sums over queries of
+        Mask2Former have no such logits: their logarithms are divided, with the probability that is missing to 1 as a
+        further outcome, "no class". The order of the classes stays the same.
+
+        Args:
+            confidences: what [`confidences`] returns, or its mean over several views.
+        """
+        if self.temperature == 1:
+            return confidences
+        outcomes = self.outcomes(confidences)
+        logarithms = outcomes.clamp(min=torch.finfo(outcomes.dtype).tiny).log() / self.temperature
+        return logarithms.softmax(dim=0)[: len(confidences)]
+
+    def outcomes(self, confidences: torch.Tensor) -> torch.Tensor:
+        """Return confidences `(C, ...)` with the outcomes that they lack, so that they add up to 1.
+
+        A binary model lacks the background, which is appended. Sums over queries lack "no class".
+        """
+        if self.threshold is None and not self.are_query_sums:
+            return confidences
+        return torch.cat([confidences, (1 - confidences.sum(0, keepdim=True)).clamp(min=0)])
+
     def confidence(self, labels: torch.Tensor, confidences: torch.Tensor) -> torch.Tensor:
         """Return the confidence `(H, W)` in labels `(H, W)`, of confidences `(C, H, W)`."""
         if self.threshold is None:
@@ -61,7 +88,8 @@ def decision_of(config: Any) -> Decision:
     """Return the rule of a model with this config, which may be one of transformers."""
     is_binary = getattr(config, "is_binary", getattr(config, "num_labels", None) == 1)
     threshold = float(getattr(config, "threshold", 0.5)) if is_binary else None
-    return Decision(threshold, getattr(config, "logits_are_query_sums", False))
+    temperature = float(getattr(config, "calibration_temperature", None) or 1)
+    return Decision(threshold, getattr(config, "logits_are_query_sums", False), temperature)
 
 
 def label_map_classes(config: Any) -> dict[int, str]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ..image_processing import Decision, ResizedRows
+from ..image_processing import ResizedRows
 from ..models.layers.sliding_windows import SlidingWindow, slide_bands
 from .views import View
 
@@ -40,10 +40,10 @@ def resized_logits(
     return [ResizedRows(iter([one]), height, size) for one, size in zip(logits, sizes, strict=True)]
 
 
-def probabilities(logits: ResizedRows, rows: slice, flipped: bool, decision: Decision) -> torch.Tensor:
-    """Return the class probabilities of some rows, mirrored back, `(num_labels, rows, width)`."""
+def upright(logits: ResizedRows, rows: slice, flipped: bool) -> torch.Tensor:
+    """Return the logits of some rows, mirrored back, `(num_labels, rows, width)`."""
     taken = logits.take(rows)
-    return decision.probabilities(taken.flip(-1) if flipped else taken)
+    return taken.flip(-1) if flipped else taken
 
 
 def rows_held(view: View, window: SlidingWindow | None) -> int:
@@ -95,4 +95,4 @@ def _without_padding(bands: Iterator[torch.Tensor], height: int, width: int) -> 
         height -= band.shape[2]
 
 
-__all__ = ["probabilities", "resized_logits", "rows_held"]
+__all__ = ["resized_logits", "rows_held", "upright"]

@@ -28,8 +28,8 @@ from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 from ..image_processing import label_map_classes, load_image
 from ..model_names import model_folder
 from ..models.optimize import optimize_for_inference, optimize_if_ours
+from .confidence import segment_views_with_confidence
 from .protocol import InferenceProtocol
-from .segmentation import segment_views
 from .views import image_size, image_views
 
 PROTOCOL_FIELDS = tuple(field.name for field in dataclasses.fields(InferenceProtocol))
@@ -38,9 +38,11 @@ PROTOCOL_FIELDS = tuple(field.name for field in dataclasses.fields(InferenceProt
 class SegmentationPipeline(ImageSegmentationPipeline):
     """Semantic segmentation by the checkpoint's protocol or another one.
 
-    The results are those of transformers' pipeline: for each image a list of `{"score": None, "label": name, "mask":
-    PIL image of the image's size}`. The options are keywords here, not an [`InferenceProtocol`], because transformers
-    passes them by name to `pipeline(...)` and to each call, and merges both:
+    The results are those of transformers' pipeline: for each image a list of `{"score": number, "label": name, "mask":
+    PIL image of the image's size}`. The score is the mean confidence of the pixels of the mask, from 0 to 1, as
+    [`segment_with_confidence`] returns it; transformers' own pipeline has None there. The options are keywords here,
+    not an [`InferenceProtocol`], because transformers passes them by name to `pipeline(...)` and to each call, and
+    merges both:
 
     Args:
         multi_scale: whether to use the checkpoint's multi-scale protocol ([`InferenceProtocol.multi_scale`]).
@@ -128,15 +130,22 @@ class SegmentationPipeline(ImageSegmentationPipeline):
     def _forward(self, model_inputs):  # type: ignore[override]
         # all images of a batch come from one call, with one protocol
         views, sizes, (protocol, *_) = (model_inputs[key] for key in ("views", "sizes", "protocols"))
-        return {"labels": segment_views(self.model, views, sizes, protocol)}
+        found = segment_views_with_confidence(self.model, views, sizes, protocol)
+        return {"labels": [labels for labels, _ in found], "confidence": [confidence for _, confidence in found]}
 
     def postprocess(self, model_outputs):  # type: ignore[override]
-        (labels,) = model_outputs["labels"]
+        (labels,), (confidence,) = model_outputs["labels"], model_outputs["confidence"]
         values = labels.numpy()
         names = label_map_classes(self.model.config)
+        pixels = torch.bincount(labels.flatten())
+        scores = torch.bincount(labels.flatten(), confidence.flatten().double()) / pixels
         return [
-            {"score": None, "label": names[index], "mask": Image.fromarray(np.uint8(255) * (values == index))}
-            for index in np.flatnonzero(torch.bincount(labels.flatten()).numpy()).tolist()
+            {
+                "score": scores[index].item(),
+                "label": names[index],
+                "mask": Image.fromarray(np.uint8(255) * (values == index)),
+            }
+            for index in np.flatnonzero(pixels.numpy()).tolist()
         ]
 
 

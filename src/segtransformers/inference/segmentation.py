@@ -4,17 +4,19 @@
 Source: `aug_test` in `mmseg/models/segmentors/encoder_decoder.py` of MMSegmentation 0.20.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from ..image_processing import decision_of
+from ..image_processing import Decision, decision_of
 from ..models.layers.sliding_windows import SlidingWindow
-from .logits import probabilities, resized_logits, rows_held
+from .logits import resized_logits, rows_held, upright
 from .protocol import InferenceProtocol
-from .views import View, image_size, image_views, loaded, stacked
+from .views import View, groups_of_equal_views, image_size, image_views, loaded
+
+ScoreOfLogits = Callable[[Decision, torch.Tensor], torch.Tensor]
 
 
 def segment_image(
@@ -46,46 +48,13 @@ def segment_image(
 
 
 @torch.no_grad()
-def segment_with_confidence(
-    model: PreTrainedModel, processor: Any, image: Any, protocol: InferenceProtocol | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Predict the class of every pixel of an image, and the probability of that class.
-
-    Arguments, memory and errors are those of [`segment_image`].
-
-    Returns:
-        int64 and float32 (float64 for a float64 model) `(height, width)`, on the model's device. For a binary model the
-        confidence of a background pixel is 1 minus the probability of the object. For Mask2Former it is the sum over
-        queries for that class, divided by the sum for all classes where that exceeds 1.
-    """
-    protocol = protocol or InferenceProtocol()
-    image = loaded(image, processor)
-    size, decision = image_size(image), decision_of(model.config)
-    labels = torch.empty(size, dtype=torch.long, device=model.device)
-    confidence: torch.Tensor | None = None
-    views, window = image_views(processor, image, protocol), protocol.sliding_window(model)
-    logits = [resized_logits(model, view, [size], window)[0] for view in views]
-    for rows in logits[0].slices():
-        bands = [one.take(rows) for one in logits]
-        bands = [band.flip(-1) if view.flipped else band for band, view in zip(bands, views, strict=True)]
-        scores = sum(map(decision.probabilities, bands[1:]), decision.probabilities(bands[0])) / len(bands)
-        labels[rows] = decision.labels_of_probabilities(scores)
-        if confidence is None:
-            confidence = scores.new_empty(size)
-        if decision.are_query_sums:
-            scores = sum(map(decision.confidences, bands[1:]), decision.confidences(bands[0])) / len(bands)
-        confidence[rows] = decision.confidence(labels[rows], scores)
-    assert confidence is not None  # every image has rows
-    return labels, confidence
-
-
-@torch.no_grad()
 def image_scores(
     model: PreTrainedModel, processor: Any, image: Any, protocol: InferenceProtocol | None = None
 ) -> torch.Tensor:
     """Predict class probabilities at the size of an image: the mean over its views of the softmax over classes.
 
-    For a binary model it is the mean of the sigmoid, with one channel.
+    For a binary model it is the mean of the sigmoid, with one channel. Label maps are decided by these scores, so they
+    are never calibrated. [`segment_bands`] has calibrated probabilities, and does not hold them for the whole image.
 
     Arguments and errors are those of [`segment_image`].
 
@@ -95,7 +64,10 @@ def image_scores(
     protocol = protocol or InferenceProtocol()
     image = loaded(image, processor)
     views = image_views(processor, image, protocol)
-    return _mean_scores(model, views, [image_size(image)], protocol.sliding_window(model))[0]
+    ((scores,),) = mean_scores(
+        model, views, [image_size(image)], protocol.sliding_window(model), [Decision.probabilities]
+    )
+    return scores
 
 
 @torch.no_grad()
@@ -120,14 +92,9 @@ def segment_views(
         int64 `(height, width)` for each image.
     """
     window = (protocol or InferenceProtocol()).sliding_window(model)
-    groups: dict[tuple, list[int]] = {}
-    for index, own in enumerate(views):
-        shapes = tuple((*view.pixel_values.shape[2:], *view.size) for view in own)
-        groups.setdefault(shapes, []).append(index)
     labels: dict[int, torch.Tensor] = {}
-    for members in groups.values():
+    for members, own_views in groups_of_equal_views(views):
         own_sizes = [sizes[index] for index in members]
-        own_views = [stacked(same) for same in zip(*(views[index] for index in members), strict=True)]
         labels.update(zip(members, _label_maps(model, own_views, own_sizes, window), strict=True))
     return [labels[index] for index in range(len(views))]
 
@@ -137,17 +104,18 @@ def _label_maps(
 ) -> list[torch.Tensor]:
     """Return the label maps of images whose views are stacked."""
     decision = decision_of(model.config)
-    if len(sizes) == 1 and (len(views) == 1 or _side_by_side_is_smaller(views, sizes[0], window)):
+    if len(sizes) == 1 and (len(views) == 1 or side_by_side_is_smaller(views, sizes[0], window)):
         return [_labels_side_by_side(model, views, sizes[0], window)]
     if len(views) == 1:
         return [
             torch.cat([decision.labels(logits.take(rows)) for rows in logits.slices()])
             for logits in resized_logits(model, views[0], sizes, window)
         ]
-    return [decision.labels_of_probabilities(scores) for scores in _mean_scores(model, views, sizes, window)]
+    found = mean_scores(model, views, sizes, window, [Decision.probabilities])
+    return [decision.labels_of_probabilities(scores) for (scores,) in found]
 
 
-def _side_by_side_is_smaller(views: Sequence[View], size: tuple[int, int], window: SlidingWindow | None) -> bool:
+def side_by_side_is_smaller(views: Sequence[View], size: tuple[int, int], window: SlidingWindow | None) -> bool:
     """Return whether the logits that all views hold at once are fewer than the scores of the whole image."""
     held = sum(rows_held(view, window) * view.pixel_values.shape[3] for view in views)
     return held < size[0] * size[1]
@@ -176,26 +144,42 @@ def _score_bands(
     decision = decision_of(model.config)
     logits = [resized_logits(model, view, [size], window)[0] for view in views]
     for rows in logits[0].slices():
-        total = probabilities(logits[0], rows, views[0].flipped, decision)
+        total = decision.probabilities(upright(logits[0], rows, views[0].flipped))
         for more, view in zip(logits[1:], views[1:], strict=True):
-            total += probabilities(more, rows, view.flipped, decision)
+            total += decision.probabilities(upright(more, rows, view.flipped))
         yield rows, total.div_(len(views))
 
 
-def _mean_scores(
-    model: PreTrainedModel, views: Sequence[View], sizes: Sequence[tuple[int, int]], window: SlidingWindow | None
-) -> list[torch.Tensor]:
-    """Return the mean class probabilities of each image, `(num_labels, height, width)`, computed view by view."""
+def mean_scores(
+    model: PreTrainedModel,
+    views: Sequence[View],
+    sizes: Sequence[tuple[int, int]],
+    window: SlidingWindow | None,
+    kinds: Sequence[ScoreOfLogits],
+) -> list[list[torch.Tensor]]:
+    """Return the means over views of each kind of scores, for each image, computed view by view.
+
+    Args:
+        model, window: as for [`segment_views`].
+        views: of images whose views are stacked.
+        sizes: (height, width) of each image.
+        kinds: methods of [`Decision`] that map logits `(num_labels, rows, width)` to scores of this shape.
+
+    Returns:
+        `(num_labels, height, width)` for each image and kind.
+    """
     decision = decision_of(model.config)
-    totals: list[torch.Tensor] = []
+    totals: list[list[torch.Tensor]] = []
     for view in views:
         for index, logits in enumerate(resized_logits(model, view, sizes, window)):
             for rows in logits.slices():
-                part = probabilities(logits, rows, view.flipped, decision)
+                taken = upright(logits, rows, view.flipped)
+                parts = [kind(decision, taken) for kind in kinds]
                 if index == len(totals):
-                    totals.append(part.new_zeros((len(part), *sizes[index])))
-                totals[index][:, rows] += part
-    return [total.div_(len(views)) for total in totals]
+                    totals.append([part.new_zeros((len(part), *sizes[index])) for part in parts])
+                for total, part in zip(totals[index], parts, strict=True):
+                    total[:, rows] += part
+    return [[total.div_(len(views)) for total in own] for own in totals]
 
 
-__all__ = ["image_scores", "segment_image", "segment_views", "segment_with_confidence"]
+__all__ = ["image_scores", "mean_scores", "segment_image", "segment_views", "side_by_side_is_smaller"]

@@ -138,6 +138,18 @@ def stacked(views: Sequence[View]) -> View:
     return View(torch.cat([view.pixel_values for view in views]), views[0].size, views[0].flipped)
 
 
+def groups_of_equal_views(views: Sequence[Sequence[View]]) -> list[tuple[list[int], list[View]]]:
+    """Return the indices of images whose views have equal sizes, with their views stacked."""
+    groups: dict[tuple, list[int]] = {}
+    for index, own in enumerate(views):
+        shapes = tuple((*view.pixel_values.shape[2:], *view.size) for view in own)
+        groups.setdefault(shapes, []).append(index)
+    return [
+        (members, [stacked(same) for same in zip(*(views[index] for index in members), strict=True)])
+        for members in groups.values()
+    ]
+
+
 def _resize_options(processor: Any, image_size: tuple[int, int], scale: float) -> tuple[dict[str, Any], int]:
     """Return the options of the processor's call for one scale, and the length that each side is padded to."""
     settings = multi_scale_settings(processor)
@@ -172,4 +184,4 @@ def _padded(processor: Any, pixel_values: torch.Tensor, side: int) -> torch.Tens
     return padded
 
 
-__all__ = ["View", "image_size", "image_views", "loaded", "stacked", "view_sizes"]
+__all__ = ["View", "groups_of_equal_views", "image_size", "image_views", "loaded", "view_sizes"]

@@ -141,6 +141,8 @@ def starting_model(
     if trunk_weights is not None:
         load_pretrained_trunk(model, trunk_weights)
     model.config.palette = [list(colour) for colour in palette] if palette is not None else None
+    if hasattr(model.config, "calibration_temperature"):
+        model.config.calibration_temperature = 1.0  # it was measured with the weights before this training
     return model.train(), processor
 
 

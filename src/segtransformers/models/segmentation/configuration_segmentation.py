@@ -1,6 +1,7 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """Base classes of the configs of all our `...ForSemanticSegmentation` models."""
 
+import math
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
@@ -48,6 +49,9 @@ class SegmentationConfig(ChecksArguments, RemoteCodeConfigMixin, PreTrainedConfi
         input_inflation (`dict`, *optional*):
             The rule by which weights for RGB images became those for other channels, as `with_input_channels` saves it.
             Nothing depends on it.
+        calibration_temperature (`float`, defaults to 1.0):
+            Temperature of the class probabilities, which `segtransformers evaluate --calibrate` measures: above 1, they
+            become less certain. Logits, labels and losses do not depend on it. Other classes set it to 1.
 
     Raises:
         ValueError: if fields contradict each other.
@@ -73,6 +77,7 @@ class SegmentationConfig(ChecksArguments, RemoteCodeConfigMixin, PreTrainedConfi
     semantic_loss_ignore_index: int = 255
     palette: list[list[int]] | None = None
     input_inflation: dict | None = None
+    calibration_temperature: float | int = 1.0
 
     def __post_init__(self, **kwargs):
         count = kwargs.get("num_labels")
@@ -85,6 +90,8 @@ class SegmentationConfig(ChecksArguments, RemoteCodeConfigMixin, PreTrainedConfi
             if getattr(self, name) is not None:
                 setattr(self, name, _pair(name, getattr(self, name)))
         self.sliding_window()
+        if not 0 < self.calibration_temperature < math.inf:
+            raise ValueError(f"calibration_temperature must be a positive number, got {self.calibration_temperature}")
         if self.palette is not None:
             if self.is_binary and len(self.palette) == 1:
                 self.palette = [BACKGROUND_COLOUR, *self.palette]
@@ -111,7 +118,10 @@ class SegmentationConfig(ChecksArguments, RemoteCodeConfigMixin, PreTrainedConfi
 
         The config of a backbone becomes a whole config around it, so that `from_pretrained` of a model takes the folder
         of a backbone and makes a new head. The config of transformers' model with the same head is read field by field.
+        With other classes, the temperature is 1.
         """
+        if any(kwargs.get(name) is not None for name in ("num_labels", "id2label", "label2id")):
+            config_dict = {name: value for name, value in config_dict.items() if name != "calibration_temperature"}
         model_type = config_dict.get("model_type", cls.model_type)
         if model_type == cls.stock_model_type:
             config_dict = cls.from_stock_fields(config_dict)
