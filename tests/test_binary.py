@@ -107,7 +107,7 @@ def trained(tmp_path_factory):
     for path in data.glob("masks/*/*.png"):
         Image.fromarray((np.asarray(Image.open(path)) > 0).astype(np.uint8)).save(path)
     (data / "classes.txt").write_text("nature\nmade")
-    small_model("segmenter").save_pretrained(folder / "start")
+    small_model("segmenter", decoder_type="linear").save_pretrained(folder / "start")
     SegmentationImageProcessor(size={"shortest_edge": 96, "longest_edge": 384}).save_pretrained(folder / "start")
     words = ["--binary", "--max_steps", 1, "--losses", "binary_cross_entropy,dice", "--learning_rate", 0.001]
     status, output = run(*options(data, folder / "out", folder / "start", *words))

@@ -3,6 +3,7 @@
 
 import copy
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -85,9 +86,11 @@ def test_results_equal_those_of_single_images(folder, packaged, options):
         metric.add(prediction=segment_image(model, processor, sample.image, protocol), reference=sample.labels)
     expected = metric.compute()
     found = evaluate_segmentation(model, processor, data, protocol)
-    for name in ("mean_iou", "mean_accuracy", "overall_accuracy", "mean_dice"):
+    for name in ("mean_iou", "mean_accuracy", "overall_accuracy", "mean_dice", "mean_precision", "mean_recall"):
         assert found[name] == expected[name], name
-    assert [one["iou"] for one in found["classes"]] == expected["per_category_iou"].tolist()
+    for name in ("iou", "precision", "recall"):
+        figures = [math.nan if one[name] is None else one[name] for one in found["classes"]]
+        np.testing.assert_array_equal(figures, expected[f"per_category_{name}"])
     assert [one["name"] for one in found["classes"]] == list(SCENE_CLASSES)
     assert found["images"] == 9 and found["protocol"]["flip"] == bool(options)
     assert found["protocol"]["window_size"] == ([64, 64] if options else [128, 128])
@@ -103,11 +106,10 @@ def test_command(folder, tmp_path):
     assert "9/9" in done.stderr and f"mIoU {100 * results['mean_iou']:.2f}" in done.stderr and "image" in done.stderr
     assert done.stdout.startswith(results_table(results))
     lines = done.stdout.splitlines()
-    assert lines[2].split() == ["|", "Class", "|", "IoU", "|", "Acc", "|"]
+    assert lines[2].replace("|", " ").split() == ["Class", "IoU", "Acc", "Dice", "Precision"]
     car = results["classes"][SCENE_CLASSES.index("car")]
-    assert ["|", "car", "|", f"{100 * car['iou']:.2f}", "|", f"{100 * car['accuracy']:.2f}", "|"] in [
-        line.split() for line in lines
-    ]
+    shown = [f"{100 * car[name]:.2f}" for name in ("iou", "accuracy", "dice", "precision")]
+    assert ["car", *shown] in [line.replace("|", " ").split() for line in lines]
     # the saved predictions are label maps that give the same results
     data = load_segmentation_dataset(folder)
     metric = MeanIoU(10)
@@ -185,6 +187,7 @@ def interrupted(model, processor, data, after: int, **options):
         def __init__(self):
             self.__dict__ = dict(data.__dict__)
             self.num_labels, self.ignore_index = data.num_labels, data.ignore_index
+            self.multi_label = data.multi_label
 
         def __len__(self):
             return len(data)
@@ -458,10 +461,11 @@ def test_exit_status_says_whether_the_published_figure_was_met(folder, tmp_path,
 def test_table_without_figures():
     table = results_table(
         {
-            "classes": [{"name": "sky", "iou": None, "accuracy": None}],
+            "classes": [{"name": "sky", "iou": None, "accuracy": None, "dice": 0.5, "precision": None}],
             "overall_accuracy": 0.5,
             "mean_iou": 0.25,
             "mean_accuracy": None,
+            "mean_dice": None,
         }
     )
-    assert "|  sky  | nan | nan |" in table and "| 50.00 | 25.00 | nan  |" in table
+    assert "|  sky  | nan | nan | 50.00 |    nan    |" in table and "| 50.00 | 25.00 | nan  |  nan  |" in table

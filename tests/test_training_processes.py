@@ -171,8 +171,8 @@ def interrupted(folder: str) -> None:
             (Path(folder) / "stopped.json").write_text(json.dumps([str(stop), run.state.global_step]))
 
 
-def sharded(folder: str) -> None:
-    """accelerate shards on GPUs only, so it is told that these processes have GPUs. Tensors stay on the CPU."""
+def as_if_on_gpus() -> None:
+    """Tell accelerate that these processes have GPUs, because it shards on GPUs only. Tensors stay on the CPU."""
     from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import DistributedType
 
@@ -184,6 +184,10 @@ def sharded(folder: str) -> None:
         initialise(self, *args, **kwargs)
 
     AcceleratorState.__init__ = with_gpus
+
+
+def sharded(folder: str) -> None:
+    as_if_on_gpus()
     settings = {**ADAMW, "save_strategy": "steps", "save_steps": 2, "fsdp": True, "fsdp_config": {"version": 2}}
     for kind in ("upernet", "mask2former"):
         run_of(kind, f"{folder}/{kind}", per_device=2, **{**settings, "save_strategy": "no"}).train()

@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Mean intersection over union from a confusion matrix, whose size does not grow with the number of images.
+"""IoU, Dice, precision and recall from counts of pixels, whose size does not grow with the number of images.
 
 Source: `mmseg/core/evaluation/metrics.py` of MMSegmentation 0.20. The interface is that of `evaluate.Metric`.
 """
@@ -18,7 +18,7 @@ CHUNK = 1 << 22  # pixels counted at once, which limits the memory for large lab
 
 
 class MeanIoU:
-    """IoU and accuracy of label maps, pooled over all pixels of all images.
+    """IoU, Dice, precision and recall of label maps, pooled over all pixels of all images.
 
     It has the interface of `evaluate.load("mean_iou")` (`add`, `add_batch`, `compute`; `evaluate.combine` takes it).
     It keeps counts instead of all label maps, and needs no download. It does not derive from `evaluate.Metric`, whose
@@ -53,7 +53,11 @@ class MeanIoU:
     def reset(self) -> None:
         """Set all counts to zero."""
         # rows: labels. columns: predictions; the last column counts pixels without a prediction
-        self.confusion = torch.zeros((self.num_labels, self.num_labels + 1), dtype=torch.int64)
+        self.confusion = torch.zeros((self.num_labels, self._columns), dtype=torch.int64)
+
+    @property
+    def _columns(self) -> int:
+        return self.num_labels + 1
 
     def add(self, *, prediction: Any, reference: Any) -> None:
         """Count one image, as [`add_batch`] does."""
@@ -76,7 +80,7 @@ class MeanIoU:
                 f"got {len(predictions)} predictions and {len(references)} references: pass one of each per image"
             )
         counts = [
-            self._count(_label_map("predictions", prediction), _label_map("references", reference))
+            self._count(self._tensor("predictions", prediction), self._tensor("references", reference))
             for prediction, reference in zip(predictions, references, strict=True)
         ]
         for count in counts:  # only when all images are valid
@@ -100,18 +104,16 @@ class MeanIoU:
 
     def figures(self, nan_to_num: float | None = None) -> dict[str, Any]:
         """Return what [`compute`] returns, without setting the counts to zero."""
-        counts = self.confusion.cpu().numpy()
-        hits = np.diagonal(counts).astype(np.float64)
-        labelled = counts.sum(1).astype(np.float64)
-        predicted = counts[:, :-1].sum(0).astype(np.float64)
+        hits, labelled, predicted, overall = self._sums(self.confusion.cpu().numpy())
         with np.errstate(divide="ignore", invalid="ignore"):
-            overall = hits.sum() / labelled.sum()
             classes = {
                 "iou": hits / (labelled + predicted - hits),
                 "accuracy": hits / labelled,
                 "dice": 2 * hits / (labelled + predicted),
+                "precision": hits / predicted,
+                "recall": hits / labelled,
             }
-        results: dict[str, Any] = {"overall_accuracy": float(overall)}
+        results: dict[str, Any] = {"overall_accuracy": overall}
         for name, values in classes.items():
             if nan_to_num is not None:
                 values = np.where(np.isnan(values), nan_to_num, values)
@@ -120,6 +122,14 @@ class MeanIoU:
                 results[f"mean_{name}"] = float(np.where(known, values, 0).sum() / known.sum())
             results[f"per_category_{name}"] = values
         return results
+
+    def _sums(self, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+        """Return hits, labelled and predicted pixels of each class, and the share of right predictions."""
+        hits = np.diagonal(counts).astype(np.float64)
+        labelled = counts.sum(1).astype(np.float64)
+        predicted = counts[:, :-1].sum(0).astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            return hits, labelled, predicted, float(hits.sum() / labelled.sum())
 
     def compute(
         self,
@@ -140,9 +150,10 @@ class MeanIoU:
                 must be those of the constructor.
 
         Returns:
-            `mean_iou`, `mean_accuracy`, `mean_dice`, `overall_accuracy`, from 0 to 1, and `per_category_iou`,
-            `per_category_accuracy`, `per_category_dice`, arrays `(num_labels,)`. A class that is neither in the labels
-            nor predicted there has NaN; one that is only predicted has IoU 0 and accuracy NaN.
+            `overall_accuracy`, the share of right pixels, from 0 to 1; `mean_iou`, `mean_accuracy`, `mean_dice`,
+            `mean_precision` and `mean_recall`; and `per_category_iou` and so on, arrays `(num_labels,)`. The accuracy
+            of a class is its recall, as in MMSegmentation. A class that is neither in the labels nor predicted there
+            has NaN; one that is only predicted has IoU 0 and recall NaN, one that is only in the labels precision NaN.
 
         Raises:
             ValueError: if a setting is not that of the constructor, or as in [`add_batch`].
@@ -177,17 +188,25 @@ class MeanIoU:
         outputs = eval_prediction.predictions
         logits = torch.as_tensor(outputs[0] if isinstance(outputs, tuple) else outputs)
         labels = torch.as_tensor(eval_prediction.label_ids)
-        if logits.ndim != 4 or labels.ndim != 3 or len(logits) != len(labels):
+        if logits.ndim != 4 or labels.ndim != self._label_dimensions or len(logits) != len(labels):
             raise ValueError(
-                "logits (B, num_labels, h, w) and labels (B, H, W) are needed, got "
+                f"logits (B, num_labels, h, w) and labels {self._expected_labels} are needed, got "
                 f"{tuple(logits.shape)} and {tuple(labels.shape)}"
             )
-        size = (labels.shape[1], labels.shape[2])
-        decision = Decision(0.5 if logits.shape[1] == 1 and self.num_labels == 2 else None)  # of a binary model
+        size, decision = (labels.shape[-2], labels.shape[-1]), self._decision(logits)
         self.add_batch(predictions=[resized_labels(one, size, decision) for one in logits], references=labels)
         if not compute_result:
             return {}
         return {name: value for name, value in self.compute().items() if not name.startswith("per_category")}
+
+    _label_dimensions, _expected_labels = 3, "(B, H, W)"
+
+    def _decision(self, logits: torch.Tensor) -> Decision:
+        is_binary = logits.shape[1] == 1 and self.num_labels == 2
+        return Decision(0.5 if is_binary else None)
+
+    def _tensor(self, name: str, values: Any) -> torch.Tensor:
+        return _label_map(name, values)
 
     def _feature_names(self) -> list[str]:
         """Return the names of the inputs, for `evaluate.combine`."""
@@ -229,6 +248,81 @@ class MeanIoU:
             )
 
 
+class MultiLabelIoU(MeanIoU):
+    """[`MeanIoU`] for multi-label models: each class is a mask of its own, and masks may overlap.
+
+    Predictions are masks `(num_labels, H, W)` of 0 and 1 or bool, references the same with `ignore_index` for pixels
+    of a class that do not count. `overall_accuracy` is the share of right values of all masks.
+
+    Args:
+        num_labels: number of classes.
+        ignore_index: the value of references that do not count.
+        threshold: as a `compute_metrics` of `Trainer`: the probability above which a pixel belongs to a class.
+
+    Raises:
+        ValueError: as [`MeanIoU`].
+    """
+
+    _label_dimensions, _expected_labels = 4, "(B, num_labels, H, W)"
+
+    def __init__(self, num_labels: int, ignore_index: int = 255, threshold: float = 0.5):
+        if ignore_index in (0, 1):
+            raise ValueError(f"ignore_index={ignore_index} is a value of the masks: choose another")
+        super().__init__(num_labels, -1)
+        self.ignore_index, self.threshold = ignore_index, threshold
+
+    # columns of `confusion`: pixels of a class that are neither in the label nor predicted, only predicted, only in the
+    # label, and in both
+    _columns = 4
+
+    def _sums(self, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+        neither, false, missed, hits = counts.astype(np.float64).T
+        with np.errstate(invalid="ignore"):
+            return hits, hits + missed, hits + false, float((neither + hits).sum() / counts.sum())
+
+    def _decision(self, logits: torch.Tensor) -> Decision:
+        return Decision(self.threshold, multi_label=True)
+
+    def _tensor(self, name: str, values: Any) -> torch.Tensor:
+        masks = values if isinstance(values, torch.Tensor) else torch.from_numpy(np.array(values))
+        if masks.is_floating_point() or masks.is_complex():
+            raise ValueError(
+                f"{name} must be masks of 0 and 1, got {masks.dtype}: compare probabilities with a threshold"
+            )
+        if masks.ndim != 3 or len(masks) != self.num_labels:
+            raise ValueError(
+                f"each of the {name} must be masks ({self.num_labels}, height, width), got the shape "
+                f"{tuple(masks.shape)}"
+            )
+        return masks
+
+    def _count(self, predictions: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
+        if predictions.shape != references.shape:
+            raise ValueError(
+                f"predictions {tuple(predictions.shape)} and references {tuple(references.shape)} (num_labels, height, "
+                "width) must have the same size: resize the predictions to the size of the labels"
+            )
+        confusion = torch.zeros((self.num_labels, 4), dtype=torch.int64, device=predictions.device)
+        for own, predicted, labels in zip(confusion, predictions, references, strict=True):
+            chunks = zip(predicted.flatten().split(CHUNK), labels.flatten().split(CHUNK), strict=True)
+            for predicted_part, labels_part in chunks:
+                labels_part = labels_part.to(predictions.device)
+                valid = labels_part != self.ignore_index
+                self._check_mask("predictions", predicted_part)
+                self._check_mask("references", labels_part.where(valid, 0))
+                values = 2 * labels_part.long() + predicted_part
+                own += torch.bincount(values[valid], minlength=4)
+        return confusion
+
+    def _check_mask(self, name: str, values: torch.Tensor) -> None:
+        if values.dtype != torch.bool and ((values < 0) | (values > 1)).any():
+            found = values[(values < 0) | (values > 1)].unique()[:5].tolist()
+            raise ValueError(
+                f"{name} hold {', '.join(map(str, found))}: masks hold 0 and 1, and references ignore_index="
+                f"{self.ignore_index}, too"
+            )
+
+
 def _label_map(name: str, values: Any) -> torch.Tensor:
     """Return a label map `(height, width)` as a tensor of integers."""
     if not isinstance(values, torch.Tensor):
@@ -244,4 +338,4 @@ def _label_map(name: str, values: Any) -> torch.Tensor:
     return values
 
 
-__all__ = ["MeanIoU"]
+__all__ = ["MeanIoU", "MultiLabelIoU"]

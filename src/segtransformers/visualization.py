@@ -52,23 +52,52 @@ def palette_image(labels: np.ndarray, palette: Palette) -> Image.Image:
     return image
 
 
+def bit_plane_image(masks: np.ndarray) -> Image.Image:
+    """Return masks of multi-label data as one grey image whose bit k is 1 where class k is present.
+
+    Args:
+        masks: `(num_labels, height, width)` bool.
+
+    Raises:
+        ValueError: for more than 16 classes, which a PNG file cannot hold.
+    """
+    check_bit_planes(len(masks))
+    values = np.zeros(masks.shape[1:], np.uint8 if len(masks) <= 8 else np.uint16)
+    for index, mask in enumerate(masks):
+        values |= mask.astype(values.dtype) << index
+    return Image.fromarray(values)
+
+
+def check_bit_planes(num_labels: int) -> None:
+    """Raise ValueError if [`bit_plane_image`] cannot hold this number of classes."""
+    if num_labels > 16:
+        raise ValueError(f"a PNG file holds the masks of at most 16 classes as bits, but the model has {num_labels}")
+
+
 def class_areas(labels: np.ndarray) -> dict[int, float]:
     """Return the share of the image that each class covers, largest first.
 
     Args:
-        labels: class indices `(height, width)`.
+        labels: class indices `(height, width)`, or masks `(num_labels, height, width)` bool.
     """
-    values, counts = np.unique(labels, return_counts=True)
+    if labels.ndim == 3:
+        counts = np.array([np.count_nonzero(mask) for mask in labels])
+        values = np.flatnonzero(counts)
+        counts = counts[values]
+    else:
+        values, counts = np.unique(labels, return_counts=True)
     order = np.argsort(-counts, kind="stable")
-    return {int(values[index]): float(counts[index]) / labels.size for index in order}
+    pixels = labels.shape[-1] * labels.shape[-2]
+    return {int(values[index]): float(counts[index]) / pixels for index in order}
 
 
 def draw_overlay(image: Image.Image, labels: np.ndarray, palette: Palette, opacity: float = 0.55) -> Image.Image:
-    """Blend the colours of a label map into its image.
+    """Blend the colours of a label map, or of masks, into its image.
 
     Args:
         image: any mode.
-        labels: class indices `(height, width)` at the size of the image. Those beyond the palette get no colour.
+        labels: class indices `(height, width)` at the size of the image. Those beyond the palette get no colour. Or
+            masks `(num_labels, height, width)` bool: pixels of several classes get the mean of their colours.
         palette: `[red, green, blue]` of each class, 0 to 255.
         opacity: of the colours, 0 to 1.
 
@@ -76,15 +105,21 @@ def draw_overlay(image: Image.Image, labels: np.ndarray, palette: Palette, opaci
         ValueError: if the sizes differ.
     """
     pixels = np.array(image.convert("RGB"))
-    if labels.shape != pixels.shape[:2]:
+    if labels.shape[-2:] != pixels.shape[:2]:
         raise ValueError(
-            f"the label map is {labels.shape}, but the image is {pixels.shape[:2]} (height, width): they must be equal"
+            f"the label map is {labels.shape[-2:]}, but the image is {pixels.shape[:2]} (height, width): they must be "
+            "equal"
         )
     step = max(BAND_PIXELS // pixels.shape[1], 1)
     for start in range(0, len(pixels), step):
-        rows, classes = pixels[start : start + step], labels[start : start + step]
-        known = (classes >= 0) & (classes < len(palette))
-        colours = np.asarray(palette, dtype=np.uint8)[np.where(known, classes, 0)]
+        rows, classes = pixels[start : start + step], labels[..., start : start + step, :]
+        if labels.ndim == 3:
+            counts = classes[: len(palette)].sum(0, dtype=np.float32)
+            sums = np.einsum("chw,ck->hwk", classes[: len(palette)], np.asarray(palette, np.float32)[: len(classes)])
+            known, colours = counts > 0, sums / np.maximum(counts, 1)[..., None]
+        else:
+            known = (classes >= 0) & (classes < len(palette))
+            colours = np.asarray(palette, dtype=np.uint8)[np.where(known, classes, 0)]
         blended = np.float32(1 - opacity) * rows + np.float32(opacity) * colours
         rows[...] = np.where(known[..., None], blended.round(), rows)
     return Image.fromarray(pixels)
@@ -129,7 +164,7 @@ def draw_segmentation(
 
     Args:
         image: any mode.
-        labels: class indices `(height, width)` at the size of the image.
+        labels: class indices `(height, width)` at the size of the image, or masks, see [`draw_overlay`].
         names: name of each class.
         palette: `[red, green, blue]` of each class. None or an empty one takes distinct colours.
     """
@@ -150,7 +185,7 @@ def draw_comparison(
     Args:
         image: any mode. A small one is enlarged, so that the text fits.
         label_maps: title -> class indices `(height, width)` at the size of the image. Values that are no class get no
-            colour.
+            colour. Or masks, see [`draw_overlay`].
         names: name of each class.
         palette: `[red, green, blue]` of each class. None or an empty one takes distinct colours.
     """
@@ -177,6 +212,8 @@ def draw_comparison(
 
 __all__ = [
     "Palette",
+    "bit_plane_image",
+    "check_bit_planes",
     "class_areas",
     "distinct_colours",
     "draw_comparison",

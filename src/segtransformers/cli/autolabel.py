@@ -68,6 +68,8 @@ def autolabel(
         network, processor = load_model(model, device, optimize=True)
         protocol = inference_protocol(processor, multi_scale, scales, flip, window, stride, blend, margin)
         protocol.sliding_window(network)  # a margin that does not fit the windows of the model is an error
+        if getattr(network.config, "is_multi_label", False):
+            raise UserError("autolabel needs a model with one class for each pixel, and this one is multi-label")
         count = len(network.config.id2label or ())
         if count > NO_CLASS:
             raise UserError(f"the model has {count} classes; masks of 8 bits hold {NO_CLASS}")

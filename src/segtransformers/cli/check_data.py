@@ -17,6 +17,7 @@ from .data_options import (
     KindOption,
     LabelMapOption,
     MaskEndingOption,
+    MultiLabelOption,
     ReduceLabelsOption,
     SubsetOption,
     load_data,
@@ -40,12 +41,13 @@ def check_data(
     mask_ending: MaskEndingOption = None,
     columns: ColumnsOption = None,
     subset: SubsetOption = None,
+    multi_label: MultiLabelOption = False,
 ) -> None:
     """Read every image and mask of a data set, print how often each class occurs, and list errors."""
     # imports torch, which takes seconds that --help should not cost
     from ..datasets import check_dataset
 
-    options = (reduce_labels, label_map, image_ending, mask_ending, columns, subset, False)
+    options = (reduce_labels, label_map, image_ending, mask_ending, columns, subset, False, multi_label or None)
     errors = 0
     with one_line_errors(ValueError, ImportError), _without_warnings():
         for data, named in _splits(source, split, kind, classes, options):
@@ -96,7 +98,7 @@ def _splits(
                 data = load_data(source, name, kind, classes, *options)
             except MissingClassesError:
                 # value 255 means no class, so reduced labels can be 0 to 253 only
-                most = "254" if options[0] else "255"
+                most = "31" if options[-1] else "254" if options[0] else "255"
                 data, named = load_data(source, name, kind, most, *options), False
         except MissingSplitError as error:
             unlabelled = isinstance(error, MissingMasksError)
@@ -130,7 +132,7 @@ def _lines(data: "SegmentationDataset", report: "DataReport", named: bool) -> li
         ends = [f"{width} x {height}" for width, height in dict.fromkeys((report.smallest, report.largest))]
         sizes = f", {' to '.join(ends)} pixels"
     lines = [f"{data.source}: {report.samples} of {len(data)} samples{split} are without errors ({data.kind}){sizes}"]
-    total = max(1, int(report.pixels.sum()) + report.no_class)
+    total = max(1, report.all_pixels)
     shown = list(range(data.num_labels)) if named else report.images.nonzero()[0].tolist()
     names = {index: printable(data.id2label[index]) for index in shown}
     width = max([len("no class"), *map(len, names.values())])

@@ -51,6 +51,14 @@ ColumnsOption = Annotated[
     str | None,
     typer.Option(metavar="IMAGES,MASKS", help="Columns of a data set on the Hub. By default those with usual names."),
 ]
+MultiLabelOption = Annotated[
+    bool,
+    typer.Option(
+        "--multi-label",
+        help="A pixel may have several classes or none: bit k of a mask is 1 where class k is. Folders of masks for "
+        "each class are recognised.",
+    ),
+]
 SubsetOption = Annotated[str | None, typer.Option(metavar="NAME", help="Configuration of a data set on the Hub.")]
 
 
@@ -66,8 +74,11 @@ def load_data(
     columns: str | None = None,
     subset: str | None = None,
     strict: bool = True,
+    multi_label: bool | None = None,
 ) -> "SegmentationDataset":
-    """Load the data set that the options describe. `strict` is that of `load_segmentation_dataset`.
+    """Load the data set that the options describe.
+
+    `strict` and `multi_label` are those of `load_segmentation_dataset`.
 
     Raises:
         UserError: if an option has a wrong value.
@@ -107,6 +118,7 @@ def load_data(
             mask_column=mask_column,
             name=subset,
             strict=strict,
+            multi_label=multi_label,
         )
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""`segtransformers evaluate`: mean IoU on a data set, by the published protocol or another.
+"""`segtransformers evaluate`: IoU and other figures on a data set, by the published protocol or another.
 
 Heavy modules are imported inside functions, so that the help and mistyped options cost no time.
 """
@@ -93,7 +93,7 @@ def evaluate(
     ] = None,
     device: DeviceOption = None,
 ) -> None:
-    """Measure the mean IoU of a model on a data set.
+    """Measure IoU, Dice, precision and recall of a model on a data set.
 
     Without options it uses the single-scale protocol of the checkpoint; --multi-scale --flip is the other published
     one. Under torchrun or accelerate launch the images are divided among the processes. The counts so far are kept in a
@@ -120,7 +120,17 @@ def evaluate(
         network, processor = load_model(model, device or device_of_process)
         protocol = inference_protocol(processor, multi_scale, scales, flip, window, stride, blend, margin)
         samples = load_data(
-            data, split, kind, classes, reduce_labels, label_map, image_ending, mask_ending, columns, subset
+            data,
+            split,
+            kind,
+            classes,
+            reduce_labels,
+            label_map,
+            image_ending,
+            mask_ending,
+            columns,
+            subset,
+            multi_label=getattr(network.config, "is_multi_label", False) or None,
         )
         complete = limit is None or limit >= len(samples)
         if not complete:

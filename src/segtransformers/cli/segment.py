@@ -61,7 +61,9 @@ def segment(
     label_maps: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Folder for label maps: grey PNG files that hold the class index of each pixel."
+            metavar="DIR",
+            help="Folder for label maps: grey PNG files that hold the class index of each pixel, or for a multi-label "
+            "model a bit for each class.",
         ),
     ] = None,
     colour_maps: Annotated[
@@ -102,6 +104,7 @@ def segment(
         network, processor = load_model(name, device, optimize=True)
         protocol = inference_protocol(processor, multi_scale, scales, flip, window, stride, blend, margin)
         protocol.sliding_window(network)  # a margin that does not fit the windows of the model is an error
+        _check_kinds_of_results(network.config, folders)
     _note_replaced(targets)  # not before an error that leaves them as they are
     typer.echo(f"model: {printable(full_model_name(name), None)}, {network.config.num_labels} classes")
     failed = 0
@@ -122,6 +125,18 @@ def segment(
         typer.echo(f"error: {failed} of {len(found)} images failed", err=True)
     if failed:
         raise typer.Exit(1)
+
+
+def _check_kinds_of_results(config: Any, folders: Collection[str]) -> None:
+    """Raise an error for results that a multi-label model does not have."""
+    from ..visualization import check_bit_planes
+
+    if not getattr(config, "is_multi_label", False):
+        return
+    if "--colour-maps" in folders:
+        raise UserError("--colour-maps: a pixel of a multi-label model may have several classes; use --label-maps")
+    if "--label-maps" in folders:
+        check_bit_planes(config.num_labels)
 
 
 def _default_model(has_photos: bool) -> str:
@@ -246,11 +261,11 @@ def result_names(paths: Sequence[Path], present: Collection[str] = ()) -> list[P
 def _drawn(kind: str, image: "Image.Image", labels: "np.ndarray", config: Any) -> "Image.Image":
     """Return the image to save for an option."""
     from ..image_processing import label_map_classes
-    from ..visualization import distinct_colours, draw_segmentation, label_image, palette_image
+    from ..visualization import bit_plane_image, distinct_colours, draw_segmentation, label_image, palette_image
 
     names, palette = label_map_classes(config), getattr(config, "palette", None)
     if kind == "--label-maps":
-        return label_image(labels, len(names))
+        return bit_plane_image(labels) if labels.ndim == 3 else label_image(labels, len(names))
     if kind == "--colour-maps":
         return palette_image(labels, palette or distinct_colours(len(names)))
     return draw_segmentation(image, labels, names, palette)

@@ -19,6 +19,7 @@ from .data_options import (
     KindOption,
     LabelMapOption,
     MaskEndingOption,
+    MultiLabelOption,
     ReduceLabelsOption,
     SubsetOption,
     load_data,
@@ -89,6 +90,7 @@ def train(
     binary: Annotated[
         bool, typer.Option("--binary", help="One class against the background, for data of two classes.")
     ] = False,
+    multi_label: MultiLabelOption = False,
     losses: Annotated[
         str | None,
         typer.Option(

@@ -34,6 +34,7 @@ class TrainOptions:
     pseudo_labels: Path | None
     pseudo_weight: float
     binary: bool
+    multi_label: bool
     losses: str | None
     class_weights: str | None
     sampling: str | None
@@ -67,6 +68,8 @@ class TrainOptions:
             self.mask_ending,
             self.columns,
             self.subset,
+            True,  # strict
+            self.multi_label or None,
         )
 
 

@@ -97,6 +97,10 @@ class TrainingRun:
         from ..training import starting_model
 
         data, options = self.parts[0], self.options
+        if options.binary and data.multi_label:
+            raise UserError(
+                "--binary needs data with one class for each pixel, and these are multi-label: leave it out"
+            )
         try:
             network, processor = starting_model(
                 self.model,
@@ -106,11 +110,16 @@ class TrainingRun:
                 crop_size=self.options.crop,
                 trunk_weights=options.trunk_weights,
                 binary=options.binary,
+                multi_label=data.multi_label,
             )
         except (OSError, ValueError, RuntimeError) as error:  # missing files, no network, another kind of model
             name = self.model or self.recipe.name
             raise UserError(f"cannot start from {name}: {why_not_loaded(name, error)}") from None
-        if data.num_labels == 1 and not isinstance(network, SegMask2FormerForSemanticSegmentation):
+        if (
+            data.num_labels == 1
+            and not data.multi_label
+            and not isinstance(network, SegMask2FormerForSemanticSegmentation)
+        ):
             raise UserError(
                 "the data has one class, but this model needs at least two: make the background a class (masks with 0 "
                 "and 255: --label-map 0:0,255:1), or choose a recipe and a model with Mask2Former"
@@ -185,7 +194,7 @@ class TrainingRun:
             sampling = MixedSampling(sampling or len(data), len(pseudo), weight)
             data = training.JoinedDataset([data, pseudo])
         augment = training.TrainingAugmentation.from_recipe(
-            self.recipe, processor, crop_size=self.options.crop, reduce_labels=False
+            self.recipe, processor, crop_size=self.options.crop, multi_label=self.parts[0].multi_label
         )
         repeat = math.ceil(self._batch / len(data))
         return training.TrainingDataset(data, augment, seed=self.arguments.seed, repeat=repeat, sampling=sampling)
@@ -300,7 +309,7 @@ class TrainingRun:
         length = f"{arguments.max_steps} steps" if arguments.max_steps > 0 else f"{arguments.num_train_epochs:g} epochs"
         return (
             f"{type(network).__name__}, {trained / 1e6:.1f} of {total / 1e6:.1f} million parameters trainable\n"
-            f"{images}, {self.parts[0].num_labels} classes\n"
+            f"{images}, {self.parts[0].num_labels} classes{', multi-label' if self.parts[0].multi_label else ''}\n"
             f"{self.recipe.name}: {length} of {self._batch} images ({arguments.per_device_train_batch_size} per "
             f"device, {arguments.gradient_accumulation_steps} accumulation steps, {arguments.world_size} processes), "
             f"learning rate {arguments.learning_rate:g}"

@@ -6,7 +6,7 @@ from typing import Any
 from transformers.utils import logging
 
 from ..escaping import one_line, short_repr
-from ..models.losses import for_one_logit
+from ..models.losses import for_sigmoids
 from .losses import PLAIN_LOSSES, read_losses
 from .mapping import ConversionError, Rule, Settings
 
@@ -61,8 +61,8 @@ def loss_fields(
     """Return the fields of [`BackboneSegmentationConfig`] for the losses of the head and of the auxiliary head."""
     plain = PLAIN_LOSSES
     if num_labels == 1:  # a softmax over one class is constant
-        plain, losses = for_one_logit(plain), for_one_logit(losses)
-        auxiliary = None if auxiliary is None else for_one_logit(auxiliary)
+        plain, losses = for_sigmoids(plain), for_sigmoids(losses)
+        auxiliary = None if auxiliary is None else for_sigmoids(auxiliary)
     fields: dict[str, Any] = {} if losses == plain else {"losses": losses}
     if auxiliary is None:
         return fields

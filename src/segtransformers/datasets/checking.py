@@ -12,7 +12,8 @@ from PIL import Image
 
 from .class_counts import ClassCounts, cached_counts, save_counts
 from .loading import SegmentationDataset
-from .reading import NO_CLASS, DataError, ImageFacts
+from .multi_label import MultiLabelRule
+from .reading import NO_CLASS, DataError, ImageFacts, LabelRule
 
 DARK = 64  # an image of more than 8 bits whose values stay below is nearly black
 LARGE_IMAGE = 50_000_000  # pixels; training decodes the whole image for every crop
@@ -24,7 +25,29 @@ ODDITIES = {
     "dark": "{} images of more than 8 bits are nearly black, because 16 bits are scaled by their full range: scale "
     "values of 12 bits to 8 or 16 bits before",
 }
-SampleFacts = tuple[tuple[int, int], np.ndarray, list[str]]  # (width, height), pixels per label `(256,)`, oddities
+
+
+@dataclass(frozen=True)
+class SampleFacts:
+    """Facts about a sample that a report needs.
+
+    Attributes:
+        size: (width, height).
+        pixels: number of pixels of each class.
+        valid: number of pixels with a label for each class; of multi-label data only.
+        no_class: number of pixels without any label.
+        is_zero_or_void: whether all labels are 0 or 255.
+        overlap: number of pixels with several classes.
+        oddities: keys of `ODDITIES`.
+    """
+
+    size: tuple[int, int]
+    pixels: np.ndarray
+    valid: np.ndarray | None
+    no_class: int
+    is_zero_or_void: bool
+    overlap: int
+    oddities: list[str]
 
 
 @dataclass
@@ -35,12 +58,15 @@ class DataReport:
         samples: number of samples that were read without an error.
         pixels: number of pixels of each class, `(num_labels,)` int64.
         images: number of samples in which each class occurs, `(num_labels,)` int64.
-        no_class: number of pixels without a class.
+        no_class: number of pixels without a class; of multi-label data, without a label.
+        all_pixels: number of pixels of all samples.
+        overlap: number of pixels with several classes.
         smallest, largest: (width, height) of the samples with the fewest and the most pixels.
         errors: one message for each sample that cannot be used.
         counts: pixels of each class in each sample, or None if a sample has an error. They are also cached for
             [`cached_counts`].
-        empty: number of samples without any pixel of a class; `first_empty` names one.
+        empty: number of samples without any pixel of a class (of multi-label data, without any label); `first_empty`
+            names one.
         sample_errors: those of the errors that are about one sample each.
         notes: messages about data that are allowed but look like a mistake.
     """
@@ -49,6 +75,8 @@ class DataReport:
     pixels: np.ndarray
     images: np.ndarray
     no_class: int = 0
+    all_pixels: int = 0
+    overlap: int = 0
     smallest: tuple[int, int] | None = None
     largest: tuple[int, int] | None = None
     errors: list[str] = field(default_factory=list)
@@ -75,23 +103,28 @@ def check_dataset(
     odd: collections.Counter[str] = collections.Counter()
     binary = True
     per_sample: list[np.ndarray] = []
+    valid: list[np.ndarray] = []
     for name, result in zip(data.names, _read_in_parallel(data, workers or os.cpu_count() or 1), strict=True):
         if isinstance(result, str):
             report.errors.append(result)
             report.sample_errors.append(result)
         else:
-            size, counts, oddities = result
-            odd.update(oddities)
+            size = result.size
+            odd.update(result.oddities)
             report.samples += 1
-            per_sample.append(counts[: data.num_labels])
-            report.pixels += counts[: data.num_labels]
-            report.images += counts[: data.num_labels] > 0
-            report.no_class += int(counts[NO_CLASS])
-            if counts[NO_CLASS] == counts.sum():
+            per_sample.append(result.pixels)
+            if result.valid is not None:
+                valid.append(result.valid)
+            report.pixels += result.pixels
+            report.images += result.pixels > 0
+            report.no_class += result.no_class
+            report.all_pixels += size[0] * size[1]
+            report.overlap += result.overlap
+            if result.no_class == size[0] * size[1]:
                 report.empty += 1
                 report.first_empty = report.first_empty or name
             large += size[0] * size[1] > LARGE_IMAGE
-            binary &= bool(counts[0] + counts[NO_CLASS] == counts.sum() and counts[NO_CLASS])
+            binary &= result.is_zero_or_void and result.no_class > 0
             if report.smallest is None or size[0] * size[1] < report.smallest[0] * report.smallest[1]:
                 report.smallest = size
             if report.largest is None or size[0] * size[1] > report.largest[0] * report.largest[1]:
@@ -99,11 +132,16 @@ def check_dataset(
         if progress is not None:
             progress(1)
     if report.samples == len(data) > 0:
-        report.counts = ClassCounts(np.stack(per_sample).astype(np.int64))
+        of_classes = np.stack(valid).astype(np.int64) if data.multi_label else None
+        report.counts = ClassCounts(np.stack(per_sample).astype(np.int64), of_classes)
         save_counts(data, report.counts)
     if report.samples:
         report.notes += [text.format(odd[kind]) for kind, text in ODDITIES.items() if odd[kind]]
-        _add_notes(report, data, large, binary)
+        if isinstance(data.rule, MultiLabelRule):
+            _add_multi_label_notes(report, data, data.rule)
+        else:
+            _add_notes(report, data, data.rule, binary)
+        _add_general_notes(report, data, large)
     return report
 
 
@@ -122,14 +160,37 @@ def class_counts(data: SegmentationDataset) -> ClassCounts:
     return report.counts
 
 
-def _add_notes(report: DataReport, data: SegmentationDataset, large: int, binary: bool) -> None:
+def _add_multi_label_notes(report: DataReport, data: SegmentationDataset, rule: MultiLabelRule) -> None:
+    """Add notes on masks of multi-label data, and an error if no pixel has a class."""
+    absent = [data.id2label[index] for index in np.flatnonzero(report.images == 0).tolist()]
+    if len(absent) == data.num_labels:
+        report.errors.append("no pixel of any mask has a class")
+        return
+    if report.empty:
+        report.notes.append(f"{report.empty} samples have no label, such as {report.first_empty}")
+    if absent:
+        report.notes.append(_absent_note(absent, data.num_labels))
+    if not report.overlap and data.num_labels > 1:
+        hint = (
+            "if the masks hold class indices instead of bits, leave out multi_label (--multi-label)"
+            if rule.of_class is None
+            else "a model with one class for each pixel may be enough"
+        )
+        report.notes.append(f"no pixel has more than one class: {hint}")
+
+
+def _absent_note(absent: list[str], num_labels: int) -> str:
+    listed = ", ".join(absent[:8]) + (", ..." if len(absent) > 8 else "")
+    return f"{len(absent)} of {num_labels} classes never occur: {listed}"
+
+
+def _add_notes(report: DataReport, data: SegmentationDataset, rule: LabelRule, binary: bool) -> None:
     """Add notes, and an error if no sample has a class.
 
     Args:
-        large: number of samples with more than `LARGE_IMAGE` pixels.
         binary: whether all masks hold nothing but 0 and 255.
     """
-    notes, rule = report.notes, data.rule
+    notes = report.notes
     share = 100 * report.no_class / (report.no_class + report.pixels.sum())
     absent = [data.id2label[index] for index in np.flatnonzero(report.images == 0).tolist()]
     if report.empty == report.samples:
@@ -143,8 +204,7 @@ def _add_notes(report: DataReport, data: SegmentationDataset, large: int, binary
             "(--label-map 0:0,255:1)"
         )
     elif absent and len(absent) < data.num_labels:
-        listed = ", ".join(absent[:8]) + (", ..." if len(absent) > 8 else "")
-        notes.append(f"{len(absent)} of {data.num_labels} classes never occur: {listed}")
+        notes.append(_absent_note(absent, data.num_labels))
         if rule.reduce_labels and report.images[-1] == 0 and share > 5:
             notes.append(
                 f"value 0 of the masks means no class here, the last class never occurs, and {share:.0f} % of the "
@@ -155,6 +215,15 @@ def _add_notes(report: DataReport, data: SegmentationDataset, large: int, binary
                 f"value 0 of the masks ({data.id2label[0]}) never occurs: if classes start at 1, pass "
                 "reduce_labels=True (--reduce-labels)"
             )
+
+
+def _add_general_notes(report: DataReport, data: SegmentationDataset, large: int) -> None:
+    """Add notes on images and files.
+
+    Args:
+        large: number of samples with more than `LARGE_IMAGE` pixels.
+    """
+    notes = report.notes
     if large:
         notes.append(
             f"{large} images have more than {LARGE_IMAGE // 1_000_000} million pixels: training reads the whole image "
@@ -184,7 +253,28 @@ def _read_sample(data: SegmentationDataset, index: int) -> str | SampleFacts:
         facts = data.facts(index)
     except (DataError, OSError) as error:
         return str(error)
-    return sample.image.size, np.bincount(sample.labels.ravel(), minlength=NO_CLASS + 1), _oddities(sample.image, facts)
+    labels, oddities = sample.labels, _oddities(sample.image, facts)
+    if data.multi_label:
+        is_class, is_known = labels == 1, labels != NO_CLASS
+        return SampleFacts(
+            size=sample.image.size,
+            pixels=is_class.sum((1, 2)),
+            valid=is_known.sum((1, 2)),
+            no_class=int((~is_known.any(0)).sum()),
+            is_zero_or_void=False,
+            overlap=int((is_class.sum(0) > 1).sum()),
+            oddities=oddities,
+        )
+    counts = np.bincount(labels.ravel(), minlength=NO_CLASS + 1)
+    return SampleFacts(
+        size=sample.image.size,
+        pixels=counts[: data.num_labels],
+        valid=None,
+        no_class=int(counts[NO_CLASS]),
+        is_zero_or_void=bool(counts[0] + counts[NO_CLASS] == counts.sum()),
+        overlap=0,
+        oddities=oddities,
+    )
 
 
 def _oddities(image: Image.Image, facts: ImageFacts) -> list[str]:

@@ -28,9 +28,11 @@ class ClassCounts:
 
     Attributes:
         per_sample: `(samples, num_labels)` int64.
+        valid: pixels that have a label for each class, in the same shape; of multi-label data only.
     """
 
     per_sample: np.ndarray
+    valid: np.ndarray | None = None
 
     @property
     def pixels(self) -> np.ndarray:
@@ -56,11 +58,14 @@ def cached_counts(data: "SegmentationDataset") -> ClassCounts | None:
     try:
         with np.load(path, allow_pickle=False) as saved:
             counts = saved["per_sample"]
+            valid = saved["valid"] if data.multi_label else None
     except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error):
         # no file, or a damaged one; zipfile raises RuntimeError for flags and versions it does not know
         return None
-    is_whole = counts.shape == (len(data), data.num_labels) and counts.dtype == np.int64 and counts.min(initial=0) >= 0
-    return ClassCounts(counts) if is_whole else None
+    for array in (counts,) if valid is None else (counts, valid):
+        if array.shape != (len(data), data.num_labels) or array.dtype != np.int64 or array.min(initial=0) < 0:
+            return None
+    return ClassCounts(counts, valid)
 
 
 def save_counts(data: "SegmentationDataset", counts: ClassCounts) -> None:
@@ -69,7 +74,8 @@ def save_counts(data: "SegmentationDataset", counts: ClassCounts) -> None:
     if path is None:
         return
     content = io.BytesIO()
-    np.savez_compressed(content, per_sample=counts.per_sample)
+    others = {} if counts.valid is None else {"valid": counts.valid}
+    np.savez_compressed(content, per_sample=counts.per_sample, **others)  # type: ignore[arg-type]
     try:
         with complete_file(path) as partial:
             partial.write_bytes(content.getvalue())

@@ -18,6 +18,7 @@ from ..escaping import printable
 from ..files import check_readable
 from .class_names import Classes, checked_palette, classes_of_file, classes_of_folder, read_classes
 from .known import DATASETS, get_dataset_info
+from .multi_label import MultiLabelRule, class_folders, pair_class_folders
 from .pairs import (
     DATASETS_FILES,
     MissingSplitError,
@@ -35,12 +36,14 @@ from .reading import (
     DataError,
     ImageFacts,
     LabelRule,
+    Mask,
     colour_table,
     open_entry,
     read_facts,
     read_image,
     read_mask,
 )
+from .rows import ClassFolderRows, FileRows
 
 if TYPE_CHECKING:
     import datasets
@@ -65,35 +68,13 @@ class SegmentationSample:
     Attributes:
         name: name, unique within the split.
         image: RGB image.
-        labels: class indices `(height, width)` uint8, 255 for pixels without a class.
+        labels: class indices `(height, width)` uint8, 255 for pixels without a class. Of multi-label data masks
+            `(num_labels, height, width)` uint8 of 0 and 1, 255 for pixels of a class that do not count.
     """
 
     name: str
     image: PIL.Image.Image
     labels: np.ndarray
-
-
-class FileRows:
-    """Rows of image and mask files, with the methods of a `datasets.Dataset` that [`SegmentationDataset`] calls."""
-
-    def __init__(self, images: Sequence[Path], masks: Sequence[Path]):
-        self._images, self._masks = [str(path) for path in images], [str(path) for path in masks]
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __getitem__(self, index: int) -> dict[str, dict[str, Any]]:
-        files = {"image": self._images[index], "mask": self._masks[index]}
-        return {column: {"path": path, "bytes": None} for column, path in files.items()}
-
-    @property
-    def masks(self) -> list[str]:
-        """The mask files, in order."""
-        return self._masks
-
-    def select(self, indices: Sequence[int]) -> "FileRows":
-        """Return the rows with these indices, in this order."""
-        return FileRows(*([Path(paths[index]) for index in indices] for paths in (self._images, self._masks)))
 
 
 class SegmentationDataset(torch.utils.data.Dataset):
@@ -103,7 +84,7 @@ class SegmentationDataset(torch.utils.data.Dataset):
         names: names of the samples, in order.
         id2label: name of each class.
         palette: `[red, green, blue]` of each class, or None.
-        rule: the mapping of mask values to class indices.
+        rule: the mapping of mask values to class indices, or to masks of multi-label data.
         kind: a known data set, or `"folders"` for the user's own data.
         source: the folder, or the name on the Hub.
         split: the split. None if the source has no splits and these are all samples.
@@ -115,10 +96,10 @@ class SegmentationDataset(torch.utils.data.Dataset):
 
     def __init__(
         self,
-        rows: "datasets.Dataset | FileRows",
+        rows: "datasets.Dataset | FileRows | ClassFolderRows",
         names: Sequence[str],
         classes: Classes,
-        rule: LabelRule,
+        rule: LabelRule | MultiLabelRule,
         kind: str,
         source: str,
         split: str | None,
@@ -135,6 +116,11 @@ class SegmentationDataset(torch.utils.data.Dataset):
     def num_labels(self) -> int:
         return len(self.id2label)
 
+    @property
+    def multi_label(self) -> bool:
+        """Return whether a pixel may belong to several classes or to none."""
+        return isinstance(self.rule, MultiLabelRule)
+
     def __len__(self) -> int:
         return len(self.names)
 
@@ -147,23 +133,42 @@ class SegmentationDataset(torch.utils.data.Dataset):
             raise IndexError(f"sample {index} of {len(self)}")
         index = int(index) % len(self)
         row = self.rows[index]
-        image_file, mask_file = (self.file_name(row[column], index) for column in ("image", "mask"))
+        image_file = self.file_name(row["image"], index)
+        entries = row["mask"] if isinstance(row["mask"], list) else [row["mask"]]
+        masks: list[tuple[Mask, str] | None] = []
         try:
             image = read_image(open_entry(row["image"]), image_file)
-            mask = read_mask(open_entry(row["mask"]), mask_file)
+            for entry in entries:
+                name = None if entry is None else self.file_name(entry, index)
+                masks.append(None if name is None else (read_mask(open_entry(entry), name), name))
         except FileNotFoundError as error:
             raise DataError(f"{error.filename} was removed after the data set was loaded") from None
+        for found in masks:
+            if found is not None:
+                self._check_size(row, image, image_file, *found)
+        if isinstance(row["mask"], list):
+            assert isinstance(self.rule, MultiLabelRule)
+            labels = self.rule.join(masks, (image.height, image.width))
+        else:
+            assert masks[0] is not None
+            labels = self.rule.apply(*masks[0])
+        return SegmentationSample(self.names[index], image, labels)
+
+    @staticmethod
+    def _check_size(
+        row: Mapping[str, Any], image: PIL.Image.Image, image_file: str, mask: Mask, mask_file: str
+    ) -> None:
         height, width = mask.values.shape[:2]
-        if image.size != (width, height):
-            turned = image.size == (height, width) and read_facts(open_entry(row["image"])).orientation >= 5
-            reason = (
-                ": its EXIF data turn the image, but masks are not turned. Save the image upright, or turn the mask"
-                if turned
-                else " (width x height): both must have the same size"
-            )
-            sizes = f"{image.size[0]} x {image.size[1]}, its mask {mask_file} {width} x {height}"
-            raise DataError(f"the image {image_file} is {sizes}{reason}")
-        return SegmentationSample(self.names[index], image, self.rule.apply(mask, mask_file))
+        if image.size == (width, height):
+            return
+        turned = image.size == (height, width) and read_facts(open_entry(row["image"])).orientation >= 5
+        reason = (
+            ": its EXIF data turn the image, but masks are not turned. Save the image upright, or turn the mask"
+            if turned
+            else " (width x height): both must have the same size"
+        )
+        sizes = f"{image.size[0]} x {image.size[1]}, its mask {mask_file} {width} x {height}"
+        raise DataError(f"the image {image_file} is {sizes}{reason}")
 
     def select(self, indices: Sequence[int]) -> "SegmentationDataset":
         """Return the samples with these indices, in this order."""
@@ -211,6 +216,7 @@ def load_segmentation_dataset(
     name: str | None = None,
     revision: str | None = None,
     strict: bool = True,
+    multi_label: bool | None = None,
 ) -> SegmentationDataset:
     """Load a split of a data set of images and label maps.
 
@@ -234,6 +240,10 @@ def load_segmentation_dataset(
         name, revision: configuration and revision of a source on the Hub.
         strict: whether images without a mask and masks without an image are an error. If not, they are left out and
             listed in the data set's `problems`.
+        multi_label: whether a pixel may belong to several classes or to none. The masks then are bit planes (bit k of a
+            value is 1 where class k is present, 255 or 65535 stands for pixels without labels), or there is a folder of
+            masks for each class (`masks/train/car/a.png`; 1 where the class is present, 255 where that is unknown, no
+            file where it is absent), whose names are the classes if these are unknown. None recognises such folders.
 
     Raises:
         DataError: if files are missing or do not match. The message says what to do.
@@ -261,14 +271,26 @@ def load_segmentation_dataset(
     if name is None and kind in DATASETS:
         name = get_dataset_info(str(kind)).hub.get(str(source))
 
-    if found is not None:
+    folders = class_folders(found) if found is not None and multi_label is not False else []
+    is_multi_label = bool(multi_label or folders)
+    if is_multi_label:
+        _check_multi_label_options(kind, reduce_labels, None if folders else label_map)
+    chosen: Classes | None = None
+    if found is not None and folders:
+        chosen = _classes_of_folders(folders, classes, palette, folder, str(source))
+        rows: Any
+        rows, pairs, absent = pair_class_folders(found, folders, chosen.names)
+        if absent:
+            logger.warning(f"{printable(folder, 200)} has no masks of {', '.join(map(printable, absent[:8]))}: absent")
+    elif found is not None:
         pairs = pair_files(found)
+        rows = FileRows(pairs.images, pairs.masks)
+    if found is not None:
         if strict and pairs.problems:
             raise DataError("; ".join(pairs.problems))
         _warn_of_ignored(pairs)
         if not found.has_splits:
             logger.warning(f"{printable(folder, 200)} has no splits: all samples are taken for {split!r}")
-        rows: Any = FileRows(pairs.images, pairs.masks)
         names, ignored, problems = pairs.names, pairs.ignored, pairs.problems
         loaded_split = canonical_split(split) if found.has_splits else None
     else:
@@ -277,7 +299,14 @@ def load_segmentation_dataset(
         rows = _image_and_mask_columns(rows, image_column, mask_column, str(source), datasets)
         names, ignored, problems = _names_of_rows(rows, loaded_split), [], []
 
-    chosen = _classes(kind, classes, palette, folder if folder.is_dir() else None, str(source), revision)
+    if chosen is None:
+        chosen = _classes(kind, classes, palette, folder if folder.is_dir() else None, str(source), revision)
+    if is_multi_label:
+        of_class = LabelRule(num_labels=2, label_map=label_map) if folders else None
+        multi_label_rule = MultiLabelRule(len(chosen.names), of_class)
+        return SegmentationDataset(
+            rows, names, chosen, multi_label_rule, FOLDERS, str(source), loaded_split, ignored, problems
+        )
     original_ids = found.layout.label_map if found is not None and found.layout.splits else _original_ids(kind)
     if reduce_labels is None:
         reduce_labels = kind in DATASETS and get_dataset_info(str(kind)).reduce_zero_label
@@ -290,6 +319,24 @@ def load_segmentation_dataset(
         strict_binary=kind not in DATASETS,
     )
     return SegmentationDataset(rows, names, chosen, rule, kind or FOLDERS, str(source), loaded_split, ignored, problems)
+
+
+def _check_multi_label_options(kind: str | None, reduce_labels: bool | None, label_map: Any) -> None:
+    if kind in DATASETS:
+        raise ValueError(f"a pixel of {kind} has one class: leave out multi_label (--multi-label), or kind")
+    for name, option, value in (
+        ("reduce_labels", "--reduce-labels", reduce_labels),
+        ("label_map", "--label-map", label_map),
+    ):
+        if value:
+            raise ValueError(f"leave out {name} ({option}): bits of multi-label masks are classes, starting with bit 0")
+
+
+def _classes_of_folders(folders: Sequence[str], given: Any, palette: Any, folder: Path, source: str) -> Classes:
+    """Return the classes of data with a folder of masks for each class, whose names they are if none are given."""
+    if given is None and classes_of_folder(folder) is None:
+        given = list(folders)
+    return _classes(None, given, palette, folder, source, None)
 
 
 def _original_ids(kind: str | None) -> Mapping[int, int] | None:

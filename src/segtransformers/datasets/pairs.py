@@ -255,8 +255,8 @@ def pair_files(found: FolderLayout) -> Pairs:
     layout, root = found.layout, found.root
     image_folder, mask_folder = (root / path.format(split=found.split) for path in (layout.images, layout.masks))
     problems: list[str] = []
-    images, no_images = _files_by_name(image_folder, layout.image_endings, layout.image_prefix, problems)
-    masks, no_masks = _files_by_name(mask_folder, layout.mask_endings, layout.mask_prefix, problems)
+    images, no_images = files_by_name(image_folder, layout.image_endings, layout.image_prefix, problems)
+    masks, no_masks = files_by_name(mask_folder, layout.mask_endings, layout.mask_prefix, problems)
     if image_folder == mask_folder:  # of Roboflow
         files = set(masks.values())
         images = {name: path for name, path in images.items() if path not in files}
@@ -266,20 +266,24 @@ def pair_files(found: FolderLayout) -> Pairs:
         raise DataError(f"{image_folder} holds no images (looked for {endings})")
     if layout.list_file is not None:
         path = root / layout.list_file.format(split=found.split)
-        names = _listed(path, images, problems)
+        names = listed_names(path, images, problems)
         if names and not any(name in masks for name in names) and any(name in images for name in names):
             raise MissingMasksError(f"{mask_folder} has no mask for any of the {len(names)} samples in {path}")
         without_image = [name for name in names if name not in images]
-        problems += _problem(f"of {len(names)} samples in {path} have no image in", without_image, image_folder)
+        problems += problem_with(f"of {len(names)} samples in {path} have no image in", without_image, image_folder)
         without_mask = [name for name in names if name not in masks]
-        problems += _problem(f"of {len(names)} samples in {path} have no mask in", without_mask, mask_folder)
+        problems += problem_with(f"of {len(names)} samples in {path} have no mask in", without_mask, mask_folder)
         names = [name for name in names if name in images and name in masks]
         return Pairs(names, [images[name] for name in names], [masks[name] for name in names], problems=problems)
     hint = _hint_about_names(images, masks, layout)
     without_mask = [str(path.relative_to(image_folder)) for name, path in images.items() if name not in masks]
-    problems += _problem(f"of {len(images)} images in {image_folder} have no mask in", without_mask, mask_folder, hint)
+    problems += problem_with(
+        f"of {len(images)} images in {image_folder} have no mask in", without_mask, mask_folder, hint
+    )
     without_image = [str(path.relative_to(mask_folder)) for name, path in masks.items() if name not in images]
-    problems += _problem(f"of {len(masks)} masks in {mask_folder} have no image in", without_image, image_folder, hint)
+    problems += problem_with(
+        f"of {len(masks)} masks in {mask_folder} have no image in", without_image, image_folder, hint
+    )
     names = sorted(name for name in images if name in masks)
     ignored: list[Path] = []
     if not layout.splits:  # known data sets have other files beside the masks
@@ -347,7 +351,7 @@ def _present_spelling(folder: Path, split: str, spellings: Iterable[str], presen
     raise MissingSplitError(f"{folder} has no split {split!r}: it has {', '.join(present)}")
 
 
-def _files_by_name(
+def files_by_name(
     folder: Path, endings: Sequence[str], prefix: str, problems: list[str]
 ) -> tuple[dict[str, Path], list[Path]]:
     """Return the files below `folder` by their path without prefix and ending, and the files with other names.
@@ -404,7 +408,7 @@ def _composed(name: str) -> str:
     return unicodedata.normalize("NFC", os.fsencode(name).decode("utf-8", "backslashreplace"))
 
 
-def _listed(path: Path, images: dict[str, Path], problems: list[str]) -> list[str]:
+def listed_names(path: Path, images: dict[str, Path], problems: list[str]) -> list[str]:
     """Return the names in a list of samples. Lines may also hold file names, paths, and further columns."""
     try:
         check_readable(path)
@@ -425,11 +429,11 @@ def _listed(path: Path, images: dict[str, Path], problems: list[str]) -> list[st
     unique = list(dict.fromkeys(names))
     if len(unique) < len(names):
         counts = collections.Counter(names)
-        problems += _problem("are listed twice in", [name for name in unique if counts[name] > 1], path)
+        problems += problem_with("are listed twice in", [name for name in unique if counts[name] > 1], path)
     return unique
 
 
-def _problem(problem: str, names: list[str], path: Path, hint: str = "") -> list[str]:
+def problem_with(problem: str, names: list[str], path: Path, hint: str = "") -> list[str]:
     """Return a message that lists `names`, or nothing if there are none."""
     if not names:
         return []

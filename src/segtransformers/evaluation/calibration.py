@@ -48,32 +48,38 @@ class Calibration:
 
         Args:
             bands: of all rows of the image.
-            references: label map `(height, width)`.
+            references: label map `(height, width)`, or the masks of a multi-label model, `(num_labels, height, width)`.
+                Each pixel of each mask counts then.
             ignore_index: the label of pixels that do not count.
 
         Returns:
-            int64 `(height, width)`, on the device of the bands.
+            the labels of the bands, joined, on their device.
         """
         found, sampled = [], None
         for band in bands:
             found.append(band.labels)
             if sampled is None:
                 count = max(SAMPLED_VALUES // len(band.uncalibrated), SAMPLED_PIXELS)
-                sampled = _positions(references.numel(), count)
-            width = band.labels.shape[1]
+                sampled = _positions(references.shape[-2] * references.shape[-1], count)
+            width = band.labels.shape[-1]
             start, stop = (int(torch.searchsorted(sampled, row * width)) for row in (band.rows.start, band.rows.stop))
             own = (sampled[start:stop] - band.rows.start * width).to(band.labels.device)
-            labels = references[band.rows].to(band.labels.device).flatten()[own].long()
-            own, labels = own[labels != ignore_index], labels[labels != ignore_index]
-            self._add(band.uncalibrated.flatten(1)[:, own], band.labels.flatten()[own], labels)
-        return torch.cat(found)
+            labels = references[..., band.rows, :].to(band.labels.device).flatten(-2)[..., own].long()
+            predicted = band.labels.flatten(-2)[..., own].long()
+            probabilities = band.uncalibrated.flatten(1)[:, own]
+            if self.decision.multi_label:  # each mask is a binary label map
+                probabilities, predicted, labels = probabilities.reshape(1, -1), predicted.flatten(), labels.flatten()
+            valid = labels != ignore_index
+            self._add(probabilities[:, valid], predicted[valid], labels[valid])
+        return torch.cat(found, dim=-2)
 
     def _add(self, probabilities: torch.Tensor, predicted: torch.Tensor, labels: torch.Tensor) -> None:
         """Add pixels: probabilities at temperature 1 `(num_labels, N)`, predicted classes and labels `(N,)`."""
         hits = (predicted == labels).double()
+        decision = replace(self.decision, multi_label=False)
         for sums, temperature in zip(self.sums, self.temperatures, strict=True):
-            own = replace(self.decision, temperature=temperature).calibrated(probabilities)
-            true, confidence = (self.decision.confidence(classes, own).double() for classes in (labels, predicted))
+            own = replace(decision, temperature=temperature).calibrated(probabilities)
+            true, confidence = (decision.confidence(classes, own).double() for classes in (labels, predicted))
             bins = (confidence * BINS).long().clamp(0, BINS - 1)
             sums[0] -= true.clamp(min=torch.finfo(own.dtype).tiny).log().sum().cpu()
             for index, weights in enumerate((torch.ones_like(hits), confidence, hits)):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from ..image_processing import label_map_classes
+from ..image_processing import decision_of, label_map_classes
 
 if TYPE_CHECKING:
     from ..datasets import SegmentationDataset
@@ -20,9 +20,17 @@ def check_classes(model: PreTrainedModel, data: "SegmentationDataset") -> None:
     Other names for as many classes give only a warning.
 
     Raises:
-        ValueError: if the number or the order of the classes differs. It names the difference.
+        ValueError: if the number or the order of the classes differs, or only one of both is multi-label. It names the
+            difference.
     """
     config: Any = model.config
+    if decision_of(config).multi_label != data.multi_label:
+        raise ValueError(
+            "the data set is multi-label, but the model has one class for each pixel"
+            if data.multi_label
+            else "the model is multi-label, but the data set has one class for each pixel: pass multi_label=True for "
+            "masks that are bit planes, or write a folder of masks for each class"
+        )
     ours = list(label_map_classes(config).values())
     theirs = [data.id2label[index] for index in range(data.num_labels)]
     if len(ours) < len(theirs):

@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Mean IoU of a model on a data set, in one process or several, resumable.
+"""IoU and other figures of a model on a data set, in one process or several, resumable.
 
 Source of the protocol: `tools/test.py` and `CustomDataset.evaluate` of MMSegmentation 0.20. Memory does not grow with
 the number of images, because each becomes a confusion matrix.
@@ -22,8 +22,9 @@ from transformers import PreTrainedModel
 from ..files import complete_file
 from ..image_processing import decision_of, label_map_classes
 from ..inference import InferenceProtocol, segment_bands, segment_image
-from ..metrics import MeanIoU
+from ..metrics import MeanIoU, MultiLabelIoU
 from ..models.optimize import optimize_if_ours
+from ..visualization import bit_plane_image, check_bit_planes
 from .calibration import Calibration
 from .class_check import check_classes
 from .results import results_of
@@ -61,7 +62,7 @@ def evaluate_segmentation(
             Outputs beyond them count as "nothing recognised", as in the original code.
         protocol: the inference options. None is the single-scale protocol of the checkpoint.
         save_predictions: folder for label maps: PNG files with a palette, whose values are class indices, named after
-            the images.
+            the images. Of a multi-label model, bit k of a value is 1 where class k is predicted.
         resume_log: folder for the counts so far, from which `resume` continues an interrupted evaluation. It is tied to
             model, data and protocol. Delete it (`ResumeLog(...).remove()`) once the results are saved.
         resume: whether to continue from that resume log, if it exists.
@@ -72,10 +73,11 @@ def evaluate_segmentation(
             pixels. Nothing is written into the config; `save_temperature` does that.
 
     Returns:
-        a dict that JSON can hold: `mean_iou`, `mean_accuracy`, `overall_accuracy`, `mean_dice`, from 0 to 1; `classes`,
-        with `name`, `iou`, `accuracy` and `dice` of each, None where the class does not occur; `images`, their number;
-        what was evaluated, as `model`, `data` and `protocol`; and `calibration`, if `calibrate` is set, with the
-        results of [`Calibration`]. Two runs on the same machine return the same.
+        a dict that JSON can hold: `mean_iou`, `mean_accuracy`, `overall_accuracy`, `mean_dice`, `mean_precision` and
+        `mean_recall`, from 0 to 1; `classes`, with `name`, `iou`, `accuracy`, `dice`, `precision` and `recall` of each
+        ([`MeanIoU`], [`MultiLabelIoU`]), None where the class does not occur; `images`, their number; what was
+        evaluated, as `model`, `data` and `protocol`; and `calibration`, if `calibrate` is set, with the results of
+        [`Calibration`]. Two runs on the same machine return the same.
 
     Raises:
         ValueError: if the classes of model and data differ, or an image or its labels cannot be used; it is named.
@@ -84,9 +86,11 @@ def evaluate_segmentation(
     check_classes(model, data)
     protocol = protocol or InferenceProtocol()
     rank, world = _rank_and_processes()
-    metric = MeanIoU(data.num_labels, ignore_index=data.ignore_index)
+    metric = _new_metric(data)
     calibration = Calibration(decision_of(model.config)) if calibrate else None
     folder = Path(save_predictions) if save_predictions is not None else None
+    if folder is not None and data.multi_label:
+        check_bit_planes(len(label_map_classes(model.config)))
 
     def begin() -> tuple[dict[str, Any], list[int]]:
         """Return the subject and the indices of the images that are done, and count these."""
@@ -184,20 +188,26 @@ def _count(
     """Segment one image, and add it to a calibration. Return its counts, on the CPU, and its label map."""
     if isinstance(sample, Exception):
         raise sample
-    counts = MeanIoU(data.num_labels, ignore_index=data.ignore_index)
+    counts = _new_metric(data)
     try:
         if calibration is None:
             labels = segment_image(model, processor, sample.image, protocol)
         else:
             bands = segment_bands(model, processor, sample.image, protocol)
             labels = calibration.add_image(bands, torch.as_tensor(sample.labels), data.ignore_index)
-        known = labels.where(labels < data.num_labels, data.ignore_index)
+        is_masks = data.multi_label
+        known = labels[: data.num_labels] if is_masks else labels.where(labels < data.num_labels, data.ignore_index)
         counts.add(prediction=known, reference=sample.labels)
     except (ValueError, RuntimeError) as error:  # such as too little memory
         reason = " ".join(str(error).split())
         raise ValueError(f"cannot evaluate {sample.name}: {reason[:300]}") from error
     counts.confusion = counts.confusion.cpu()
     return counts, labels
+
+
+def _new_metric(data: "SegmentationDataset") -> MeanIoU:
+    metric = MultiLabelIoU if data.multi_label else MeanIoU
+    return metric(data.num_labels, ignore_index=data.ignore_index)
 
 
 def _prediction_file(folder: Path, name: str) -> Path:
@@ -209,8 +219,10 @@ def _prediction_file(folder: Path, name: str) -> Path:
 
 
 def _save_prediction(path: Path, labels: torch.Tensor, num_labels: int, palette: Any) -> None:
-    """Write a label map as PNG: 8 bits with a palette, or 16 bits for more than 256 classes."""
-    if num_labels <= 256:
+    """Write a label map as PNG: 8 bits with a palette, or 16 bits for more than 256 classes; or masks as bit planes."""
+    if labels.ndim == 3:
+        image = bit_plane_image(labels.cpu().numpy())
+    elif num_labels <= 256:
         image = Image.fromarray(labels.to(torch.uint8).cpu().numpy())
         if palette:
             image.putpalette(bytes(value for colour in palette for value in colour))

@@ -8,6 +8,8 @@ from typing import Any
 from ..escaping import printable
 from ..metrics import MeanIoU
 
+CLASS_FIGURES = ("iou", "accuracy", "dice", "precision", "recall")
+
 
 def results_of(metric: MeanIoU, id2label: Mapping[int, str]) -> dict[str, Any]:
     """Return the means of a metric and the figures of each class. NaN becomes None."""
@@ -15,7 +17,7 @@ def results_of(metric: MeanIoU, id2label: Mapping[int, str]) -> dict[str, Any]:
     classes = [
         {
             "name": id2label[index],
-            **{kind: _number(figures[f"per_category_{kind}"][index]) for kind in ("iou", "accuracy", "dice")},
+            **{kind: _number(figures[f"per_category_{kind}"][index]) for kind in CLASS_FIGURES},
         }
         for index in range(metric.num_labels)
     ]
@@ -24,19 +26,22 @@ def results_of(metric: MeanIoU, id2label: Mapping[int, str]) -> dict[str, Any]:
 
 
 def results_table(results: Mapping[str, Any]) -> str:
-    """Format the results as the original code prints them: percentages of each class, then the means.
+    """Format the results as percentages: a table of the classes, and one of the means as the original code has it.
+
+    "Acc" is the recall of a class, as in the original code.
 
     Args:
         results: of [`evaluate_segmentation`].
     """
-    classes = [(printable(one["name"]), _percent(one["iou"]), _percent(one["accuracy"])) for one in results["classes"]]
-    means = [_percent(results[name]) for name in ("overall_accuracy", "mean_iou", "mean_accuracy")]
+    figures = ("iou", "accuracy", "dice", "precision")
+    classes = [(printable(one["name"]), *(_percent(one[name]) for name in figures)) for one in results["classes"]]
+    means = [_percent(results[name]) for name in ("overall_accuracy", "mean_iou", "mean_accuracy", "mean_dice")]
     return "\n".join(
         [
             "per class results:",
-            *_grid([("Class", "IoU", "Acc"), *classes]),
+            *_grid([("Class", "IoU", "Acc", "Dice", "Precision"), *classes]),
             "Summary:",
-            *_grid([("aAcc", "mIoU", "mAcc"), tuple(means)]),
+            *_grid([("aAcc", "mIoU", "mAcc", "mDice"), tuple(means)]),
         ]
     )
 

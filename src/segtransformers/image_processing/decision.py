@@ -1,8 +1,9 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""The rule by which the scores of a model become a label map, and the classes of that label map.
+"""The rule by which the scores of a model become labels, and the classes of these labels.
 
 A model with one class is binary: its logit is that of a sigmoid, and its label map holds 0 for the background and 1 for
-the class. All other models take the class with the largest score, and so does Mask2Former with one class.
+the class. A multi-label model has a sigmoid for each class, and its labels are a mask for each class. All other models
+take the class with the largest score, and so does Mask2Former with one class.
 """
 
 import math
@@ -18,29 +19,44 @@ from ..models.segmentation.configuration_segmentation import BACKGROUND
 class Decision:
     """The rule by which scores become labels.
 
+    Labels are a label map `(H, W)`, int64, or the masks `(C, H, W)`, bool, of a multi-label model.
+
     Attributes:
-        threshold: the probability above which a pixel of a binary model belongs to the class; None for other models.
+        threshold: the probability above which a pixel of a binary or multi-label model belongs to the class; None for
+            other models.
         are_query_sums: whether logits are sums of probabilities over queries, as those of Mask2Former.
         temperature: divides the logarithms of the confidences in [`calibrated`]. Labels do not depend on it.
+        multi_label: whether each class has a mask of its own.
     """
 
     threshold: float | None = None
     are_query_sums: bool = False
     temperature: float = 1.0
+    multi_label: bool = False
+
+    def empty_labels(self, num_labels: int, size: tuple[int, int], device: torch.device) -> torch.Tensor:
+        """Return a tensor for the labels of an image of (height, width) `size`; `[..., rows, :]` is a band of it."""
+        if self.multi_label:
+            return torch.empty((num_labels, *size), dtype=torch.bool, device=device)
+        return torch.empty(size, dtype=torch.long, device=device)
 
     def labels(self, logits: torch.Tensor) -> torch.Tensor:
-        """Return the label map `(H, W)`, int64, of logits `(C, H, W)`."""
+        """Return the labels of logits `(C, H, W)`."""
         if self.threshold is None:
             return logits.argmax(dim=0)
-        return (logits[0] > math.log(self.threshold / (1 - self.threshold))).long()
+        above = (logits if self.multi_label else logits[0]) > math.log(self.threshold / (1 - self.threshold))
+        return above if self.multi_label else above.long()
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """Return the probabilities of logits `(C, H, W)`, in the same shape."""
         return logits.softmax(dim=0) if self.threshold is None else logits.sigmoid()
 
     def labels_of_probabilities(self, probabilities: torch.Tensor) -> torch.Tensor:
-        """Return the label map `(H, W)`, int64, of probabilities `(C, H, W)`."""
-        return probabilities.argmax(dim=0) if self.threshold is None else (probabilities[0] > self.threshold).long()
+        """Return the labels of probabilities `(C, H, W)`."""
+        if self.threshold is None:
+            return probabilities.argmax(dim=0)
+        above = (probabilities if self.multi_label else probabilities[0]) > self.threshold
+        return above if self.multi_label else above.long()
 
     def confidences(self, logits: torch.Tensor) -> torch.Tensor:
         """Return the confidence in each class, `(C, H, W)`, of logits in this shape.
@@ -66,36 +82,43 @@ class Decision:
             return confidences
         outcomes = self.outcomes(confidences)
         logarithms = outcomes.clamp(min=torch.finfo(outcomes.dtype).tiny).log() / self.temperature
-        return logarithms.softmax(dim=0)[: len(confidences)]
+        calibrated = logarithms.softmax(dim=0)
+        return calibrated[0] if self.multi_label else calibrated[: len(confidences)]
 
     def outcomes(self, confidences: torch.Tensor) -> torch.Tensor:
         """Return confidences `(C, ...)` with the outcomes that they lack, so that they add up to 1.
 
-        A binary model lacks the background, which is appended. Sums over queries lack "no class".
+        A binary model lacks the background, which is appended. Sums over queries lack "no class". Each class of a
+        multi-label model has two outcomes, present and absent: they have the shape `(2, C, ...)`.
         """
+        if self.multi_label:
+            return torch.stack([confidences, 1 - confidences])
         if self.threshold is None and not self.are_query_sums:
             return confidences
         return torch.cat([confidences, (1 - confidences.sum(0, keepdim=True)).clamp(min=0)])
 
     def confidence(self, labels: torch.Tensor, confidences: torch.Tensor) -> torch.Tensor:
-        """Return the confidence `(H, W)` in labels `(H, W)`, of confidences `(C, H, W)`."""
+        """Return the confidence in labels, in their shape, of confidences `(C, H, W)`."""
         if self.threshold is None:
             return confidences.gather(0, labels[None])[0]
-        return torch.where(labels > 0, confidences[0], 1 - confidences[0])
+        own = confidences if self.multi_label else confidences[0]
+        return torch.where(labels > 0, own, 1 - own)
 
 
 def decision_of(config: Any) -> Decision:
     """Return the rule of a model with this config, which may be one of transformers."""
+    is_multi_label = getattr(config, "is_multi_label", False)
     is_binary = getattr(config, "is_binary", getattr(config, "num_labels", None) == 1)
-    threshold = float(getattr(config, "threshold", 0.5)) if is_binary else None
+    threshold = float(getattr(config, "threshold", 0.5)) if is_binary or is_multi_label else None
     temperature = float(getattr(config, "calibration_temperature", None) or 1)
-    return Decision(threshold, getattr(config, "logits_are_query_sums", False), temperature)
+    return Decision(threshold, getattr(config, "logits_are_query_sums", False), temperature, is_multi_label)
 
 
 def label_map_classes(config: Any) -> dict[int, str]:
-    """Return the names of the values of a model's label maps."""
+    """Return the names of the values of a model's label maps, or of its masks."""
     names = {index: str(config.id2label[index]) for index in range(len(config.id2label))}
-    is_object_alone = decision_of(config).threshold is not None and len(names) == 1  # binary models of transformers
+    decision = decision_of(config)  # binary models of transformers name the object alone
+    is_object_alone = decision.threshold is not None and not decision.multi_label and len(names) == 1
     return {0: BACKGROUND, 1: names[0]} if is_object_alone else names
 
 

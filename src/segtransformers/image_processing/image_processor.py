@@ -328,6 +328,7 @@ class _SegmentationProcessing(RemoteCodeMixin):
         target_sizes: Any = None,
         return_segmentation_scores: bool = False,
         threshold: float = 0.5,
+        multi_label: bool = False,
     ) -> list[torch.Tensor] | list[SemanticSegmentationPostProcessorOutput]:
         """Compute label maps from a model's `logits`, resized bilinearly to the sizes asked for.
 
@@ -337,17 +338,23 @@ class _SegmentationProcessing(RemoteCodeMixin):
             outputs: any object with `logits` `(B, num_labels, h, w)`.
             target_sizes: (height, width) for each image, for instance those of the original images. None keeps (h, w).
             return_segmentation_scores: also return the resized logits, all of them in full size.
-            threshold: for the logits of a binary model (`num_labels` 1): the probability above which a pixel is 1.
+            threshold: for the logits of a binary model (`num_labels` 1) or a multi-label model: the probability above
+                which a pixel is 1.
+            multi_label: whether the logits are those of a multi-label model (`model.config.is_multi_label`).
 
         Returns:
-            for each image an int64 tensor (height, width) of class indices. With scores, an output that holds this
+            for each image an int64 tensor (height, width) of class indices; for a multi-label model a bool tensor
+            (num_labels, height, width), the mask of each class. With scores, an output that holds this
             tensor as `segmentation`, and `segmentation_scores` `(num_labels, height, width)`.
 
         Raises:
-            ValueError: if the number of sizes is not the number of images, or a size is not (height, width).
+            ValueError: if the number of sizes is not the number of images, a size is not (height, width), or the
+                threshold is no probability between 0 and 1.
         """
         logits = outputs.logits
-        decision = Decision(threshold if logits.shape[1] == 1 else None)
+        if not 0 < threshold < 1:
+            raise ValueError(f"threshold must be a probability between 0 and 1, got {threshold!r}")
+        decision = Decision(threshold if multi_label or logits.shape[1] == 1 else None, multi_label=multi_label)
         sizes = _checked_sizes(target_sizes, len(logits), (logits.shape[2], logits.shape[3]))
         if return_segmentation_scores:
             scores = [

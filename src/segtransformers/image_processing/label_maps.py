@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Label maps from logits, resized in bands of rows: the resized logits of a large image would take gigabytes."""
+"""Labels from logits, resized in bands of rows: the resized logits of a large image would take gigabytes."""
 
 from collections.abc import Iterator
 
@@ -12,7 +12,7 @@ BAND_BYTES = 1 << 23  # size of a band of resized logits; larger bands leave the
 
 
 def resized_labels(logits: torch.Tensor, size: tuple[int, int], decision: Decision | None = None) -> torch.Tensor:
-    """Return the label map of bilinearly resized logits (align_corners False), computed in bands of rows.
+    """Return the labels of bilinearly resized logits (align_corners False), computed in bands of rows.
 
     Args:
         logits: `(num_labels, h, w)`.
@@ -20,13 +20,13 @@ def resized_labels(logits: torch.Tensor, size: tuple[int, int], decision: Decisi
         decision: the model's rule. None takes the class with the largest logit.
 
     Returns:
-        int64 `(height, width)`.
+        int64 `(height, width)`, or bool `(num_labels, height, width)` of a multi-label model.
     """
     decision = decision or Decision()
-    result = torch.empty(size, dtype=torch.long, device=logits.device)
+    result = decision.empty_labels(len(logits), size, logits.device)
     resized = ResizedRows(iter([logits]), logits.shape[1], size)
     for rows in resized.slices():
-        result[rows] = decision.labels(resized.take(rows))
+        result[..., rows, :] = decision.labels(resized.take(rows))
     return result
 
 

@@ -103,10 +103,10 @@ def _neighbours(old: int, new: int, device: torch.device, whole_edges: bool = Fa
 def resize_labels(
     labels: torch.Tensor, size: tuple[int, int], window: tuple[slice, slice] = EVERYTHING
 ) -> torch.Tensor:
-    """Resize a label map `(1, height, width)` to the nearest neighbours that `cv2.resize` takes.
+    """Resize a label map `(1, height, width)` or masks to the nearest neighbours that `cv2.resize` takes.
 
     Args:
-        labels: `(1, height, width)`, any dtype.
+        labels: `(channels, height, width)`, any dtype.
         size: the new (height, width).
         window: the rows and columns of the result to return.
     """

@@ -30,10 +30,12 @@ class SegmentedBand:
 
     Attributes:
         rows: the rows of the image.
-        labels: int64 `(rows, width)`, class indices; 0 and 1 for a binary model.
+        labels: int64 `(rows, width)`, class indices; 0 and 1 for a binary model. A multi-label model has masks, bool
+            `(num_labels, rows, width)`, and measures in this shape.
         uncalibrated: `(num_labels, rows, width)`, float32 (float64 for a float64 model), the mean over the views of
-            the softmax over classes. A binary model has one channel, the probability of the object. For Mask2Former
-            they are the sums over queries, divided by their sum over classes where that exceeds 1.
+            the softmax over classes, or of the sigmoids of a multi-label model. A binary model has one channel, the
+            probability of the object. For Mask2Former they are the sums over queries, divided by their sum over classes
+            where that exceeds 1.
         decision: the rule of the model.
     """
 
@@ -111,7 +113,7 @@ def uncertainty_maps(
         measures: names of methods of [`SegmentedBand`]: "confidence", "entropy" and "probability_margin".
 
     Returns:
-        int64 `(height, width)`, and a map `(height, width)` from 0 to 1 for each measure, float32 (float64 for a
+        labels as of [`segment_image`], and a map in their shape from 0 to 1 for each measure, float32 (float64 for a
         float64 model), on the model's device.
 
     Raises:
@@ -136,7 +138,8 @@ def segment_with_confidence(
         int64 and float32 (float64 for a float64 model) `(height, width)`, on the model's device. For a binary model the
         confidence of a background pixel is 1 minus the probability of the object. For Mask2Former it is the sum over
         queries for that class, divided by the sum for all classes where that exceeds 1. It is the probability at the
-        temperature of the model.
+        temperature of the model. A multi-label model gives its masks and the confidence in each of their pixels,
+        `(num_labels, height, width)`.
     """
     image = loaded(image, processor)
     views, sizes = [image_views(processor, image, protocol)], [image_size(image)]
@@ -187,15 +190,16 @@ def _bands(logits: Sequence[ResizedRows], views: Sequence[View], decision: Decis
 def _collected(
     bands: Iterable[SegmentedBand], size: tuple[int, int], measures: Sequence[str]
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Return the label map and the maps of some measures, `(height, width)`, from bands of all rows."""
+    """Return the labels and the maps of some measures, in the shape of the labels, from bands of all rows."""
     labels, maps = None, {}
     for band in bands:
         if labels is None:
-            labels = band.labels.new_empty(size)
-            maps = {measure: band.probabilities.new_empty(size) for measure in measures}
-        labels[band.rows] = band.labels
+            shape = (*band.labels.shape[:-2], *size)
+            labels = band.labels.new_empty(shape)
+            maps = {measure: band.probabilities.new_empty(shape) for measure in measures}
+        labels[..., band.rows, :] = band.labels
         for measure in measures:
-            maps[measure][band.rows] = getattr(band, measure)()
+            maps[measure][..., band.rows, :] = getattr(band, measure)()
     assert labels is not None  # every image has rows
     return labels, maps
 

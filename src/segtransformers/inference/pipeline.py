@@ -13,7 +13,7 @@ it is a task of its own:
 
 import dataclasses
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,10 +39,10 @@ class SegmentationPipeline(ImageSegmentationPipeline):
     """Semantic segmentation by the checkpoint's protocol or another one.
 
     The results are those of transformers' pipeline: for each image a list of `{"score": number, "label": name, "mask":
-    PIL image of the image's size}`. The score is the mean confidence of the pixels of the mask, from 0 to 1, as
-    [`segment_with_confidence`] returns it; transformers' own pipeline has None there. The options are keywords here,
-    not an [`InferenceProtocol`], because transformers passes them by name to `pipeline(...)` and to each call, and
-    merges both:
+    PIL image of the image's size}`, one for each class that occurs. Masks of a multi-label model may overlap. The score
+    is the mean confidence of the pixels of the mask, from 0 to 1, as [`segment_with_confidence`] returns it;
+    transformers' own pipeline has None there. The options are keywords here, not an [`InferenceProtocol`], because
+    transformers passes them by name to `pipeline(...)` and to each call, and merges both:
 
     Args:
         multi_scale: whether to use the checkpoint's multi-scale protocol ([`InferenceProtocol.multi_scale`]).
@@ -135,18 +135,34 @@ class SegmentationPipeline(ImageSegmentationPipeline):
 
     def postprocess(self, model_outputs):  # type: ignore[override]
         (labels,), (confidence,) = model_outputs["labels"], model_outputs["confidence"]
-        values = labels.numpy()
-        names = label_map_classes(self.model.config)
+        return class_segments(labels, label_map_classes(self.model.config), confidence)
+
+
+def class_segments(
+    labels: torch.Tensor, names: Mapping[int, str], confidence: torch.Tensor | None = None
+) -> list[dict[str, Any]]:
+    """Return `{"score": number or None, "label": name, "mask": PIL image}` for each class that occurs, in their order.
+
+    Args:
+        labels: a label map `(H, W)`, or the masks `(C, H, W)` of a multi-label model, bool.
+        names: name of each class.
+        confidence: in the labels, of the same shape. Its mean over a mask is the score; None gives no scores.
+    """
+    if labels.dim() == 3:
+        pixels = labels.sum((1, 2))
+        sums = None if confidence is None else (confidence.double() * labels).sum((1, 2))
+    else:
         pixels = torch.bincount(labels.flatten())
-        scores = torch.bincount(labels.flatten(), confidence.flatten().double()) / pixels
-        return [
-            {
-                "score": scores[index].item(),
-                "label": names[index],
-                "mask": Image.fromarray(np.uint8(255) * (values == index)),
-            }
-            for index in np.flatnonzero(pixels.numpy()).tolist()
-        ]
+        sums = None if confidence is None else torch.bincount(labels.flatten(), confidence.flatten().double())
+    values = labels.cpu().numpy()
+    return [
+        {
+            "score": None if sums is None else (sums[index] / pixels[index]).item(),
+            "label": names[index],
+            "mask": Image.fromarray(np.uint8(255) * (values[index] if values.ndim == 3 else values == index)),
+        }
+        for index in torch.nonzero(pixels).flatten().tolist()
+    ]
 
 
 class _ListDataset(Dataset):
@@ -167,4 +183,4 @@ def _lists(batch: Iterable[dict[str, list[Any]]]) -> dict[str, list[Any]]:
     return {key: [value for item in batch for value in item[key]] for key in batch[0]}
 
 
-__all__ = ["SegmentationPipeline"]
+__all__ = ["SegmentationPipeline", "class_segments"]

@@ -37,7 +37,8 @@ def segment_image(
         protocol: the inference options. None is the single-scale protocol of the checkpoint.
 
     Returns:
-        int64 `(height, width)` on the model's device: class indices, or 0 and 1 for a binary model.
+        int64 `(height, width)` on the model's device: class indices, or 0 and 1 for a binary model. A multi-label
+        model gives a mask for each class, bool `(num_labels, height, width)`.
 
     Raises:
         ValueError: if the model is in training mode, or takes no windows where the protocol has some, or the processor
@@ -53,8 +54,9 @@ def image_scores(
 ) -> torch.Tensor:
     """Predict class probabilities at the size of an image: the mean over its views of the softmax over classes.
 
-    For a binary model it is the mean of the sigmoid, with one channel. Label maps are decided by these scores, so they
-    are never calibrated. [`segment_bands`] has calibrated probabilities, and does not hold them for the whole image.
+    For a binary or multi-label model it is the mean of the sigmoids; a binary model has one channel. Labels are decided
+    by these scores, so they are never calibrated. [`segment_bands`] has calibrated probabilities, and does not hold
+    them for the whole image.
 
     Arguments and errors are those of [`segment_image`].
 
@@ -89,7 +91,7 @@ def segment_views(
         protocol: the inference options. None is the single-scale protocol of the checkpoint.
 
     Returns:
-        int64 `(height, width)` for each image.
+        for each image the result of [`segment_image`].
     """
     window = (protocol or InferenceProtocol()).sliding_window(model)
     labels: dict[int, torch.Tensor] = {}
@@ -108,7 +110,7 @@ def _label_maps(
         return [_labels_side_by_side(model, views, sizes[0], window)]
     if len(views) == 1:
         return [
-            torch.cat([decision.labels(logits.take(rows)) for rows in logits.slices()])
+            torch.cat([decision.labels(logits.take(rows)) for rows in logits.slices()], dim=-2)
             for logits in resized_logits(model, views[0], sizes, window)
         ]
     found = mean_scores(model, views, sizes, window, [Decision.probabilities])
@@ -126,14 +128,14 @@ def _labels_side_by_side(
 ) -> torch.Tensor:
     """Return the label map of one image, computed band by band from all views."""
     decision = decision_of(model.config)
-    labels = torch.empty(size, dtype=torch.long, device=model.device)
+    labels = decision.empty_labels(model.config.num_labels or 0, size, model.device)
     if len(views) == 1:
         (logits,) = resized_logits(model, views[0], [size], window)
         for rows in logits.slices():
-            labels[rows] = decision.labels(logits.take(rows))
+            labels[..., rows, :] = decision.labels(logits.take(rows))
         return labels
     for rows, scores in _score_bands(model, views, size, window):
-        labels[rows] = decision.labels_of_probabilities(scores)
+        labels[..., rows, :] = decision.labels_of_probabilities(scores)
     return labels
 
 

@@ -82,6 +82,7 @@ class TrainingAugmentation:
         photometric_distortion: a function that changes the colours, or None.
         image_mean, image_std: of red, green and blue in 0..1, for the normalisation.
         reduce_labels: whether label 0 means "no class". Then 0 becomes 255, and every other label goes down by one.
+        multi_label: whether labels are masks of the classes instead of a label map.
 
     Raises:
         ValueError: if crops or images would have more pixels than memory usually holds.
@@ -100,6 +101,7 @@ class TrainingAugmentation:
         image_std: Sequence[float] = AugmentationSettings.image_std,
         reduce_labels: bool = False,
         shortest_edges: Sequence[int] = (),
+        multi_label: bool = False,
     ):
         if crop_size[0] * crop_size[1] > LARGEST_ENLARGEMENT:
             raise ValueError(
@@ -119,7 +121,7 @@ class TrainingAugmentation:
         self.photometric_distortion = photometric_distortion
         self.mean = 255 * torch.tensor(image_mean, dtype=torch.float64)
         self.std = 255 * torch.tensor(image_std, dtype=torch.float64)
-        self.reduce_labels = reduce_labels
+        self.reduce_labels, self.multi_label = reduce_labels, multi_label
 
     @classmethod
     def from_recipe(
@@ -129,6 +131,7 @@ class TrainingAugmentation:
         *,
         crop_size: tuple[int, int] | None = None,
         reduce_labels: bool = False,
+        multi_label: bool = False,
     ) -> "TrainingAugmentation":
         """Create the augmentation of a recipe.
 
@@ -138,6 +141,7 @@ class TrainingAugmentation:
             crop_size: (height, width) in place of the recipe's. The image size before the crop is scaled along.
             reduce_labels: True for label maps that number classes from 1, as the files of some data sets do.
                 [`SegmentationDataset`] returns class indices from 0.
+            multi_label: whether labels are masks of the classes (`SegmentationDataset.multi_label`).
         """
         settings = recipe.augmentation
         crop = settings.crop_size if crop_size is None else crop_size
@@ -154,6 +158,7 @@ class TrainingAugmentation:
             image_mean=known.image_mean,
             image_std=known.image_std,
             reduce_labels=reduce_labels,
+            multi_label=multi_label,
             shortest_edges=[round(edge * scale) for edge in settings.shortest_edges],
         )
 
@@ -161,17 +166,19 @@ class TrainingAugmentation:
         """
         Args:
             image: a PIL image of any mode, or uint8 `(3, H, W)` or `(H, W, 3)`.
-            labels: its label map `(H, W)` of class indices: a PIL image, an array or a tensor.
+            labels: its label map `(H, W)` of class indices: a PIL image, an array or a tensor. With `multi_label` masks
+                `(num_labels, H, W)` of 0, 1, and 255 for pixels of a class that do not count.
             seed: one or several non-negative integers. None uses torch's global generator.
 
         Returns:
-            `pixel_values`, float32 `(3, *crop_size)`, and `labels`, int64 `crop_size`.
+            `pixel_values`, float32 `(3, *crop_size)`, and `labels`, int64 `crop_size`, or uint8 `(num_labels,
+            *crop_size)` with `multi_label`.
 
         Raises:
             ValueError: if the image or the label map has another type, or their sizes differ.
         """
         generator = None if seed is None else _generator(seed)
-        pixels, classes = _as_pixels(image), _as_classes(labels)
+        pixels, classes = _as_pixels(image), _as_masks(labels) if self.multi_label else _as_classes(labels)
         if classes.shape[1:] != pixels.shape[1:]:
             raise ValueError(
                 f"the label map must have the size of its image, {tuple(pixels.shape[1:])}, got "
@@ -189,7 +196,8 @@ class TrainingAugmentation:
         if below or right:
             values = TF.pad(values, [0, 0, right, below], fill=0)
             crop = TF.pad(crop, [0, 0, right, below], fill=IGNORE_INDEX)
-        return {"pixel_values": values.contiguous(), "labels": crop[0].long().contiguous()}
+        labels = crop if self.multi_label else crop[0].long()
+        return {"pixel_values": values.contiguous(), "labels": labels.contiguous()}
 
     def _scaled_size(self, height: int, width: int, generator: torch.Generator | None) -> tuple[int, int]:
         if self.shortest_edges:
@@ -220,6 +228,11 @@ class TrainingAugmentation:
         return torch.where((labels == 0) | (labels == IGNORE_INDEX), IGNORE_INDEX, labels - 1)
 
     def _is_varied(self, labels: torch.Tensor) -> bool:
+        if self.multi_label:
+            is_class, is_known = labels == 1, (labels != IGNORE_INDEX).any(0)
+            without = (is_known & ~is_class.any(0)).sum()
+            most = torch.maximum(is_class.sum((1, 2)).max(), without)
+            return float(most / is_known.sum()) < self.cat_max_ratio
         counts = torch.bincount(labels.flatten())
         if len(counts) > IGNORE_INDEX:
             counts[IGNORE_INDEX] = 0
@@ -258,6 +271,15 @@ def _as_classes(labels: Any) -> torch.Tensor:
     if classes.dim() != 2 or classes.is_floating_point():
         raise ValueError(f"the label map must be integers (height, width), got {classes.dtype} {tuple(classes.shape)}")
     return classes[None] if classes.dtype == torch.uint8 else classes[None].int()
+
+
+def _as_masks(labels: Any) -> torch.Tensor:
+    masks = _as_tensor(labels)
+    if masks.dim() != 3 or masks.dtype not in (torch.uint8, torch.bool):
+        raise ValueError(
+            f"multi-label masks must be uint8 (num_labels, height, width), got {masks.dtype} {tuple(masks.shape)}"
+        )
+    return masks.to(torch.uint8)
 
 
 def _coin(generator: torch.Generator | None) -> bool:

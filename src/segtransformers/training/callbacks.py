@@ -129,7 +129,10 @@ class PredictionImageCallback(TrainerCallback):
         self.kept: list[tuple[torch.Tensor, ...]] = []
 
     def keep(self, pixel_values: torch.Tensor, labels: torch.Tensor, predicted: torch.Tensor) -> None:
-        """Keep an image `(3, h, w)` with its label map and prediction, `(H, W)` each, up to `count` images."""
+        """Keep an image `(3, h, w)` with its label map and prediction, up to `count` images.
+
+        Both are `(H, W)`, or masks `(num_labels, H, W)`.
+        """
         if len(self.kept) < self.count:
             self.kept.append(tuple(tensor.cpu() for tensor in (pixel_values, labels, predicted)))
 
@@ -149,7 +152,9 @@ class PredictionImageCallback(TrainerCallback):
         folder.mkdir(parents=True, exist_ok=True)
         drawn = []
         for index, (pixel_values, labels, predicted) in enumerate(self.kept):
-            image = denormalized(pixel_values, processing_class).resize((labels.shape[1], labels.shape[0]))
+            image = denormalized(pixel_values, processing_class).resize((labels.shape[-1], labels.shape[-2]))
+            if labels.dim() == 3:
+                labels = labels == 1  # without the pixels that do not count
             label_maps = {"label map": labels.numpy(), "prediction": predicted.numpy()}
             comparison = draw_comparison(image, label_maps, label_map_classes(config), getattr(config, "palette", None))
             comparison.save(folder / f"step-{state.global_step:06d}-{index}.png")

@@ -73,6 +73,28 @@ def check_formula(name: Any) -> str:
     return name
 
 
+def positive_weights_from_counts(counts: ClassCounts, formula: str = AUTO) -> list[float]:
+    """Compute the weight of the positive term of each class of multi-label data, with 6 significant digits.
+
+    A class and its absence count as two classes of the formula, and the result is the weight of the first over that of
+    the second: with "inverse_frequency" the number of pixels without the class over that of pixels with it. A class
+    that never occurs has the weight 0, and one that is everywhere the weight 1.
+
+    Raises:
+        ValueError: as [`weights_from_counts`].
+    """
+    if counts.valid is None or not counts.pixels.any():
+        raise ValueError("no pixel of the training data has a class, so there are no class weights")
+    ratios = []
+    for present, valid in zip(counts.per_sample.T, counts.valid.T, strict=True):
+        if not valid.any():
+            ratios.append(0.0)
+            continue
+        absence, presence = weights_from_counts(ClassCounts(np.stack([valid - present, present], 1)), formula)
+        ratios.append(float(f"{presence / absence:.6g}") if absence else 1.0)
+    return ratios
+
+
 def weights_from_counts(counts: ClassCounts, formula: str = AUTO) -> list[float]:
     """Compute a weight for each class, with 6 significant digits.
 
@@ -91,4 +113,4 @@ def weights_from_counts(counts: ClassCounts, formula: str = AUTO) -> list[float]
     return [float(f"{weight:.6g}") for weight in weights]
 
 
-__all__ = ["FORMULAS", "check_formula", "weights_from_counts"]
+__all__ = ["FORMULAS", "check_formula", "positive_weights_from_counts", "weights_from_counts"]

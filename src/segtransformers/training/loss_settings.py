@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from ..datasets.class_counts import ClassCounts
 from ..models.losses import LOSSES, build_losses
-from .class_weights import check_formula, weights_from_counts
+from .class_weights import check_formula, positive_weights_from_counts, weights_from_counts
 from .recipes import Recipe
 
 
@@ -25,7 +25,7 @@ def apply_losses(
 
     Returns:
         the class weights, or None if the recipe has none. In a binary model the object's weight over the background's
-        is the positive weight of the cross entropy.
+        is the positive weight of the cross entropy; in a multi-label model each class has its positive weight.
 
     Raises:
         ValueError: if the model has another kind of loss, or a loss or the weights do not fit it.
@@ -37,7 +37,8 @@ def apply_losses(
     if isinstance(recipe.class_weights, str):
         if counts is None:
             raise ValueError(f"class_weights {recipe.class_weights!r} needs the counts of the training data")
-        weights = weights_from_counts(counts(), recipe.class_weights)
+        of_counts = positive_weights_from_counts if config.is_multi_label else weights_from_counts
+        weights = of_counts(counts(), recipe.class_weights)
     elif recipe.class_weights is not None:
         weights = list(recipe.class_weights)
     if hasattr(config, "label_weights"):
@@ -52,9 +53,10 @@ def apply_losses(
         raise ValueError(f"the loss of {type(model).__name__} cannot be changed: leave out losses and class_weights")
     losses = recipe.losses if recipe.losses is not None else config.losses
     auxiliary = recipe.auxiliary_losses if recipe.auxiliary_losses is not None else config.auxiliary_losses
-    if weights is not None and config.is_binary:
-        losses = _with_object_weight(losses or ["binary_cross_entropy"], weights)
-        network.set_losses(losses, None if auxiliary is None else _with_object_weight(auxiliary, weights))
+    if weights is not None and (config.is_binary or config.is_multi_label):
+        positive = weights if config.is_multi_label else [_object_weight(weights)]
+        losses = _with_positive_weights(losses or ["binary_cross_entropy"], positive)
+        network.set_losses(losses, None if auxiliary is None else _with_positive_weights(auxiliary, positive))
         return weights
     if losses is None and weights is not None:
         losses = ["cross_entropy"]  # averaged over the weights, so that they do not change the scale of the loss
@@ -130,22 +132,31 @@ def _weighted(losses: Sequence[Any] | None, weights: Sequence[float] | None) -> 
     ]
 
 
-def _with_object_weight(losses: Sequence[Any], weights: Sequence[float]) -> list[dict[str, Any]]:
-    """Return losses of a binary model with the weights of background and object in its cross entropy.
+def _object_weight(weights: Sequence[float]) -> float:
+    """Return the weight of the object over that of the background.
 
     Raises:
-        ValueError: if there are not two positive weights, or no loss that takes them.
+        ValueError: if there are not two positive weights.
     """
     if len(weights) != 2 or not all(weights):
         raise ValueError(
             f"class_weights of a binary model must be two numbers above 0, background first, got {list(weights)}"
         )
+    return weights[1] / weights[0]
+
+
+def _with_positive_weights(losses: Sequence[Any], weights: Sequence[float]) -> list[dict[str, Any]]:
+    """Return losses of a binary or multi-label model with weights of the positive terms of the cross entropy.
+
+    Raises:
+        ValueError: if no loss takes them.
+    """
     settings = [loss.to_dict() for loss in build_losses(losses)]
     takers = [loss for loss in settings if loss["name"] == "binary_cross_entropy"]
     if not takers:
-        raise ValueError("class_weights of a binary model need the loss binary_cross_entropy")
+        raise ValueError("class_weights of a binary or multi-label model need the loss binary_cross_entropy")
     for loss in takers:
-        loss.setdefault("positive_weights", [weights[1] / weights[0]])
+        loss.setdefault("positive_weights", list(weights))
     return settings
 
 

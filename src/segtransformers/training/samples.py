@@ -29,7 +29,8 @@ class TrainingDataset(Dataset):
     Args:
         data: a [`SegmentationDataset`], or any object with a length, `names`, and items with `image` and `labels`.
         augment: a function of image, labels and `seed=` (three numbers) that returns a dict of `pixel_values`
-            `(3, h, w)` and `labels` `(h, w)`, such as [`TrainingAugmentation`].
+            `(3, h, w)` and `labels` `(h, w)`, or `(num_labels, h, w)` of multi-label data, such as
+            [`TrainingAugmentation`].
         seed: the seed of the run.
         repeat: number of passes over `data` per epoch, for a data set that is smaller than a batch.
         sampling: a [`Sampling`], which chooses the sample of an item. None takes all samples in order.
@@ -87,7 +88,7 @@ class JoinedDataset(Dataset):
         parts: [`SegmentationDataset`]s.
 
     Raises:
-        ValueError: if their classes differ.
+        ValueError: if their classes differ, or only some are multi-label.
     """
 
     def __init__(self, parts: Sequence[Any]):
@@ -97,6 +98,10 @@ class JoinedDataset(Dataset):
                 ours, theirs = ([*one.id2label.values()] for one in (self.parts[0], part))
                 raise ValueError(
                     f"{part.source} has the classes {short_repr(theirs, 200)}, not {short_repr(ours, 200)}"
+                )
+            if getattr(part, "multi_label", False) != getattr(self.parts[0], "multi_label", False):
+                raise ValueError(
+                    f"{part.source} and {self.parts[0].source} must be both multi-label data, or none of them"
                 )
         self.names = [name for part in self.parts for name in part.names]
         self._ends = np.cumsum([len(part) for part in self.parts])
@@ -144,7 +149,8 @@ class EvaluationDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         sample = self.data[index]
         pixel_values = self.processor(images=sample.image, return_tensors="pt")["pixel_values"][0]
-        labels = torch.as_tensor(sample.labels).long()
+        labels = torch.as_tensor(sample.labels)
+        labels = labels if labels.dim() == 3 else labels.long()
         return {"pixel_values": pixel_values, "labels": labels}
 
     def name(self, index: int) -> str:

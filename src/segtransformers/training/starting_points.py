@@ -26,6 +26,7 @@ from ..image_processing import SegmentationImageProcessor
 from ..model_loading import NO_REMOTE_CODE, load_trained_model, without_load_report
 from ..models.losses import without_class_settings
 from ..models.plain_vit import PlainViTBackbone, PlainViTConfig
+from ..models.segmentation.configuration_segmentation import MULTI_LABEL
 from ..models.trunk import describe_trunk, trunk_normalization
 from ..models.trunk.configuration_trunk import RESOLVED_FIELDS
 from ..models.upernet import SegUperNetConfig
@@ -64,6 +65,7 @@ def starting_model(
     crop_size: tuple[int, int] | None = None,
     trunk_weights: str | Path | None = None,
     binary: bool = False,
+    multi_label: bool = False,
 ) -> tuple[PreTrainedModel, SegmentationImageProcessor | Any]:
     """Create a model for the given classes, and its image processor.
 
@@ -81,19 +83,21 @@ def starting_model(
             test protocol are scaled along.
         trunk_weights: a file of pre-trained weights for the trunk, in the original format.
         binary: whether the model gets one class, the second of two, and the first is its background.
+        multi_label: whether each class gets a sigmoid of its own.
 
     Returns:
         the model in training mode, and the image processor.
 
     Raises:
         ValueError: if no such model exists, `name` is None and the recipe describes no model or freezes a trunk that
-            would be random, or the data or the model are not for a binary model.
+            would be random, or the data or the model are not for a binary or multi-label model.
         OSError: from transformers, if files are missing.
     """
     if binary and len(id2label) != 2:
         raise ValueError(f"a binary model needs data of two classes, background and object, not {len(id2label)}")
     label2id = {label: index for index, label in id2label.items()}
-    classes = {"id2label": dict(id2label), "label2id": label2id, "binary": binary}
+    problem = MULTI_LABEL if multi_label else None
+    classes = {"id2label": dict(id2label), "label2id": label2id, "binary": binary, "problem_type": problem}
     own = _own_config(recipe, name)
     if name is None:
         if recipe.freeze_trunk and trunk_weights is None:
@@ -282,6 +286,7 @@ def _whole_config(
         "palette": None,
         **_protocol_fields(recipe, crop_size),
     }
+    _fit_losses(settings)
     backbone = type(backbone).from_dict({**backbone.to_dict(), "out_features": _features(backbone, own)})
     _set_drop_path(backbone, recipe.drop_path_rate)
     return type(own).from_dict({**settings, "backbone_config": backbone.to_dict()})
@@ -340,13 +345,22 @@ def _fields_of_classes(classes: dict[str, Any], config: Any) -> dict[str, Any]:
     """Return the fields of the classes that a config has.
 
     Raises:
-        ValueError: if the model cannot be binary.
+        ValueError: if the model cannot be binary or multi-label.
     """
     if hasattr(config, "binary"):
         return classes
-    if classes["binary"]:
-        raise ValueError(f"a model of {config.model_type} cannot be binary: choose a head that classifies pixels")
-    return {name: value for name, value in classes.items() if name != "binary"}
+    for name, kind in (("binary", "binary"), ("problem_type", "multi-label")):
+        if classes[name]:
+            raise ValueError(f"a model of {config.model_type} cannot be {kind}: choose a head that classifies pixels")
+    return {name: value for name, value in classes.items() if name not in ("binary", "problem_type")}
+
+
+def _fit_losses(settings: dict[str, Any]) -> None:
+    """Change the losses in the fields of a config to those for its new classes."""
+    for name in ("losses", "auxiliary_losses"):
+        if settings.get(name):
+            sigmoids = bool(settings.get("binary")) or settings.get("problem_type") == MULTI_LABEL
+            settings[name] = without_class_settings(settings[name], sigmoids)
 
 
 def _with_classes(name: str, config: Any, classes: dict[str, Any]) -> PreTrainedModel:
@@ -354,13 +368,15 @@ def _with_classes(name: str, config: Any, classes: dict[str, Any]) -> PreTrained
     before = [str(config.id2label[index]) for index in sorted(config.id2label)]
     wanted = [classes["id2label"][index] for index in sorted(classes["id2label"])]
     fields = _fields_of_classes(classes, config)
-    if before == wanted and fields.get("binary", False) == getattr(config, "binary", False):
+    is_same_kind = (fields.get("binary", False), fields.get("problem_type") == MULTI_LABEL) == (
+        getattr(config, "binary", False),
+        getattr(config, "is_multi_label", False),
+    )
+    if before == wanted and is_same_kind:
         return load_trained_model(name, config=config, dtype=torch.float32)
-    settings = config.to_dict()
-    for losses in ("losses", "auxiliary_losses"):
-        if settings.get(losses):
-            settings[losses] = without_class_settings(settings[losses], fields.get("binary", False))
-    config = type(config).from_dict({**settings, **fields})
+    settings = {**config.to_dict(), **fields}
+    _fit_losses(settings)
+    config = type(config).from_dict(settings)
     with without_load_report():
         model = AutoModelForSemanticSegmentation.from_pretrained(
             name, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, **NO_REMOTE_CODE

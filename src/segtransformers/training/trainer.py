@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from ..escaping import printable
 from ..image_processing import decision_of, label_map_classes, resized_labels
-from ..metrics import MeanIoU
+from ..metrics import MeanIoU, MultiLabelIoU
 from .arguments import build_optimizer, build_scheduler
 from .callbacks import EpochCallback, InterruptCallback, PredictionImageCallback
 from .parameter_efficient import unsaved_statistics
@@ -33,7 +33,15 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-BEST_METRICS = ("mean_iou", "mean_accuracy", "mean_dice", "overall_accuracy", "loss")
+BEST_METRICS = (
+    "mean_iou",
+    "mean_accuracy",
+    "mean_dice",
+    "mean_precision",
+    "mean_recall",
+    "overall_accuracy",
+    "loss",
+)
 
 
 class SegmentationTrainer(Trainer):
@@ -46,8 +54,9 @@ class SegmentationTrainer(Trainer):
       `linear`) come from the arguments; [`training_arguments`] fills them from a recipe.
     - Evaluation by confusion matrices at label size, with the model's own protocol (sliding windows) and constant
       memory. Each image counts once for any number of processes. The results are `eval_loss`, `eval_mean_iou`,
-      `eval_mean_accuracy`, `eval_mean_dice` and `eval_overall_accuracy`; `class_metrics` holds the values of each
-      class. With your own `compute_metrics`, evaluation is that of `Trainer`.
+      `eval_mean_accuracy`, `eval_mean_dice`, `eval_mean_precision`, `eval_mean_recall` and `eval_overall_accuracy`;
+      `class_metrics` holds the values of each class. Multi-label models are measured by [`MultiLabelIoU`]. With your
+      own `compute_metrics`, evaluation is that of `Trainer`.
     - The mean of Mask2Former's loss over all masks of an optimizer step, and the mean of other losses over all its
       valid pixels. `Trainer` alone averages the means of the accumulated batches and of the processes, which depend on
       how the images are divided among them.
@@ -64,8 +73,9 @@ class SegmentationTrainer(Trainer):
 
     Args:
         model, args, train_dataset, eval_dataset: see `Trainer`. Items are dicts of `pixel_values` `(3, h, w)` and
-            `labels` `(H, W)`, as from [`TrainingDataset`] and [`EvaluationDataset`]. In evaluation, images may have
-            different sizes, and label maps may differ in size from their images.
+            `labels` `(H, W)`, or `(num_labels, H, W)` for a multi-label model, as from [`TrainingDataset`] and
+            [`EvaluationDataset`]. In evaluation, images may have different sizes, and label maps may differ in size
+            from their images.
         recipe: the recipe for optimizer and schedule; None uses those of `Trainer`.
         prediction_images: number of images per evaluation to draw beside their label maps and predictions. They go to
             the folder `predictions` of the output folder and to TensorBoard, trackio or Weights & Biases, if the run
@@ -357,8 +367,8 @@ class SegmentationTrainer(Trainer):
     ) -> tuple[torch.Tensor | None, Any, Any]:
         """
         Returns:
-            in [`evaluate`], the mean loss, confusion matrices `(B, num_labels, num_labels + 1)` as in [`MeanIoU`], and
-            `(B,)` zeros in place of labels; otherwise see `Trainer`.
+            in [`evaluate`], the mean loss, confusion matrices `(B, num_labels, num_labels + 1)` as in [`MeanIoU`] (or
+            `(B, num_labels, 4)` as in [`MultiLabelIoU`]), and `(B,)` zeros in place of labels; otherwise see `Trainer`.
         """
         if self.is_fsdp_enabled and not self._is_gathered:
             self._gather_shards(model, True)
@@ -393,7 +403,7 @@ class SegmentationTrainer(Trainer):
                     loss, outputs = self.compute_loss(model, batch, return_outputs=True)
                 losses.append(loss.detach().float() * (stop - start))
                 for index, logits in enumerate(outputs["logits"], start=start):
-                    metric, (height, width) = self._new_metric(), labels[index].shape
+                    metric, (height, width) = self._new_metric(), labels[index].shape[-2:]
                     predicted = resized_labels(logits, (height, width), decision)
                     metric.add(prediction=predicted, reference=labels[index])
                     counts.append(metric.confusion)
@@ -404,7 +414,10 @@ class SegmentationTrainer(Trainer):
 
     def _new_metric(self) -> MeanIoU:
         config = self.accelerator.unwrap_model(self.model).config
-        return MeanIoU(len(label_map_classes(config)), ignore_index=getattr(config, "semantic_loss_ignore_index", 255))
+        ignored, decision = getattr(config, "semantic_loss_ignore_index", 255), decision_of(config)
+        if decision.multi_label:
+            return MultiLabelIoU(config.num_labels, ignored, decision.threshold or 0.5)
+        return MeanIoU(len(label_map_classes(config)), ignored)
 
     def _add_counts(self, eval_prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
         """Add the confusion matrices of all processes and compute the metrics: Trainer's `compute_metrics`."""
@@ -469,11 +482,12 @@ def _equal_size_runs(images: Sequence[torch.Tensor]) -> list[tuple[int, int]]:
 
 
 def _resized_labels(labels: torch.Tensor, size: torch.Size) -> torch.Tensor:
-    """Resize a label map `(H, W)` to the size of its image, for the loss."""
-    if labels.shape == size:
+    """Resize a label map `(H, W)`, or masks `(C, H, W)`, to the size of the image, for the loss."""
+    if labels.shape[-2:] == size:
         return labels
-    resized = nn.functional.interpolate(labels[None, None].float(), size=tuple(size), mode="nearest")
-    return resized[0, 0].to(labels.dtype)
+    channels = labels.reshape(1, -1, *labels.shape[-2:]).float()
+    resized = nn.functional.interpolate(channels, size=tuple(size), mode="nearest")
+    return resized.reshape(*labels.shape[:-2], *size).to(labels.dtype)
 
 
 __all__ = ["SegmentationTrainer"]

@@ -99,6 +99,7 @@ class WeightAverage(TrainerCallback):
             OSError: if the file cannot be written.
         """
         if self._averages and (rank == 0 or self._is_sharded()):
+            folder.mkdir(parents=True, exist_ok=True)  # with FSDP, another process may not have created it yet
             tensors = {name: tensor.contiguous() for name, tensor in self._averages.items()}
             save_file(tensors, _file(folder, rank if self._is_sharded() else 0), {"updates": str(self.updates)})
 
@@ -130,7 +131,7 @@ class WeightAverage(TrainerCallback):
         if different:
             raise ValueError(
                 f"{path} is the average of another model: {len(different)} parameters differ, such as {different[0]}; "
-                "continue with the same model and the same trained parts"
+                "continue with the same model, the same trained parts and, with FSDP, as many processes"
             )
         self._averages = {name: saved[name].to(expected[name]) for name in expected}
         self.updates = updates

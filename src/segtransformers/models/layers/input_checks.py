@@ -75,8 +75,32 @@ def check_labels(labels: torch.Tensor, pixel_values: torch.Tensor, num_labels: i
         )
 
 
+def check_masks(masks: torch.Tensor, pixel_values: torch.Tensor, num_labels: int, ignore_index: int) -> None:
+    """Refuse labels of a multi-label model that are no masks of its classes, as [`check_labels`] does.
+
+    Raises:
+        ValueError: with the type, shape, dtype or values found and those expected.
+    """
+    expected = (pixel_values.shape[0], num_labels, *pixel_values.shape[2:])
+    if not isinstance(masks, torch.Tensor) or tuple(masks.shape) != expected:
+        found = tuple(masks.shape) if isinstance(masks, torch.Tensor) else f"a {type(masks).__name__}"
+        raise ValueError(
+            f"labels of a multi-label model must be masks (batch, num_labels, height, width) = {expected}, got {found}"
+        )
+    if masks.is_floating_point() or masks.is_complex():
+        raise ValueError(f"labels of a multi-label model must hold the integers 0 and 1, got {masks.dtype}")
+    if masks.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    wrong = masks[(masks != 0) & (masks != 1) & (masks != ignore_index)]
+    if wrong.numel():
+        raise ValueError(
+            f"labels of a multi-label model must be 0, 1 or {ignore_index} (ignored), got the values "
+            f"{wrong.unique()[:8].tolist()}"
+        )
+
+
 def _description(value: object) -> str:
     return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, torch.Tensor) else f"a {type(value).__name__}"
 
 
-__all__ = ["check_image_size", "check_labels", "check_pixel_values"]
+__all__ = ["check_image_size", "check_labels", "check_masks", "check_pixel_values"]

@@ -6,7 +6,7 @@ from .cross_entropy import BinaryCrossEntropy, CrossEntropy, FocalLoss
 from .hard_pixels import HardPixelCrossEntropy
 from .lovasz import LovaszLoss
 from .overlap import DiceLoss, JaccardLoss, TverskyLoss
-from .settings import LOSSES, build_losses, check_losses, for_one_logit, total_loss, without_class_settings
+from .settings import LOSSES, build_losses, check_losses, for_sigmoids, total_loss, without_class_settings
 
 __all__ = [
     "LOSSES",
@@ -21,7 +21,7 @@ __all__ = [
     "TverskyLoss",
     "build_losses",
     "check_losses",
-    "for_one_logit",
+    "for_sigmoids",
     "total_loss",
     "without_class_settings",
 ]

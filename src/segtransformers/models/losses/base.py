@@ -28,7 +28,6 @@ class PixelLoss:
     """
 
     name: ClassVar[str]
-    compares_classes: ClassVar[bool] = False  # by a softmax, whose value is constant for one logit
 
     weight: float = 1.0
 
@@ -47,7 +46,8 @@ class PixelLoss:
         Args:
             logits, labels: see the module's docstring. float32 or float64.
             class_counts: `(C,)` numbers of pixels that losses which divide by valid pixels use in place of the counts
-                of this batch: the mean over the batches and processes of an optimizer step.
+                of this batch: the mean over the batches and processes of an optimizer step. With masks, the pixels
+                that are valid for each class.
 
         Returns:
             a scalar.
@@ -59,12 +59,26 @@ class PixelLoss:
         """Return whether the loss divides by the number of valid pixels, and so uses `class_counts`."""
         return False
 
-    def check(self, num_labels: int) -> None:
-        """Raise ValueError if the loss or its settings do not fit a model with `num_labels` classes."""
-        if self.compares_classes and num_labels == 1:
-            raise ValueError(
-                f"{self.name} compares classes, and a binary model has one logit: use binary_cross_entropy in its place"
-            )
+    @property
+    def compares_classes(self) -> bool:
+        """Return whether the loss takes a softmax over the classes, and so is not for models with sigmoids."""
+        return False
+
+    def for_sigmoids(self) -> "PixelLoss":
+        """Return this loss, or the one that takes its place in models with sigmoids."""
+        return self
+
+    def check(self, num_labels: int, multi_label: bool = False) -> None:
+        """Raise ValueError if the loss or its settings do not fit a model with `num_labels` logits.
+
+        Args:
+            multi_label: whether each logit is that of a sigmoid. One logit always is.
+        """
+        if self.compares_classes and (multi_label or num_labels == 1):
+            model = "classes of a multi-label model are independent" if multi_label else "a binary model has one logit"
+            instead = self.for_sigmoids().to_dict()["name"]
+            setting = "" if instead != self.name else " with the definition standard"
+            raise ValueError(f"{self.name} compares classes, and {model}: use {instead}{setting} in its place")
         for name in ("class_weights", "positive_weights", "alpha"):
             values = getattr(self, name, None)
             if isinstance(values, tuple) and len(values) != num_labels:

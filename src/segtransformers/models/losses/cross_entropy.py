@@ -33,7 +33,6 @@ class CrossEntropy(PixelLoss):
     """
 
     name: ClassVar[str] = "cross_entropy"
-    compares_classes: ClassVar[bool] = True
 
     class_weights: tuple[float, ...] | None = None
     label_smoothing: float = 0.0
@@ -48,6 +47,14 @@ class CrossEntropy(PixelLoss):
     @property
     def divides_by_counts(self) -> bool:
         return self.average_over != "all_pixels"
+
+    @property
+    def compares_classes(self) -> bool:
+        return True
+
+    def for_sigmoids(self) -> PixelLoss:
+        average_over = "all_pixels" if self.average_over == "all_pixels" else "valid_pixels"
+        return BinaryCrossEntropy(weight=self.weight, average_over=average_over)
 
     def __call__(self, logits, labels, ignore_index, class_counts=None):
         weights = vector(self.class_weights, logits)
@@ -195,11 +202,8 @@ def _sum_of_sigmoid_terms(logits, labels, ignore_index, negative, positive, nega
 def _mean_over_pixels_and_classes(total, logits, labels, ignore_index, average_over, class_counts) -> torch.Tensor:
     if average_over == "all_pixels":
         return total / logits.numel()
-    is_multi_label = labels.dim() == logits.dim()
-    if class_counts is not None and not is_multi_label:
-        return safe_mean(total, class_counts.to(logits).sum() * logits.shape[1])
-    valid = (labels != ignore_index).sum()
-    return safe_mean(total, valid if is_multi_label else valid * logits.shape[1])
+    valid = (labels != ignore_index).sum() if class_counts is None else class_counts.to(logits).sum()
+    return safe_mean(total, valid if labels.dim() == logits.dim() else valid * logits.shape[1])
 
 
 __all__ = ["BinaryCrossEntropy", "CrossEntropy", "FocalLoss"]

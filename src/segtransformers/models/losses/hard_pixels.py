@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from .base import PixelLoss, check_choice, check_numbers, check_weights, safe_mean, vector
+from .cross_entropy import BinaryCrossEntropy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,6 @@ class HardPixelCrossEntropy(PixelLoss):
     """
 
     name: ClassVar[str] = "ohem_cross_entropy"
-    compares_classes: ClassVar[bool] = True
 
     threshold: float | None = 0.7
     min_kept: int = 100_000
@@ -45,6 +45,13 @@ class HardPixelCrossEntropy(PixelLoss):
             raise ValueError(f"{self.name}: min_kept must be a whole number of at least 1, got {self.min_kept!r}")
         if self.definition == "pidnet" and self.threshold is None:
             raise ValueError(f"{self.name}: the definition pidnet needs a threshold")
+
+    @property
+    def compares_classes(self) -> bool:
+        return True
+
+    def for_sigmoids(self) -> PixelLoss:
+        return BinaryCrossEntropy(weight=self.weight)
 
     def __call__(self, logits, labels, ignore_index, class_counts=None):
         losses = F.cross_entropy(logits, labels.long(), ignore_index=ignore_index, reduction="none")

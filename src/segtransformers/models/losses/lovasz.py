@@ -38,8 +38,8 @@ class LovaszLoss(PixelLoss):
         if type(self.per_image) is not bool:
             raise ValueError(f"lovasz: per_image must be true or false, got {self.per_image!r}")
 
-    def check(self, num_labels: int) -> None:
-        super().check(num_labels)
+    def check(self, num_labels: int, multi_label: bool = False) -> None:
+        super().check(num_labels, multi_label)
         if isinstance(self.classes, tuple) and not 0 <= min(self.classes) <= max(self.classes) < num_labels:
             raise ValueError(f"lovasz: classes {list(self.classes)} are not all below the {num_labels} of the model")
 

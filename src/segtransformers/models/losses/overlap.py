@@ -119,6 +119,13 @@ class DiceLoss(PixelLoss):
         if self.definition == "mmseg1" and self.class_weights is not None:
             raise ValueError(f"{self.name}: the definition mmseg1 has no class_weights")
 
+    @property
+    def compares_classes(self) -> bool:
+        return self.definition == "mmseg" or self.softmax
+
+    def for_sigmoids(self) -> PixelLoss:
+        return DiceLoss(weight=self.weight, smooth=self.smooth) if self.compares_classes else self
+
     def __call__(self, logits, labels, ignore_index, class_counts=None):
         if self.definition == "mmseg":
             return self._loss_of_mmseg(logits, labels, ignore_index)

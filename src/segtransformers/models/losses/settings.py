@@ -49,20 +49,20 @@ def build_losses(settings: Sequence[str | Mapping[str, Any] | PixelLoss]) -> lis
     return [_build(entry) for entry in settings]
 
 
-def check_losses(losses: Sequence[PixelLoss], num_labels: int) -> None:
-    """Raise ValueError if a loss does not fit a model with `num_labels` classes."""
+def check_losses(losses: Sequence[PixelLoss], num_labels: int, multi_label: bool = False) -> None:
+    """Raise ValueError if a loss does not fit a model: see [`PixelLoss.check`]."""
     for loss in losses:
-        loss.check(num_labels)
+        loss.check(num_labels, multi_label)
 
 
-def without_class_settings(settings: Sequence[Any], binary: bool = False) -> list[Any]:
+def without_class_settings(settings: Sequence[Any], sigmoids: bool = False) -> list[Any]:
     """Return saved losses without the settings that belong to single classes.
 
     Args:
-        binary: whether the new model has one logit. Losses that compare classes become a binary cross entropy.
+        sigmoids: whether the new model is binary or multi-label. Losses that compare classes are replaced then.
     """
-    if binary:
-        settings = for_one_logit(settings)
+    if sigmoids:
+        settings = for_sigmoids(settings)
     per_class = ("class_weights", "positive_weights", "alpha", "classes")
     return [
         {key: value for key, value in entry.items() if key not in per_class or not isinstance(value, list | tuple)}
@@ -72,16 +72,9 @@ def without_class_settings(settings: Sequence[Any], binary: bool = False) -> lis
     ]
 
 
-def for_one_logit(settings: Sequence[Any]) -> list[dict[str, Any]]:
-    """Return losses in which a binary cross entropy replaces those that compare classes."""
-    losses = []
-    for loss in build_losses(settings):
-        if loss.compares_classes:
-            is_over_all = isinstance(loss, CrossEntropy) and loss.average_over == "all_pixels"
-            average_over = "all_pixels" if is_over_all else "valid_pixels"
-            loss = BinaryCrossEntropy(weight=loss.weight, average_over=average_over)
-        losses.append(loss.to_dict())
-    return losses
+def for_sigmoids(settings: Sequence[Any]) -> list[dict[str, Any]]:
+    """Return losses for a binary or multi-label model: those that compare classes are replaced."""
+    return [loss.for_sigmoids().to_dict() for loss in build_losses(settings)]
 
 
 def total_loss(
@@ -123,4 +116,4 @@ def _build(entry: str | Mapping[str, Any] | PixelLoss) -> PixelLoss:
     return LOSSES[name](**values)
 
 
-__all__ = ["LOSSES", "build_losses", "check_losses", "for_one_logit", "total_loss", "without_class_settings"]
+__all__ = ["LOSSES", "build_losses", "check_losses", "for_sigmoids", "total_loss", "without_class_settings"]

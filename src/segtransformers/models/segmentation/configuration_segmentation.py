@@ -21,6 +21,7 @@ logger = logging.get_logger(__name__)
 
 BACKGROUND = "background"  # name and colour of the value 0 in label maps of binary models
 BACKGROUND_COLOUR = [128, 128, 128]
+MULTI_LABEL = "multi_label_classification"  # transformers' name for independent classes
 
 
 @strict
@@ -64,6 +65,8 @@ class SegmentationConfig(ChecksArguments, RemoteCodeConfigMixin, PreTrainedConfi
     }
     # whether the one logit of a model with one class is that of a sigmoid
     is_binary: ClassVar[Any] = False
+    # whether each class has a sigmoid of its own, so that a pixel may belong to several classes or to none
+    is_multi_label: ClassVar[Any] = False
     # whether logits are sums over queries of class probability times mask probability
     logits_are_query_sums: ClassVar[bool] = False
     # model_type of the config of transformers whose fields ours has
@@ -92,6 +95,8 @@ class SegmentationConfig(ChecksArguments, RemoteCodeConfigMixin, PreTrainedConfi
         self.sliding_window()
         if not 0 < self.calibration_temperature < math.inf:
             raise ValueError(f"calibration_temperature must be a positive number, got {self.calibration_temperature}")
+        if self.problem_type == MULTI_LABEL and not self.is_multi_label:
+            raise ValueError(f"{self.model_type} cannot be multi-label: choose a head that classifies pixels")
         if self.palette is not None:
             if self.is_binary and len(self.palette) == 1:
                 self.palette = [BACKGROUND_COLOUR, *self.palette]
@@ -236,11 +241,17 @@ class BackboneSegmentationConfig(SegmentationConfigWithBackbone):
             Whether the model has one logit, that of a sigmoid, for two classes: the background 0 and the object 1. Then
             `num_labels` is 1, `id2label` names both values of the label maps, and the default loss is binary cross
             entropy. `num_labels=1`, or an `id2label` with the object alone, sets it.
+        problem_type (`str`, *optional*):
+            `"multi_label_classification"`, transformers' name for independent classes, gives each class a sigmoid of
+            its own: a pixel may belong to several classes or to none. Labels are masks `(batch, num_labels, height,
+            width)` of 0 and 1 then, and the default loss is binary cross entropy. Other values change nothing.
         threshold (`float`, defaults to 0.5):
-            The probability above which a pixel of a binary model is 1.
+            The probability above which a pixel belongs to the object of a binary model, or to a class of a multi-label
+            model.
 
     Raises:
-        ValueError: if the backbone is unknown or gives too few feature maps, or a number or a loss is not valid.
+        ValueError: if the backbone is unknown or gives too few feature maps, a number or a loss is not valid, or the
+            model would be binary and multi-label at once.
     """
 
     attribute_map = {
@@ -257,7 +268,11 @@ class BackboneSegmentationConfig(SegmentationConfigWithBackbone):
 
     def __post_init__(self, **kwargs):
         count, names = kwargs.get("num_labels"), self.id2label
-        if (len(names) if names is not None else count) == 1:
+        if self.binary and self.is_multi_label:
+            raise ValueError(
+                f"a model is not both binary and multi-label: leave out binary, or problem_type={MULTI_LABEL}"
+            )
+        if (len(names) if names is not None else count) == 1 and not self.is_multi_label:
             self._make_binary("LABEL_1" if names is None else next(iter(names.values())))
         if self.binary:
             kwargs.pop("num_labels", None)
@@ -271,7 +286,7 @@ class BackboneSegmentationConfig(SegmentationConfigWithBackbone):
         for name in ("losses", "auxiliary_losses"):
             if getattr(self, name) is not None:
                 losses = build_losses(getattr(self, name))
-                check_losses(losses, self.num_labels)
+                check_losses(losses, self.num_labels, self.is_multi_label)
                 setattr(self, name, [loss.to_dict() for loss in losses])
         if not 0 <= self.classifier_dropout < 1:
             raise ValueError(f"classifier_dropout must be a share in [0, 1), got {self.classifier_dropout}")
@@ -284,12 +299,13 @@ class BackboneSegmentationConfig(SegmentationConfigWithBackbone):
         arguments describe other classes.
         """
         if any(kwargs.get(name) is not None for name in ("num_labels", "id2label", "label2id")):
-            is_binary = kwargs.get("num_labels") == 1 or bool(kwargs.get("binary"))
+            is_multi_label = kwargs.get("problem_type", config_dict.get("problem_type")) == MULTI_LABEL
+            sigmoids = is_multi_label or kwargs.get("num_labels") == 1 or bool(kwargs.get("binary"))
             for name in ("losses", "auxiliary_losses"):
                 saved = config_dict.get(name)
                 if saved is None or name in kwargs:
                     continue
-                kept = without_class_settings(saved, is_binary)
+                kept = without_class_settings(saved, sigmoids)
                 if kept != saved:
                     logger.warning(
                         f"{name} of the config has settings that do not fit the new classes and are left out"
@@ -299,7 +315,11 @@ class BackboneSegmentationConfig(SegmentationConfigWithBackbone):
 
     @property
     def is_binary(self) -> bool:
-        return self.num_labels == 1
+        return self.num_labels == 1 and not self.is_multi_label
+
+    @property
+    def is_multi_label(self) -> bool:
+        return self.problem_type == MULTI_LABEL
 
     @property
     def num_labels(self) -> int | None:
@@ -308,7 +328,7 @@ class BackboneSegmentationConfig(SegmentationConfigWithBackbone):
 
     @num_labels.setter
     def num_labels(self, num_labels: int) -> None:
-        if num_labels == 1:
+        if num_labels == 1 and not self.is_multi_label:
             if not self.binary:
                 self._make_binary("LABEL_1")
         else:
@@ -321,7 +341,7 @@ class BackboneSegmentationConfig(SegmentationConfigWithBackbone):
 
     def pixel_losses(self) -> list[PixelLoss]:
         """Return the losses of the head."""
-        name = "binary_cross_entropy" if self.is_binary else "cross_entropy"
+        name = "binary_cross_entropy" if self.is_binary or self.is_multi_label else "cross_entropy"
         return build_losses(self.losses or [{"name": name, "average_over": "all_pixels"}])
 
     def auxiliary_pixel_losses(self) -> list[PixelLoss]:
@@ -329,4 +349,4 @@ class BackboneSegmentationConfig(SegmentationConfigWithBackbone):
         return build_losses(self.auxiliary_losses) if self.auxiliary_losses else self.pixel_losses()
 
 
-__all__ = ["BackboneSegmentationConfig", "SegmentationConfig", "SegmentationConfigWithBackbone"]
+__all__ = ["MULTI_LABEL", "BackboneSegmentationConfig", "SegmentationConfig", "SegmentationConfigWithBackbone"]

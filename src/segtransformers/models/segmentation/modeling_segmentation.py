@@ -19,7 +19,7 @@ from transformers.models.upernet.modeling_upernet import UperNetConvModule
 from transformers.utils import can_return_tuple
 
 from ..layers.initialization import SegmentationModelMixin
-from ..layers.input_checks import check_labels, check_pixel_values
+from ..layers.input_checks import check_labels, check_masks, check_pixel_values
 from ..layers.resize import STRIDES, resize
 from ..layers.sliding_windows import SlidingWindow, slide
 from ..losses import build_losses, check_losses, total_loss
@@ -110,7 +110,7 @@ class BackboneForSemanticSegmentation(SegmentationPreTrainedModel):
         """
         built = [None if value is None else build_losses(value) for value in (losses, auxiliary_losses)]
         for value in built:
-            check_losses(value or [], self.config.num_labels)
+            check_losses(value or [], self.config.num_labels, self.config.is_multi_label)
         self.config.losses, self.config.auxiliary_losses = (
             None if value is None else [loss.to_dict() for loss in value] for value in built
         )
@@ -118,10 +118,15 @@ class BackboneForSemanticSegmentation(SegmentationPreTrainedModel):
         self.auxiliary_pixel_losses = self.config.auxiliary_pixel_losses()
 
     def count_classes(self, labels: torch.Tensor) -> torch.Tensor | None:
-        """Count the pixels of each class, `(num_labels,)`, or return None if no loss divides by such counts."""
+        """Count the pixels of each class, `(num_labels,)`, or return None if no loss divides by such counts.
+
+        Of masks `(B, num_labels, H, W)`, the pixels that are valid for each class are counted.
+        """
         losses = self.pixel_losses + (self.auxiliary_pixel_losses if self.auxiliary_head is not None else [])
-        if labels.dim() != 3 or not any(loss.divides_by_counts for loss in losses):
+        if not any(loss.divides_by_counts for loss in losses):
             return None
+        if self.config.is_multi_label:
+            return (labels != self.config.semantic_loss_ignore_index).sum((0, 2, 3))
         classes = max(self.config.num_labels or 0, 2)  # binary label maps hold 0 and 1
         valid = labels[labels != self.config.semantic_loss_ignore_index].long()
         return torch.bincount(valid, minlength=classes)[:classes]
@@ -157,7 +162,9 @@ class BackboneForSemanticSegmentation(SegmentationPreTrainedModel):
 
         Args:
             pixel_values: `(B, C, H, W)`, normalized.
-            labels: `(B, H, W)` class indices, or `config.semantic_loss_ignore_index`. For a binary model 0 and 1.
+            labels: `(B, H, W)` class indices, or `config.semantic_loss_ignore_index`. For a binary model 0 and 1. For
+                a multi-label model masks `(B, num_labels, H, W)` of 0 and 1, where the index excludes a pixel of a
+                class.
             output_hidden_states, output_attentions: passed to the backbone; None takes the config's setting.
             sliding_window: the windows of evaluation mode. None takes the config's, False runs the whole image at once.
             mean_class_counts: `(num_labels,)`, for gradient accumulation and several processes: the mean of
@@ -184,7 +191,8 @@ class BackboneForSemanticSegmentation(SegmentationPreTrainedModel):
         config = self.config
         check_pixel_values(pixel_values, getattr(config.backbone_config, "num_channels", None))
         if labels is not None:
-            check_labels(labels, pixel_values, len(config.id2label), config.semantic_loss_ignore_index)
+            check = check_masks if config.is_multi_label else check_labels
+            check(labels, pixel_values, len(config.id2label), config.semantic_loss_ignore_index)
         window = self.chosen_window(sliding_window)
         if window is not None and self._needs_windows(pixel_values.shape[2:], window):
             logits = self._slide(pixel_values, window)

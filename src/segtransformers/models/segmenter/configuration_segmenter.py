@@ -111,6 +111,11 @@ class SegmenterConfig(BackboneSegmentationConfig):
         super().__post_init__(**kwargs)
         if self.decoder_type not in ("mask_transformer", "linear"):
             raise ValueError(f"decoder_type must be 'mask_transformer' or 'linear', got {self.decoder_type!r}")
+        if self.decoder_type == "mask_transformer" and (self.is_binary or self.is_multi_label):
+            raise ValueError(
+                "the mask transformer of Segmenter normalises the scores of a pixel over the classes, so its model can "
+                "be neither binary nor multi-label: use decoder_type='linear', or another head"
+            )
         check_whole_fields(self, ("decoder_hidden_size", "decoder_num_attention_heads"), LARGEST_WIDTH)
         check_whole_fields(self, ("padding_divisor",), MOST_ITEMS)
         check_whole_fields(self, ("decoder_num_hidden_layers",), MOST_LAYERS)
@@ -124,7 +129,7 @@ class SegmenterConfig(BackboneSegmentationConfig):
     def pixel_losses(self) -> list[PixelLoss]:
         if self.losses or self.count_ignored_pixels:
             return super().pixel_losses()
-        return build_losses(["binary_cross_entropy" if self.is_binary else "cross_entropy"])
+        return build_losses(["binary_cross_entropy" if self.is_binary or self.is_multi_label else "cross_entropy"])
 
 
 __all__ = ["SegmenterConfig", "SegmenterViTConfig"]
