@@ -324,7 +324,10 @@ def _listed_weights(weights: Sequence[float], id2label: dict[int, str]) -> str:
     listed = ", ".join(f"{names[index]} {weights[index]:.3g}" for index in shown)
     absent = [names[index] for index in order if not weights[index]]
     ending = (
-        f"; the weight is 0 for classes without a pixel in the training data: {', '.join(absent[:8])}" if absent else ""
+        f"; the weight is 0 for classes without a pixel in the training data, {', '.join(absent[:8])}: add images that "
+        "hold them, or leave them out of the classes"
+        if absent
+        else ""
     )
     return listed + ending
 

@@ -25,6 +25,7 @@ from ..datasets.class_counts import ClassCounts
 AUTO = "auto"
 AUTO_FORMULA = "inverse_square_root"
 EFFECTIVE_NUMBER_BETA = 0.999
+NO_PIXELS = "no pixel of the training data has a class, so there are no class weights: check the masks, or leave out class_weights"
 
 
 def _inverse_frequency(counts: ClassCounts, occurs: np.ndarray) -> np.ndarray:
@@ -84,7 +85,7 @@ def positive_weights_from_counts(counts: ClassCounts, formula: str = AUTO) -> li
         ValueError: as [`weights_from_counts`].
     """
     if counts.valid is None or not counts.pixels.any():
-        raise ValueError("no pixel of the training data has a class, so there are no class weights")
+        raise ValueError(NO_PIXELS)
     ratios = []
     for present, valid in zip(counts.per_sample.T, counts.valid.T, strict=True):
         if not valid.any():
@@ -107,7 +108,7 @@ def weights_from_counts(counts: ClassCounts, formula: str = AUTO) -> list[float]
     formula = check_formula(formula)
     occurs = counts.pixels > 0
     if not occurs.any():
-        raise ValueError("no pixel of the training data has a class, so there are no class weights")
+        raise ValueError(NO_PIXELS)
     weights = np.zeros(len(occurs))
     weights[occurs] = FORMULAS[formula](counts, occurs)
     return [float(f"{weight:.6g}") for weight in weights]

@@ -63,7 +63,10 @@ class TrainingDataset(Dataset):
         if not self._warned and np.all(np.asarray(sample.labels) == IGNORE_INDEX):
             self._warned = True
             name = printable(self.name(index))
-            logger.warning(f"the mask of {name} has no pixel with a class; others like it are not reported")
+            logger.warning(
+                f"the mask of {name} has no pixel with a class, so its loss is 0: remove it, or label it; others like "
+                "it are not reported"
+            )
         return dict(self.augment(sample.image, sample.labels, seed=seed))
 
     def name(self, index: int) -> str:

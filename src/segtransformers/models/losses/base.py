@@ -83,7 +83,8 @@ class PixelLoss:
             values = getattr(self, name, None)
             if isinstance(values, tuple) and len(values) != num_labels:
                 raise ValueError(
-                    f"{self.name}: {name} has {len(values)} numbers, but the model has {num_labels} classes"
+                    f"{self.name}: {name} has {len(values)} numbers, but the model has {num_labels} classes: give one "
+                    "number for each class"
                 )
 
     def to_dict(self) -> dict[str, Any]:

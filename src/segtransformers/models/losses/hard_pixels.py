@@ -15,6 +15,10 @@ from .cross_entropy import BinaryCrossEntropy
 class HardPixelCrossEntropy(PixelLoss):
     """Cross entropy of pixels whose true class has a low probability.
 
+    Which pixels are kept, and how many, depends on the other pixels of the batch. So the mean over accumulated batches
+    or processes is another loss than that of the joined batch, except for "mmseg" over all pixels where the threshold
+    alone decides.
+
     Attributes:
         threshold: pixels with a probability below it are kept, and more if they are fewer than `min_kept`. None keeps
             the pixels with the largest loss.

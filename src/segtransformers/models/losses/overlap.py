@@ -23,7 +23,9 @@ class TverskyLoss(PixelLoss):
         smooth: added to numerator and denominator.
         class_weights: a factor for each class; the average is weighted with them.
         per_image: whether each image has its own areas. The loss is then the mean over the images with valid pixels,
-            which does not depend on how images are divided among batches. False adds the areas of the whole batch.
+            which does not depend on how images are divided among batches, if each image has a valid pixel. False adds
+            the areas of the whole batch, so that the mean over accumulated batches or processes is another loss than
+            that of the joined batch.
         definition: "standard", or "mmseg" (`mmseg/models/losses/tversky_loss.py`): per image, over all classes, with
             class weights as factors only.
     """
