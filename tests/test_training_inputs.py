@@ -61,7 +61,7 @@ def test_masks_without_a_valid_pixel(data, start, tmp_path, caplog):
     assert "has no pixel with a class, so its loss is 0: remove it, or label it" in caplog.text
     words = ["--max_steps", 1, "--class-weights", "auto"]
     status, output = run(*options(data, tmp_path / "weighted", start, *words))
-    assert status == 1 and "so there are no class weights: check the masks, or leave out" in one_error(output)
+    assert status == 1 and "so there are no class weights: check the masks, or leave them out" in one_error(output)
 
 
 def test_binary_masks_with_three_values(data, start, tmp_path):

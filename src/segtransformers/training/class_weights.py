@@ -25,7 +25,9 @@ from ..datasets.class_counts import ClassCounts
 AUTO = "auto"
 AUTO_FORMULA = "inverse_square_root"
 EFFECTIVE_NUMBER_BETA = 0.999
-NO_PIXELS = "no pixel of the training data has a class, so there are no class weights: check the masks, or leave out class_weights"
+NO_PIXELS = (
+    "no pixel of the training data has a class, so there are no class weights: check the masks, or leave them out"
+)
 
 
 def _inverse_frequency(counts: ClassCounts, occurs: np.ndarray) -> np.ndarray:
