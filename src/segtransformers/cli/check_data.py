@@ -4,6 +4,7 @@
 import contextlib
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,6 +12,7 @@ from tqdm import tqdm
 
 from ..escaping import one_line, printable
 from .data_options import (
+    BandsOption,
     ClassesOption,
     ColumnsOption,
     ImageEndingOption,
@@ -20,6 +22,7 @@ from .data_options import (
     MultiLabelOption,
     ReduceLabelsOption,
     SubsetOption,
+    TileOption,
     load_data,
 )
 from .errors import UserError, one_line_errors
@@ -42,14 +45,38 @@ def check_data(
     columns: ColumnsOption = None,
     subset: SubsetOption = None,
     multi_label: MultiLabelOption = False,
+    bands: BandsOption = None,
+    tile: TileOption = None,
+    statistics: Annotated[
+        bool,
+        typer.Option(
+            "--statistics",
+            help="Compute the mean and deviation of each band of the training images and write them into the folder, "
+            "where train finds them.",
+        ),
+    ] = False,
 ) -> None:
     """Read every image and mask of a data set, print how often each class occurs, and list errors."""
     # imports torch, which takes seconds that --help should not cost
     from ..datasets import check_dataset
 
-    options = (reduce_labels, label_map, image_ending, mask_ending, columns, subset, False, multi_label or None)
+    options = (
+        reduce_labels,
+        label_map,
+        image_ending,
+        mask_ending,
+        columns,
+        subset,
+        False,  # strict
+        multi_label or None,
+        bands,
+        tile,
+    )
     errors = 0
+    wanted = statistics
     with one_line_errors(ValueError, ImportError), _without_warnings():
+        if statistics and bands is None:
+            raise UserError("--statistics needs --bands, such as --bands all")
         for data, named in _splits(source, split, kind, classes, options):
             if isinstance(data, str):
                 typer.echo(f"error: {one_line(data)}", err=True)
@@ -63,10 +90,26 @@ def check_data(
             if len(report.errors) > MAX_LISTED_ERRORS:
                 typer.echo(f"error: and {len(report.errors) - MAX_LISTED_ERRORS} more", err=True)
             errors += len(report.errors)
+            if wanted and not report.errors:  # those of the first split, which is train
+                _write_statistics(data)
+                wanted = False
         if errors > 1:
             raise UserError(f"{errors} errors in {source}")
         if errors:
             raise typer.Exit(1)
+
+
+def _write_statistics(data: "SegmentationDataset") -> None:
+    """Write the statistics of the bands into the folder of the data, and print them."""
+    from ..datasets import band_statistics
+
+    with tqdm(total=len(data), unit="sample", desc="statistics", disable=None, leave=False) as bar:
+        found = band_statistics(data, progress=bar.update)
+    path = found.save(Path(data.source).expanduser())
+    typer.echo(f"  {'band':>4}  {'mean':>12}  {'deviation':>12}  {'least':>12}  {'largest':>12}")
+    for numbers in zip(found.bands, found.mean, found.std, found.minimum, found.maximum, strict=True):
+        typer.echo(f"  {numbers[0]:>4}  " + "  ".join(f"{number:>12.6g}" for number in numbers[1:]))
+    typer.echo(f"{found.pixels} pixels of {found.dtype}; written to {printable(path, None)}")
 
 
 @contextlib.contextmanager

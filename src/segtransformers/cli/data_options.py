@@ -59,6 +59,15 @@ MultiLabelOption = Annotated[
         "each class are recognised.",
     ),
 ]
+BandsOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NUMBERS", help="Bands of the image files, from 1 on, such as 4,3,2,8, or all. By default RGB images."
+    ),
+]
+TileOption = Annotated[
+    int | None, typer.Option(metavar="PIXELS", help="Read large images in square tiles of this side.")
+]
 SubsetOption = Annotated[str | None, typer.Option(metavar="NAME", help="Configuration of a data set on the Hub.")]
 
 
@@ -75,10 +84,13 @@ def load_data(
     subset: str | None = None,
     strict: bool = True,
     multi_label: bool | None = None,
+    bands: "str | list[int] | None" = None,
+    tile: int | None = None,
 ) -> "SegmentationDataset":
     """Load the data set that the options describe.
 
-    `strict` and `multi_label` are those of `load_segmentation_dataset`.
+    `strict`, `multi_label` and `tile` are those of `load_segmentation_dataset`.
+
 
     Raises:
         UserError: if an option has a wrong value.
@@ -119,7 +131,23 @@ def load_data(
             name=subset,
             strict=strict,
             multi_label=multi_label,
+            bands=parse_bands("--bands", bands) if isinstance(bands, str) and bands != "all" else bands,
+            tile=tile,
         )
+
+
+def parse_bands(option: str, text: str) -> list[int]:
+    """Return the band numbers of an option.
+
+    Raises:
+        UserError: if they are no numbers from 1 on.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and part.isascii() and 1 <= int(part) <= 4096 for part in parts if len(part) < 6):
+        raise UserError(f"{option} {text}: expected numbers of bands from 1 on, such as 4,3,2")
+    if any(len(part) >= 6 for part in parts) or len(set(parts)) < len(parts):
+        raise UserError(f"{option} {text}: expected different numbers of bands from 1 on, such as 4,3,2")
+    return [int(part) for part in parts]
 
 
 def _parse_label_map(text: str | None) -> dict[int, int] | None:

@@ -39,6 +39,7 @@ from .data_options import (
     MaskEndingOption,
     ReduceLabelsOption,
     SubsetOption,
+    TileOption,
     load_data,
 )
 from .errors import UserError, note, one_line_errors
@@ -58,6 +59,7 @@ def evaluate(
     mask_ending: MaskEndingOption = None,
     columns: ColumnsOption = None,
     subset: SubsetOption = None,
+    tile: TileOption = None,
     multi_scale: MultiScaleOption = False,
     scales: ScalesOption = None,
     flip: FlipOption = False,
@@ -131,6 +133,8 @@ def evaluate(
             columns,
             subset,
             multi_label=getattr(network.config, "is_multi_label", False) or None,
+            bands=getattr(processor, "bands", None),
+            tile=tile,
         )
         complete = limit is None or limit >= len(samples)
         if not complete:

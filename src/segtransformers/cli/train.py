@@ -13,6 +13,7 @@ import typer
 from .checkpoints import has_checkpoints, remove_incomplete
 from .common import check_folder, check_input_file, model_source, named_model
 from .data_options import (
+    BandsOption,
     ClassesOption,
     ColumnsOption,
     ImageEndingOption,
@@ -22,6 +23,7 @@ from .data_options import (
     MultiLabelOption,
     ReduceLabelsOption,
     SubsetOption,
+    TileOption,
     load_data,
 )
 from .errors import UserError, one_line_errors
@@ -75,6 +77,16 @@ def train(
     mask_ending: MaskEndingOption = None,
     columns: ColumnsOption = None,
     subset: SubsetOption = None,
+    bands: BandsOption = None,
+    colour_bands: Annotated[
+        str | None,
+        typer.Option(
+            metavar="R,G,B",
+            help="Which bands hold red, green and blue: they get the weights of an RGB model, and only their colours "
+            "vary in training. By default those of --bands, if it names three.",
+        ),
+    ] = None,
+    tile: TileOption = None,
     split: Annotated[str, typer.Option(help="Part of the data to train on.")] = "train",
     eval_split: Annotated[str, typer.Option(help="Part of the data to evaluate on.")] = "validation",
     limit: Annotated[
@@ -163,6 +175,8 @@ def train(
     """
     options = TrainOptions(**{name: value for name, value in locals().items() if name != "context"})
     with _one_line():
+        if bands is None and colour_bands is not None:
+            raise UserError("--colour-bands needs --bands, the bands that the model takes")
         if recipe is not None:
             if preset is not None:
                 raise UserError("--preset and --recipe exclude each other: a preset chooses the recipe")
@@ -172,7 +186,9 @@ def train(
         _check_output(output, resume)
         source = None if model is None else _model(model, trunk_weights)
         parts = load_parts(data, split, eval_split, limit, options.reading)
-        pseudo = None if pseudo_labels is None else load_data(str(pseudo_labels), "train", "folders")
+        pseudo = (
+            None if pseudo_labels is None else load_data(str(pseudo_labels), "train", "folders", bands=parts[0].bands)
+        )
         check_samples(parts if pseudo is None else [*parts, pseudo])
         if recipe is None:
             options, changes = with_choices(options, changes, context.args, parts, train)

@@ -2,6 +2,7 @@
 """The data of `segtransformers train`: parts for training and evaluation, and a check of every sample."""
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -68,12 +69,17 @@ def check_samples(parts: "list[SegmentationDataset]") -> None:
 
 
 def _divided(data: "SegmentationDataset") -> "list[SegmentationDataset]":
-    """Hold out every tenth sample of data without parts for evaluation."""
-    held_out = range(0, len(data), HELD_OUT)
-    others = [index for index in range(len(data)) if index % HELD_OUT]
-    if not others:
+    """Hold out every tenth sample of data without parts for evaluation; of rasters, every tenth raster."""
+    from ..datasets.raster_loading import RasterRows, held_out_area
+
+    what = "every tenth image is"
+    held_out: Sequence[int] = range(0, len(data), HELD_OUT)
+    if isinstance(data.rows, RasterRows):
+        held_out, what = held_out_area(data.rows), "an area that shares no raster with the rest is"
+        if len(set(data.rows.images)) == 1:
+            what = "the lowest part of the raster is"
+    others = sorted(set(range(len(data))) - set(held_out))
+    if not others or not held_out:
         return [data]
-    typer.echo(
-        f"the data has no parts: every tenth image is held out for evaluation, {len(held_out)} of {len(data)}", err=True
-    )
+    typer.echo(f"the data has no parts: {what} held out for evaluation, {len(held_out)} of {len(data)}", err=True)
     return [data.select(others), data.select(held_out)]

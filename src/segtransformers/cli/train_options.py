@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from .common import sides
+from .data_options import parse_bands
+from .errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,9 @@ class TrainOptions:
     mask_ending: str | None
     columns: str | None
     subset: str | None
+    bands: str | None
+    colour_bands: str | None
+    tile: int | None
     split: str
     eval_split: str
     limit: int | None
@@ -57,6 +62,22 @@ class TrainOptions:
         return None if self.crop_size is None else sides("--crop-size", self.crop_size)
 
     @property
+    def colours(self) -> list[int] | None:
+        """Return the numbers of the bands that hold red, green and blue, or None if no option says so.
+
+        Three bands hold them in this order.
+        """
+        if self.bands is None:
+            return None
+        if self.colour_bands is None:
+            listed = [] if self.bands == "all" else parse_bands("--bands", self.bands)
+            return listed if len(listed) == 3 else None
+        colours = parse_bands("--colour-bands", self.colour_bands)
+        if len(colours) != 3:
+            raise UserError(f"--colour-bands {self.colour_bands}: expected three bands, of red, green and blue")
+        return colours
+
+    @property
     def reading(self) -> tuple[Any, ...]:
         """Return the options of reading data, as positional arguments of `load_data` after the split."""
         return (
@@ -70,6 +91,8 @@ class TrainOptions:
             self.subset,
             True,  # strict
             self.multi_label or None,
+            self.bands,
+            self.tile,
         )
 
 

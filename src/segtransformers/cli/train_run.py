@@ -4,6 +4,7 @@
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -78,7 +79,7 @@ class TrainingRun:
         if arguments.push_to_hub and arguments.hub_token is None and self.is_main:
             check_destination(arguments.hub_model_id or output.resolve().name)
         set_seed(arguments.seed)
-        network, processor = self._starting_model()
+        network, processor = self._with_bands(*self._starting_model())
         self._apply_losses(network)
         self._choose_parameters(network)
         self._fit_batch(network, processor)
@@ -126,6 +127,30 @@ class TrainingRun:
             )
         return network, processor
 
+    def _with_bands(self, network: Any, processor: Any) -> tuple[Any, Any]:
+        """Return the model and its image processor for the bands of the data."""
+        from ..datasets.bands import MOST_SAMPLES, band_statistics, read_statistics
+        from ..training import with_bands
+
+        data, options = self.parts[0], self.options
+        if data.bands is None:
+            if getattr(processor, "bands", None) is not None:
+                numbers = ",".join(map(str, processor.bands))
+                raise UserError(f"the model takes the bands {numbers} of rasters: pass --bands {numbers}")
+            return network, processor
+        folder = Path(options.data).expanduser()
+        saved = read_statistics(folder)
+        statistics = None if saved is None else saved.of_bands(data.bands)
+        if statistics is None:
+            statistics = band_statistics(data, MOST_SAMPLES)
+        elif statistics.dtype != data.band_dtype:
+            raise UserError(
+                f"{folder} keeps band statistics of {statistics.dtype}, but its images hold {data.band_dtype}: "
+                "write them again with segtransformers check-data --bands ... --statistics"
+            )
+        random = self.model is None and options.trunk_weights is None
+        return with_bands(network, processor, statistics, options.colours, random)
+
     def _class_counts(self) -> "ClassCounts":
         from ..datasets.checking import class_counts
 
@@ -148,6 +173,8 @@ class TrainingRun:
         if options.freeze_trunk or self.recipe.freeze_trunk:
             training.freeze_trunk(network)
             keep = options.whole or options.lora_rank is not None
+            # a trunk with other bands is none that a name stands for
+            keep = keep or getattr(network.config, "input_inflation", None) is not None
             named = training.save_frozen_trunk(network, trunk_name(self.model, options.trunk_weights), keep)
             if named is not None and self.is_main:
                 note(
@@ -194,10 +221,19 @@ class TrainingRun:
             sampling = MixedSampling(sampling or len(data), len(pseudo), weight)
             data = training.JoinedDataset([data, pseudo])
         augment = training.TrainingAugmentation.from_recipe(
-            self.recipe, processor, crop_size=self.options.crop, multi_label=self.parts[0].multi_label
+            self.recipe,
+            processor,
+            crop_size=self.options.crop,
+            multi_label=self.parts[0].multi_label,
+            colour_channels=self._colour_channels(),
         )
         repeat = math.ceil(self._batch / len(data))
         return training.TrainingDataset(data, augment, seed=self.arguments.seed, repeat=repeat, sampling=sampling)
+
+    def _colour_channels(self) -> list[int] | None:
+        """Return the positions of red, green and blue among the bands of the data, or None."""
+        colours, bands = self.options.colours, self.parts[0].bands
+        return None if colours is None or bands is None else [bands.index(band) for band in colours]
 
     def _trainer(self, network: Any, processor: Any) -> "SegmentationTrainer":
         from .. import training

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from ..lazy import lazy_names
 
 if TYPE_CHECKING:
+    from .bands import BandStatistics, band_statistics
     from .checking import DataReport, check_dataset
     from .known import DATASETS, DatasetInfo, get_dataset_info
     from .loading import SegmentationDataset, SegmentationSample, load_segmentation_dataset
@@ -15,6 +16,7 @@ else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
+            "bands": ("BandStatistics", "band_statistics"),
             "checking": ("DataReport", "check_dataset"),
             "known": ("DATASETS", "DatasetInfo", "get_dataset_info"),
             "loading": ("SegmentationDataset", "SegmentationSample", "load_segmentation_dataset"),
@@ -24,6 +26,7 @@ else:
     )
 
 __all__ = [
+    "BandStatistics",
     "DATASETS",
     "DataError",
     "DataReport",
@@ -31,6 +34,7 @@ __all__ = [
     "SCENE_CLASSES",
     "SegmentationDataset",
     "SegmentationSample",
+    "band_statistics",
     "check_dataset",
     "get_dataset_info",
     "load_segmentation_dataset",

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
+from ..rasters import BandImage
 from .class_counts import ClassCounts, cached_counts, save_counts
 from .loading import SegmentationDataset
 from .multi_label import MultiLabelRule
@@ -21,7 +22,8 @@ LARGE_IMAGE = 50_000_000  # pixels; training decodes the whole image for every c
 ODDITIES = {
     "turned": "{} images are turned or mirrored by their EXIF data, and masks never are: if the masks were drawn on "
     "the images as stored, their labels are misplaced. Look at one, and save such images upright",
-    "bands": "{} image files have more bands than the three that are used as red, green and blue",
+    "bands": "{} image files have more bands than the three that are used as red, green and blue: pass bands='all' "
+    "(--bands all) to use them",
     "dark": "{} images of more than 8 bits are nearly black, because 16 bits are scaled by their full range: scale "
     "values of 12 bits to 8 or 16 bits before",
 }
@@ -277,8 +279,8 @@ def _read_sample(data: SegmentationDataset, index: int) -> str | SampleFacts:
     )
 
 
-def _oddities(image: Image.Image, facts: ImageFacts) -> list[str]:
+def _oddities(image: "Image.Image | BandImage", facts: ImageFacts) -> list[str]:
     """Return the keys of `ODDITIES` that are true of an image."""
     turned = facts.orientation in (2, 3, 4) or (facts.orientation >= 5 and image.width == image.height)
-    dark = facts.is_deep and int(np.asarray(image).max()) < DARK
+    dark = facts.is_deep and isinstance(image, Image.Image) and int(np.asarray(image).max()) < DARK
     return [kind for kind, found in (("turned", turned), ("bands", facts.unused_bands > 0), ("dark", dark)) if found]

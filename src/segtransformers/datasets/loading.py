@@ -31,6 +31,7 @@ from .pairs import (
     pair_files,
     recognise,
 )
+from .raster_loading import RasterRows, raster_rows
 from .reading import (
     NO_CLASS,
     DataError,
@@ -47,6 +48,8 @@ from .rows import ClassFolderRows, FileRows
 
 if TYPE_CHECKING:
     import datasets
+
+    from ..rasters import BandImage
 
 logger = logging.get_logger(__name__)
 
@@ -67,13 +70,13 @@ class SegmentationSample:
 
     Attributes:
         name: name, unique within the split.
-        image: RGB image.
+        image: RGB image, or a [`~rasters.BandImage`] of data that are read with `bands`.
         labels: class indices `(height, width)` uint8, 255 for pixels without a class. Of multi-label data masks
             `(num_labels, height, width)` uint8 of 0 and 1, 255 for pixels of a class that do not count.
     """
 
     name: str
-    image: PIL.Image.Image
+    image: "PIL.Image.Image | BandImage"
     labels: np.ndarray
 
 
@@ -96,7 +99,7 @@ class SegmentationDataset(torch.utils.data.Dataset):
 
     def __init__(
         self,
-        rows: "datasets.Dataset | FileRows | ClassFolderRows",
+        rows: "datasets.Dataset | FileRows | ClassFolderRows | RasterRows",
         names: Sequence[str],
         classes: Classes,
         rule: LabelRule | MultiLabelRule,
@@ -121,6 +124,16 @@ class SegmentationDataset(torch.utils.data.Dataset):
         """Return whether a pixel may belong to several classes or to none."""
         return isinstance(self.rule, MultiLabelRule)
 
+    @property
+    def bands(self) -> list[int] | None:
+        """Return the numbers of the bands of the images, from 1 on, or None for RGB images."""
+        return self.rows.bands if isinstance(self.rows, RasterRows) else None
+
+    @property
+    def band_dtype(self) -> str | None:
+        """Return the type of the values of the bands, or None for RGB images."""
+        return self.rows.band_dtype if isinstance(self.rows, RasterRows) else None
+
     def __len__(self) -> int:
         return len(self.names)
 
@@ -132,6 +145,8 @@ class SegmentationDataset(torch.utils.data.Dataset):
         if not -len(self) <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         index = int(index) % len(self)
+        if isinstance(self.rows, RasterRows):
+            return SegmentationSample(self.names[index], *self.rows.sample(index, self.rule))
         row = self.rows[index]
         image_file = self.file_name(row["image"], index)
         entries = row["mask"] if isinstance(row["mask"], list) else [row["mask"]]
@@ -190,7 +205,9 @@ class SegmentationDataset(torch.utils.data.Dataset):
         )
 
     def facts(self, index: int) -> ImageFacts:
-        """Return what the header of an image file says about turning, bands and depth."""
+        """Return what the header of an image file says about turning, bands and depth. Rasters use all of it."""
+        if isinstance(self.rows, RasterRows):
+            return ImageFacts()
         return read_facts(open_entry(self.rows[index]["image"]))
 
     def file_name(self, entry: Mapping[str, Any], index: int) -> str:
@@ -217,6 +234,8 @@ def load_segmentation_dataset(
     revision: str | None = None,
     strict: bool = True,
     multi_label: bool | None = None,
+    bands: "Sequence[int] | str | None" = None,
+    tile: int | None = None,
 ) -> SegmentationDataset:
     """Load a split of a data set of images and label maps.
 
@@ -244,6 +263,11 @@ def load_segmentation_dataset(
             value is 1 where class k is present, 255 or 65535 stands for pixels without labels), or there is a folder of
             masks for each class (`masks/train/car/a.png`; 1 where the class is present, 255 where that is unknown, no
             file where it is absent), whose names are the classes if these are unknown. None recognises such folders.
+        bands: numbers of the bands of image files, from 1 on, in the order wanted, or `"all"`. Then images may be
+            GeoTIFF, TIFF, `.npy`, `.npz` and DICOM files of any type of values, the samples' images are
+            [`~rasters.BandImage`]s, and pixels without data have no class. None reads RGB images. For folders of files.
+        tile: side in pixels of the tiles that become the samples. They are read one by one, so that rasters may be
+            huge. None takes whole images. For folders of files.
 
     Raises:
         DataError: if files are missing or do not match. The message says what to do.
@@ -261,7 +285,7 @@ def load_segmentation_dataset(
         if kind in DATASETS:
             found = find_known(folder, str(kind), split)
         if found is None and not any((folder / file).exists() for file in METADATA_FILES):
-            found = find_folders(folder, split, image_ending, mask_ending)
+            found = find_folders(folder, split, image_ending, mask_ending, rasters=bands is not None)
         if found is None and not _is_for_datasets(folder):
             raise DataError(f"{folder} holds no data set: {_expected_contents(kind)}; {describe_contents(folder)}")
     elif folder.exists() or str(source).startswith((".", "/", "~")) or str(source).count("/") > 1:
@@ -299,6 +323,12 @@ def load_segmentation_dataset(
         rows = _image_and_mask_columns(rows, image_column, mask_column, str(source), datasets)
         names, ignored, problems = _names_of_rows(rows, loaded_split), [], []
 
+    if bands is not None or tile is not None:
+        if found is None or folders:
+            raise DataError(
+                f"{source} is no folder with one mask file for each image: bands and tiles are read from such files"
+            )
+        rows, names = raster_rows(pairs.images, pairs.masks, names, bands, tile)
     if chosen is None:
         chosen = _classes(kind, classes, palette, folder if folder.is_dir() else None, str(source), revision)
     if is_multi_label:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..files import check_readable
+from ..rasters import RASTER_ENDINGS
 from .known import DATASETS, Layout, get_dataset_info
 from .reading import DataError
 
@@ -140,7 +141,7 @@ def recognise(folder: Path) -> str | None:
 
 
 def find_folders(
-    folder: Path, split: str, image_ending: str | None = None, mask_ending: str | None = None
+    folder: Path, split: str, image_ending: str | None = None, mask_ending: str | None = None, rasters: bool = False
 ) -> FolderLayout | None:
     """Find a folder of images and a folder of masks in `folder`. Return None if it has neither.
 
@@ -151,14 +152,16 @@ def find_folders(
     Args:
         image_ending, mask_ending: endings of the file names, or templates with one `*` for the name of the sample. None
             takes the usual endings.
+        rasters: whether these include those of rasters that PIL does not read.
 
     Raises:
         DataError: if one of the two folders is missing, if several folders may be meant, or if the split is missing.
     """
     spellings = SPLITS.get(canonical_split(split), (split,))
     every = [spelling for several in SPLITS.values() for spelling in several]
-    image_prefix, image_endings = _template(image_ending, IMAGE_ENDINGS)
-    mask_prefix, mask_endings = _template(mask_ending, MASK_ENDINGS)
+    more = [ending for ending in RASTER_ENDINGS if ending not in IMAGE_ENDINGS] if rasters else []
+    image_prefix, image_endings = _template(image_ending, (*IMAGE_ENDINGS, *more))
+    mask_prefix, mask_endings = _template(mask_ending, (*MASK_ENDINGS, *more))
     split_first = [spelling for spelling in every if _one_of(folder / spelling, IMAGE_FOLDERS, "images", image_endings)]
     root, name, has_splits = folder, "", False
     if split_first:

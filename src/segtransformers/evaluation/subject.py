@@ -36,6 +36,8 @@ PROCESSOR_FIELDS = (
     "image_mean",
     "image_std",
     "multi_scale",
+    "bands",
+    "band_dtype",
 )
 
 

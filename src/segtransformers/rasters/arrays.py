@@ -19,6 +19,7 @@ class ArrayRaster(Raster):
     """A raster whose values `(bands, height, width)` are an array, in memory or mapped."""
 
     def __init__(self, name: str, values: np.ndarray, valid: np.ndarray | None = None, **facts):
+        values = values.view(np.uint8) if values.dtype.kind == "b" else values
         super().__init__(name, values.shape, values.dtype, **facts)
         self._values: np.ndarray | None = values
         self._valid = valid
@@ -89,7 +90,7 @@ def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype, bool]:
 def _check(name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
     if len(shape) not in (2, 3):
         raise RasterError(f"{name} is an array of shape {shape}: expected are (h, w), (bands, h, w) or (h, w, bands)")
-    check_facts(name, _bands_first_shape(shape), dtype)
+    check_facts(name, _bands_first_shape(shape), np.dtype(np.uint8) if dtype.kind == "b" else dtype)
 
 
 def _bands_first_shape(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from ..escaping import printable
 MOST_BYTES = 2 << 30  # of one read, and of a file that can only be decoded as a whole
 MOST_SIDE = 1 << 20  # pixels
 MOST_BANDS = 4096
-DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float16", "float32", "float64")
+DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float16", "float32", "float64")
 
 
 class RasterError(ValueError):

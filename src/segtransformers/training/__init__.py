@@ -8,6 +8,7 @@ from ..lazy import lazy_names
 if TYPE_CHECKING:
     from .arguments import training_arguments
     from .augmentation import PhotometricDistortion, TrainingAugmentation
+    from .bands import with_bands
     from .callbacks import EpochCallback
     from .layer_decay import create_optimizer, parameter_groups
     from .loss_settings import apply_losses
@@ -44,6 +45,7 @@ else:
         {
             "arguments": ("training_arguments",),
             "augmentation": ("PhotometricDistortion", "TrainingAugmentation"),
+            "bands": ("with_bands",),
             "callbacks": ("EpochCallback",),
             "layer_decay": ("create_optimizer", "parameter_groups"),
             "parameter_efficient": (
@@ -109,4 +111,5 @@ __all__ = [
     "starting_model",
     "training_arguments",
     "trunk_linears",
+    "with_bands",
 ]

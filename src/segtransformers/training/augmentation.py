@@ -16,6 +16,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from ..image_processing import as_8bit_image, keep_ratio_size, resize_image, resize_labels
 from ..image_processing.options import LARGEST_ENLARGEMENT
+from ..rasters.band_image import BandImage, as_band_image, filled
 from ..whole_numbers import LARGEST_SIDE
 from .color import HUES, hsv_to_rgb, rgb_to_hsv
 from .recipe_settings import AugmentationSettings
@@ -80,7 +81,10 @@ class TrainingAugmentation:
         shortest_edge, longest_edge, ratio_range, shortest_edges, crop_size, cat_max_ratio, flip_probability: see
             [`AugmentationSettings`].
         photometric_distortion: a function that changes the colours, or None.
-        image_mean, image_std: of red, green and blue in 0..1, for the normalisation.
+        image_mean, image_std: of red, green and blue, or of each band, divided by `unit`, for the normalisation.
+        unit: largest value of the images, which stands for 1.0.
+        colour_channels: positions of red, green and blue in a [`~rasters.BandImage`], whose colours alone are changed.
+            None changes no band.
         reduce_labels: whether label 0 means "no class". Then 0 becomes 255, and every other label goes down by one.
         multi_label: whether labels are masks of the classes instead of a label map.
 
@@ -102,6 +106,8 @@ class TrainingAugmentation:
         reduce_labels: bool = False,
         shortest_edges: Sequence[int] = (),
         multi_label: bool = False,
+        unit: float = 255,
+        colour_channels: Sequence[int] | None = None,
     ):
         if crop_size[0] * crop_size[1] > LARGEST_ENLARGEMENT:
             raise ValueError(
@@ -119,8 +125,9 @@ class TrainingAugmentation:
         self.crop_size, self.cat_max_ratio = crop_size, cat_max_ratio
         self.flip_probability = flip_probability
         self.photometric_distortion = photometric_distortion
-        self.mean = 255 * torch.tensor(image_mean, dtype=torch.float64)
-        self.std = 255 * torch.tensor(image_std, dtype=torch.float64)
+        self.mean = unit * torch.tensor(image_mean, dtype=torch.float64)
+        self.std = unit * torch.tensor(image_std, dtype=torch.float64)
+        self.colour_channels = None if colour_channels is None else list(colour_channels)
         self.reduce_labels, self.multi_label = reduce_labels, multi_label
 
     @classmethod
@@ -132,16 +139,19 @@ class TrainingAugmentation:
         crop_size: tuple[int, int] | None = None,
         reduce_labels: bool = False,
         multi_label: bool = False,
+        colour_channels: Sequence[int] | None = None,
     ) -> "TrainingAugmentation":
         """Create the augmentation of a recipe.
 
         Args:
             recipe: its `augmentation` is read.
-            processor: the model's image processor. Its mean and standard deviation replace those of the recipe.
+            processor: the model's image processor. Its mean and standard deviation replace those of the recipe, and
+                with `bands`, its `rescale_factor` is the unit of the values.
             crop_size: (height, width) in place of the recipe's. The image size before the crop is scaled along.
             reduce_labels: True for label maps that number classes from 1, as the files of some data sets do.
                 [`SegmentationDataset`] returns class indices from 0.
             multi_label: whether labels are masks of the classes (`SegmentationDataset.multi_label`).
+            colour_channels: see above.
         """
         settings = recipe.augmentation
         crop = settings.crop_size if crop_size is None else crop_size
@@ -160,25 +170,34 @@ class TrainingAugmentation:
             reduce_labels=reduce_labels,
             multi_label=multi_label,
             shortest_edges=[round(edge * scale) for edge in settings.shortest_edges],
+            unit=255 if getattr(processor, "bands", None) is None else 1 / processor.rescale_factor,
+            colour_channels=colour_channels,
         )
 
     def __call__(self, image: Any, labels: Any, seed: int | Sequence[int] | None = None) -> dict[str, torch.Tensor]:
         """
         Args:
-            image: a PIL image of any mode, or uint8 `(3, H, W)` or `(H, W, 3)`.
+            image: a PIL image of any mode, uint8 `(3, H, W)` or `(H, W, 3)`, or a [`~rasters.BandImage`]. Pixels of the
+                last without data become the mean and have no class.
             labels: its label map `(H, W)` of class indices: a PIL image, an array or a tensor. With `multi_label` masks
                 `(num_labels, H, W)` of 0, 1, and 255 for pixels of a class that do not count.
             seed: one or several non-negative integers. None uses torch's global generator.
 
         Returns:
-            `pixel_values`, float32 `(3, *crop_size)`, and `labels`, int64 `crop_size`, or uint8 `(num_labels,
+            `pixel_values`, float32 `(channels, *crop_size)`, and `labels`, int64 `crop_size`, or uint8 `(num_labels,
             *crop_size)` with `multi_label`.
+
 
         Raises:
             ValueError: if the image or the label map has another type, or their sizes differ.
         """
         generator = None if seed is None else _generator(seed)
-        pixels, classes = _as_pixels(image), _as_masks(labels) if self.multi_label else _as_classes(labels)
+        valid = None
+        if isinstance(image, BandImage):
+            pixels, valid = self._band_pixels(image)
+        else:
+            pixels = _as_pixels(image)
+        classes = _as_masks(labels) if self.multi_label else _as_classes(labels)
         if classes.shape[1:] != pixels.shape[1:]:
             raise ValueError(
                 f"the label map must have the size of its image, {tuple(pixels.shape[1:])}, got "
@@ -187,17 +206,55 @@ class TrainingAugmentation:
         size = self._scaled_size(pixels.shape[1], pixels.shape[2], generator)
         window, crop = self._crop(classes, size, generator)
         pixels = resize_image(pixels, size, window)
+        if valid is not None:
+            valid = resize_labels(valid, size, window)
         if float(torch.rand((), generator=generator, dtype=torch.float64)) < self.flip_probability:
             pixels, crop = TF.horizontal_flip(pixels), TF.horizontal_flip(crop)
+            valid = None if valid is None else TF.horizontal_flip(valid)
         if self.photometric_distortion is not None:
-            pixels = self.photometric_distortion(pixels, generator)
+            if not isinstance(image, BandImage):
+                pixels = self.photometric_distortion(pixels, generator)
+            elif self.colour_channels is not None:
+                pixels = self._with_other_colours(pixels, self.photometric_distortion, generator)
         values = (pixels.float() - self.mean.float()[:, None, None]) / self.std.float()[:, None, None]
+        if valid is not None:
+            values = torch.where(valid, values, 0.0)
+            crop = torch.where(valid, crop, IGNORE_INDEX)
         below, right = self.crop_size[0] - crop.shape[1], self.crop_size[1] - crop.shape[2]
         if below or right:
             values = TF.pad(values, [0, 0, right, below], fill=0)
             crop = TF.pad(crop, [0, 0, right, below], fill=IGNORE_INDEX)
         labels = crop if self.multi_label else crop[0].long()
         return {"pixel_values": values.contiguous(), "labels": labels.contiguous()}
+
+    def _band_pixels(self, image: BandImage) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the values `(bands, H, W)`, uint8 or float32, and which pixels `(1, H, W)` hold data, if not all."""
+        image = as_band_image(image, len(self.mean))
+        values = filled(image, self.mean.tolist())
+        if values.dtype != np.uint8:
+            values = values.astype(np.float32)
+        return _as_tensor(values), None if image.valid is None else torch.from_numpy(image.valid)[None]
+
+    def _with_other_colours(
+        self, pixels: torch.Tensor, distort: PhotometricDistortion, generator: torch.Generator | None
+    ) -> torch.Tensor:
+        """Change the colours of a `(bands, H, W)` image by what the distortion changes in 8 bits.
+
+        Values of other types are brought to 0..255 by the range of two deviations around the means of the colours, and
+        only the changes are brought back, so that no digits are lost.
+        """
+        colours = pixels[self.colour_channels]
+        if pixels.dtype == torch.uint8:
+            changed = distort(colours, generator)
+        else:
+            mean, std = self.mean[self.colour_channels], self.std[self.colour_channels]
+            low, high = float((mean - 2 * std).min()), float((mean + 2 * std).max())
+            levels = _scaled(colours, 255 / (high - low), -low * 255 / (high - low))
+            difference = distort(levels, generator).float() - levels.float()
+            changed = colours + difference * ((high - low) / 255)
+        pixels = pixels.clone()
+        pixels[self.colour_channels] = changed
+        return pixels
 
     def _scaled_size(self, height: int, width: int, generator: torch.Generator | None) -> tuple[int, int]:
         if self.shortest_edges:

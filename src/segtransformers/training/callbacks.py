@@ -163,9 +163,15 @@ class PredictionImageCallback(TrainerCallback):
 
 
 def denormalized(pixel_values: torch.Tensor, processor: Any) -> Image.Image:
-    """Return the image of normalised values `(3, h, w)`. Without a processor, their range is stretched to 0..255."""
+    """Return the image of normalised values `(channels, h, w)`.
+
+    Without a processor, their range is stretched to 0..255. Of an image with other bands than RGB, the first three are
+    drawn, or one as grey, with the range of two deviations around their mean.
+    """
     pixels = pixel_values.float()
-    if getattr(processor, "do_normalize", False):
+    if getattr(processor, "bands", None) is not None:
+        pixels = (pixels[:3] if len(pixels) >= 3 else pixels[:1].expand(3, -1, -1)) / 4 + 0.5
+    elif getattr(processor, "do_normalize", False):
         mean, std = (torch.tensor(getattr(processor, name)).view(-1, 1, 1) for name in ("image_mean", "image_std"))
         pixels = pixels * std + mean
     elif pixels.max() > 1 or pixels.min() < 0:

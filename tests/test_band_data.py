@@ -1,0 +1,334 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""Data sets of rasters: bands, tiles, statistics, augmentation, training from the command line, and learning."""
+
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from band_scenes import CLASSES, draw_bands, write_raster, write_scenes
+from training_cases import SIDE, small_model, trainer
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+from typer.testing import CliRunner
+
+from segtransformers import SegmenterViTConfig, packaged_model_path
+from segtransformers.cli import app
+from segtransformers.datasets import DataError, band_statistics, check_dataset, load_segmentation_dataset
+from segtransformers.datasets.bands import STATISTICS_FILE, BandStatistics, read_statistics
+from segtransformers.datasets.raster_loading import held_out_area
+from segtransformers.models.input_channels import input_channels
+from segtransformers.rasters import BandImage
+from segtransformers.training import (
+    EvaluationDataset,
+    PhotometricDistortion,
+    TrainingAugmentation,
+    TrainingDataset,
+    with_bands,
+)
+
+pytest.importorskip("rasterio", reason="the extra geo is not installed")
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    return write_scenes(tmp_path_factory.mktemp("scenes"), nodata=0)
+
+
+def test_samples_have_the_bands_asked_for(scenes):
+    data = load_segmentation_dataset(scenes, "train", bands=[4, 2])
+    values, labels = draw_bands(0)
+    assert data.bands == [4, 2] and data.band_dtype == "uint16" and len(data) == 6
+    sample = data[0]
+    assert isinstance(sample.image, BandImage) and sample.image.size == (64, 64)
+    assert np.array_equal(sample.image.values, values[[3, 1]]) and np.array_equal(sample.labels, labels)
+    assert load_segmentation_dataset(scenes, "train", bands="all").bands == [1, 2, 3, 4]
+    report = check_dataset(data)
+    assert report.samples == 6 and not report.errors and report.pixels.sum() == 6 * 64 * 64
+    with pytest.raises(DataError, match=r"has 4 bands: the bands 4, 5 cannot be read"):
+        load_segmentation_dataset(scenes, "train", bands=[4, 5])
+
+
+def folder_of(path, image, mask, ending=".tif", mask_ending=".tif", of_image=None, of_mask=None, **options):
+    """Write a data folder of one image and one mask, and load it."""
+    for kind in ("images", "masks"):
+        (path / kind).mkdir(parents=True)
+    write_raster(path / "images" / f"a{ending}", image, **(of_image or {}))
+    write_raster(path / "masks" / f"a{mask_ending}", mask, **(of_mask or {}))
+    return load_segmentation_dataset(path, bands="all", classes=CLASSES, **options)
+
+
+def test_pixels_without_data_have_no_class(tmp_path):
+    values, labels = draw_bands(1)
+    floats = values.astype(np.float32)
+    floats[2, :3] = np.nan
+    floats[:, 5] = -9999
+    mask = labels[None].astype(np.int16)
+    mask[0, 10] = -1
+    data = folder_of(tmp_path, floats, mask, of_image={"nodata": -9999}, of_mask={"nodata": -1})
+    sample = data[0]
+    rows = [0, 1, 2, 5, 10]
+    others = [row for row in range(64) if row not in rows]
+    assert (sample.labels[rows] == 255).all() and np.array_equal(sample.labels[others], labels[others])
+    found = band_statistics(data)
+    kept = floats[:, [row for row in range(64) if row not in (0, 1, 2, 5)]].reshape(4, -1).astype(np.float64)
+    assert (
+        found.pixels == kept.shape[1] and np.allclose(found.mean, kept.mean(1)) and np.allclose(found.std, kept.std(1))
+    )
+    assert found.minimum == tuple(kept.min(1)) and found.dtype == "float32"
+
+
+def test_masks_in_rasters_hold_indices_or_colours(tmp_path):
+    values, labels = draw_bands(2)
+    data = folder_of(tmp_path / "a", values, labels[None].astype(np.int64), ".npy", ".npy")
+    assert np.array_equal(data[0].labels, labels)
+    palette = [[9, 9, 9], [0, 200, 0], [200, 0, 0]]
+    colours = np.array(palette, np.uint8)[labels].transpose(2, 0, 1)
+    data = folder_of(tmp_path / "b", values, colours, palette=palette)
+    assert np.array_equal(data[0].labels, labels)
+    data = folder_of(tmp_path / "c", values, labels[None], of_mask={"nodata": 0})
+    assert np.array_equal(data[0].labels == 255, labels == 0)
+    data = folder_of(tmp_path / "d", values, labels[None], of_mask={"nodata": 0}, label_map={0: 0})
+    assert np.array_equal(data[0].labels, labels)
+
+
+def test_rasters_that_cannot_be_used_are_named(tmp_path):
+    values, labels = draw_bands(3)
+    mask = labels[None]
+    for name, message, image, label, options in (
+        ("size", r"64 x 64, its mask .*a\.tif 63 x 64", values, mask[:, :, 1:], {}),
+        ("place", "lies 3.0 pixels beside its image", values, mask, {"of_mask": {"left": 500_030}}),
+        ("floats", "floating-point", values, mask.astype(np.float32), {}),
+        ("bands", "mask .* has 2 bands", values, np.concatenate([mask, mask]), {}),
+        ("empty", "no data in any pixel", np.zeros_like(values), mask, {"of_image": {"nodata": 0}}),
+        ("nan", "no data in any pixel", np.full((2, 64, 64), np.nan, np.float32), mask, {}),
+        ("labels", r"labels that are no class: 9", values, mask + 7 * (mask == 2), {}),
+    ):
+        with pytest.raises(DataError, match=message) as caught:
+            folder_of(tmp_path / name, image, label, **options)[0]
+        assert "\n" not in str(caught.value)
+    data = folder_of(tmp_path / "types", values, mask)
+    write_raster(tmp_path / "types/images/b.tif", values.astype(np.float32))
+    write_raster(tmp_path / "types/masks/b.tif", mask)
+    write_raster(tmp_path / "types/images/c.tif", values[:3])
+    write_raster(tmp_path / "types/masks/c.tif", mask)
+    report = check_dataset(load_segmentation_dataset(tmp_path / "types", bands="all", classes=CLASSES))
+    assert report.samples == 1 and "float32, but the first image uint16" in report.errors[0]
+    assert "has 3 bands, but the bands 1, 2, 3, 4 are asked for" in report.errors[1]
+    constant = np.concatenate([values, np.full((1, 64, 64), 7, np.uint16)])
+    with pytest.raises(DataError, match=r"the bands 5 of .* have the same value everywhere"):
+        band_statistics(folder_of(tmp_path / "constant", constant, mask))
+    assert len(data) == 1
+
+
+def test_tiles_cover_a_raster_once_and_parts_share_none(tmp_path):
+    rasters = {}
+    for index, (height, width) in enumerate(((150, 100), (70, 64), (64, 130))):
+        values, labels = draw_bands(index, height, width)
+        for kind, content in (("images", values), ("masks", labels[None])):
+            (tmp_path / kind).mkdir(exist_ok=True)
+            write_raster(tmp_path / kind / f"r{index}.tif", content)
+        rasters[f"r{index}"] = labels
+    data = load_segmentation_dataset(tmp_path, bands=[1, 4], tile=64, classes=CLASSES)
+    seen = {name: np.zeros(labels.shape, int) for name, labels in rasters.items()}
+    for index in range(len(data)):
+        sample = data[index]
+        name, top, left = sample.name.rsplit("_", 2)
+        where = np.s_[int(top) : int(top) + sample.labels.shape[0], int(left) : int(left) + sample.labels.shape[1]]
+        assert np.array_equal(sample.labels, rasters[name][where])
+        seen[name][where] += 1
+    assert all((count == 1).all() for count in seen.values()) and len(data) == 6 + 2 + 3
+    held = held_out_area(data.rows)
+    parts = [
+        {data.names[index].rsplit("_", 2)[0] for index in group} for group in (held, set(range(len(data))) - set(held))
+    ]
+    assert parts[0] == {"r0"} and parts[1] == {"r1", "r2"}
+    one = data.select([index for index, name in enumerate(data.names) if name.startswith("r0")])
+    held = held_out_area(one.rows)
+    assert {one.names[index].rsplit("_", 2)[1] for index in held} == {"128"} and 0 < len(held) < len(one)
+    for tile, error in ((8, ValueError), (-1, ValueError)):
+        with pytest.raises(error, match="at least 32 pixels"):
+            load_segmentation_dataset(tmp_path, bands="all", tile=tile, classes=CLASSES)
+
+
+def test_tiles_of_rgb_images_are_images(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (80, 70, 3), np.uint8)
+    for kind, content in (("images", image), ("masks", image[..., 0] % 3)):
+        (tmp_path / kind).mkdir()
+        PIL.Image.fromarray(content).save(tmp_path / kind / "a.png")
+    data = load_segmentation_dataset(tmp_path, tile=64, classes=CLASSES)
+    assert [data[index].image.size for index in range(4)] == [(64, 64), (6, 64), (64, 16), (6, 16)]
+    assert data[3].image.mode == "RGB" and np.array_equal(np.asarray(data[3].image), image[64:, 64:])
+    assert np.array_equal(data[3].labels, image[64:, 64:, 0] % 3)
+    (tmp_path / "images/a.png").unlink()
+    write_raster(tmp_path / "images/a.tif", np.zeros((4, 80, 70), np.uint16))
+    with pytest.raises(DataError, match=r"4 bands of type uint16.*--bands"):
+        load_segmentation_dataset(tmp_path, tile=64, classes=CLASSES)[0]
+
+
+def test_statistics_are_saved_and_read(tmp_path):
+    path = tmp_path / STATISTICS_FILE
+    statistics = BandStatistics((1, 2), "uint16", (1.5, 2.5), (1.0, 2.0), (0.0, 0.0), (9.0, 8.0), 77)
+    assert read_statistics(tmp_path) is None and statistics.save(tmp_path) == path
+    assert read_statistics(tmp_path) == statistics
+    assert statistics.of_bands([2]) == BandStatistics((2,), "uint16", (2.5,), (2.0,), (0.0,), (8.0,), 77)
+    assert statistics.of_bands([3]) is None
+    fields = json.loads(path.read_text())
+    for change in ({"std": [0, 1]}, {"bands": [0, 1]}, {"dtype": "object"}, {"mean": [1]}, {"mean": ["x", 1]}):
+        path.write_text(json.dumps({**fields, **change}))
+        with pytest.raises(DataError, match=r"band_statistics.json is damaged \("):
+            read_statistics(tmp_path)
+    path.write_text("[" * 100_000)
+    with pytest.raises(DataError, match="damaged"):
+        read_statistics(tmp_path)
+
+
+def augmentation(**options):
+    settings = {
+        "shortest_edge": 64,
+        "longest_edge": 64,
+        "ratio_range": (1.0, 1.0),
+        "crop_size": (64, 64),
+        "image_mean": [0.3] * 4,
+        "image_std": [0.2] * 4,
+        "photometric_distortion": PhotometricDistortion(),
+    }
+    return TrainingAugmentation(**{**settings, **options})
+
+
+def test_only_the_colours_of_the_colour_bands_change():
+    random = np.random.default_rng(0)
+    image, labels = random.integers(0, 256, (4, 64, 64), np.uint8), np.zeros((64, 64), np.uint8)
+    rgb = PIL.Image.fromarray(np.ascontiguousarray(image[[3, 1, 0]].transpose(1, 2, 0)))
+    three = augmentation(image_mean=[0.3] * 3, image_std=[0.2] * 3)
+    changed = 0
+    for seed in range(6):
+        found = augmentation(colour_channels=[3, 1, 0])(BandImage(image), labels, seed=seed)["pixel_values"]
+        expected = three(rgb, labels, seed=seed)["pixel_values"]
+        plain = augmentation(photometric_distortion=None)(BandImage(image), labels, seed=seed)["pixel_values"]
+        assert torch.equal(found[[3, 1, 0]], expected) and torch.equal(found[2], plain[2])
+        assert torch.equal(augmentation()(BandImage(image), labels, seed=seed)["pixel_values"], plain)
+        changed += not torch.equal(found, plain)
+    assert changed >= 4
+    values = (image.astype(np.uint16) * 100).astype(np.uint16)
+    settings = {"unit": 65535, "image_mean": [0.2] * 4, "image_std": [0.1] * 4}
+    deep = augmentation(colour_channels=[0, 1, 2], **settings)
+    plain = augmentation(**settings)
+    for seed in range(6):
+        found, expected = (augment(BandImage(values), labels, seed=seed)["pixel_values"] for augment in (deep, plain))
+        assert torch.equal(found[3], expected[3])
+        changed += 100 * bool((found[:3] - expected[:3]).abs().max() > 0.1)
+    assert changed >= 400
+
+
+def test_augmentation_ignores_pixels_without_data():
+    values, labels = draw_bands(0)
+    valid = np.ones((64, 64), bool)
+    valid[:, :20] = False
+    values[:, :, :20] = 65535
+    augment = augmentation(
+        unit=65535, ratio_range=(0.5, 2.0), flip_probability=0.5, colour_channels=[0, 1, 2], crop_size=(48, 48)
+    )
+    counts = set()
+    for seed in range(8):
+        sample = augment(BandImage(values, valid), labels, seed=seed)
+        without = sample["labels"] == 255
+        assert (sample["pixel_values"][:, without] == 0).all() and sample["pixel_values"].abs().max() < 4
+        counts.add(int(without.sum()))
+    assert len(counts) > 2
+
+
+def command(*words):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def test_statistics_training_and_evaluation_from_the_command_line(tmp_path):
+    data = write_scenes(tmp_path / "data")
+    done = command("check-data", data, "--bands", "all", "--statistics")
+    assert done.exit_code == 0, done.output
+    assert "band_statistics.json" in done.output and read_statistics(data).bands == (1, 2, 3, 4)
+    output = tmp_path / "run"
+    words = ["--recipe", "upernet_deit_adapter_tiny_512_160k_ade20k", "--crop-size", 64, "--max_steps", 2]
+    words += ["--model", packaged_model_path(), "--per_device_train_batch_size", 2, "--report_to", "none"]
+    words += ["--gradient_accumulation_steps", 1, "--logging_steps", 1, "--use_cpu", "--prediction-images", 1]
+    trained = command(
+        "train", "--data", data, "--bands", "4,1,2,3", "--colour-bands", "1,2,3", "--output", output, *words
+    )
+    assert trained.exit_code == 0, trained.output
+    model = AutoModelForSemanticSegmentation.from_pretrained(output)
+    processor = AutoImageProcessor.from_pretrained(output)
+    assert input_channels(model.config) == 4 and model.config.input_inflation["channels"] == [1, 2, 3]
+    assert processor.bands == [4, 1, 2, 3] and processor.band_dtype == "uint16"
+    mean = read_statistics(data).of_bands([4, 1, 2, 3]).mean
+    assert np.allclose(np.array(processor.image_mean) * 65535, mean)
+    results = json.loads((output / "results.json").read_text())
+    evaluated = command("evaluate", "--model", output, "--data", data, "--output", tmp_path / "again.json")
+    assert evaluated.exit_code == 0, evaluated.output
+    assert json.loads((tmp_path / "again.json").read_text())["mean_iou"] == results["mean_iou"]
+    for options, message in (
+        (["--colour-bands", "1,2,3"], "needs --bands"),
+        (["--bands", "1,x"], "expected numbers of bands"),
+        (["--bands", "1,1"], "different numbers"),
+        (["--bands", "1,9"], "has 4 bands: the bands 1, 9"),
+        (["--bands", "1,2", "--colour-bands", "1,2,3"], "band 3 of the colours is not among the bands 1, 2"),
+        (["--bands", "all", "--colour-bands", "1,2"], "expected three bands"),
+    ):
+        failed = command("train", "--data", data, *options, "--output", tmp_path / "no", *words)
+        assert failed.exit_code == 1 and message in " ".join(failed.output.split()), failed.output
+    assert not (tmp_path / "no").exists()
+    again = command(
+        "train", "--data", data, "--bands", "1,2", "--output", tmp_path / "no", *words[:6], "--model", output
+    )
+    assert again.exit_code == 1 and "takes the bands 4, 1, 2, 3 of type uint16" in " ".join(again.output.split())
+
+
+def learned(folder, bands, tmp_path, steps=150):
+    """Train a small model on the scenes with some bands, and return its mean IoU on scenes that it has not seen."""
+    parts = [load_segmentation_dataset(folder, part, bands=bands) for part in ("train", "validation")]
+    vit = SegmenterViTConfig(
+        trunk="vit_tiny_patch16_224",
+        patch_size=4,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        pretrain_image_size=SIDE,
+    )
+    names = {"id2label": dict(enumerate(CLASSES)), "label2id": {name: index for index, name in enumerate(CLASSES)}}
+    model = small_model("segmenter", backbone=vit, decoder_drop_path_rate=0.0, palette=None, **names)
+    processor = AutoImageProcessor.from_pretrained(packaged_model_path(), do_resize=False)
+    model, processor = with_bands(model, processor, band_statistics(parts[0]), random=True)
+    augment = TrainingAugmentation(
+        shortest_edge=SIDE,
+        longest_edge=SIDE,
+        ratio_range=(1.0, 1.0),
+        crop_size=(SIDE, SIDE),
+        cat_max_ratio=1.0,
+        image_mean=processor.image_mean,
+        image_std=processor.image_std,
+        unit=1 / processor.rescale_factor,
+    )
+    run = trainer(
+        model,
+        tmp_path,
+        train_dataset=TrainingDataset(parts[0], augment),
+        eval_dataset=EvaluationDataset(parts[1], processor),
+        per_device_train_batch_size=4,
+        max_steps=steps,
+        learning_rate=3e-3,
+        lr_scheduler_type="cosine",
+        warmup_steps=10,
+        max_grad_norm=1.0,
+        logging_steps=steps,
+    )
+    run.train()
+    return run.evaluate()["eval_mean_iou"]
+
+
+@pytest.mark.slow  # two training runs, half a minute
+def test_a_class_that_differs_in_band_4_is_learned_with_four_bands_only(tmp_path):
+    """On unseen scenes RGB reached a mean IoU of RRR, and four bands FFF, in 150 steps from random weights."""
+    folder = write_scenes(tmp_path / "data", count=16, validation=4, ending=".npy")
+    rgb = learned(folder, [1, 2, 3], tmp_path / "rgb")
+    four = learned(folder, [1, 2, 3, 4], tmp_path / "four")
+    print(f"RGB {rgb:.3f}, four bands {four:.3f}")
+    assert rgb < 0.6 and four > 0.85
