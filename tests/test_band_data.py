@@ -14,7 +14,13 @@ from typer.testing import CliRunner
 
 from segtransformers import SegmenterViTConfig, packaged_model_path
 from segtransformers.cli import app
-from segtransformers.datasets import DataError, band_statistics, check_dataset, load_segmentation_dataset
+from segtransformers.datasets import (
+    DataError,
+    band_statistics,
+    check_dataset,
+    get_dataset_info,
+    load_segmentation_dataset,
+)
 from segtransformers.datasets.bands import STATISTICS_FILE, BandStatistics, read_statistics
 from segtransformers.datasets.raster_loading import held_out_area
 from segtransformers.models.input_channels import input_channels
@@ -164,6 +170,25 @@ def test_tiles_of_rgb_images_are_images(tmp_path):
     write_raster(tmp_path / "images/a.tif", np.zeros((4, 80, 70), np.uint16))
     with pytest.raises(DataError, match=r"4 bands of type uint16.*--bands"):
         load_segmentation_dataset(tmp_path, tile=64, classes=CLASSES)[0]
+
+
+def test_tiles_of_potsdam(tmp_path):
+    """Large images with colour masks, whose classes and colours are known."""
+    labels = np.resize(np.arange(7), (100, 70))
+    palette = np.array([*get_dataset_info("potsdam").palette, [0, 0, 0]], np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (4, 100, 70), np.uint8)
+    for kind, name, content in (
+        ("4_Ortho_RGBIR", "RGBIR", image),
+        ("5_Labels_all", "label", palette[labels].transpose(2, 0, 1)),
+    ):
+        (tmp_path / kind).mkdir()
+        write_raster(tmp_path / kind / f"top_potsdam_2_10_{name}.tif", content)
+    data = load_segmentation_dataset(tmp_path, "train", bands="all", tile=64)
+    assert data.kind == "potsdam" and data.names[3] == "2_10_64_64" and data.bands == [1, 2, 3, 4]
+    expected = np.where(labels == 6, 255, labels)
+    assert np.array_equal(data[3].labels, expected[64:, 64:]) and np.array_equal(
+        data[3].image.values, image[:, 64:, 64:]
+    )
 
 
 def test_statistics_are_saved_and_read(tmp_path):

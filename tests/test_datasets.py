@@ -20,7 +20,14 @@ from segtransformers.datasets import DATASETS, DataError, check_dataset, get_dat
 from segtransformers.datasets.pairs import MissingMasksError
 from segtransformers.datasets.scenes import PALETTE, SCENE_CLASSES, draw_scene, write_scenes
 
-AMBIGUOUS = {"mapillary", "mapillary_as_cityscapes", "pascal_context_59", "pascal_context_60"}
+AMBIGUOUS = {
+    "deepglobe_land_cover",
+    "deepglobe_roads",
+    "mapillary",
+    "mapillary_as_cityscapes",
+    "pascal_context_59",
+    "pascal_context_60",
+}
 
 
 @pytest.mark.parametrize("kind", DATASETS)
@@ -98,6 +105,45 @@ def test_original_ids_of_cityscapes_and_coco(tmp_path):
     assert load_segmentation_dataset(tmp_path / "coco")[0].labels[0, :5].tolist() == [0, 11, 80, 170, 255]
     draw(tmp_path / "coco", images, masks, 5)  # labelTrainIds files have priority
     assert (load_segmentation_dataset(tmp_path / "coco")[0].labels == 5).all()
+
+
+def test_colour_masks_of_aerial_images(tmp_path):
+    """Potsdam, Vaihingen and DeepGlobe have masks of colours, which compression may have changed a little."""
+    palette = np.array([*get_dataset_info("potsdam").palette, [0, 0, 0]], np.uint8)
+    labels = values(*range(7))
+    for name, mask in (("2_10", labels), ("2_13", labels), ("7_8", np.zeros_like(labels)), ("9_9", labels)):
+        save(tmp_path / f"p/2_Ortho_RGB/top_potsdam_{name}_RGB.tif", COLOURS)
+        save(tmp_path / f"p/5_Labels_all/top_potsdam_{name}_label.tif", palette[mask])
+    data = load_segmentation_dataset(tmp_path / "p", "train")
+    assert data.kind == "potsdam" and data.names == ["2_10", "7_8"]  # by the published lists
+    assert np.array_equal(data[0].labels, np.where(labels == 6, 255, labels))
+    assert (data[1].labels == 0).all()  # all white, which is no index 255
+    assert load_segmentation_dataset(tmp_path / "p", "val").names == ["2_13"]
+    save(tmp_path / "p/5_Labels_all_noBoundary/top_potsdam_2_10_label_noBoundary.tif", np.full_like(COLOURS, 255))
+    data = load_segmentation_dataset(tmp_path / "p", "train", strict=False)
+    assert data.names == ["2_10"] and (data[0].labels == 0).all()
+
+    land = np.array([*get_dataset_info("deepglobe_land_cover").palette, [0, 0, 0]], np.uint8)
+    noisy = np.where(land == 0, 17, 250).astype(np.uint8)
+    save(tmp_path / "d/train/119_sat.jpg", COLOURS)
+    save(tmp_path / "d/train/119_mask.png", noisy[labels])
+    data = load_segmentation_dataset(tmp_path / "d", "train", "deepglobe_land_cover")
+    assert data.names == ["119"] and np.array_equal(data[0].labels, np.where(labels == 6, 255, labels))
+    with pytest.raises(DataError, match="has no split"):
+        load_segmentation_dataset(tmp_path / "d", "validation", "deepglobe_land_cover")
+    save(tmp_path / "d/train/119_mask.png", np.array([[3] * 3, [252] * 3], np.uint8)[values(0, 1, 1)])
+    data = load_segmentation_dataset(tmp_path / "d", "train", "deepglobe_roads")
+    assert np.array_equal(data[0].labels, values(0, 1, 1))
+
+
+def test_loveda_joins_its_parts(tmp_path):
+    for part, value in (("Rural", 1), ("Urban", 7)):
+        draw(tmp_path, f"Train/{part}/images_png/{{}}.png", f"Train/{part}/masks_png/{{}}.png", 0, value)
+    data = load_segmentation_dataset(tmp_path, "train")
+    assert data.kind == "loveda" and data.names == ["Rural/0", "Rural/1", "Urban/0", "Urban/1"]
+    assert set(np.unique(data[0].labels)) == {0, 255} and set(np.unique(data[3].labels)) == {6, 255}
+    with pytest.raises(DataError, match="no split 'validation'"):
+        load_segmentation_dataset(tmp_path)
 
 
 def test_drawn_scenes_as_a_folder(tmp_path):

@@ -12,11 +12,16 @@ DATASETS = (
     "cityscapes",
     "coco_stuff10k",
     "coco_stuff164k",
+    "deepglobe_land_cover",
+    "deepglobe_roads",
+    "loveda",
     "mapillary",
     "mapillary_as_cityscapes",
     "nyu_depth_v2",
     "pascal_context_59",
     "pascal_context_60",
+    "potsdam",
+    "vaihingen",
     "voc2012",
 )
 
@@ -36,6 +41,7 @@ class Layout:
         subfolders: folders within the folder of the data set that may have this layout instead.
         name_pattern: a regular expression for the names of the samples, by which the data set is recognised.
         image_prefix, mask_prefix: text before the name of the sample in the names of image and mask files.
+        parts: folders that `{part}` stands for in `images` and `masks`; their samples are joined.
     """
 
     images: str
@@ -49,6 +55,7 @@ class Layout:
     name_pattern: str | None = None
     image_prefix: str = ""
     mask_prefix: str = ""
+    parts: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,10 @@ class DatasetInfo:
         source: the repository and file from which these facts were taken.
         layouts: layouts of the files on disk, the most common one first.
         hub: names of copies on the Hub, with the configuration of each.
+        colour_masks: whether masks hold the colours of the palette. Masks with class indices are taken, too.
+        no_class_colours: colours of pixels without a class.
+        colour_threshold: value from which on a channel of a colour is 255, and else 0. None takes colours as they are.
+        samples: names of the samples of each split, where folders do not divide them.
     """
 
     classes: list[str]
@@ -72,6 +83,10 @@ class DatasetInfo:
     source: str
     layouts: list[Layout] = field(default_factory=list)
     hub: dict[str, str] = field(default_factory=dict)
+    colour_masks: bool = False
+    no_class_colours: list[list[int]] = field(default_factory=list)
+    colour_threshold: int | None = None
+    samples: dict[str, list[str]] | None = None
 
 
 @functools.lru_cache

@@ -295,7 +295,8 @@ def load_segmentation_dataset(
     if name is None and kind in DATASETS:
         name = get_dataset_info(str(kind)).hub.get(str(source))
 
-    folders = class_folders(found) if found is not None and multi_label is not False else []
+    is_own = found is not None and not found.layout.splits
+    folders = class_folders(found) if found is not None and is_own and multi_label is not False else []
     is_multi_label = bool(multi_label or folders)
     if is_multi_label:
         _check_multi_label_options(kind, reduce_labels, None if folders else label_map)
@@ -340,12 +341,16 @@ def load_segmentation_dataset(
     original_ids = found.layout.label_map if found is not None and found.layout.splits else _original_ids(kind)
     if reduce_labels is None:
         reduce_labels = kind in DATASETS and get_dataset_info(str(kind)).reduce_zero_label
+    info = get_dataset_info(str(kind)) if kind in DATASETS else None
+    holds_colours = chosen.palette is not None and (info is None or info.colour_masks)
+    no_class = chosen.no_class if info is None else info.no_class_colours
     rule = LabelRule(
         num_labels=len(chosen.names),
         reduce_labels=reduce_labels,
         label_map={**(original_ids or {}), **(label_map or {})} or None,
         label_map_only=original_ids is not None,
-        colours=colour_table(chosen.palette, chosen.no_class) if kind not in DATASETS and chosen.palette else None,
+        colours=colour_table(chosen.palette or (), no_class) if holds_colours else None,
+        colour_threshold=None if info is None else info.colour_threshold,
         strict_binary=kind not in DATASETS,
     )
     return SegmentationDataset(rows, names, chosen, rule, kind or FOLDERS, str(source), loaded_split, ignored, problems)

@@ -7,7 +7,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..files import check_readable
@@ -75,12 +75,18 @@ class FolderLayout:
         layout: the layout of the files in `root`.
         split: the value of `{split}` in the layout.
         has_splits: whether the folder is divided into splits.
+        samples: names of the samples of the split. None takes all.
     """
 
     root: Path
     layout: Layout
     split: str
     has_splits: bool = True
+    samples: Sequence[str] | None = None
+
+    def folders(self) -> list[tuple[Path, Path]]:
+        """Return the folders of images and masks."""
+        return _folders(self.root, self.layout, self.split)
 
 
 def canonical_split(split: str) -> str:
@@ -94,7 +100,8 @@ def find_known(folder: Path, kind: str, split: str) -> FolderLayout | None:
     Raises:
         DataError: if the folder lacks the split, or the masks of the split.
     """
-    layouts = get_dataset_info(kind).layouts
+    info = get_dataset_info(kind)
+    layouts = info.layouts
     present = [(root, layout) for layout in layouts for root in _roots(folder, layout) if _has_layout(root, layout)]
     if not present:
         return None
@@ -102,14 +109,14 @@ def find_known(folder: Path, kind: str, split: str) -> FolderLayout | None:
     name = layout.splits.get(canonical_split(split), split if split in layout.splits.values() else None)
     if name is None:
         raise MissingSplitError(f"{kind} has no split {split!r}: it has {', '.join(layout.splits)}")
-    images = root / layout.images.format(split=name)
-    if not images.is_dir():
-        raise MissingSplitError(f"{folder} has no split {split!r}: {images} is missing")
+    image_folders = [images for images, _ in _folders(root, layout, name)]
+    if not any(images.is_dir() for images in image_folders):
+        raise MissingSplitError(f"{folder} has no split {split!r}: {image_folders[0]} is missing")
     for root, layout in present:  # several layouts differ in their masks only
-        if _holds(root / layout.masks.format(split=name), layout.mask_endings):
-            return FolderLayout(root, layout, name)
+        if any(_holds(masks, layout.mask_endings) for _, masks in _folders(root, layout, name)):
+            return FolderLayout(root, layout, name, samples=None if info.samples is None else info.samples[name])
     endings = " or *".join(dict.fromkeys(ending for _, layout in present for ending in layout.mask_endings))
-    folders = dict.fromkeys(str(root / layout.masks.format(split=name)) for root, layout in present)
+    folders = dict.fromkeys(str(masks) for root, layout in present for _, masks in _folders(root, layout, name))
     raise DataError(f"{' or '.join(folders)} must hold masks *{endings}, but no such file was found")
 
 
@@ -256,7 +263,9 @@ def pair_files(found: FolderLayout) -> Pairs:
         MissingMasksError: if no image of a list has a mask.
     """
     layout, root = found.layout, found.root
-    image_folder, mask_folder = (root / path.format(split=found.split) for path in (layout.images, layout.masks))
+    if layout.parts:
+        return _joined_parts(found)
+    ((image_folder, mask_folder),) = found.folders()
     problems: list[str] = []
     images, no_images = files_by_name(image_folder, layout.image_endings, layout.image_prefix, problems)
     masks, no_masks = files_by_name(mask_folder, layout.mask_endings, layout.mask_prefix, problems)
@@ -264,6 +273,10 @@ def pair_files(found: FolderLayout) -> Pairs:
         files = set(masks.values())
         images = {name: path for name, path in images.items() if path not in files}
         no_images, no_masks = [path for path in no_images if path not in files and path.name != ROBOFLOW], []
+    if found.samples is not None:
+        images, masks = (
+            {name: path for name, path in files.items() if name in found.samples} for files in (images, masks)
+        )
     if not images and not masks:
         endings = " ".join(f"*{ending}" for ending in layout.image_endings)
         raise DataError(f"{image_folder} holds no images (looked for {endings})")
@@ -297,6 +310,28 @@ def pair_files(found: FolderLayout) -> Pairs:
     return Pairs(names, [images[name] for name in names], [masks[name] for name in names], ignored, problems)
 
 
+def _joined_parts(found: FolderLayout) -> Pairs:
+    """Return the samples of all parts of a layout that exist, with the part before their names."""
+    joined = Pairs([], [], [])
+    for part, (images, _) in zip(found.layout.parts, found.folders(), strict=True):
+        if not images.is_dir():
+            continue
+        paths = {name: getattr(found.layout, name).replace("{part}", part) for name in ("images", "masks")}
+        pairs = pair_files(replace(found, layout=replace(found.layout, parts=(), **paths)))
+        joined.names += [f"{part}/{name}" for name in pairs.names]
+        for field_name in ("images", "masks", "ignored", "problems"):
+            getattr(joined, field_name).extend(getattr(pairs, field_name))
+    return joined
+
+
+def _folders(root: Path, layout: Layout, split: str) -> list[tuple[Path, Path]]:
+    """Return the folders of images and masks of a split, of each part."""
+    return [
+        (root / layout.images.format(split=split, part=part), root / layout.masks.format(split=split, part=part))
+        for part in layout.parts or ("",)
+    ]
+
+
 def _roots(folder: Path, layout: Layout) -> list[Path]:
     return [folder, *(folder / subfolder for subfolder in layout.subfolders)]
 
@@ -307,8 +342,7 @@ def _has_layout(root: Path, layout: Layout) -> bool:
         (root / layout.list_file.format(split=name)).is_file() for name in names
     ):
         return False
-    folders = (layout.images, layout.masks)
-    return any(all((root / path.format(split=name)).is_dir() for path in folders) for name in names)
+    return any(all(path.is_dir() for path in pair) for name in names for pair in _folders(root, layout, name))
 
 
 def _has_its_names(root: Path, layout: Layout) -> bool:
@@ -316,7 +350,7 @@ def _has_its_names(root: Path, layout: Layout) -> bool:
     if layout.name_pattern is None:
         return True
     for split in layout.splits.values():
-        folder = root / layout.images.format(split=split)
+        folder = _folders(root, layout, split)[0][0]
         if folder.is_dir():
             with os.scandir(folder) as entries:
                 for entry in entries:
@@ -495,7 +529,7 @@ def _around_common_part(first: str, second: str) -> tuple[tuple[str, str] | None
 
 
 def _shown(path: str) -> str:
-    return path.replace("{split}", "(split)")
+    return path.replace("{split}", "(split)").replace("{part}", "(part)")
 
 
 def describe_contents(folder: Path) -> str:

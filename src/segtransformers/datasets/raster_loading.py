@@ -207,10 +207,12 @@ def labels_of_raster(
     label_map = rule.label_map if isinstance(rule, LabelRule) else None
     known = raster.nodata is not None and raster.nodata in (label_map or {})
     valid = np.ones(values.shape[1:], bool) if known else raster.valid(rows, columns, values=values)
-    if raster.bands == 3 and (values[:1] == values[1:]).all():
-        values = values[:1]  # grey, stored three times
-    if len(values) == 1:
-        mask = Mask(np.where(valid, values[0].astype(np.int64), NO_CLASS), raster.palette)
+    has_equal_channels = raster.bands == 3 and bool((values[:1] == values[1:]).all())
+    if raster.bands == 1 or has_equal_channels:
+        filled = values[0].astype(np.int64)
+        if not valid.all():  # with a value that is allowed
+            filled[~valid] = int(filled[valid][0]) if has_equal_channels and valid.any() else NO_CLASS
+        mask = Mask(filled, raster.palette, has_equal_channels)
     else:
         colours = rule.colours if isinstance(rule, LabelRule) else None
         colour = next(iter(colours or {}), (0, 0, 0))

@@ -60,10 +60,12 @@ class Mask:
     Attributes:
         values: `(height, width)` integers, or `(height, width, 3)` colours.
         palette: the colour `(colours, 3)` of each value, if the file has a palette.
+        has_equal_channels: whether the values are one of three equal channels, which may be indices or grey colours.
     """
 
     values: np.ndarray
     palette: np.ndarray | None = None
+    has_equal_channels: bool = False
 
 
 def read_mask(file: Path | BinaryIO, name: str) -> Mask:
@@ -104,11 +106,13 @@ def read_mask(file: Path | BinaryIO, name: str) -> Mask:
         values = values[..., :-1] if mode in ("RGBA", "RGBa") else values[..., 0]
     elif mode not in ("1", "L", "P", "RGB") and not mode.startswith("I"):
         raise DataError(f"the mask {name} is of PIL's mode {mode}: save class indices in one channel, as PNG")
-    if values.ndim == 3 and (values[..., :1] == values[..., 1:]).all():
-        values = values[..., 0]  # grey, stored three times
+    has_equal_channels = values.ndim == 3 and bool((values[..., :1] == values[..., 1:]).all())
+    if has_equal_channels:
+        values = values[..., 0]
     if values.dtype == bool:
         values = values.astype(np.uint8)
-    return Mask(values, None if palette is None else np.array(palette, np.uint8).reshape(-1, 3))
+    colours = None if palette is None else np.array(palette, np.uint8).reshape(-1, 3)
+    return Mask(values, colours, has_equal_channels)
 
 
 @dataclass(frozen=True)
@@ -174,6 +178,7 @@ class LabelRule:
         label_map: class index, or 255, of values that are exceptions to these rules.
         label_map_only: whether all values but 255 must be in `label_map`.
         colours: class index, or 255, of each colour, for masks that hold colours.
+        colour_threshold: value from which on a channel of a colour is 255, and else 0. None takes colours as they are.
         strict_binary: whether to refuse masks that hold only 0 and 255, if the data have at most two classes or
             `reduce_labels` is set. There, 255 probably is the foreground.
     """
@@ -184,6 +189,7 @@ class LabelRule:
     label_map_only: bool = False
     colours: Mapping[tuple[int, int, int], int] | None = None
     strict_binary: bool = True
+    colour_threshold: int | None = None
     _table: np.ndarray = field(init=False, repr=False, compare=False)
     _colour_table: tuple[np.ndarray, np.ndarray] = field(init=False, repr=False, compare=False)
 
@@ -231,7 +237,11 @@ class LabelRule:
         """
         values = mask.values
         if values.ndim == 3:
-            return self._labels_of_colours(values, name)
+            return self._labels_of_colours(self._pure(values), name)
+        if mask.has_equal_channels and self.colours is not None:
+            grey = self._pure(values)
+            if all((value, value, value) in self.colours for value in np.unique(grey).tolist()):
+                return self._labels_of_colours(np.stack([grey] * 3, axis=-1), name)
         if mask.palette is not None and self.colours is not None:
             self._check_palette(values, mask.palette, name)
         if values.dtype != np.uint8 and not 0 <= values.min(initial=0) <= values.max(initial=0) < 1 << 16:
@@ -243,6 +253,12 @@ class LabelRule:
         if self.strict_binary and not mapped and (self.num_labels <= 2 or self.reduce_labels):
             self._check_not_binary(values, name)
         return labels.astype(np.uint8)
+
+    def _pure(self, colours: np.ndarray) -> np.ndarray:
+        """Return colours that compression has changed a little as they were."""
+        if self.colour_threshold is None:
+            return colours
+        return np.where(colours >= self.colour_threshold, 255, 0).astype(np.uint8)
 
     def _check_palette(self, values: np.ndarray, palette: np.ndarray, name: str) -> None:
         used = np.flatnonzero(np.bincount(values.ravel()))
