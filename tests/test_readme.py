@@ -124,11 +124,12 @@ def _push(folder: Path, words: list[str]) -> None:
 def test_python_snippets(exported, monkeypatch, capsys):
     monkeypatch.chdir(exported)
     snippets = [code for kind, code in BLOCKS if kind == "python"]
-    assert len(snippets) == 12
+    assert len(snippets) == 13
     names: dict[str, object] = {}
     for code in snippets:
         exec(code, names)
     assert names["loss"].item() > 0
+    assert names["window"].shape == (2, 256, 256)
     assert capsys.readouterr().out
 
 
