@@ -33,7 +33,7 @@ from segtransformers.training import (
     with_bands,
 )
 
-pytest.importorskip("rasterio", reason="the extra geo is not installed")
+rasterio_warp = pytest.importorskip("rasterio.warp", reason="the extra geo is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -189,6 +189,70 @@ def test_tiles_of_potsdam(tmp_path):
     assert np.array_equal(data[3].labels, expected[64:, 64:]) and np.array_equal(
         data[3].image.values, image[:, 64:, 64:]
     )
+
+
+def polygon(left, top, right, bottom, **properties):
+    """Return a rectangle in pixels of the images of `write_raster`, in their coordinates of 10 m a pixel."""
+    corners = [(left, top), (right, top), (right, bottom), (left, bottom), (left, top)]
+    ring = [[500_000 + 10 * x, 5_200_000 - 10 * y] for x, y in corners]
+    return {"type": "Feature", "properties": properties, "geometry": {"type": "Polygon", "coordinates": [ring]}}
+
+
+def test_polygons_are_drawn_as_masks(tmp_path):
+    """SpaceNet labels buildings by polygons; own data may have a property `class`."""
+    values, _ = draw_bands(0, 80, 64)
+    crs = {"type": "name", "properties": {"name": "EPSG:32633"}}
+    empty = {"type": "Feature", "properties": {}, "geometry": {"type": "Polygon", "coordinates": []}}
+    collection = {"type": "FeatureCollection", "crs": crs, "features": [polygon(10, 60, 30, 75), empty]}
+    for folder in ("MUL-PanSharpen", "geojson/buildings"):
+        (tmp_path / folder).mkdir(parents=True)
+    write_raster(tmp_path / "MUL-PanSharpen/MUL-PanSharpen_AOI_2_Vegas_img1.tif", values)
+    masks = tmp_path / "geojson/buildings/buildings_AOI_2_Vegas_img1.geojson"
+    masks.write_text(json.dumps(collection))
+    expected = np.zeros((80, 64), np.uint8)
+    expected[60:75, 10:30] = 1
+    data = load_segmentation_dataset(tmp_path, "train", bands="all")
+    assert data.kind == "spacenet_buildings" and data.split is None and data.names == ["AOI_2_Vegas_img1"]
+    assert np.array_equal(data[0].labels, expected)
+    tiles = load_segmentation_dataset(tmp_path, "train", bands="all", tile=64)
+    assert np.array_equal(tiles[0].labels, expected[:64]) and np.array_equal(tiles[1].labels, expected[64:])
+    with pytest.raises(DataError, match=r"are polygons, which need bands.*--bands all"):
+        load_segmentation_dataset(tmp_path, "train")
+
+    corners = collection["features"][0]["geometry"]["coordinates"][0]
+    longitudes, latitudes = rasterio_warp.transform("EPSG:32633", "EPSG:4326", *zip(*corners, strict=True))
+    ring = [list(pair) for pair in zip(longitudes, latitudes, strict=True)]
+    geometry = {"type": "MultiPolygon", "coordinates": [[ring]]}
+    own = {
+        "type": "FeatureCollection",
+        "features": [{"type": "Feature", "properties": {"class": 2}, "geometry": geometry}],
+    }
+    for folder in ("images", "masks"):
+        (tmp_path / "own" / folder).mkdir(parents=True)
+    write_raster(tmp_path / "own/images/a.tif", values)
+    masks = tmp_path / "own/masks/a.geojson"
+    masks.write_text(json.dumps(own))
+    data = load_segmentation_dataset(tmp_path / "own", bands="all", classes=CLASSES)
+    assert np.array_equal(data[0].labels, 2 * expected)
+    point = {"type": "Feature", "properties": {}, "geometry": {"type": "Point", "coordinates": [1, 2]}}
+    for content, message in (
+        ("{", "cannot read the polygons"),
+        ("[" * 100_000, "cannot read the polygons"),
+        ("[]", "expected is a FeatureCollection"),
+        ({**collection, "features": [point]}, "holds a Point"),
+        ({**collection, "features": [polygon(0, 0, 9, 9, **{"class": 300})]}, "from 0 to 255, got 300"),
+        ({**collection, "features": [polygon(0, 0, 9, 9, **{"class": 7})]}, "labels that are no class: 7"),
+        ({**collection, "features": [{}]}, "cannot read the polygons"),
+        ({**collection, "crs": {"properties": {"name": "EPSG:0"}}}, "cannot read the polygons"),
+    ):
+        masks.write_text(content if isinstance(content, str) else json.dumps(content))
+        with pytest.raises(DataError, match=message) as caught:
+            data[0]
+        assert "\n" not in str(caught.value)
+    masks.write_text(json.dumps(own))
+    write_raster(tmp_path / "own/images/a.tif", values, crs=None, transform=None)
+    with pytest.raises(DataError, match="has no coordinate system"):
+        data[0]
 
 
 def test_statistics_are_saved_and_read(tmp_path):

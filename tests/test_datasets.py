@@ -30,7 +30,7 @@ AMBIGUOUS = {
 }
 
 
-@pytest.mark.parametrize("kind", DATASETS)
+@pytest.mark.parametrize("kind", [kind for kind in DATASETS if kind != "spacenet_buildings"])  # polygons, not masks
 def test_known_layouts(kind, tmp_path):
     info = get_dataset_info(kind)
     last = len(info.classes) - 1

@@ -85,6 +85,14 @@ def test_pages_of_one_size_are_bands(tmp_path):
         open_raster(tmp_path / "mixed.tif")
 
 
+def test_jpeg_2000(tmp_path):
+    values = drawn(1, 64, 64, dtype="uint16")
+    PIL.Image.fromarray(values[0]).save(tmp_path / "band.jp2", irreversible=False)
+    with open_raster(tmp_path / "band.jp2") as raster:
+        assert (raster.bands, raster.dtype, raster.profile["driver"]) == (1, np.uint16, "JP2OpenJPEG")
+        assert np.array_equal(raster.read(*WINDOW), values[:, WINDOW[0], WINDOW[1]])
+
+
 def test_overviews_of_a_cog_are_no_bands(tmp_path):
     values = drawn(2, 300, 300)
     write_tiff(tmp_path / "scene.tif", values)

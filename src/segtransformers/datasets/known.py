@@ -21,6 +21,7 @@ DATASETS = (
     "pascal_context_59",
     "pascal_context_60",
     "potsdam",
+    "spacenet_buildings",
     "vaihingen",
     "voc2012",
 )
@@ -35,7 +36,7 @@ class Layout:
         masks: folder of the masks, with the same sub-folders as the folder of the images.
         image_endings: endings of image files, in upper or lower case. The rest of the name is the name of the sample.
         mask_endings: endings of mask files, likewise.
-        splits: the folder's names of the splits `train`, `validation` and `test`.
+        splits: the folder's names of the splits `train`, `validation` and `test`. Empty if it is not divided.
         list_file: a text file with the names of a split's samples, one per line. None takes all files.
         label_map: class index, or 255 for no class, of each value in the masks. None: the values are class indices.
         subfolders: folders within the folder of the data set that may have this layout instead.

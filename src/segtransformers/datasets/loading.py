@@ -31,6 +31,7 @@ from .pairs import (
     pair_files,
     recognise,
 )
+from .polygons import POLYGON_ENDINGS
 from .raster_loading import RasterRows, raster_rows
 from .reading import (
     NO_CLASS,
@@ -295,7 +296,7 @@ def load_segmentation_dataset(
     if name is None and kind in DATASETS:
         name = get_dataset_info(str(kind)).hub.get(str(source))
 
-    is_own = found is not None and not found.layout.splits
+    is_own = found is not None and kind not in DATASETS
     folders = class_folders(found) if found is not None and is_own and multi_label is not False else []
     is_multi_label = bool(multi_label or folders)
     if is_multi_label:
@@ -317,6 +318,8 @@ def load_segmentation_dataset(
         if not found.has_splits:
             logger.warning(f"{printable(folder, 200)} has no splits: all samples are taken for {split!r}")
         names, ignored, problems = pairs.names, pairs.ignored, pairs.problems
+        if bands is None and tile is None and any(path.suffix in POLYGON_ENDINGS for path in pairs.masks[:1]):
+            raise DataError(f"the masks of {source} are polygons, which need bands, such as bands='all' (--bands all)")
         loaded_split = canonical_split(split) if found.has_splits else None
     else:
         datasets = _datasets()

@@ -13,6 +13,7 @@ from pathlib import Path
 from ..files import check_readable
 from ..rasters import RASTER_ENDINGS
 from .known import DATASETS, Layout, get_dataset_info
+from .polygons import POLYGON_ENDINGS
 from .reading import DataError
 
 SPLITS = {
@@ -106,6 +107,8 @@ def find_known(folder: Path, kind: str, split: str) -> FolderLayout | None:
     if not present:
         return None
     root, layout = present[0]
+    if not layout.splits:
+        return FolderLayout(root, layout, "", has_splits=False)
     name = layout.splits.get(canonical_split(split), split if split in layout.splits.values() else None)
     if name is None:
         raise MissingSplitError(f"{kind} has no split {split!r}: it has {', '.join(layout.splits)}")
@@ -167,8 +170,9 @@ def find_folders(
     spellings = SPLITS.get(canonical_split(split), (split,))
     every = [spelling for several in SPLITS.values() for spelling in several]
     more = [ending for ending in RASTER_ENDINGS if ending not in IMAGE_ENDINGS] if rasters else []
+    polygons = POLYGON_ENDINGS if rasters else ()
     image_prefix, image_endings = _template(image_ending, (*IMAGE_ENDINGS, *more))
-    mask_prefix, mask_endings = _template(mask_ending, (*MASK_ENDINGS, *more))
+    mask_prefix, mask_endings = _template(mask_ending, (*MASK_ENDINGS, *more, *polygons))
     split_first = [spelling for spelling in every if _one_of(folder / spelling, IMAGE_FOLDERS, "images", image_endings)]
     root, name, has_splits = folder, "", False
     if split_first:
@@ -337,7 +341,7 @@ def _roots(folder: Path, layout: Layout) -> list[Path]:
 
 
 def _has_layout(root: Path, layout: Layout) -> bool:
-    names = layout.splits.values()
+    names = list(layout.splits.values()) or [""]
     if layout.list_file is not None and not any(
         (root / layout.list_file.format(split=name)).is_file() for name in names
     ):

@@ -12,6 +12,7 @@ import PIL.Image
 
 from ..rasters import RASTER_ENDINGS, BandImage, Raster, RasterError, open_raster, read_bands
 from .multi_label import MultiLabelRule
+from .polygons import POLYGON_ENDINGS, polygon_values
 from .reading import NO_CLASS, DataError, LabelRule, Mask, read_mask
 
 ALL = "all"
@@ -111,6 +112,8 @@ class RasterRows:
 def _labels(image: Raster, mask_file: Path, tile: Tile, rule: LabelRule | MultiLabelRule) -> np.ndarray:
     """Return the labels of a tile."""
     name = str(mask_file)
+    if mask_file.suffix.lower() in POLYGON_ENDINGS:
+        return rule.apply(Mask(polygon_values(mask_file, image, tile.rows, tile.columns)), name)
     if tile.rows is None and mask_file.suffix.lower() not in RASTER_ENDINGS:
         mask = read_mask(mask_file, name)
         _check_size(image, mask.values.shape[:2], name)
