@@ -109,3 +109,8 @@ def test_pace_leaves_evaluations_out_of_images_per_second_but_not_of_the_time_le
 def test_losses_that_do_not_fall_are_named(losses, expected):
     advice = advice_on_losses(losses, 0.003)
     assert advice is None if expected is None else expected in advice and "now 0.003" in advice
+
+
+def test_a_flat_loss_is_no_fault_while_the_evaluations_improve():
+    assert advice_on_losses([1.0] * 9, 0.003, [0.5, 0.6]) is None
+    assert "does not fall" in advice_on_losses([1.0] * 9, 0.003, [0.6, 0.6])

@@ -27,6 +27,7 @@ FEW = DataSummary(images=20, evaluation_images=2, classes=3, height=480, width=6
 SOME = DataSummary(images=600, evaluation_images=100, classes=12, height=1024, width=2048)
 MANY = DataSummary(images=20000, evaluation_images=2000, classes=150, height=500, width=680)
 ONE_CLASS = DataSummary(images=300, evaluation_images=0, classes=1, height=70, width=50)
+FLAGS = DataSummary(images=900, evaluation_images=90, classes=1, height=512, width=512, multi_label=True)
 DINOV2 = "vit_{}_patch14_dinov2"
 
 
@@ -43,6 +44,7 @@ DINOV2 = "vit_{}_patch14_dinov2"
         (SOME, GPU, "balanced", "dinov2-mask-transformer", DINOV2.format("base"), 512, "bf16"),
         (SOME, GPU, "best", "dinov2-adapter-mask2former", DINOV2.format("large"), 640, "bf16"),
         (MANY, SERVER, "balanced", "dinov2-mask-transformer", DINOV2.format("large"), 480, "bf16"),
+        (FLAGS, GPU, "best", "dinov2-mask-transformer", DINOV2.format("large"), 512, "bf16"),
         (ONE_CLASS, GPU, "balanced", "dinov2-adapter-mask2former", DINOV2.format("base"), 64, "bf16"),
     ],
 )
@@ -137,6 +139,9 @@ def test_data_and_output_are_enough_and_the_printed_command_is_the_same(folder, 
     assert first == second and first["name"] == "small-vit-adapter"
     first, second = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("first", "second"))
     assert first["classes"] == second["classes"]
+    page = (tmp_path / "second" / "report.html").read_text()
+    assert "--crop-size 64" in page and "balloon" in page and page.count("<img ") == 6  # two images
+    assert page.count("<svg") == 3
     chosen = json.loads((tmp_path / "first" / "choices.json").read_text())
     status, output = run("--data", folder, "--output", tmp_path / "first", *small[2:], "--max_steps", 3, "--resume")
     assert status == 0 and f"continued: {shlex.join(chosen)}" in output

@@ -4,6 +4,7 @@
 import contextlib
 import dataclasses
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -28,7 +29,7 @@ from .data_options import (
 )
 from .errors import UserError, one_line_errors
 from .train_arguments import parse_training_arguments, with_batch_and_precision
-from .train_choices import with_choices
+from .train_choices import command_line, with_choices
 from .train_data import check_samples, load_parts
 from .train_options import TrainOptions
 from .train_run import TrainingRun, last_line
@@ -181,7 +182,8 @@ def train(
             if preset is not None:
                 raise UserError("--preset and --recipe exclude each other: a preset chooses the recipe")
             _recipe(options)  # errors in it come before the data are read
-        changes = parse_training_arguments(context.args)
+        words = list(context.args)
+        changes = parse_training_arguments(words)
         with_batch_and_precision(changes, batch_size, precision)
         _check_output(output, resume)
         source = None if model is None else _model(model, trunk_weights)
@@ -191,11 +193,14 @@ def train(
         )
         check_samples(parts if pseudo is None else [*parts, pseudo])
         if recipe is None:
-            options, changes = with_choices(options, changes, context.args, parts, train)
+            options, chosen = with_choices(options, changes, words, parts, train)
+            words += chosen
+            changes = {**parse_training_arguments(chosen), **changes}
             source = None if options.model is None else _model(options.model, trunk_weights)
         weighted = None if pseudo is None or not pseudo_weight else (pseudo, pseudo_weight)
         changes = with_batch_and_precision(changes, options.batch_size, options.precision)
-        TrainingRun(options, _recipe(options), changes, parts, source, weighted).run()
+        command = shlex.join(command_line(options, words, train))
+        TrainingRun(options, _recipe(options), changes, parts, command, source, weighted).run()
 
 
 def _recipe(options: TrainOptions) -> "Recipe":

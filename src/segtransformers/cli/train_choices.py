@@ -14,7 +14,6 @@ import typer
 
 from ..files import complete_file
 from .errors import UserError, note
-from .train_arguments import parse_training_arguments
 from .train_options import TrainOptions
 
 if TYPE_CHECKING:
@@ -32,14 +31,14 @@ def with_choices(
     words: Sequence[str],
     parts: "list[SegmentationDataset]",
     command: Callable[..., Any],
-) -> tuple[TrainOptions, dict[str, Any]]:
-    """Return the options with everything that the user left open chosen, and the changes of `TrainingArguments`.
+) -> tuple[TrainOptions, list[str]]:
+    """Return the options with everything that the user left open chosen, and chosen arguments of transformers.
 
     The choices are printed with their reasons and with the full command. With `--resume` they are those of the run
     that is continued.
 
     Args:
-        changes: fields of `TrainingArguments` that the user gave, parsed from `words`.
+        changes: fields of `TrainingArguments` that the user gave as `words`.
         command: the function whose parameters are the options, with their defaults.
     """
     from ..training.choices import TRUNKS, choose
@@ -51,16 +50,17 @@ def with_choices(
         chosen = _read(file)
         if is_main:
             typer.echo("with the choices of the run that is continued: " + shlex.join(chosen))
-        return _applied(options, changes, chosen)
+        return _applied(options, chosen)
     data = summary_of(parts)
     machine = describe_machine(TRUNKS, use_gpu=not changes.get("use_cpu"))
     choices = choose(data, machine, options.preset or "balanced", _fixed(options, changes))
+    result = _applied(options, choices.words())
     if is_main:
-        _print(choices, options, words, command)
+        _print(choices, options.preset, command_line(result[0], [*words, *result[1]], command))
         options.output.mkdir(parents=True, exist_ok=True)
         with complete_file(file) as partial:
             partial.write_text(json.dumps(choices.words()) + "\n", encoding="utf-8")
-    return _applied(options, changes, choices.words())
+    return result
 
 
 def summary_of(parts: "list[SegmentationDataset]") -> "DataSummary":
@@ -79,28 +79,26 @@ def summary_of(parts: "list[SegmentationDataset]") -> "DataSummary":
         classes=data.num_labels,
         height=height,
         width=width,
+        multi_label=data.multi_label,
     )
 
 
-def command_line(
-    options: TrainOptions, choices: "Choices", words: Sequence[str], command: Callable[..., Any]
-) -> list[str]:
-    """Return the words of a command that needs no choices.
+def command_line(options: TrainOptions, words: Sequence[str], command: Callable[..., Any]) -> list[str]:
+    """Return the words of a command with these options.
 
     Args:
-        words: arguments of transformers as the user typed them.
+        words: arguments of transformers, as they are typed.
         command: see [`with_choices`].
     """
-    given = ["--data", options.data, "--output", str(options.output)]
-    more: list[str] = []
+    line = ["segtransformers", "train", "--data", options.data, "--output", str(options.output)]
     defaults = {name: parameter.default for name, parameter in inspect.signature(command).parameters.items()}
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
         if field.name in ("data", "output", "preset", "resume") or value == defaults[field.name]:
             continue
         name = field.name.replace("_", "-")
-        more += [f"--{name}"] if value is True else [f"--no-{name}"] if value is False else [f"--{name}", str(value)]
-    return ["segtransformers", "train", *given, *choices.words(), *more, *words]
+        line += [f"--{name}"] if value is True else [f"--no-{name}"] if value is False else [f"--{name}", str(value)]
+    return [*line, *words]
 
 
 def _fixed(options: TrainOptions, changes: dict[str, Any]) -> dict[str, Any]:
@@ -123,10 +121,8 @@ def _fixed(options: TrainOptions, changes: dict[str, Any]) -> dict[str, Any]:
     return fixed
 
 
-def _applied(
-    options: TrainOptions, changes: dict[str, Any], chosen: Sequence[str]
-) -> tuple[TrainOptions, dict[str, Any]]:
-    """Return options and changes with chosen words, which have no effect on what the user gave."""
+def _applied(options: TrainOptions, chosen: Sequence[str]) -> tuple[TrainOptions, list[str]]:
+    """Return options with chosen words, and the chosen arguments of transformers."""
     values: dict[str, Any] = {}
     rest: list[str] = []
     remaining = list(chosen)
@@ -141,7 +137,7 @@ def _applied(
             values[name] = int(text) if "int" in str(kinds[name]) else text
         else:
             rest += [word, remaining.pop(0)]
-    return dataclasses.replace(options, **values), {**parse_training_arguments(rest), **changes}
+    return dataclasses.replace(options, **values), rest
 
 
 def _read(file: Path) -> list[str]:
@@ -154,11 +150,11 @@ def _read(file: Path) -> list[str]:
     raise UserError(f"{file} does not hold the choices of a run: pass --recipe and the other options of that run")
 
 
-def _print(choices: "Choices", options: TrainOptions, words: Sequence[str], command: Callable[..., Any]) -> None:
-    typer.echo(f"chosen for this data and machine (--preset {options.preset or 'balanced'}):")
+def _print(choices: "Choices", preset: str | None, line: Sequence[str]) -> None:
+    typer.echo(f"chosen for this data and machine (--preset {preset or 'balanced'}):")
     for choice in choices.choices:
         value = "" if choice.value is None else f" {choice.value}"
         typer.echo(f"  {choice.option + value:<40} {choice.reason}")
-    typer.echo(f"the same as: {shlex.join(command_line(options, choices, words, command))}")
+    typer.echo(f"the same as: {shlex.join(line)}")
     for text in choices.notes:
         note(text)

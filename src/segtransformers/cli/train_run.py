@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ..escaping import one_line
-from ..files import write_failure
+from ..files import scratch_folder, write_failure
 from .checkpoints import has_checkpoints, last_checkpoint, remove_incomplete, save_model
 from .common import why_not_loaded
 from .errors import UserError, note
@@ -34,6 +34,7 @@ class TrainingRun:
         recipe: the recipe, with the changes that the options make.
         changes: fields of `TrainingArguments` from the command line.
         parts: the training data and, if there are any, the evaluation data.
+        command: the command that repeats the run, for its report.
         model: the source of the model to start from, or None.
         pseudo: data with pseudo labels and their weight, or None.
     """
@@ -44,12 +45,14 @@ class TrainingRun:
         recipe: "Recipe",
         changes: dict[str, Any],
         parts: "list[SegmentationDataset]",
+        command: str,
         model: str | None = None,
         pseudo: "tuple[SegmentationDataset, float] | None" = None,
     ):
         from ..training import training_arguments
 
         self.options, self.recipe, self.parts, self.model, self.pseudo = options, recipe, parts, model, pseudo
+        self.command = command
         self.keeps_best = options.keep_best or options.early_stopping is not None
         if len(parts) == 1:
             changes = {"eval_strategy": "no", **changes}
@@ -82,16 +85,16 @@ class TrainingRun:
         network, processor = self._with_bands(*self._starting_model())
         self._apply_losses(network)
         self._choose_parameters(network)
-        self._fit_batch(network, processor)
-        trainer = self._trainer(network, processor)
+        data = self._training_data(processor)
+        if self.options.cache_features is not None:
+            data = self._with_cached_features(network, data, self.options.cache_features)
+        self._fit_batch(network, data)
+        trainer = self._trainer(network, processor, data)
         if self.is_main:
             typer.echo(self._summary(network))
         self._fit(trainer, network)
         self._save(trainer, network)
-        if len(self.parts) > 1:
-            self._measure(processor)
-        elif self.is_main:
-            typer.echo(f"written to {output}")
+        self._finish(trainer, processor)
 
     def _starting_model(self) -> tuple[Any, Any]:
         from .. import SegMask2FormerForSemanticSegmentation
@@ -184,14 +187,30 @@ class TrainingRun:
         if options.lora_rank is not None:
             training.add_lora(network, options.lora_rank)
 
-    def _fit_batch(self, network: Any, processor: Any) -> None:
+    def _with_cached_features(self, network: Any, data: Any, versions: int) -> Any:
+        """Return training data with cached features of the frozen trunk."""
+        from ..training.feature_cache import cache_features
+
+        arguments = self.arguments
+        if arguments.n_gpu > 1 or arguments.fsdp or arguments.deepspeed:
+            raise UserError("--cache-features needs one process per GPU, and neither FSDP nor DeepSpeed")
+        with arguments.main_process_first(desc="caching features"):  # the others read the files
+            return cache_features(
+                network,
+                data,
+                versions,
+                arguments.device,
+                workers=arguments.dataloader_num_workers,
+                announce=typer.echo if self.is_main else lambda text: None,
+            )
+
+    def _fit_batch(self, network: Any, data: Any) -> None:
         """Resolve `--batch-size auto`."""
         from ..training import collate
         from ..training.batch_size import fit_batch
 
         if self.options.batch_size != "auto":
             return
-        data = self._training_data(processor)
         arguments = self.arguments
         fitted = fit_batch(
             network, self.recipe, arguments, lambda count: collate([data[index % len(data)] for index in range(count)])
@@ -235,10 +254,9 @@ class TrainingRun:
         colours, bands = self.options.colours, self.parts[0].bands
         return None if colours is None or bands is None else [bands.index(band) for band in colours]
 
-    def _trainer(self, network: Any, processor: Any) -> "SegmentationTrainer":
+    def _trainer(self, network: Any, processor: Any, data: Any) -> "SegmentationTrainer":
         from .. import training
 
-        data = self._training_data(processor)
         try:
             return training.SegmentationTrainer(
                 network,
@@ -314,28 +332,94 @@ class TrainingRun:
                 raise
             raise UserError(f"cannot write to {output}: {reason}; --resume saves the model again") from None
 
-    def _measure(self, processor: Any) -> None:
-        """Evaluate the saved model and write results as `segtransformers evaluate` does."""
+    def _finish(self, trainer: "SegmentationTrainer", processor: Any) -> None:
+        """Evaluate the saved model if there are evaluation data, and write results and report."""
+        from ..evaluation import results_table
+
+        output = self.options.output
+        if len(self.parts) < 2:
+            if self.is_main:
+                self._report(trainer, None, None)
+                typer.echo(f"written to {output}")
+            return
+        with contextlib.ExitStack() as stack:
+            folder = stack.enter_context(scratch_folder()) if self._compares else None
+            results = self._measure(processor, folder)
+            if self.is_main:
+                write_results(results, output / "results.json")
+                typer.echo(results_table(results))
+                self._report(trainer, results, folder)
+                files = "model, results.json and report.html" if self.options.report else "model and results.json"
+                typer.echo(f"{results['images']} images; {files} written to {output}")
+
+    @property
+    def _compares(self) -> bool:
+        """Whether this process sees all predictions of the evaluation, with one class for each pixel."""
+        return self.options.report and self.arguments.world_size == 1 and not self.parts[0].multi_label
+
+    def _measure(self, processor: Any, predictions: Path | None) -> dict[str, Any]:
+        """Evaluate the saved model as `segtransformers evaluate` does.
+
+        Args:
+            predictions: folder for the label maps, or None.
+        """
         import torch
 
-        from ..evaluation import evaluate_segmentation, results_table
+        from ..evaluation import evaluate_segmentation
         from ..model_loading import load_trained_model
 
-        output, arguments = self.options.output, self.arguments
+        arguments = self.arguments
         if arguments.world_size > 1:
             torch.distributed.barrier()  # the main process writes the model
-        saved: Any = load_trained_model(str(output), dtype=torch.float32)
-        results = evaluate_segmentation(
+        saved: Any = load_trained_model(str(self.options.output), dtype=torch.float32)
+        return evaluate_segmentation(
             saved.to(arguments.device),
             processor,
             self.parts[1],
+            save_predictions=predictions,
             num_workers=arguments.dataloader_num_workers,
             optimize=True,
         )
-        if self.is_main:
-            write_results(results, output / "results.json")
-            typer.echo(results_table(results))
-            typer.echo(f"{results['images']} images; model and results.json written to {output}")
+
+    def _report(self, trainer: "SegmentationTrainer", results: dict[str, Any] | None, predictions: Path | None) -> None:
+        """Write report.html.
+
+        Args:
+            predictions: folder of the label maps of the evaluation data, or None.
+        """
+        import torch
+
+        from ..training.progress import LossWatch
+        from ..training.report import Report
+        from ..version import __version__
+        from .train_report import duration, predictions_compared, settings_of, write_report
+
+        if not self.options.report:
+            return
+        state = trainer.state
+        confusion, worst = (None, []) if predictions is None else predictions_compared(self.parts[1], predictions)
+        seconds = next((entry["train_runtime"] for entry in state.log_history if "train_runtime" in entry), None)
+        facts = {"steps": str(state.global_step), "training images": str(len(self.parts[0]))}
+        if len(self.parts) > 1:
+            facts["evaluation images"] = str(len(self.parts[1]))
+        if seconds is not None:
+            facts["time"] = duration(seconds)
+        watches = [callback for callback in trainer.callback_handler.callbacks if isinstance(callback, LossWatch)]
+        software = {"segtransformers": __version__, "torch": torch.__version__}
+        report = Report(
+            title=f"{self.options.output.resolve().name}: {self.recipe.name}",
+            history=state.log_history,
+            best_step=state.best_global_step if self.keeps_best else None,
+            results=results,
+            confusion=confusion,
+            worst=worst,
+            palette=self.parts[0].palette,
+            facts=facts,
+            warnings=[watch.warning for watch in watches if watch.warning is not None],
+            command=self.command,
+            settings=settings_of(self.recipe, self.arguments, software),
+        )
+        write_report(report, self.options.output)
 
     def _summary(self, network: Any) -> str:
         arguments = self.arguments

@@ -90,6 +90,7 @@ class DataSummary:
         images, evaluation_images: number of samples of each part.
         classes: number of classes.
         height, width: median size of the images in pixels.
+        multi_label: whether a pixel may belong to several classes or to none.
     """
 
     images: int
@@ -97,6 +98,7 @@ class DataSummary:
     classes: int
     height: int
     width: int
+    multi_label: bool = False
 
 
 @dataclass(frozen=True)
@@ -260,11 +262,11 @@ def _trunk_at_hand(size: str, machine: MachineSummary) -> str | None:
 
 def _head(data: DataSummary, machine: MachineSummary, preset: str) -> tuple[str, str]:
     """Return the second part of the name of a frozen recipe, and the reason."""
-    if data.classes == 1:
+    if data.classes == 1 and not data.multi_label:
         return "adapter-mask2former", "of these recipes only Mask2Former learns a single class"
     if data.images < FEW_IMAGES:
         return "linear", f"a linear head learns from {data.images} images without memorising them"
-    if preset == "best" and machine.gpu_memory >= 16:
+    if preset == "best" and machine.gpu_memory >= 16 and not data.multi_label:
         return "adapter-mask2former", "the finest masks; needs 16 GiB of GPU memory"
     if preset == "fast" or not machine.gpus:
         return "linear", "one linear layer, the fastest to train"

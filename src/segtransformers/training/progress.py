@@ -72,19 +72,21 @@ class LossWatch(TrainerCallback):
         if self.warning is not None or not logs or "loss" not in logs:
             return
         losses = [float(entry["loss"]) for entry in state.log_history if "loss" in entry]
-        advice = advice_on_losses(losses, args.learning_rate)
+        scores = [float(entry["eval_mean_iou"]) for entry in state.log_history if "eval_mean_iou" in entry]
+        advice = advice_on_losses(losses, args.learning_rate, scores)
         if advice is not None:
             self.warning = f"step {state.global_step}: {advice}"
             if state.is_world_process_zero:
                 logger.warning(self.warning)
 
 
-def advice_on_losses(losses: Sequence[float], learning_rate: float) -> str | None:
+def advice_on_losses(losses: Sequence[float], learning_rate: float, scores: Sequence[float] = ()) -> str | None:
     """Return what is wrong with the losses that a run has logged, and what to do, or None.
 
     Args:
         losses: in the order of the steps.
         learning_rate: the highest one of the run.
+        scores: mean IoU of the evaluations so far. A loss that hardly falls is no fault while they rise.
     """
     if len(losses) < FEWEST_LOSSES:
         return None
@@ -96,7 +98,8 @@ def advice_on_losses(losses: Sequence[float], learning_rate: float) -> str | Non
             f"the loss has risen from {lowest:.3g} to {last:.3g}: lower --learning_rate (now {learning_rate:g}), to a "
             "third for example"
         )
-    if last > (1 - LEAST_FALL) * first:
+    rises = len(scores) > 1 and max(scores[1:]) > scores[0]
+    if last > (1 - LEAST_FALL) * first and not rises:
         return (
             f"the loss does not fall ({first:.3g} at first, {last:.3g} now): if it is not near its end, try a "
             f"--learning_rate three times as high or as low (now {learning_rate:g}), and check with `segtransformers "

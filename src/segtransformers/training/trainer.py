@@ -21,6 +21,7 @@ from ..image_processing import decision_of, label_map_classes, resized_labels
 from ..metrics import MeanIoU, MultiLabelIoU
 from .arguments import build_optimizer, build_scheduler
 from .callbacks import EpochCallback, InterruptCallback, PredictionImageCallback
+from .feature_cache import FEATURES
 from .parameter_efficient import unsaved_statistics
 from .progress import LossWatch, Pace
 from .samples import SAMPLE_INDEX, EvaluationDataset, IndexedDataset, TrainingDataset, collate
@@ -323,8 +324,8 @@ class SegmentationTrainer(Trainer):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         columns: Any = self._signature_columns
-        if SAMPLE_INDEX not in columns:
-            columns.append(SAMPLE_INDEX)  # for the collator; the model never gets it
+        # for the collator: the model never gets the index, and takes features by `use_cached_features`
+        columns += [name for name in (SAMPLE_INDEX, FEATURES) if name not in columns]
 
     # evaluation
 
