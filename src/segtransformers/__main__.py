@@ -3,4 +3,5 @@
 
 from .cli.application import app
 
-app(prog_name="segtransformers")
+if __name__ == "__main__":  # processes of `segment --workers` import this module
+    app(prog_name="segtransformers")

@@ -4,11 +4,8 @@
 Heavy modules are imported inside functions, so that the help and mistyped options cost no time.
 """
 
-import contextlib
-import datetime
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,6 +40,7 @@ from .data_options import (
     load_data,
 )
 from .errors import UserError, note, one_line_errors
+from .processes import process_group
 
 
 def evaluate(
@@ -112,7 +110,7 @@ def evaluate(
     )
     from ..published import published_row
 
-    with _process_group() as (rank, device_of_process), one_line_errors(ValueError, OSError, ImportError):
+    with process_group() as (rank, device_of_process), one_line_errors(ValueError, OSError, ImportError):
         check_file(output, f"--output {output}")
         _refuse_older_log(output)
         if save_predictions is not None:
@@ -206,25 +204,6 @@ def _refuse_older_log(output: Path) -> None:
         raise UserError(
             f"{older} is the resume log of an earlier version, which this version cannot continue: delete that folder"
         )
-
-
-@contextlib.contextmanager
-def _process_group() -> Iterator[tuple[int, str | None]]:
-    """Join the processes that torchrun or accelerate launch started; yield the rank and the device of this one."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        yield 0, None
-        return
-    import torch
-    from torch import distributed
-
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    # gloo is enough to exchange a few counts; the timeout is long because processes may finish far apart
-    distributed.init_process_group("gloo", timeout=datetime.timedelta(days=7))
-    try:
-        count = torch.cuda.device_count()
-        yield distributed.get_rank(), f"cuda:{local % count}" if count else "cpu"
-    finally:
-        distributed.destroy_process_group()
 
 
 def write_results(results: dict[str, Any], output: Path) -> None:

@@ -30,6 +30,18 @@ from .common import (
     read_image_file,
 )
 from .errors import UserError, note, one_line_errors
+from .segment_raster import (
+    BandsOption,
+    PolygonsOption,
+    ProbabilitiesOption,
+    RasterOptions,
+    ResumeOption,
+    ValueTypeOption,
+    WorkersOption,
+    is_raster_command,
+    segment_raster_file,
+    share_lines,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,7 +50,6 @@ if TYPE_CHECKING:
 
     from ..inference import InferenceProtocol
 
-LISTED_CLASSES = 12
 DEFAULT_OUTPUT = Path("segmentation.png")
 
 
@@ -70,6 +81,27 @@ def segment(
         Path | None,
         typer.Option(metavar="DIR", help="Folder for label maps in the colours of the classes, as PNG files."),
     ] = None,
+    confidence: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="Folder for the probability of each pixel's class, as grey PNG files (255 is 1); for a raster, a "
+            "GeoTIFF file.",
+        ),
+    ] = None,
+    entropy: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="The same for the entropy of the classes, from 0 to 1.")
+    ] = None,
+    probability_margin: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="The same for the difference of the two largest probabilities."),
+    ] = None,
+    probabilities: ProbabilitiesOption = None,
+    probability_type: ValueTypeOption = "uint8",
+    polygons: PolygonsOption = None,
+    bands: BandsOption = None,
+    resume: ResumeOption = False,
+    workers: WorkersOption = 1,
     device: DeviceOption = None,
     multi_scale: MultiScaleOption = False,
     scales: ScalesOption = None,
@@ -87,13 +119,37 @@ def segment(
 
     Files are named after the images, in the same sub-folders; equal names get a number. Label maps have 8 bits, or 16
     bits for models of more than 256 classes. Existing files are replaced.
+
+    A raster (TIFF, JPEG 2000 or NumPy file) with an --output that ends in .tif becomes a GeoTIFF file of class indices.
+    It is run in windows at its own resolution, and may be larger than the memory. Under torchrun or accelerate launch
+    the rows are divided among the processes.
     """
     from tqdm import tqdm
 
+    measures = {"--confidence": confidence, "--entropy": entropy, "--probability-margin": probability_margin}
+    if images and is_raster_command(images, output):
+        assert output is not None
+        with one_line_errors():
+            if label_maps is not None or colour_maps is not None:
+                raise UserError("--label-maps and --colour-maps are for images: --output is the label map of a raster")
+        segment_raster_file(
+            images[0],
+            model,
+            {"--output": output, **measures, "--probabilities": probabilities},
+            polygons,
+            RasterOptions(bands, probability_type, resume, workers, device),
+            (multi_scale, scales, flip, window, stride, blend, margin),
+        )
+        return
     with one_line_errors(ValueError):
-        if output is None and label_maps is None and colour_maps is None:
+        if probabilities is not None or polygons is not None or bands is not None or resume or workers > 1:
+            raise UserError(
+                "--probabilities, --polygons, --bands, --resume and --workers need one raster, and an --output that "
+                "ends in .tif"
+            )
+        if output is None and label_maps is None and colour_maps is None and not any(measures.values()):
             output = DEFAULT_OUTPUT
-        options = {"--output": output, "--label-maps": label_maps, "--colour-maps": colour_maps}
+        options = {"--output": output, "--label-maps": label_maps, "--colour-maps": colour_maps, **measures}
         folders = {option: folder for option, folder in options.items() if folder is not None}
         found = find_images(images or [example_image_path()], list(folders.values()))
         single = not images or (len(images) == 1 and not images[0].is_dir())
@@ -112,9 +168,11 @@ def segment(
     for (path, _), files in tqdm(list(zip(found, targets, strict=True)), unit="image", disable=hidden):
         try:
             image = read_image_file(path)
-            labels = _predict(network, processor, image, path, protocol)
+            wanted = [option for option in files if option in measures]
+            labels, maps = _predict(network, processor, image, path, protocol, wanted)
             for kind, target in files.items():
-                _save(_drawn(kind, image, labels, network.config), target)
+                drawn = maps[kind] if kind in maps else _drawn(kind, image, labels, network.config)
+                _save(drawn, target)
         except UserError as error:
             tqdm.write(f"error: {one_line(error)}", file=typer.get_text_stream("stderr"))
             failed += 1
@@ -273,23 +331,34 @@ def _drawn(kind: str, image: "Image.Image", labels: "np.ndarray", config: Any) -
 
 def _shares(labels: "np.ndarray", config: Any) -> list[str]:
     """Return lines with the share of each class, largest first."""
-    from ..image_processing import label_map_classes
     from ..visualization import class_areas
 
-    areas, names = class_areas(labels), label_map_classes(config)
-    lines = [
-        f"  {100 * areas[index]:5.1f} %  {printable(names.get(index, index))}" for index in list(areas)[:LISTED_CLASSES]
-    ]
-    return lines if len(areas) <= LISTED_CLASSES else [*lines, f"  and {len(areas) - LISTED_CLASSES} more classes"]
+    return share_lines(class_areas(labels), config)
 
 
 def _predict(
-    model: "PreTrainedModel", processor: Any, image: "Image.Image", path: Path, protocol: "InferenceProtocol"
-) -> "np.ndarray":
-    from ..inference import segment_image
+    model: "PreTrainedModel",
+    processor: Any,
+    image: "Image.Image",
+    path: Path,
+    protocol: "InferenceProtocol",
+    options: Sequence[str],
+) -> "tuple[np.ndarray, dict[str, Image.Image]]":
+    """Return the label map, and grey images of the measures that some options ask for."""
+    from PIL import Image
+
+    from ..inference import segment_image, uncertainty_maps
 
     try:
-        return segment_image(model, processor, image, protocol).cpu().numpy()
+        if not options:
+            return segment_image(model, processor, image, protocol).cpu().numpy(), {}
+        measures = {option: option.removeprefix("--").replace("-", "_") for option in options}
+        labels, maps = uncertainty_maps(model, processor, image, measures.values(), protocol)
+        grey = {
+            option: Image.fromarray((maps[measure] * 255).round().byte().cpu().numpy())
+            for option, measure in measures.items()
+        }
+        return labels.cpu().numpy(), grey
     except (ValueError, RuntimeError, MemoryError) as error:
         raise UserError(f"cannot segment {printable(path, 200)}: {error or 'too little memory'}") from None
 

@@ -1,7 +1,7 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """The image processors: the test-time transform of MMSegmentation 0.x, and label maps from logits."""
 
-from .decision import Decision, decision_of, label_map_classes
+from .decision import Decision, by_rows, decision_of, label_map_classes
 from .image_processor import SegmentationImageProcessor, SegmentationImageProcessorPil
 from .inputs import as_8bit_image, integer_label_map, load_image, upright_rgb
 from .label_maps import ResizedRows, resized_labels
@@ -10,6 +10,7 @@ from .resizing import keep_ratio_size, resize_image, resize_labels
 
 __all__ = [
     "Decision",
+    "by_rows",
     "decision_of",
     "label_map_classes",
     "resized_labels",

@@ -7,6 +7,7 @@ take the class with the largest score, and so does Mask2Former with one class.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,7 +50,7 @@ class Decision:
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """Return the probabilities of logits `(C, H, W)`, in the same shape."""
-        return logits.softmax(dim=0) if self.threshold is None else logits.sigmoid()
+        return by_rows(lambda row: row.softmax(dim=0) if self.threshold is None else row.sigmoid(), logits)
 
     def labels_of_probabilities(self, probabilities: torch.Tensor) -> torch.Tensor:
         """Return the labels of probabilities `(C, H, W)`."""
@@ -81,9 +82,9 @@ class Decision:
         if self.temperature == 1:
             return confidences
         outcomes = self.outcomes(confidences)
-        logarithms = outcomes.clamp(min=torch.finfo(outcomes.dtype).tiny).log() / self.temperature
-        calibrated = logarithms.softmax(dim=0)
-        return calibrated[0] if self.multi_label else calibrated[: len(confidences)]
+        least = torch.finfo(outcomes.dtype).tiny
+        scaled = by_rows(lambda row: (row.clamp(min=least).log() / self.temperature).softmax(dim=0), outcomes)
+        return scaled[0] if self.multi_label else scaled[: len(confidences)]
 
     def outcomes(self, confidences: torch.Tensor) -> torch.Tensor:
         """Return confidences `(C, ...)` with the outcomes that they lack, so that they add up to 1.
@@ -105,6 +106,20 @@ class Decision:
         return torch.where(labels > 0, own, 1 - own)
 
 
+def by_rows(function: Callable[[torch.Tensor], torch.Tensor], values: torch.Tensor) -> torch.Tensor:
+    """Apply an elementwise function or softmax to `(..., H, W)` so that the result of a pixel does not depend on H.
+
+    CPUs compute exponentials and logarithms of the last elements of a tensor with other code, whose last bit may
+    differ. Row by row, an image and its bands of rows give the same bits.
+    """
+    if values.device.type != "cpu" or values.ndim < 3 or torch.compiler.is_compiling():
+        return function(values)
+    result = torch.empty_like(values)
+    for row in range(values.shape[-2]):
+        result[..., row, :] = function(values[..., row, :])
+    return result
+
+
 def decision_of(config: Any) -> Decision:
     """Return the rule of a model with this config, which may be one of transformers."""
     is_multi_label = getattr(config, "is_multi_label", False)
@@ -122,4 +137,4 @@ def label_map_classes(config: Any) -> dict[int, str]:
     return {0: BACKGROUND, 1: names[0]} if is_object_alone else names
 
 
-__all__ = ["Decision", "decision_of", "label_map_classes"]
+__all__ = ["Decision", "by_rows", "decision_of", "label_map_classes"]

@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..escaping import short_repr
-from ..image_processing import Decision, ResizedRows, decision_of
+from ..image_processing import Decision, ResizedRows, by_rows, decision_of
 from .logits import resized_logits, upright
 from .protocol import InferenceProtocol
 from .segmentation import mean_scores, side_by_side_is_smaller
@@ -68,7 +68,7 @@ class SegmentedBand:
         outcomes = self.decision.outcomes(self.probabilities)
         if len(outcomes) == 1:  # a model with a single class
             return torch.zeros_like(outcomes[0])
-        return torch.special.entr(outcomes).sum(0).div_(math.log(len(outcomes))).clamp_(0, 1)
+        return by_rows(torch.special.entr, outcomes).sum(0).div_(math.log(len(outcomes))).clamp_(0, 1)
 
     def probability_margin(self) -> torch.Tensor:
         """Return the difference of the two largest probabilities of each pixel, `(rows, width)`, from 0 to 1."""

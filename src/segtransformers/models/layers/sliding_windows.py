@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import EllipsisType
+from typing import Protocol
 
 import torch
 
@@ -141,8 +142,23 @@ def _merge(
 _merge_outside_graphs = torch.compiler.disable(_merge, recursive=False)
 
 
+class PixelSource(Protocol):
+    """A tensor `(B, C, H, W)`, or an object that makes such a tensor's windows when they are needed."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def __getitem__(self, index: WindowIndex, /) -> torch.Tensor: ...
+
+
 def slide_bands(
-    forward: Callable[[torch.Tensor], torch.Tensor], pixel_values: torch.Tensor, window: SlidingWindow
+    forward: Callable[[torch.Tensor], torch.Tensor],
+    pixel_values: PixelSource,
+    window: SlidingWindow,
+    rows: slice | None = None,
 ) -> Iterator[torch.Tensor]:
     """Run [`slide`] from top to bottom and yield rows of the result as soon as no later window adds to them.
 
@@ -151,13 +167,20 @@ def slide_bands(
 
     Args:
         forward, pixel_values, window: as for [`slide`].
+        rows: the rows that are wanted; None takes all. Each pixel is computed by the same calls in the same order as
+            with all rows, so the result is the same bit for bit.
 
     Yields:
-        `(B, num_labels, rows, W)`; the bands together have H rows.
+        `(B, num_labels, rows, W)`; the bands together have H rows, or those that are wanted.
     """
     batch, _, height, width = pixel_values.shape
+    first_row, last_row = (0, height) if rows is None else (rows.start, rows.stop)
     window = window.fitted((height, width))
-    calls = _windows_of_each_call((height, width), window)
+    calls = [
+        call
+        for call in _windows_of_each_call((height, width), window)
+        if call[-1][1].stop > first_row and call[0][1].start < last_row
+    ]
     held_rows = max(call[-1][1].stop - call[0][1].start for call in calls)
     row_weights, column_weights = (
         _weights(side, window, axis, pixel_values.device) for axis, side in enumerate((height, width))
@@ -171,18 +194,18 @@ def slide_bands(
         if sums is None:
             dtype = torch.promote_types(logits.dtype, torch.float32)
             sums = logits.new_zeros((batch, logits.shape[1], held_rows, width), dtype=dtype)
-        for (_, rows, columns), part in zip(call, logits.unflatten(0, (len(call), batch)), strict=True):
-            covered = sums[..., rows.start - top : rows.stop - top, columns]
+        for (_, window_rows, columns), part in zip(call, logits.unflatten(0, (len(call), batch)), strict=True):
+            covered = sums[..., window_rows.start - top : window_rows.stop - top, columns]
             if is_weighted:
-                weights = row_weights[rows.start][:, None] * column_weights[columns.start]
+                weights = row_weights[window_rows.start][:, None] * column_weights[columns.start]
                 covered.addcmul_(part.to(sums.dtype), weights.to(sums.dtype))
             else:
                 covered += part
-        finished_rows = (calls[index + 1][0][1].start if index + 1 < len(calls) else height) - top
+        finished_rows = (calls[index + 1][0][1].start if index + 1 < len(calls) else last_row) - top
         step = max(finished_rows, 1)
         if not torch.compiler.is_compiling():  # the number of elements would fix the batch size of an exported program
             step = max(MAX_BAND_BYTES // (sums[:, :, 0].numel() * sums.element_size()), 1)
-        for start in range(0, finished_rows, step):
+        for start in range(max(first_row - top, 0), finished_rows, step):
             stop = min(start + step, finished_rows)
             divisors = row_sums[top + start : top + stop, None] * column_sums
             yield (sums[:, :, start:stop] / divisors).to(logits.dtype)
@@ -243,4 +266,4 @@ def _sums(weights: dict[int, torch.Tensor], size: int) -> torch.Tensor:
     return sums
 
 
-__all__ = ["BLENDS", "SlidingWindow", "WindowIndex", "slide", "slide_bands", "window_origins"]
+__all__ = ["BLENDS", "PixelSource", "SlidingWindow", "WindowIndex", "slide", "slide_bands", "window_origins"]
