@@ -28,6 +28,10 @@ def export(
     opset: Annotated[
         int | None, typer.Option(help="Version of the ONNX operators; by default PyTorch's choice.")
     ] = None,
+    sampling: Annotated[
+        str | None,
+        typer.Option(help="How deformable layers sample: gather, or grid_sample for the operator GridSample."),
+    ] = None,
     check: Annotated[bool, typer.Option(help="Run the file and compare it with the model.")] = True,
 ) -> None:
     """Write a model as one ONNX file or torch.export program, and check that it computes the same.
@@ -44,7 +48,14 @@ def export(
         runs = check and (output.suffix != ".onnx" or importlib.util.find_spec("onnxruntime") is not None)
         try:
             error = export_model(
-                network, processor, output, size=chosen, dynamic_batch=dynamic_batch, opset=opset, check=runs
+                network,
+                processor,
+                output,
+                size=chosen,
+                dynamic_batch=dynamic_batch,
+                opset=opset,
+                sampling=sampling,
+                check=runs,
             )
         except OSError as failure:
             raise UserError(f"cannot write {output}: {failure.strerror or failure}") from None

@@ -25,9 +25,11 @@ from transformers import PreTrainedModel
 
 from ..files import staging_folder
 from ..models.input_channels import input_channels
-from ..operators import compiled_operators
+from ..operators import compiled_operators, gathers_in_exports
+from .layers import replace_layers
 
 FORMATS = (".onnx", ".pt2")
+SAMPLINGS = ("gather", "grid_sample")
 INPUT, OUTPUT = "pixel_values", "logits"
 METADATA = "segmentation.json"  # name of the description in the file
 OLDEST_OPSET = 18  # PyTorch's exporter writes no older version
@@ -118,7 +120,9 @@ def read_description(path: str | os.PathLike) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def traced(model: PreTrainedModel, size: Sequence[int], dynamic_batch: bool = False) -> torch.export.ExportedProgram:
+def traced(
+    model: PreTrainedModel, size: Sequence[int], dynamic_batch: bool = False, sampling: str = "grid_sample"
+) -> torch.export.ExportedProgram:
     """Trace the `torch.export` program from `pixel_values` `(B, channels, *size)` to `logits`.
 
     The program runs on whole images, also if the model has a sliding window. Other threads may run the model meanwhile;
@@ -128,6 +132,7 @@ def traced(model: PreTrainedModel, size: Sequence[int], dynamic_batch: bool = Fa
         model: in evaluation mode.
         size: (height, width) in pixels, fixed in the program.
         dynamic_batch: whether the program takes any B instead of only 1.
+        sampling: "gather" or "grid_sample", see [`export_model`].
 
     Raises:
         ValueError: if the model is in training mode or does not take images of this size.
@@ -137,8 +142,10 @@ def traced(model: PreTrainedModel, size: Sequence[int], dynamic_batch: bool = Fa
     batch_size = 2 if dynamic_batch else 1  # torch.export would fix a batch size of 1
     images = torch.zeros(batch_size, input_channels(model.config), *size, dtype=model.dtype, device=model.device)
     shapes = {INPUT: {0: torch.export.Dim("batch")}} if dynamic_batch else None
-    with _EXPORTING, compiled_operators("off"):
-        module = LogitsOnly(_copy_with_the_same_tensors(model)).eval()
+    with _EXPORTING, compiled_operators("off"), gathers_in_exports(sampling == "gather"):
+        copied = _copy_with_the_same_tensors(model)
+        replace_layers(copied, gathers=sampling == "gather")
+        module = LogitsOnly(copied).eval()
         return torch.export.export(module, (images,), dynamic_shapes=shapes, strict=False)
 
 
@@ -159,6 +166,7 @@ def export_model(
     size: Sequence[int] | None = None,
     dynamic_batch: bool = False,
     opset: int | None = None,
+    sampling: str | None = None,
     check: bool = True,
 ) -> float | None:
     """Write a model as one file. ONNX of more than 2 GB gets a second file, `output` + ".data", with the weights.
@@ -172,6 +180,9 @@ def export_model(
         size: (height, width) in pixels; None takes [`export_size`].
         dynamic_batch: whether the file takes any number of images at once instead of only one.
         opset: version of the ONNX operators, 18 or newer; None takes the choice of PyTorch.
+        sampling: how deformable layers sample. "gather" uses gathers and arithmetic, "grid_sample" the operator
+            GridSample, which TensorRT 10.13 to 11.1 computes wrongly in deformable attention. None takes "gather" for
+            ONNX, and "grid_sample" for .pt2.
         check: whether to run the file, with onnxruntime or PyTorch, and compare its logits with the model's.
 
     Returns:
@@ -185,6 +196,9 @@ def export_model(
     output = Path(output)
     if output.suffix not in FORMATS:
         raise ValueError(f"the file must end in {' or '.join(FORMATS)}, got {output.name}")
+    sampling = sampling or ("gather" if output.suffix == ".onnx" else "grid_sample")
+    if sampling not in SAMPLINGS:
+        raise ValueError(f"sampling must be {' or '.join(SAMPLINGS)}, got {sampling}")
     if opset is not None and output.suffix != ".onnx":
         raise ValueError("opset is an option of ONNX: leave it out for .pt2")
     if opset is not None and opset < OLDEST_OPSET:
@@ -196,7 +210,7 @@ def export_model(
             raise ValueError(f"opset must be at most {newest}, the newest that the package onnx has, got {opset}")
     size = tuple(size) if size is not None else export_size(model, processor)
     try:
-        program = traced(model, size, dynamic_batch)
+        program = traced(model, size, dynamic_batch, sampling)
     except (ValueError, MemoryError):
         raise
     except Exception as error:  # models of others raise errors of many kinds
@@ -278,6 +292,9 @@ def _write_onnx(program: torch.export.ExportedProgram, file: Path, description: 
         except torch.onnx.errors.OnnxExporterError as error:
             raise ExportError(f"ONNX cannot express the model: {_reason(error)}") from error
         assert exported is not None  # None is returned only if the exporter writes the file itself
+        from .graph import tidy  # needs an optional package
+
+        tidy(exported.model)
         exported.model.metadata_props[METADATA] = description
         exported.save(file)
 

@@ -10,17 +10,20 @@ if TYPE_CHECKING:
         FusedDeformableAttention,
         MultiScaleDeformableAttention,
         ms_deform_attn_fallback,
+        ms_deform_attn_gather,
         ms_deform_attn_reference,
     )
     from .deformable_convolution import (
         DeformableConvolutionV3,
         DeformableConvolutionV4,
         dcnv3_fallback,
+        dcnv3_gather,
         dcnv3_reference,
         dcnv4_fallback,
+        dcnv4_gather,
         dcnv4_reference,
     )
-    from .dispatcher import compiled_operators
+    from .dispatcher import compiled_operators, gathers_in_exports
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
@@ -29,17 +32,20 @@ else:
                 "FusedDeformableAttention",
                 "MultiScaleDeformableAttention",
                 "ms_deform_attn_fallback",
+                "ms_deform_attn_gather",
                 "ms_deform_attn_reference",
             ),
             "deformable_convolution": (
                 "DeformableConvolutionV3",
                 "DeformableConvolutionV4",
                 "dcnv3_fallback",
+                "dcnv3_gather",
                 "dcnv3_reference",
                 "dcnv4_fallback",
+                "dcnv4_gather",
                 "dcnv4_reference",
             ),
-            "dispatcher": ("compiled_operators",),
+            "dispatcher": ("compiled_operators", "gathers_in_exports"),
         },
         submodules=("dispatcher",),
     )
@@ -51,9 +57,13 @@ __all__ = [
     "MultiScaleDeformableAttention",
     "compiled_operators",
     "dcnv3_fallback",
+    "dcnv3_gather",
     "dcnv3_reference",
     "dcnv4_fallback",
+    "dcnv4_gather",
     "dcnv4_reference",
+    "gathers_in_exports",
     "ms_deform_attn_fallback",
+    "ms_deform_attn_gather",
     "ms_deform_attn_reference",
 ]

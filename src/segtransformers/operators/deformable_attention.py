@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from . import dispatcher
+from .gathering import gathered_samples, split_position
 from .sampling import bounded_grid, check_floating, weighted_samples
 
 
@@ -80,6 +81,78 @@ def ms_deform_attn_fallback(
     return weighted_samples(value.to(dtype), spatial_shapes, x, y, attention_weights.to(dtype), sources).to(value.dtype)
 
 
+def ms_deform_attn_gather(
+    value: torch.Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    sampling_locations: torch.Tensor,
+    attention_weights: torch.Tensor,
+) -> torch.Tensor:
+    """Compute [`ms_deform_attn_reference`] by [`gathered_samples`], for exported files."""
+    _check_shapes(value, spatial_shapes, sampling_locations, attention_weights)
+    dtype = _arithmetic_dtype(value, sampling_locations, attention_weights)
+    x, y = [], []
+    for level, (height, width) in enumerate(spatial_shapes):
+        positions = sampling_locations[:, :, :, level].to(dtype)
+        x.append(positions[..., 0] * width - 0.5)
+        y.append(positions[..., 1] * height - 0.5)
+    columns, rows = (split_position(torch.cat(one, dim=3).flatten(2)) for one in (x, y))
+    weights = attention_weights.to(dtype).flatten(2)
+    return gathered_samples(value.to(dtype), spatial_shapes, columns, rows, weights).to(value.dtype)
+
+
+def ms_deform_attn_fused_gather(
+    value: torch.Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    reference_points: torch.Tensor,
+    sampling_offsets: torch.Tensor,
+    attention_logits: torch.Tensor,
+) -> torch.Tensor:
+    """Compute [`FusedDeformableAttention`] by [`gathered_samples`], for exported files.
+
+    Positions are the sums of reference point and offset in pixels of a level, without a division.
+    """
+    weights = attention_logits.flatten(3).softmax(-1).flatten(2)
+    x, y = (one.flatten(2) for one in sampling_offsets.unbind(-1))
+    return gathered_attention(value, spatial_shapes, reference_points, x, y, weights)
+
+
+def gathered_attention(
+    value: torch.Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    reference_points: torch.Tensor,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    weights: torch.Tensor,
+) -> torch.Tensor:
+    """Sum weighted bilinear samples at reference points plus offsets, by [`gathered_samples`].
+
+    Args:
+        value: `(B, sum(h * w), heads, channels)`.
+        reference_points: `(1, queries, 1, 2)`, (x, y) with 0 and 1 at the outer edges of a level.
+        x, y: offsets in pixels of the levels, `(B, queries, heads * levels * points)`.
+        weights: in the same shape.
+
+    Returns:
+        `(B, queries, heads * channels)` in the dtype of `value`.
+    """
+    taps = weights.shape[2] // value.shape[2]
+    points = taps // max(len(spatial_shapes), 1)
+    parts = []
+    for axis, offsets in ((0, x), (1, y)):
+        sides = [shape[1 - axis] for shape in spatial_shapes]
+        # (1, queries, levels), and each level's position repeated for its points
+        centres = torch.cat([reference_points[..., axis] * side - 0.5 for side in sides], dim=2)
+        centres = centres[:, :, None, :, None].expand(-1, -1, value.shape[2], -1, points).flatten(2)
+        parts.append(split_position(centres + offsets))
+    dtype = _arithmetic_dtype(value, parts[0][1])
+    weights = weights.to(dtype)
+    return gathered_samples(value.to(dtype), spatial_shapes, parts[0], parts[1], weights).to(value.dtype)
+
+
+def _arithmetic_dtype(*tensors: torch.Tensor) -> torch.dtype:
+    return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+
+
 def _check_shapes(value, spatial_shapes, sampling_locations, attention_weights) -> None:
     check_floating(value=value, sampling_locations=sampling_locations, attention_weights=attention_weights)
     if value.dim() != 4:
@@ -135,7 +208,11 @@ class MultiScaleDeformableAttention(nn.Module):
             im2col_step: largest number of images that a kernel processes at once.
         """
         implementation = dispatcher.choose(
-            "ms_deform_attn", value, fallback=ms_deform_attn_fallback, reference=ms_deform_attn_reference
+            "ms_deform_attn",
+            value,
+            fallback=ms_deform_attn_fallback,
+            reference=ms_deform_attn_reference,
+            gather=ms_deform_attn_gather,
         )
         return implementation(value, value_spatial_shapes_list, sampling_locations, attention_weights)
 
@@ -171,7 +248,10 @@ class FusedDeformableAttention(nn.Module):
             sampling_offsets: `(B, queries, heads, levels, points, 2)`, (x, y) in pixels of the level.
             attention_logits: `(B, queries, heads, levels, points)`; their softmax runs over levels and points.
         """
-        fused = None if _must_be_called(self.attention) else dispatcher.compiled("ms_deform_attn_fused", value)
+        fused = None
+        if not _must_be_called(self.attention):
+            is_gathered = dispatcher.exports_gathers()
+            fused = ms_deform_attn_fused_gather if is_gathered else dispatcher.compiled("ms_deform_attn_fused", value)
         if fused is not None:
             return fused(value, value_spatial_shapes_list, reference_points, sampling_offsets, attention_logits)
         weights = attention_logits.flatten(-2).softmax(-1).unflatten(-1, attention_logits.shape[-2:])

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from . import dispatcher
+from .gathering import gathered_samples, split_position
 from .sampling import bounded_grid, check_floating, weighted_samples
 
 
@@ -104,6 +105,73 @@ def dcnv3_fallback(
     return output.unflatten(1, (height, width)).to(value.dtype)
 
 
+def dcnv3_gather(
+    value: torch.Tensor,
+    offset: torch.Tensor,
+    mask: torch.Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    offset_scale: float,
+    remove_center: bool,
+) -> torch.Tensor:
+    """Compute [`dcnv3_reference`] by [`gathered_samples`], for exported files."""
+    points = _check_kernel(kernel_size, stride, padding, dilation, groups, remove_center)
+    height, width = _check_shapes(value, offset, mask, kernel_size, stride, padding, dilation, groups, points)
+    dtype = _arithmetic_dtype(value, offset, mask)
+    kernel = kernel_points(kernel_size, dilation, remove_center, dtype, value.device)
+    relative = (kernel + offset.to(dtype).unflatten(3, (groups, points, 2))) * offset_scale
+    x, y = (one.flatten(1, 2).flatten(2) for one in relative.unbind(-1))
+    weights = mask.flatten(1, 2)
+    return convolution_samples(value, x, y, weights, (height, width), stride, padding, dilation, kernel_size, groups)
+
+
+def convolution_samples(
+    value: torch.Tensor,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    weights: torch.Tensor,
+    size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    kernel_size: Sequence[int],
+    groups: int,
+) -> torch.Tensor:
+    """Sum weighted samples around every output pixel by [`gathered_samples`].
+
+    Args:
+        value: `(B, H, W, groups * channels)`.
+        x, y: `(B, h * w, groups * points)`, in pixels relative to the middle of the kernel. Their fractions are exact,
+            because the middles are whole numbers, which are added to the whole pixels.
+        weights: in the same shape.
+        size: (h, w).
+
+    Returns:
+        `(B, h, w, groups * channels)` in the dtype of `value`.
+    """
+    middles = []
+    for axis in (0, 1):
+        first = dilation[axis] * (kernel_size[axis] - 1) // 2 - padding[axis]
+        steps = torch.arange(size[axis], dtype=torch.int32, device=value.device)
+        middles.append(steps * stride[axis] + first if stride[axis] > 1 or first else steps)
+    row_middles = middles[0][:, None].expand(-1, size[1]).reshape(1, -1, 1)
+    column_middles = middles[1][None].expand(size[0], -1).reshape(1, -1, 1)
+    dtype = _arithmetic_dtype(value, x, weights)
+    columns, rows = split_position(x.to(dtype)), split_position(y.to(dtype))
+    tokens = value.to(dtype).flatten(1, 2).unflatten(2, (groups, -1))
+    output = gathered_samples(
+        tokens,
+        [(value.shape[1], value.shape[2])],
+        (columns[0] + column_middles, columns[1]),
+        (rows[0] + row_middles, rows[1]),
+        weights.to(dtype),
+    )
+    return output.unflatten(1, tuple(size)).to(value.dtype)
+
+
 PACKED_MULTIPLE = 8  # the width of DCNv4's packed tensor is rounded up to a multiple of this
 
 
@@ -158,6 +226,24 @@ def dcnv4_fallback(
     )
 
 
+def dcnv4_gather(
+    value: torch.Tensor,
+    offset_mask: torch.Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    offset_scale: float,
+    remove_center: bool,
+) -> torch.Tensor:
+    """Compute [`dcnv4_reference`] as [`dcnv3_gather`] computes DCNv3."""
+    offset, mask = _unpacked(value, offset_mask, kernel_size, stride, padding, dilation, groups, remove_center)
+    return dcnv3_gather(
+        value, offset, mask, kernel_size, stride, padding, dilation, groups, offset_scale, remove_center
+    )
+
+
 def _unpacked(
     value, offset_mask, kernel_size, stride, padding, dilation, groups, remove_center
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -182,24 +268,41 @@ def _locations(value, offset, mask, kernel_size, stride, padding, dilation, grou
     """
     points = _check_kernel(kernel_size, stride, padding, dilation, groups, remove_center)
     height, width = _check_shapes(value, offset, mask, kernel_size, stride, padding, dilation, groups, points)
-    dtype = torch.float64 if torch.float64 in (value.dtype, offset.dtype, mask.dtype) else torch.float32
+    dtype = _arithmetic_dtype(value, offset, mask)
 
-    def axis_positions(axis: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the centres of the output pixels along an axis, and the kernel's points relative to a centre."""
+    def centres_along(axis: int, count: int) -> torch.Tensor:
+        """Return the centres of the output pixels along an axis."""
         middle = dilation[axis] * (kernel_size[axis] - 1) // 2
-        centres = torch.arange(count, dtype=dtype, device=value.device) * stride[axis] + (middle - padding[axis])
-        points = torch.arange(kernel_size[axis], dtype=dtype, device=value.device) * dilation[axis] - middle
-        return centres, points
+        return torch.arange(count, dtype=dtype, device=value.device) * stride[axis] + (middle - padding[axis])
 
-    centres_y, points_y = axis_positions(0, height)
-    centres_x, points_x = axis_positions(1, width)
-    kernel = torch.stack(torch.meshgrid(points_x, points_y, indexing="ij"), dim=-1).flatten(0, 1)  # (points, 2)
-    if remove_center:
-        kernel = torch.cat([kernel[: points // 2], kernel[points // 2 + 1 :]])
+    centres_y, centres_x = centres_along(0, height), centres_along(1, width)
+    kernel = kernel_points(kernel_size, dilation, remove_center, dtype, value.device)
     centres = torch.stack(torch.meshgrid(centres_x, centres_y, indexing="xy"), dim=-1)  # (h, w, 2)
     offset = offset.to(dtype).unflatten(3, (groups, points, 2))
     locations = centres[:, :, None, None] + (kernel + offset) * offset_scale
     return locations, offset, mask.to(dtype).unflatten(3, (groups, points))
+
+
+def kernel_points(
+    kernel_size: Sequence[int],
+    dilation: Sequence[int],
+    remove_center: bool,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> torch.Tensor:
+    """Return (x, y) of the kernel's points relative to its middle, `(points, 2)`, column by column."""
+    y, x = (
+        torch.arange(kernel_size[axis], dtype=dtype, device=device) * dilation[axis]
+        - dilation[axis] * (kernel_size[axis] - 1) // 2
+        for axis in (0, 1)
+    )
+    kernel = torch.stack(torch.meshgrid(x, y, indexing="ij"), dim=-1).flatten(0, 1)
+    middle = len(kernel) // 2
+    return torch.cat([kernel[:middle], kernel[middle + 1 :]]) if remove_center else kernel
+
+
+def _arithmetic_dtype(*tensors: torch.Tensor) -> torch.dtype:
+    return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
 
 
 def _check_kernel(kernel_size, stride, padding, dilation, groups, remove_center) -> int:
@@ -275,7 +378,9 @@ class DeformableConvolutionV3(nn.Module):
         remove_center: bool,
     ) -> torch.Tensor:
         """See [`dcnv3_reference`]."""
-        implementation = dispatcher.choose("dcnv3", value, fallback=dcnv3_fallback, reference=dcnv3_reference)
+        implementation = dispatcher.choose(
+            "dcnv3", value, fallback=dcnv3_fallback, reference=dcnv3_reference, gather=dcnv3_gather
+        )
         return implementation(
             value, offset, mask, kernel_size, stride, padding, dilation, groups, offset_scale, remove_center
         )
@@ -302,7 +407,9 @@ class DeformableConvolutionV4(nn.Module):
         remove_center: bool,
     ) -> torch.Tensor:
         """See [`dcnv4_reference`]."""
-        implementation = dispatcher.choose("dcnv4", value, fallback=dcnv4_fallback, reference=dcnv4_reference)
+        implementation = dispatcher.choose(
+            "dcnv4", value, fallback=dcnv4_fallback, reference=dcnv4_reference, gather=dcnv4_gather
+        )
         return implementation(
             value, offset_mask, kernel_size, stride, padding, dilation, groups, offset_scale, remove_center
         )

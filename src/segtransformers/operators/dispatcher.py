@@ -14,8 +14,9 @@ A build found by 3 or 4 is skipped if it was made from other sources than the in
 
 `SEGTRANSFORMERS_KERNELS` is `auto` (the default), `off`, or `force`, which makes a missing kernel an error;
 [`compiled_operators`] sets the same for a block of code. Programs from `torch.export` and ONNX contain the reference,
-so that they run anywhere, unless the mode is `force`. The `kernels` package can replace the layers' `forward` by this
-project's kernel or another one (`kernelize`, `use_kernels=True` of transformers).
+or gathers within [`gathers_in_exports`], so that they run anywhere, unless the mode is `force`. The `kernels` package
+can replace the layers' `forward` by this project's kernel or another one (`kernelize`, `use_kernels=True` of
+transformers).
 """
 
 import contextlib
@@ -60,7 +61,7 @@ class Kernel:
 
 _SEARCHING = threading.Lock()
 # a namespace, because torch.compile can read and guard plain attributes
-_state = SimpleNamespace(searched=False, kernel=None, problems=[], mode=None, warned_devices=set())
+_state = SimpleNamespace(searched=False, kernel=None, problems=[], mode=None, warned_devices=set(), gathers=False)
 
 
 @contextlib.contextmanager
@@ -118,23 +119,47 @@ def compiled(operator: str, value: torch.Tensor) -> Callable | None:
     return None
 
 
-def choose(operator: str, value: torch.Tensor, *, fallback: Callable, reference: Callable) -> Callable:
+def choose(
+    operator: str, value: torch.Tensor, *, fallback: Callable, reference: Callable, gather: Callable | None = None
+) -> Callable:
     """Return the implementation of an operator for `value`'s device and dtype.
 
     Args:
         operator: one of `OPERATORS`. [`compiled`] decides if its kernel is used.
         fallback: plain PyTorch for a CPU, in inference or under torch.compile.
         reference: plain PyTorch for eager training, other devices and export.
+        gather: plain PyTorch for export within [`gathers_in_exports`]; None takes `reference`.
 
     Raises:
         RuntimeError: if the mode is `force` and no kernel supports the device and dtype.
     """
+    if gather is not None and exports_gathers():
+        return gather
     implementation = compiled(operator, value)
     if implementation is not None:
         return implementation
     # measured: eager embedding_bag has a slower backward than grid_sample
     is_eager_training = torch.is_grad_enabled() and value.requires_grad and not torch.compiler.is_compiling()
     return reference if _is_exporting() or is_eager_training or value.device.type != "cpu" else fallback
+
+
+@contextlib.contextmanager
+def gathers_in_exports(enabled: bool = True) -> Iterator[None]:
+    """Let programs that are exported within the block sample by gathers and arithmetic instead of `grid_sample`.
+
+    This holds for all threads of the process.
+    """
+    before = _state.gathers
+    _state.gathers = enabled
+    try:
+        yield
+    finally:
+        _state.gathers = before
+
+
+def exports_gathers() -> bool:
+    """Return whether a program is being exported within [`gathers_in_exports`]."""
+    return _state.gathers and _is_exporting()
 
 
 def _is_exporting() -> bool:

@@ -105,10 +105,27 @@ def shifted_resize_matrix(size: int, new_size: int, like: torch.Tensor, align_co
     The columns belong to the three taps of a kernel's row or column, one after another; zeros are shifted in.
     """
     dtype = torch.promote_types(like.dtype, torch.float32)  # interpolate lacks half precision on some devices
-    unit = torch.eye(size, dtype=dtype, device=like.device)[None, :, :, None]
-    matrix = F.interpolate(unit, size=(new_size, 1), mode="bilinear", align_corners=align_corners)[0, :, :, 0].t()
+    if torch.compiler.is_exporting():
+        matrix = _resize_matrix(size, new_size, dtype, like.device, align_corners)
+    else:
+        unit = torch.eye(size, dtype=dtype, device=like.device)[None, :, :, None]
+        matrix = F.interpolate(unit, size=(new_size, 1), mode="bilinear", align_corners=align_corners)[0, :, :, 0].t()
     padded = F.pad(matrix, (0, 0, 1, 1)).to(like.dtype)
     return torch.cat([padded[:-2], padded[1:-1], padded[2:]], dim=1)
+
+
+def _resize_matrix(
+    size: int, new_size: int, dtype: torch.dtype, device: torch.device, align_corners: bool
+) -> torch.Tensor:
+    """Return the matrix `(new_size, size)` of a bilinear resize, by arithmetic that runtimes have for dynamic sizes."""
+    target = torch.arange(new_size, dtype=dtype, device=device)
+    if align_corners:
+        source = target * ((size - 1) / max(new_size - 1, 1))
+    else:
+        source = ((target + 0.5) * (size / new_size) - 0.5).clamp(min=0)
+    last = torch.full((), size - 1, dtype=dtype, device=device)
+    distance = torch.minimum(source, last)[:, None] - torch.arange(size, dtype=dtype, device=device)
+    return (1 - distance.abs()).clamp(min=0)
 
 
 __all__ = [
