@@ -166,7 +166,7 @@ def _fold_layer_scale(branch: Any) -> None:
 
 def _gathered(module: Any) -> nn.Module | None:
     if is_plain(module, DeformableAttention):
-        inner = (module.sampling_offsets, module.attention_weights)
+        inner: tuple[nn.Module, ...] = (module.sampling_offsets, module.attention_weights)
         is_own = is_plain(module.attn, FusedDeformableAttention) and is_plain(
             module.attn.attention, MultiScaleDeformableAttention
         )
