@@ -248,6 +248,9 @@ def test_gradients(loss):
         {"name": "dice", "per_image": True},
         {"name": "jaccard", "per_image": True},
         {"name": "lovasz", "per_image": True},
+        {"name": "dice", "definition": "mmseg"},
+        # the threshold alone decides which pixels are kept
+        {"name": "ohem_cross_entropy", "definition": "mmseg", "threshold": 0.1, "min_kept": 1},
     ],
     ids=str,
 )
@@ -260,6 +263,25 @@ def test_parts_of_a_batch_average_to_the_whole(loss):
     mean = torch.stack(counts).double().mean(0)
     parts = [total_loss(losses, x[None], y[None], 255, mean) for x, y in zip(logits, labels, strict=True)]
     torch.testing.assert_close(torch.stack(parts).mean(), total_loss(losses, logits, labels, 255))
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        {"name": "binary_cross_entropy", "positive_weights": WEIGHTS},
+        {"name": "focal", "class_weights": WEIGHTS},
+        {"name": "dice", "per_image": True},
+    ],
+    ids=str,
+)
+def test_parts_of_a_batch_of_masks_average_to_the_whole(loss):
+    logits, masks = torch.randn(4, 5, 16, 16).double(), torch.randint(2, (4, 5, 16, 16))
+    masks[0, :2, :12] = 255
+    masks[1:3, 4, :3] = 255
+    losses = build_losses([loss])
+    mean = (masks != 255).sum((2, 3)).double().mean(0)
+    parts = [total_loss(losses, x[None], y[None], 255, mean) for x, y in zip(logits, masks, strict=True)]
+    torch.testing.assert_close(torch.stack(parts).mean(), total_loss(losses, logits, masks, 255))
 
 
 def test_hard_pixels_are_kept():
