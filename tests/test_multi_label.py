@@ -413,6 +413,9 @@ def test_commands(trained, tmp_path):
     done = CliRunner().invoke(app, list(map(str, words)))
     assert done.exit_code == 0, done.output
     masks = segment_image(model, processor, image).numpy()
+    for index in range(3):
+        share = f"{100 * masks[index].mean():.1f} %  {NAMES[index]}"
+        assert (share in done.output) == bool(masks[index].any())
     bits = np.asarray(Image.open(tmp_path / "maps" / "0.png"))
     for index in range(3):
         assert (((bits >> index) & 1) != masks[index]).mean() < 1e-3  # the command optimizes the model

@@ -333,7 +333,7 @@ def _shares(labels: "np.ndarray", config: Any) -> list[str]:
     """Return lines with the share of each class, largest first."""
     from ..visualization import class_areas
 
-    return share_lines(class_areas(labels), config)
+    return share_lines(class_areas(labels), config, total=1)
 
 
 def _predict(

@@ -116,15 +116,16 @@ def segment_raster_file(
         typer.echo("\n".join([f"{printable(file, None)} -> {', '.join(written)}", *share_lines(counts, config)]))
 
 
-def share_lines(areas: Mapping[int, float], config: Any) -> list[str]:
+def share_lines(areas: Mapping[int, float], config: Any, total: float | None = None) -> list[str]:
     """Return lines with the share of each class, largest first.
 
     Args:
         areas: pixels, or the share of them, of each class.
+        total: all pixels, or 1. None takes the sum of the areas, where each pixel has one class.
     """
     from ..image_processing import label_map_classes
 
-    names, total = label_map_classes(config), max(sum(areas.values()), 1e-12)
+    names, total = label_map_classes(config), max(sum(areas.values()) if total is None else total, 1e-12)
     largest = sorted(areas, key=lambda index: -areas[index])
     lines = [
         f"  {100 * areas[index] / total:5.1f} %  {printable(names.get(index, index))}"

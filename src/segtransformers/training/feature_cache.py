@@ -77,7 +77,7 @@ class CachedFeaturesDataset(TrainingDataset):
         stored = version * len(self.data) + self._sample_of(index)
         labels = torch.from_numpy(self.labels[stored].astype(np.int64))
         return {
-            "pixel_values": torch.zeros(1).expand(self.channels, *labels.shape),
+            "pixel_values": torch.zeros(1).expand(self.channels, *labels.shape[-2:]),
             "labels": labels,
             FEATURES: torch.from_numpy(np.array(self.features[stored])),
         }
