@@ -1,13 +1,15 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """Images with any number of bands: the image processor, models from RGB weights, and inference."""
 
+import itertools
+
 import numpy as np
 import PIL.Image
 import pytest
 import torch
 from test_combinations import OURS, THEIRS, UPERNET
 from test_segmenter import small_segmenter
-from transformers import AutoModelForSemanticSegmentation, SegformerConfig, SegformerForSemanticSegmentation
+from transformers import AutoModelForSemanticSegmentation, SegformerConfig, SegformerForSemanticSegmentation, pipeline
 
 from segtransformers import (
     PlainViTBackbone,
@@ -17,7 +19,7 @@ from segtransformers import (
     SegUperNetForSemanticSegmentation,
 )
 from segtransformers.export.exporting import traced
-from segtransformers.inference import InferenceProtocol, segment_image
+from segtransformers.inference import InferenceProtocol, SegmentationPipeline, segment_image
 from segtransformers.models.input_channels import input_channels, with_input_channels
 from segtransformers.rasters import BandImage
 
@@ -176,6 +178,13 @@ def test_inference_takes_bands_from_files_and_arrays(tmp_path):
     expected = model(**processor(images=chosen, return_tensors="pt")).logits.argmax(1)[0]
     for image in (tmp_path / "scene.npy", str(tmp_path / "scene.npy"), chosen, BandImage(chosen)):
         assert torch.equal(segment_image(model, processor, image), expected)
+    stock = pipeline("image-segmentation", model=model, image_processor=processor)
+    for run, image in itertools.product(
+        (SegmentationPipeline(model, image_processor=processor), stock), (str(tmp_path / "scene.npy"), chosen)
+    ):
+        found = {part["label"]: np.asarray(part["mask"]) for part in run(image)}
+        names = [model.config.id2label[index] for index in expected.unique().tolist()]
+        assert list(found) == names and np.array_equal(found[names[0]] > 0, expected.numpy() == expected.min().item())
     protocol = InferenceProtocol(scales=(0.5, 1.0), flip=True)
     assert segment_image(model, processor, tmp_path / "scene.npy", protocol).shape == (32, 40)
     np.save(tmp_path / "few.npy", values[:2])

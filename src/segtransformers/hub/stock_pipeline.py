@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""transformers' pipeline "image-segmentation", for images of more than 8 bits and for multi-label models, too."""
+"""transformers' pipeline "image-segmentation", for images of 16 bits, images with bands, and multi-label models."""
 
 from typing import Any
 
@@ -19,7 +19,14 @@ class ImageSegmentationPipeline(pipelines.ImageSegmentationPipeline):
     def preprocess(self, image: Any, subtask: str | None = None, timeout: float | None = None) -> Any:  # type: ignore[override]
         # transformers imports this module in the middle of its own
         from ..image_processing import load_image
+        from ..inference.views import loaded
 
+        if getattr(self.image_processor, "bands", None) is not None and self._has_our_processor():
+            raster: Any = loaded(image, self.image_processor)
+            processor: Any = self.image_processor
+            inputs = processor(images=raster, return_tensors="pt").to(self.dtype)
+            inputs["target_size"] = [(raster.height, raster.width)]
+            return inputs
         if self._has_our_processor():
             image = load_image(image, timeout=timeout)
         return super().preprocess(image, subtask=subtask, timeout=timeout)

@@ -30,7 +30,7 @@ from ..model_names import model_folder
 from ..models.optimize import optimize_for_inference, optimize_if_ours
 from .confidence import segment_views_with_confidence
 from .protocol import InferenceProtocol
-from .views import image_size, image_views
+from .views import image_size, image_views, loaded
 
 PROTOCOL_FIELDS = tuple(field.name for field in dataclasses.fields(InferenceProtocol))
 
@@ -123,7 +123,10 @@ class SegmentationPipeline(ImageSegmentationPipeline):
     def preprocess(self, image, multi_scale=False, timeout=None, **options):  # type: ignore[override]
         protocol = InferenceProtocol.multi_scale(self.image_processor) if multi_scale else InferenceProtocol()
         protocol = dataclasses.replace(protocol, **{key: value for key, value in options.items() if value is not None})
-        image = load_image(image, timeout=timeout)
+        if getattr(self.image_processor, "bands", None) is None:
+            image = load_image(image, timeout=timeout)
+        else:
+            image = loaded(image, self.image_processor)
         views = image_views(self.image_processor, image, protocol)
         return {"views": [views], "sizes": [image_size(image)], "protocols": [protocol]}
 
