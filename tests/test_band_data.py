@@ -421,3 +421,29 @@ def test_a_class_that_differs_in_band_4_is_learned_with_four_bands_only(tmp_path
     four = learned(folder, [1, 2, 3, 4], tmp_path / "four")
     print(f"RGB {rgb:.3f}, four bands {four:.3f}")
     assert rgb < 0.6 and four > 0.85
+
+
+def test_autolabel_and_one_band(tmp_path):
+    """Grey images as one band, and labels by a model with bands: pixels without data get none."""
+    for index in range(2):
+        values, labels = draw_bands(index)
+        for kind, content in (("images", values[3] // 256), ("masks", labels)):
+            (tmp_path / "data" / kind).mkdir(parents=True, exist_ok=True)
+            PIL.Image.fromarray(content.astype(np.uint8)).save(tmp_path / "data" / kind / f"{index}.png")
+    data = load_segmentation_dataset(tmp_path / "data", bands="all", classes=CLASSES)
+    assert data.bands == [1] and data.band_dtype == "uint8"
+    model = AutoModelForSemanticSegmentation.from_pretrained(packaged_model_path())
+    processor = AutoImageProcessor.from_pretrained(packaged_model_path())
+    model, processor = with_bands(model, processor, band_statistics(data))
+    assert input_channels(model.config) == 1 and model.config.input_inflation == {"rule": "repeat"}
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "model")
+    values = draw_bands(3)[0][3:] // 256
+    values[:, :10] = 0
+    (tmp_path / "more").mkdir()
+    write_raster(tmp_path / "more/a.tif", values.astype(np.uint8), nodata=0)
+    words = ["--images", tmp_path / "more", "--output", tmp_path / "out", "--min-confidence", 0]
+    done = command("autolabel", "--model", tmp_path / "model", *words)
+    assert done.exit_code == 0, done.output
+    mask = np.asarray(PIL.Image.open(tmp_path / "out/masks/a.png"))
+    assert (mask[:10] == 255).all() and (mask[10:] != 255).all()

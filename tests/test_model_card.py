@@ -5,14 +5,21 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from huggingface_hub import EvalResult, ModelCard
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoImageProcessor
 
-from segtransformers import InternImageBackbone, InternImageConfig, packaged_model_path
+from segtransformers import (
+    InternImageBackbone,
+    InternImageConfig,
+    SegUperNetForSemanticSegmentation,
+    packaged_model_path,
+)
 from segtransformers.conversion.report import ConversionReport
 from segtransformers.hub.model_card import TEMPLATE, has_generated_card, model_card, write_model_card
+from segtransformers.models.input_channels import with_input_channels
 from segtransformers.published import published_row, published_rows
 from segtransformers.published.originals import ORIGINALS
 
@@ -152,6 +159,23 @@ def test_the_snippet_of_a_backbones_card_runs(tmp_path):
     exec(snippet, names)
     assert names["model"].config.num_labels == 7
     assert card.data.pipeline_tag is None and "Figures" not in card.text
+
+
+def test_the_snippet_of_a_model_with_bands_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = SegUperNetForSemanticSegmentation.from_pretrained(packaged_model_path())
+    with_input_channels(model, 4).save_pretrained("model")
+    processor = AutoImageProcessor.from_pretrained(packaged_model_path())
+    fields = {"bands": [4, 3, 2, 1], "band_dtype": "uint16", "do_convert_rgb": False, "rescale_factor": 1 / 65535}
+    fields |= {"image_mean": [0.1] * 4, "image_std": [0.2] * 4}
+    type(processor).from_dict({**processor.to_dict(), **fields}).save_pretrained("model")
+    np.save("scene.npy", np.random.default_rng(0).integers(0, 9000, (5, 64, 96), dtype=np.uint16))
+    card = str(model_card(Path("model"), "model"))
+    assert "the bands [4, 3, 2, 1] of a file (uint16)" in card and "red, green and blue" not in card
+    for code in re.findall(r"```python\n(.*?)```", card, re.DOTALL):
+        names: dict = {}
+        exec(code.replace("scene.tif", "scene.npy"), names)
+    assert names["labels"].shape == (64, 96)
 
 
 def test_folders_without_a_model_of_ours_are_refused(tmp_path):

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -142,13 +142,18 @@ def _begin(output: Path, model: str, network: "PreTrainedModel", min_confidence:
 def _label(network, processor, path: Path, name: Path, output: Path, min_confidence: float, protocol) -> float:
     """Write image and mask of one sample, and return the share of labelled pixels."""
     import numpy as np
+    import torch
     from PIL import Image
 
     from ..inference import segment_with_confidence
+    from ..rasters import read_band_image
 
-    image = read_image_file(path)
+    bands = getattr(processor, "bands", None)
+    image: Any = read_image_file(path) if bands is None else read_band_image(path, bands)
     labels, confidence = segment_with_confidence(network, processor, image, protocol)
     known = confidence >= min_confidence
+    if bands is not None and image.valid is not None:
+        known &= torch.from_numpy(image.valid).to(known.device)
     mask = labels.masked_fill(~known, NO_CLASS).cpu().numpy().astype(np.uint8)
     with complete_file(output / "masks" / name) as file:
         Image.fromarray(mask).save(file)

@@ -19,6 +19,7 @@ from .reading import DataError
 
 STATISTICS_FILE = "band_statistics.json"
 MOST_SAMPLES = 1000  # read where no file has the statistics
+PIXELS_AT_ONCE = 1 << 20  # computed in double precision
 LONGEST_FILE = 1 << 20  # bytes
 
 
@@ -82,11 +83,17 @@ def band_statistics(
     mean, squares = np.zeros(number), np.zeros(number)
     for index in range(0, len(data), step):
         image = as_band_image(data[index].image, number)
-        valid = slice(None) if image.valid is None else image.valid.ravel()
-        values = image.values.reshape(number, -1)[:, valid].astype(np.float64)
-        if values.shape[1]:
+        for first in range(0, image.height, max(PIXELS_AT_ONCE // image.width, 1)):
+            rows = slice(first, first + max(PIXELS_AT_ONCE // image.width, 1))
+            values = image.values[:, rows].reshape(number, -1)
+            if image.valid is not None:
+                values = values[:, image.valid[rows].ravel()]
+            size = values.shape[1]
+            if not size:
+                continue
+            values = values.astype(np.float64)
             # merged with those before, because sums of squares of large values would lose digits
-            own, size = values.mean(1), values.shape[1]
+            own = values.mean(1)
             squares += ((values - own[:, None]) ** 2).sum(1) + (own - mean) ** 2 * count * size / (count + size)
             mean += (own - mean) * size / (count + size)
             count += size

@@ -229,7 +229,7 @@ def _add_general_notes(report: DataReport, data: SegmentationDataset, large: int
     if large:
         notes.append(
             f"{large} images have more than {LARGE_IMAGE // 1_000_000} million pixels: training reads the whole image "
-            "for every crop, so cut them into tiles"
+            "for every crop, so pass the side of tiles that it reads instead (--tile)"
         )
     if data.ignored_files:
         listed = ", ".join(str(path) for path in data.ignored_files[:5])

@@ -195,7 +195,7 @@ def check_bytes(name: str, shape: Sequence[int], dtype: np.dtype, part: str = "t
         sides = " x ".join(str(side) for side in shape)
         raise RasterError(
             f"{name}: {part} of {sides} values ({dtype}) needs {needed / (1 << 30):.1f} GiB, and at most "
-            f"{MOST_BYTES >> 30} GiB are read at once: read smaller windows, or cut the file into tiles"
+            f"{MOST_BYTES >> 30} GiB are read at once: read smaller windows (--tile), or cut the file into tiles"
         )
 
 
