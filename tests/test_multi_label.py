@@ -40,6 +40,7 @@ from segtransformers.metrics import MultiLabelIoU
 from segtransformers.models.losses import build_losses, total_loss
 from segtransformers.training import TrainingAugmentation, get_recipe
 from segtransformers.training.loss_settings import apply_losses
+from segtransformers.visualization import bit_plane_image, distinct_colours, draw_segmentation
 
 MULTI_LABEL = "multi_label_classification"
 NAMES = ["made", "moving", "red"]  # "moving" is always "made", too
@@ -422,7 +423,11 @@ def test_commands(trained, tmp_path):
     assert np.array_equal(np.asarray(Image.open(saved / "0.png")), bits)
     words = ["segment", image, "--model", folder, "--colour-maps", tmp_path / "colours"]
     done = CliRunner().invoke(app, list(map(str, words)))
-    assert done.exit_code == 1 and "may have several classes; use --label-maps" in done.output
+    assert done.exit_code == 0, done.output
+    colours = np.asarray(Image.open(tmp_path / "colours" / "0.png").convert("RGB")).astype(int)
+    palette, present = np.array(distinct_colours(3)), (bits[..., None] >> np.arange(3)) & 1
+    mean = present @ palette / np.maximum(present.sum(-1, keepdims=True), 1)
+    assert np.abs(colours - mean).max() <= 1
     words = ["autolabel", "--model", folder, "--images", data / "images", "--output", tmp_path / "labelled"]
     done = CliRunner().invoke(app, list(map(str, words)))
     assert done.exit_code == 1 and "autolabel needs a model with one class for each pixel" in done.output
@@ -431,6 +436,20 @@ def test_commands(trained, tmp_path):
     assert done.exit_code == 0 and "moving" in done.output and "never" not in done.output, done.output
     pixels = np.mean([sample.labels[0] == 1 for sample in samples])
     assert f"{100 * pixels:.2f} %" in done.output
+
+
+def test_drawings_of_masks(image):
+    masks = np.zeros((3, 80, 100), bool)
+    masks[0, :40], masks[1, 20:60] = True, True
+    drawn = np.asarray(draw_segmentation(image, masks, dict(enumerate(NAMES)), PALETTE))[:, :100].astype(float)
+    own = np.asarray(image).astype(float)
+    for rows, colour in ((slice(0, 20), [250, 0, 0]), (slice(20, 40), [125, 125, 0]), (slice(40, 60), [0, 250, 0])):
+        np.testing.assert_allclose(drawn[rows], 0.45 * own[rows] + 0.55 * np.array(colour), atol=1)
+    assert np.array_equal(drawn[60:], own[60:])  # no class
+    assert np.array_equal(np.unique(np.asarray(bit_plane_image(masks))), [0, 1, 2, 3])
+    assert np.asarray(bit_plane_image(np.ones((16, 2, 2), bool))).max() == 65535
+    with pytest.raises(ValueError, match="at most 16 classes as bits, but the model has 17"):
+        bit_plane_image(np.ones((17, 2, 2), bool))
 
 
 def test_models_and_data_of_different_kinds_are_named(model, tmp_path):

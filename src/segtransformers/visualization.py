@@ -32,8 +32,10 @@ def label_image(labels: np.ndarray, num_labels: int) -> Image.Image:
     """Return a label map as a grey image of class indices: 8 bits, or 16 bits for more than 256 classes.
 
     Args:
-        labels: class indices `(height, width)`.
+        labels: class indices `(height, width)`. Masks `(num_labels, height, width)` become a [`bit_plane_image`].
     """
+    if labels.ndim == 3:
+        return bit_plane_image(labels)
     return Image.fromarray(labels.astype(np.uint8 if num_labels <= 256 else np.uint16))
 
 
@@ -41,9 +43,12 @@ def palette_image(labels: np.ndarray, palette: Palette) -> Image.Image:
     """Return a label map in its colours: an image with a palette, or RGB for more than 256 classes.
 
     Args:
-        labels: class indices `(height, width)`.
+        labels: class indices `(height, width)`; or masks `(num_labels, height, width)` bool, whose image is RGB: the
+            mean colour of the classes of a pixel, and black where there are none.
         palette: `[red, green, blue]` of each class, 0 to 255.
     """
+    if labels.ndim == 3:
+        return draw_overlay(Image.new("RGB", labels.shape[:0:-1]), labels, palette, opacity=1)
     colours = np.asarray(palette, dtype=np.uint8)
     if len(colours) > 256:
         return Image.fromarray(colours[labels])

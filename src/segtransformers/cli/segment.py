@@ -186,14 +186,10 @@ def segment(
 
 
 def _check_kinds_of_results(config: Any, folders: Collection[str]) -> None:
-    """Raise an error for results that a multi-label model does not have."""
+    """Raise an error for label maps that cannot hold the classes of a multi-label model."""
     from ..visualization import check_bit_planes
 
-    if not getattr(config, "is_multi_label", False):
-        return
-    if "--colour-maps" in folders:
-        raise UserError("--colour-maps: a pixel of a multi-label model may have several classes; use --label-maps")
-    if "--label-maps" in folders:
+    if getattr(config, "is_multi_label", False) and "--label-maps" in folders:
         check_bit_planes(config.num_labels)
 
 
@@ -319,11 +315,11 @@ def result_names(paths: Sequence[Path], present: Collection[str] = ()) -> list[P
 def _drawn(kind: str, image: "Image.Image", labels: "np.ndarray", config: Any) -> "Image.Image":
     """Return the image to save for an option."""
     from ..image_processing import label_map_classes
-    from ..visualization import bit_plane_image, distinct_colours, draw_segmentation, label_image, palette_image
+    from ..visualization import distinct_colours, draw_segmentation, label_image, palette_image
 
     names, palette = label_map_classes(config), getattr(config, "palette", None)
     if kind == "--label-maps":
-        return bit_plane_image(labels) if labels.ndim == 3 else label_image(labels, len(names))
+        return label_image(labels, len(names))
     if kind == "--colour-maps":
         return palette_image(labels, palette or distinct_colours(len(names)))
     return draw_segmentation(image, labels, names, palette)
