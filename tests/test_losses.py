@@ -349,3 +349,42 @@ def test_weights_of_another_length_are_named():
         check_losses(losses, 3)
     with pytest.raises(ValueError, match="not all below the 3 of the model"):
         check_losses(build_losses([{"name": "lovasz", "classes": [1, 3]}]), 3)
+
+
+SIZES = [((4, 4), (16, 16)), ((3, 5), (11, 18)), ((9, 6), (4, 6)), ((1, 1), (2, 3))]
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "cross_entropy",
+        {"name": "cross_entropy", "class_weights": WEIGHTS},
+        {"name": "cross_entropy", "class_weights": WEIGHTS, "label_smoothing": 0.1, "average_over": "valid_pixels"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    "size, label_size", [((4, 4), (16, 16)), ((3, 5), (11, 18)), ((9, 6), (4, 6)), ((1, 1), (2, 3))]
+)
+def test_loss_of_small_logits_is_that_of_resized_ones(monkeypatch, loss, size, label_size):
+    monkeypatch.setattr("segtransformers.models.losses.resized_cross_entropy.BAND_BYTES", 2 * 18 * 5 * 8)
+    logits, labels = torch.randn(2, 5, *size).double().requires_grad_(), torch.randint(5, (2, *label_size))
+    labels[0, 0] = 255
+    losses = build_losses([loss])
+    value = total_loss(losses, logits, labels, 255)
+    resized = F.interpolate(logits, size=label_size, mode="bilinear")
+    expected = total_loss(losses, resized, labels, 255)
+    torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
+    (gradient,) = torch.autograd.grad(value, logits, 3 * torch.ones_like(value))
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, logits)[0] * 3, rtol=1e-12, atol=1e-12)
+
+
+def test_loss_of_small_logits_has_second_derivatives_and_transforms():
+    losses, labels = build_losses(["cross_entropy"]), torch.randint(3, (2, 4, 6))
+    labels[0, 0] = 255
+    logits = torch.randn(2, 3, 2, 3).double().requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda x: total_loss(losses, x, labels, 255), logits)
+    of_one = torch.func.grad(lambda x, y: total_loss(losses, x[None], y[None], 255))
+    expected = [of_one(x.detach(), y) for x, y in zip(logits, labels, strict=True)]
+    torch.testing.assert_close(torch.func.vmap(of_one)(logits.detach(), labels), torch.stack(expected))
+    assert expected[0].abs().max() > 0

@@ -28,6 +28,7 @@ class PixelLoss:
     """
 
     name: ClassVar[str]
+    resizes_logits: ClassVar[bool] = False  # takes logits smaller than the labels, too
 
     weight: float = 1.0
 

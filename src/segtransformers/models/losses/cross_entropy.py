@@ -17,6 +17,7 @@ from .base import (
     valid_indices,
     vector,
 )
+from .resized_cross_entropy import cross_entropy_sum
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,7 @@ class CrossEntropy(PixelLoss):
     """
 
     name: ClassVar[str] = "cross_entropy"
+    resizes_logits: ClassVar[bool] = True
 
     class_weights: tuple[float, ...] | None = None
     label_smoothing: float = 0.0
@@ -58,14 +60,7 @@ class CrossEntropy(PixelLoss):
 
     def __call__(self, logits, labels, ignore_index, class_counts=None):
         weights = vector(self.class_weights, logits)
-        total = F.cross_entropy(
-            logits,
-            labels.long(),
-            weight=weights,
-            ignore_index=ignore_index,
-            reduction="sum",
-            label_smoothing=self.label_smoothing,
-        )
+        total = cross_entropy_sum(logits, labels, ignore_index, weights, self.label_smoothing)
         if self.average_over == "all_pixels":
             return total / labels.numel()
         is_weighted = self.average_over == "class_weights" and weights is not None

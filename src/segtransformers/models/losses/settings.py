@@ -6,9 +6,9 @@ from dataclasses import fields
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 
 from ...escaping import short_repr
+from ..layers.resize import resize
 from .base import PixelLoss
 from .cross_entropy import BinaryCrossEntropy, CrossEntropy, FocalLoss
 from .hard_pixels import HardPixelCrossEntropy
@@ -93,9 +93,8 @@ def total_loss(
     Returns:
         a scalar.
     """
-    size = labels.shape[-2:]
-    if logits.shape[2:] != size:
-        logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+    if not all(loss.resizes_logits for loss in losses):
+        logits = resize(logits, labels.shape[-2:])
     with torch.autocast(logits.device.type, enabled=False):
         logits = logits if logits.dtype == torch.float64 else logits.float()
         terms = [loss.weight * loss(logits, labels, ignore_index, class_counts) for loss in losses]

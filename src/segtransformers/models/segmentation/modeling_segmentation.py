@@ -193,24 +193,32 @@ class BackboneForSemanticSegmentation(SegmentationPreTrainedModel):
         if labels is not None:
             check = check_masks if config.is_multi_label else check_labels
             check(labels, pixel_values, len(config.id2label), config.semantic_loss_ignore_index)
+        size = pixel_values.shape[2:]
         window = self.chosen_window(sliding_window)
-        if window is not None and self._needs_windows(pixel_values.shape[2:], window):
-            logits = self._slide(pixel_values, window)
+        if window is not None and self._needs_windows(size, window):
+            logits = head_logits = self._slide(pixel_values, window)
             outputs = BackboneOutput()
         else:
-            logits, outputs = self._segment(
+            outputs = self.run_backbone(
                 pixel_values,
                 output_hidden_states=config.output_hidden_states
                 if output_hidden_states is None
                 else output_hidden_states,
                 output_attentions=config.output_attentions if output_attentions is None else output_attentions,
             )
+            head_logits = self.decode_head(outputs.feature_maps)
+            logits = self._enlarge(head_logits, size)
         loss = None
         if labels is not None:
             ignored = config.semantic_loss_ignore_index
-            loss = total_loss(self.pixel_losses, logits, labels, ignored, mean_class_counts)
+            # a loss that resizes logits itself needs less memory
+            loss_resizes = self._is_enlarged_by_resize(size)
+            loss_logits = head_logits if loss_resizes else logits
+            loss = total_loss(self.pixel_losses, loss_logits, labels, ignored, mean_class_counts)
             if self.auxiliary_head is not None and window is None:
-                auxiliary_logits = self._enlarge(self.auxiliary_head(outputs.feature_maps), pixel_values.shape[2:])
+                auxiliary_logits = self.auxiliary_head(outputs.feature_maps)
+                if not loss_resizes:
+                    auxiliary_logits = self._enlarge(auxiliary_logits, size)
                 auxiliary = total_loss(
                     self.auxiliary_pixel_losses, auxiliary_logits, labels, ignored, mean_class_counts
                 )
@@ -219,15 +227,17 @@ class BackboneForSemanticSegmentation(SegmentationPreTrainedModel):
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
 
-    def _segment(self, pixel_values: torch.Tensor, **kwargs) -> tuple[torch.Tensor, BackboneOutput]:
-        """Return logits at the size of `pixel_values`, and the backbone's output."""
-        outputs = self.run_backbone(pixel_values, **kwargs)
-        logits = self.decode_head(outputs.feature_maps)
-        return self._enlarge(logits, pixel_values.shape[2:]), outputs
+    def _segment(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Return logits at the size of `pixel_values`."""
+        return self._enlarge(self.decode_head(self.run_backbone(pixel_values).feature_maps), pixel_values.shape[2:])
 
     def _enlarge(self, logits: torch.Tensor, size: torch.Size) -> torch.Tensor:
         """Resize the head's logits to the size of the image."""
         return resize(logits, size)
+
+    def _is_enlarged_by_resize(self, size: torch.Size) -> bool:
+        """Return whether `_enlarge` to this (height, width) is the bilinear resize of `total_loss`."""
+        return True
 
     def _needs_windows(self, size: torch.Size, window: SlidingWindow) -> bool:
         """Return whether an image of (height, width) `size` is run in windows."""
@@ -235,7 +245,7 @@ class BackboneForSemanticSegmentation(SegmentationPreTrainedModel):
 
     def _slide(self, pixel_values: torch.Tensor, window: SlidingWindow) -> torch.Tensor:
         """Merge the logits of windows, at the size of `pixel_values`."""
-        return slide(lambda part: self._segment(part)[0], pixel_values, window)
+        return slide(self._segment, pixel_values, window)
 
 
 __all__ = ["BackboneForSemanticSegmentation", "SegmentationPreTrainedModel"]

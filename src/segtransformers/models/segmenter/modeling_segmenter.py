@@ -142,6 +142,10 @@ class SegmenterForSemanticSegmentation(BackboneForSemanticSegmentation):
         padded = torch.Size((side + divisor - 1) // divisor * divisor for side in size)
         return super()._enlarge(logits, padded)[:, :, : size[0], : size[1]]
 
+    def _is_enlarged_by_resize(self, size: torch.Size) -> bool:
+        divisor = self.config.padding_divisor
+        return divisor is None or all(side % divisor == 0 for side in size)
+
     def _needs_windows(self, size: torch.Size, window: SlidingWindow) -> bool:
         return super()._needs_windows(size, window) or self._is_enlarged(size, window)
 

@@ -105,5 +105,8 @@ class SegUperNetForSemanticSegmentation(BackboneForSemanticSegmentation):
     def _enlarge(self, logits: torch.Tensor, size: torch.Size) -> torch.Tensor:
         return resize(logits, size, self.config.align_corners)
 
+    def _is_enlarged_by_resize(self, size: torch.Size) -> bool:
+        return not self.config.align_corners
+
 
 __all__ = ["SegUperNetForSemanticSegmentation"]
