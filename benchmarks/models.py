@@ -18,6 +18,7 @@ A training step is forward with labels and backward, without an optimizer.
 """
 
 import argparse
+import copy
 import gc
 import json
 import platform
@@ -32,7 +33,7 @@ from pathlib import Path
 import torch
 import transformers
 from torch import nn
-from twins import Ours, Runner, eomt, smp_upernet, twin_of
+from twins import Ours, OursChannelsLast, Runner, eomt, smp_upernet, twin_of
 
 from segtransformers.conversion.convert import empty_model
 from segtransformers.models.optimize import OPTIMIZATIONS, optimize_for_inference
@@ -121,6 +122,8 @@ def implementations(name: str, options: argparse.Namespace, only: str | None = N
         return ours[0]
 
     makers["plain"] = lambda: Ours(model())
+    if options.training and options.device == "cpu":  # what SegmentationTrainer does
+        makers["channels last"] = lambda: OursChannelsLast(copy.deepcopy(model()).to(memory_format=torch.channels_last))
     if not options.training:
         makers["optimized"] = lambda: Ours(optimize_for_inference(model()))
     if options.ablate:

@@ -77,6 +77,11 @@ class Ours(Runner):
         return outputs.logits if labels is None else outputs.loss
 
 
+class OursChannelsLast(Ours):
+    def forward(self, pixel_values, labels=None):
+        return super().forward(pixel_values.contiguous(memory_format=torch.channels_last), labels)
+
+
 class TwinUperNet(Runner):
     """transformers' UperNet around the same backbone."""
 

@@ -69,9 +69,5 @@ class SegLinearForSemanticSegmentation(BackboneForSemanticSegmentation):
     def build_decode_head(self, in_channels: list[int]) -> nn.Module:
         return SegLinearDecodeHead(self.config, in_channels)
 
-    def _enlarge(self, logits: torch.Tensor, size: torch.Size) -> torch.Tensor:
-        # tokens lie channels last, which is slow to resize and stays so in the result
-        return super()._enlarge(logits.contiguous(), size)
-
 
 __all__ = ["SegLinearForSemanticSegmentation"]

@@ -233,7 +233,7 @@ class BackboneForSemanticSegmentation(SegmentationPreTrainedModel):
 
     def _enlarge(self, logits: torch.Tensor, size: torch.Size) -> torch.Tensor:
         """Resize the head's logits to the size of the image."""
-        return resize(logits, size)
+        return resize(logits.contiguous(), size)  # many channels are slow to resize where they come last in memory
 
     def _is_enlarged_by_resize(self, size: torch.Size) -> bool:
         """Return whether `_enlarge` to this (height, width) is the bilinear resize of `total_loss`."""

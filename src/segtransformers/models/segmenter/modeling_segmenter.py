@@ -134,7 +134,6 @@ class SegmenterForSemanticSegmentation(BackboneForSemanticSegmentation):
             init.trunc_normal_(module.class_embeddings, std=self.config.initializer_range)
 
     def _enlarge(self, logits: torch.Tensor, size: torch.Size) -> torch.Tensor:
-        logits = logits.contiguous()  # tokens lie channels last, which is slow to resize and stays so in the result
         divisor = self.config.padding_divisor
         if divisor is None:
             return super()._enlarge(logits, size)

@@ -103,7 +103,7 @@ class SegUperNetForSemanticSegmentation(BackboneForSemanticSegmentation):
         return SegUperNetAuxiliaryHead(self.config, in_channels) if self.config.use_auxiliary_head else None
 
     def _enlarge(self, logits: torch.Tensor, size: torch.Size) -> torch.Tensor:
-        return resize(logits, size, self.config.align_corners)
+        return resize(logits.contiguous(), size, self.config.align_corners)
 
     def _is_enlarged_by_resize(self, size: torch.Size) -> bool:
         return not self.config.align_corners

@@ -87,16 +87,39 @@ def upsampled_convolution(
     size = finest.shape[2:]
     first, *rest = weight.split([feature_map.shape[1] for feature_map in feature_maps], dim=1)
     output = F.conv2d(finest, first, bias, padding=1)
+    is_channels_last = finest.is_contiguous(memory_format=torch.channels_last) and not finest.is_contiguous()
+    resized_taps = _resized_taps_channels_last if is_channels_last else _resized_taps
     for feature_map, part in zip(coarser, rest, strict=True):
         rows, columns = (
             shifted_resize_matrix(feature_map.shape[axis], size[axis - 2], feature_map, align_corners)
             for axis in (2, 3)
         )
-        taps = F.conv2d(feature_map, part.permute(0, 2, 3, 1).flatten(0, 2)[:, :, None, None])
-        taps = taps.unflatten(1, (-1, 3, 3)).transpose(3, 4)  # (B, channels, 3, h, 3, w)
-        taps = F.linear(taps.flatten(4, 5).flatten(2, 3), columns)  # (B, channels, 3 * h, W)
-        output = output + rows @ taps
+        output = output + resized_taps(feature_map, part, rows, columns)
     return output
+
+
+def _resized_taps(
+    feature_map: torch.Tensor, weight: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor
+) -> torch.Tensor:
+    """Multiply a feature map `(B, C_i, h, w)` with the nine taps, and resize and sum the products."""
+    taps = F.conv2d(feature_map, weight.permute(0, 2, 3, 1).flatten(0, 2)[:, :, None, None])
+    taps = taps.unflatten(1, (-1, 3, 3)).transpose(3, 4)  # (B, channels, 3, h, 3, w)
+    taps = F.linear(taps.flatten(4, 5).flatten(2, 3), columns)  # (B, channels, 3 * h, W)
+    return rows @ taps
+
+
+def _resized_taps_channels_last(
+    feature_map: torch.Tensor, weight: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor
+) -> torch.Tensor:
+    """Compute [`_resized_taps`] without changing the order of the memory."""
+    batch, _, height, _ = feature_map.shape
+    taps = F.linear(feature_map.permute(0, 2, 3, 1), weight.permute(2, 3, 0, 1).flatten(0, 2))
+    taps = taps.unflatten(3, (3, 3, -1)).permute(0, 3, 1, 4, 2, 5)  # (B, 3, h, 3, w, channels)
+    taps = taps.flatten(3, 4).flatten(0, 2)
+    lines = torch.bmm(columns.expand(len(taps), -1, -1), taps)  # (B * 3 * h, W, channels)
+    lines = lines.view(batch, 3 * height, -1)
+    resized = torch.bmm(rows.expand(batch, -1, -1), lines)
+    return resized.unflatten(2, (len(columns), -1)).permute(0, 3, 1, 2)
 
 
 def shifted_resize_matrix(size: int, new_size: int, like: torch.Tensor, align_corners: bool = False) -> torch.Tensor:
