@@ -149,7 +149,7 @@ def trainer(model: PreTrainedModel, folder: Any, **changes: Any) -> Segmentation
     """Return a trainer on eight scenes. `changes` are arguments of the trainer or of [`TrainingArguments`]."""
     own = {
         name: changes.pop(name)
-        for name in ("train_dataset", "eval_dataset", "recipe", "pictures", "callbacks", "optimizers")
+        for name in ("train_dataset", "eval_dataset", "recipe", "callbacks", "optimizers", "distillation")
         if name in changes
     }
     settings = {

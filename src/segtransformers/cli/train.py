@@ -100,6 +100,19 @@ def train(
         float,
         typer.Option(min=0.0, max=1000.0, help="How often each of these is drawn, for one draw of a labelled image."),
     ] = 1.0,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR_OR_ID",
+            help="A trained model with the same classes, whose predictions are learned besides the labels.",
+        ),
+    ] = None,
+    teacher_weight: Annotated[
+        float, typer.Option(min=0.001, max=1000.0, help="Factor of the loss of the teacher's predictions.")
+    ] = 1.0,
+    teacher_temperature: Annotated[
+        float, typer.Option(min=0.1, max=100.0, help="Divisor of the logits in this loss.")
+    ] = 1.0,
     binary: Annotated[
         bool, typer.Option("--binary", help="One class against the background, for data of two classes.")
     ] = False,

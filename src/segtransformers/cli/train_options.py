@@ -38,6 +38,9 @@ class TrainOptions:
     limit: int | None
     pseudo_labels: Path | None
     pseudo_weight: float
+    teacher: str | None
+    teacher_weight: float
+    teacher_temperature: float
     binary: bool
     multi_label: bool
     losses: str | None

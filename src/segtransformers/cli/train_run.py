@@ -12,7 +12,7 @@ import typer
 from ..escaping import one_line
 from ..files import scratch_folder, write_failure
 from .checkpoints import has_checkpoints, last_checkpoint, remove_incomplete, save_model
-from .common import why_not_loaded
+from .common import load_model, why_not_loaded
 from .errors import UserError, note
 from .evaluate import write_results
 from .train_options import TrainOptions
@@ -266,10 +266,25 @@ class TrainingRun:
                 eval_dataset=training.EvaluationDataset(self.parts[1], processor) if len(self.parts) > 1 else None,
                 processing_class=processor,
                 prediction_images=self.options.prediction_images,
+                distillation=self._distillation(network, processor),
                 callbacks=self._callbacks(),
             )
         except RuntimeError as error:  # a tracker of --report_to is not installed
             raise UserError(last_line(error)) from None
+
+    def _distillation(self, network: Any, processor: Any) -> Any:
+        """Load the model of `--teacher`, if there is one."""
+        from ..training.distillation import Distillation
+
+        options, device = self.options, self.arguments.device
+        if options.teacher is None:
+            return None
+        teacher, teacher_processor = load_model(options.teacher, str(device), optimize=device.type == "cpu")
+        weight, temperature = options.teacher_weight, options.teacher_temperature
+        try:
+            return Distillation(teacher, network, teacher_processor, processor, weight, temperature)
+        except ValueError as error:
+            raise UserError(f"--teacher {options.teacher}: {error}") from None
 
     def _callbacks(self) -> list[Any]:
         from transformers import EarlyStoppingCallback

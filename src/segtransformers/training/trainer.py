@@ -21,7 +21,9 @@ from ..image_processing import decision_of, label_map_classes, resized_labels
 from ..metrics import MeanIoU, MultiLabelIoU
 from .arguments import build_optimizer, build_scheduler
 from .callbacks import EpochCallback, InterruptCallback, PredictionImageCallback
+from .distillation import Distillation
 from .feature_cache import FEATURES
+from .memory_format import channels_last_convolutions
 from .parameter_efficient import unsaved_statistics
 from .progress import LossWatch, Pace
 from .samples import SAMPLE_INDEX, EvaluationDataset, IndexedDataset, TrainingDataset, collate
@@ -81,6 +83,7 @@ class SegmentationTrainer(Trainer):
         prediction_images: number of images per evaluation to draw beside their label maps and predictions. They go to
             the folder `predictions` of the output folder and to TensorBoard, trackio or Weights & Biases, if the run
             reports to these.
+        distillation: a trained model whose predictions the model learns besides the labels.
         kwargs: other arguments of `Trainer`.
     """
 
@@ -91,6 +94,7 @@ class SegmentationTrainer(Trainer):
         *,
         recipe: "Recipe | None" = None,
         prediction_images: int = 0,
+        distillation: Distillation | None = None,
         **kwargs: Any,
     ):
         self.recipe = recipe
@@ -99,6 +103,8 @@ class SegmentationTrainer(Trainer):
         self._evaluated: Any = None  # the dataset of the latest evaluation
         self._own_metric = kwargs.get("compute_metrics") is None
         self._counting = self._is_gathered = False
+        self._distillation = distillation
+        self._channels_last = False
         self._interrupt = InterruptCallback()
         self._pace = Pace()
         if args is not None:
@@ -181,7 +187,10 @@ class SegmentationTrainer(Trainer):
     # training
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        with self._interrupt.catching(), self._saving_at_errors():
+        is_whole = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        network: Any = self.model
+        layout = channels_last_convolutions(network, self.args.device) if is_whole else contextlib.nullcontext(False)
+        with self._interrupt.catching(), self._saving_at_errors(), layout as self._channels_last:
             result = super().train(*args, **kwargs)
         if self.weight_average is not None and not self._interrupt.stopped:
             self.weight_average.finish()
@@ -294,6 +303,8 @@ class SegmentationTrainer(Trainer):
         if not isinstance(inputs.get("pixel_values"), torch.Tensor):
             names = self._names(indices, self.train_dataset)
             raise ValueError(f"the images of a training batch must have the same size; {names} differ")
+        if self._channels_last:
+            inputs["pixel_values"] = inputs["pixel_values"].contiguous(memory_format=torch.channels_last)
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
             names = self._names(indices, self.train_dataset)
@@ -303,6 +314,18 @@ class SegmentationTrainer(Trainer):
                 "or float32 instead of fp16"
             )
         return loss
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if self._distillation is not None and model.training:
+            loss = loss + self._distillation.loss(outputs.logits, inputs["pixel_values"])
+        return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log values; those of training steps with images per second and the time left."""
