@@ -70,3 +70,11 @@ def test_a_step_with_a_frozen_trunk_is_measured(benchmark, monkeypatch, capsys):
     frozen_trunk.main()
     figures = json.loads(capsys.readouterr().out)
     assert figures.keys() == {"seconds", "peak"} and figures["seconds"] > 0
+
+
+def test_a_step_on_cached_features_is_measured(benchmark, monkeypatch, capsys):
+    arguments = f"--trunk {DINOV2} --size 42 --images 2 --versions 2 --batch 2 --rounds 1 --threads 1"
+    monkeypatch.setattr(sys, "argv", ["feature_cache.py", *arguments.split()])
+    benchmark("feature_cache").main()
+    output = capsys.readouterr().out
+    assert "| cached features |" in output and "2 versions of an image are paid after" in output
