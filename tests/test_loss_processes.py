@@ -11,15 +11,16 @@ are accumulated or in several processes.
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from test_training_processes import TORCHRUN, launch
 from torch import distributed
-from training_cases import Scenes, crop, small_model, trainer
+from training_cases import Scenes, crop, processor, small_model, trainer
 from transformers import AutoModelForSemanticSegmentation
 
-from segtransformers.training import Recipe, TrainingDataset
+from segtransformers.training import EvaluationDataset, Recipe, TrainingDataset
 from segtransformers.training.recipe_settings import WeightAverageSettings
 
 MULTI_LABEL = "multi_label_classification"
@@ -63,6 +64,7 @@ SETTINGS = {
     "eval_strategy": "no",
 }
 AVERAGED = {**SETTINGS, "max_steps": 4, "learning_rate": 0.1, "save_strategy": "steps", "save_steps": 2}
+ADAMW = {"optim": "adamw_torch", "learning_rate": 1e-3}
 SCRIPT = """
 import sys
 import test_loss_processes as cases
@@ -76,6 +78,17 @@ class UnevenScenes(Scenes):
     def __getitem__(self, index: int):
         sample = super().__getitem__(index)
         sample.labels[: 11 * (index % 4)] = 255
+        return sample
+
+
+class MaskScenes(UnevenScenes):
+    """The same scenes with the masks of two classes."""
+
+    def __getitem__(self, index: int):
+        sample = super().__getitem__(index)
+        masks = np.stack([sample.labels >= 4, sample.labels >= 8]).astype(np.uint8)
+        masks[:, sample.labels == 255] = 255
+        sample.labels = masks
         return sample
 
 
@@ -100,6 +113,18 @@ def run_of(name: str, folder: str, per_device: int, loss=None, **changes):
     return trainer(
         model, folder, train_dataset=data, **{**SETTINGS, "per_device_train_batch_size": per_device, **changes}
     )
+
+
+def evaluated_masks(folder: str, per_device: int, **changes) -> dict:
+    """Train a multi-label model, and return the figures of its last evaluation, of an odd number of images."""
+    data = EvaluationDataset(MaskScenes(5), processor())
+    run = run_of(
+        "masks", folder, per_device, eval_dataset=data, **{**changes, "eval_strategy": "steps", "eval_steps": 2}
+    )
+    run.train()
+    (figures,) = [entry for entry in run.state.log_history if "eval_mean_iou" in entry]
+    figures = {name: value for name, value in figures.items() if name.startswith(("eval_mean", "eval_overall"))}
+    return figures | {name: values.tolist() for name, values in run.class_metrics.items()}
 
 
 def updates(run) -> dict[str, torch.Tensor]:
@@ -154,7 +179,11 @@ def sharded(folder: str) -> None:
     from test_training_processes import as_if_on_gpus
 
     as_if_on_gpus()
-    resumed_is_uninterrupted(folder, fsdp=True, fsdp_config={"version": 2}, optim="adamw_torch", learning_rate=1e-3)
+    settings = {"fsdp": True, "fsdp_config": {"version": 2}, **ADAMW}
+    resumed_is_uninterrupted(folder, **settings)
+    figures = evaluated_masks(f"{folder}/masks", 2, **settings)
+    if distributed.get_rank() == 0:
+        (Path(folder) / "masks.json").write_text(json.dumps(figures))
     distributed.destroy_process_group()
 
 
@@ -207,7 +236,17 @@ def assert_averages_are_those_of_one_process(folder: Path, **changes) -> None:
 # slow: it starts two processes
 @pytest.mark.slow
 def test_averages_of_sharded_weights(tmp_path):
-    """With FSDP each process averages its shards. The saved model has all of the average."""
+    """With FSDP each process averages its shards. The saved model has all of the average.
+
+    A multi-label model is trained and evaluated as in one process, too.
+    """
     launch_case("sharded", tmp_path)
     assert (tmp_path / "whole/checkpoint-2/weight_average-1.safetensors").exists()
-    assert_averages_are_those_of_one_process(tmp_path, optim="adamw_torch", learning_rate=1e-3)
+    assert_averages_are_those_of_one_process(tmp_path, **ADAMW)
+    found, expected = (
+        json.loads((tmp_path / "masks.json").read_text()),
+        evaluated_masks(str(tmp_path / "one"), 4, **ADAMW),
+    )
+    assert found.keys() == expected.keys() and "per_category_precision" in found
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, atol=2e-3, err_msg=name)  # rounding may change a pixel or two
