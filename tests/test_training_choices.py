@@ -167,3 +167,32 @@ def test_models_without_a_known_recipe_need_one(folder, tmp_path):
     AutoImageProcessor.from_pretrained(packaged_model_path()).save_pretrained(tmp_path / "model")
     status, output = run("--data", folder, "--output", tmp_path / "out", "--model", tmp_path / "model", "--use_cpu")
     assert status == 1 and "no recipe is known for --model" in output and not (tmp_path / "out").exists()
+
+
+def test_the_best_checkpoint_becomes_the_model_and_the_run_ends_early(folder, tmp_path, monkeypatch):
+    """A learning rate that destroys the trained model makes the first evaluation the best."""
+    words = ["--data", folder, "--recipe", "small-vit-adapter", "--model", "packaged", "--crop-size", 64, "--use_cpu"]
+    words += [
+        "--output",
+        tmp_path / "out",
+        "--max_steps",
+        8,
+        "--eval_steps",
+        1,
+        "--save_steps",
+        1,
+        "--logging_steps",
+        1,
+    ]
+    words += ["--warmup_steps", 4, "--learning_rate", 0.5, "--batch-size", 8, "--early-stopping", 2]
+    status, output = run(*words, "--disable_tqdm", "true")
+    assert status == 0, output
+    scores = [float(part.split("'")[1]) for part in output.split("'eval_mean_iou': ")[1:]]
+    best = max(scores)
+    assert scores.index(best) + 2 < 8 and len(scores) == scores.index(best) + 3  # two worse ones follow
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["mean_iou"] == pytest.approx(best, abs=1e-3)
+    state = json.loads((tmp_path / "out" / f"checkpoint-{len(scores)}" / "trainer_state.json").read_text())
+    assert state["best_global_step"] == scores.index(best) + 1
+    status, output = run(*words, "--eval_strategy", "no", "--output", tmp_path / "none")
+    assert status == 1 and "--keep-best and --early-stopping need evaluation data" in output
