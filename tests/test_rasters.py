@@ -355,3 +355,32 @@ def test_without_rasterio_plain_tiffs_still_open(tmp_path, monkeypatch):
     ):
         with pytest.raises(RasterError, match=rf"(?s){message}.*pip install 'segtransformers\[geo\]'"):
             open_raster(tmp_path / f"{name}.tif")
+
+
+def test_changed_bytes_are_read_or_refused(tmp_path):
+    """Whatever stands in a file, it is read, or there is one line about it."""
+    files = [
+        write_tiff(tmp_path / "a.tif", drawn(3, 64, 64), tiled=True, blockxsize=16, blockysize=16, compress="deflate"),
+        dicom_file(tmp_path / "d.dcm", drawn(1, 30, 30, "uint16")[0] % 4096, RescaleSlope=1, RescaleIntercept=-10),
+    ]
+    for name, save in (("a.npy", np.save), ("c.npz", np.savez_compressed)):
+        save(tmp_path / name, drawn(3, 20, 20))
+        files.append(tmp_path / name)
+    generator = np.random.default_rng(0)
+    read = refused = 0
+    for index in range(400):
+        content = bytearray(files[index % len(files)].read_bytes())
+        for _ in range(int(generator.integers(1, 5))):
+            start = int(generator.integers(min(len(content), 400)))
+            content[start : start + 4] = [b"\xff" * 4, b"\0" * 4, generator.bytes(1)][int(generator.integers(3))]
+        path = tmp_path / f"changed{files[index % len(files)].suffix}"
+        path.write_bytes(content)
+        try:
+            with open_raster(path) as raster:
+                window = slice(0, min(raster.height, 64)), slice(0, min(raster.width, 64)), [0]
+                raster.valid(*window, raster.read(*window))
+            read += 1
+        except RasterError as error:
+            refused += 1
+            assert "\n" not in str(error) and path.name in str(error)
+    assert read > 20 and refused > 100

@@ -84,6 +84,7 @@ else:
             "metrics",
             "operators",
             "published",
+            "rasters",
             "training",
             "visualization",
         ),

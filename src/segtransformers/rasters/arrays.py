@@ -1,6 +1,8 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """Rasters in the files of NumPy. Pickled objects in them are never loaded."""
 
+import lzma
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -12,6 +14,20 @@ from numpy.lib import format as npy
 
 from .raster import Raster, RasterError, check_bytes, check_facts, in_one_line
 
+# of damaged files; zipfile raises RuntimeError for encrypted ones, and NumPy passes on errors of Python's parser
+_ERRORS = (
+    ValueError,
+    TypeError,
+    OSError,
+    EOFError,
+    OverflowError,
+    SyntaxError,
+    RuntimeError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+)
 _LOCAL_HEADER = 30  # bytes of a zip file's entry before its name
 
 
@@ -44,7 +60,7 @@ def open_npy(path: Path, name: str) -> Raster:
             _check(name, shape, dtype)
             offset = file.tell()
         return ArrayRaster(name, _bands_first(_mapped(path, offset, shape, dtype, fortran)), profile={"driver": "npy"})
-    except (ValueError, OSError, EOFError) as error:
+    except _ERRORS as error:
         raise _unreadable(name, error) from None
 
 
@@ -73,7 +89,7 @@ def open_npz(path: Path, name: str) -> Raster:
                     values = np.empty(shape, dtype, order="F" if fortran else "C")
                     _fill(file, values.reshape(-1, order="A").view(np.uint8), name)
         return ArrayRaster(name, _bands_first(values), profile={"driver": "npz"})
-    except (ValueError, OSError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    except _ERRORS as error:
         raise _unreadable(name, error) from None
 
 

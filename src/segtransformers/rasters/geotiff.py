@@ -43,9 +43,9 @@ def open_geotiff(path: Path, name: str) -> Raster:
     except RasterError:
         _close(opened)
         raise
-    except Exception as error:
+    except Exception as error:  # GDAL's own errors have no public class in rasterio
         _close(opened)
-        if not isinstance(error, rasterio.errors.RasterioError | OSError | ValueError):
+        if isinstance(error, MemoryError):
             raise
         raise RasterError(f"cannot read {name} as a TIFF: {_reason(error)}") from None
 
@@ -136,14 +136,14 @@ class GeoTiffRaster(Raster):
         )
 
     def _guarded(self, read: Any) -> np.ndarray:
-        from rasterio.errors import RasterioError  # rasterio is optional
-
         if not self._pages:
             raise ValueError(f"{self.name} is closed")
         try:
             with self._environment:
                 return read()
-        except (RasterioError, OSError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # see `open_geotiff`
             raise RasterError(f"cannot read {self.name}, it is damaged: {_reason(error)}") from None
 
     def close(self) -> None:

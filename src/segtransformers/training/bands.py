@@ -52,7 +52,8 @@ def with_bands(
     if missing:
         raise ValueError(f"the band {missing[0]} of the colours is not among the bands {_listed(bands)} of the model")
     channels = None if colours is None else [bands.index(band) for band in colours]
-    if len(bands) != input_channels(model.config) or channels not in (None, [0, 1, 2]):
+    count = input_channels(model.config)
+    if count != len(bands) or (count == 3 and channels not in (None, [0, 1, 2])):
         model = with_input_channels(model, len(bands), channels, random)
         if not random:
             rule = (
