@@ -23,6 +23,7 @@ LEVELS = (
     "metrics",
     "operators",
     "published",
+    "rasters",
     "training",
     "visualization",
 )

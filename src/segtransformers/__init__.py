@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .conversion.published_model import published_model
     from .image_processing import SegmentationImageProcessor, SegmentationImageProcessorPil
     from .inference.pipeline import SegmentationPipeline
+    from .models.input_channels import with_input_channels
     from .models.internimage import InternImageBackbone, InternImageConfig
     from .models.linear import SegLinearConfig, SegLinearForSemanticSegmentation
     from .models.mask2former import SegMask2FormerConfig, SegMask2FormerForSemanticSegmentation
@@ -48,6 +49,7 @@ else:
             "conversion.published_model": ("published_model",),
             "image_processing": ("SegmentationImageProcessor", "SegmentationImageProcessorPil"),
             "inference.pipeline": ("SegmentationPipeline",),
+            "models.input_channels": ("with_input_channels",),
             "models.internimage": ("InternImageBackbone", "InternImageConfig"),
             "models.linear": ("SegLinearConfig", "SegLinearForSemanticSegmentation"),
             "models.mask2former": ("SegMask2FormerConfig", "SegMask2FormerForSemanticSegmentation"),
@@ -130,4 +132,5 @@ __all__ = [
     "packaged_model_path",
     "published_model",
     "trunk_normalization",
+    "with_input_channels",
 ]
