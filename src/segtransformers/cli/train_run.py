@@ -279,6 +279,8 @@ class TrainingRun:
         options, device = self.options, self.arguments.device
         if options.teacher is None:
             return None
+        if options.cache_features is not None:
+            raise UserError("--teacher needs the images, and --cache-features reads stored features in their place")
         teacher, teacher_processor = load_model(options.teacher, str(device), optimize=device.type == "cpu")
         weight, temperature = options.teacher_weight, options.teacher_temperature
         try:
