@@ -22,9 +22,11 @@ from segtransformers.datasets import (
     load_segmentation_dataset,
 )
 from segtransformers.datasets.bands import STATISTICS_FILE, BandStatistics, read_statistics
+from segtransformers.datasets.class_counts import cached_counts
 from segtransformers.datasets.raster_loading import held_out_area
+from segtransformers.inference import segment_image
 from segtransformers.models.input_channels import input_channels
-from segtransformers.rasters import BandImage
+from segtransformers.rasters import BandImage, open_raster
 from segtransformers.training import (
     EvaluationDataset,
     PhotometricDistortion,
@@ -155,6 +157,21 @@ def test_tiles_cover_a_raster_once_and_parts_share_none(tmp_path):
     for tile, error in ((8, ValueError), (-1, ValueError)):
         with pytest.raises(error, match="at least 32 pixels"):
             load_segmentation_dataset(tmp_path, bands="all", tile=tile, classes=CLASSES)
+
+
+def test_counts_of_tiles_are_cached(tmp_path, monkeypatch):
+    monkeypatch.setenv("SEGTRANSFORMERS_CACHE", str(tmp_path / "cache"))
+    folder = write_scenes(tmp_path / "data", nodata=0)
+    data = load_segmentation_dataset(folder, "train", bands=[1], tile=32)
+    counts = check_dataset(data).counts
+    assert np.array_equal(cached_counts(data).per_sample, counts.per_sample) and len(counts.per_sample) == 24
+    for other in (
+        data.select(range(5)),
+        load_segmentation_dataset(folder, "train", bands=[1], tile=64),
+        load_segmentation_dataset(folder, "train", bands=[2], tile=32),
+        load_segmentation_dataset(folder, "train"),
+    ):
+        assert cached_counts(other) is None
 
 
 def test_tiles_of_rgb_images_are_images(tmp_path):
@@ -447,3 +464,24 @@ def test_autolabel_and_one_band(tmp_path):
     assert done.exit_code == 0, done.output
     mask = np.asarray(PIL.Image.open(tmp_path / "out/masks/a.png"))
     assert (mask[:10] == 255).all() and (mask[10:] != 255).all()
+
+
+def test_segment_reads_the_bands_of_the_model(tmp_path):
+    """Through the command the labels are those of `segment_image`, and pixels without data get the nodata value."""
+    data = load_segmentation_dataset(write_scenes(tmp_path / "data"), "train", bands=[4, 3, 2, 1])
+    model = AutoModelForSemanticSegmentation.from_pretrained(packaged_model_path())
+    processor = AutoImageProcessor.from_pretrained(packaged_model_path())
+    model, processor = with_bands(model, processor, band_statistics(data), colours=[3, 2, 1])
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "model")
+    values, _ = draw_bands(9, 150, 130)
+    values[:, :40, :50] = 0
+    scene = write_raster(tmp_path / "scene.tif", values, nodata=0)
+    done = command("segment", scene, "--model", tmp_path / "model", "--output", tmp_path / "classes.tif")
+    assert done.exit_code == 0, done.output
+    with open_raster(tmp_path / "classes.tif") as raster:
+        found, valid = raster.read()[0], raster.valid()
+        assert raster.crs.to_epsg() == 32633
+    expected = segment_image(model.eval(), processor, scene).numpy()
+    assert np.array_equal(found[valid], expected[valid])
+    assert np.array_equal(valid, (values != 0).any(0))

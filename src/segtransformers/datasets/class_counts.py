@@ -15,6 +15,7 @@ from transformers.utils import logging
 
 from ..cache import user_cache
 from ..files import complete_file
+from .raster_loading import RasterRows
 
 if TYPE_CHECKING:
     from .loading import SegmentationDataset
@@ -86,12 +87,16 @@ def save_counts(data: "SegmentationDataset", counts: ClassCounts) -> None:
 def _cache_file(data: "SegmentationDataset") -> Path | None:
     """Return the file for a data set of files, or None for other sources.
 
-    Its name depends on the names, sizes and times of the masks and on the rule that maps their values to classes.
+    Its name depends on the names, sizes and times of the masks and on the rule that maps their values to classes; of
+    rasters, whose pixels without data have no class, also on the images, bands and tiles.
     """
     masks = getattr(data.rows, "masks", None)
     if masks is None:
         return None
-    digest = hashlib.sha256(repr((data.num_labels, data.rule)).encode())
+    subject: tuple = (data.num_labels, data.rule)
+    if isinstance(data.rows, RasterRows):
+        subject, masks = (*subject, data.rows.bands, data.rows.tiles), [*data.rows.images, *masks]
+    digest = hashlib.sha256(repr(subject).encode())
     try:
         for path in masks:
             status = os.stat(path)

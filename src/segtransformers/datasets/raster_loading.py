@@ -65,6 +65,11 @@ class RasterRows:
         files = {"image": self.images[pair], "mask": self.mask_files[pair]}
         return {column: {"path": str(path), "bytes": None} for column, path in files.items()}
 
+    @property
+    def masks(self) -> list[str]:
+        """The mask files, in order."""
+        return [str(path) for path in self.mask_files]
+
     def select(self, indices: Sequence[int]) -> "RasterRows":
         """Return the rows with these indices, in this order."""
         tiles = [self.tiles[index] for index in indices]
