@@ -116,6 +116,15 @@ def test_class_folders_with_names_splits_and_other_values(tmp_path, caplog):
     assert np.array_equal(data[0].labels, np.stack([values(0), values(0, 1)]))
 
 
+def test_a_split_may_lack_the_folder_of_a_class(tmp_path, caplog):
+    for split, name in (("train", "car"), ("train", "tree"), ("validation", "tree")):
+        save(tmp_path / "images" / split / "0.png", COLOURS)
+        save(tmp_path / "masks" / split / name / "0.png", values(0, 1))
+    data = load_segmentation_dataset(tmp_path, "validation")
+    assert data.id2label == {0: "car", 1: "tree"} and "has no masks of car" in caplog.text
+    assert np.array_equal(data[0].labels, np.stack([values(0), values(0, 1)]))
+
+
 def test_folders_of_ordinary_data_are_not_taken_for_classes(tmp_path):
     save(tmp_path / "images/train/aachen/0.png", COLOURS)
     save(tmp_path / "masks/train/aachen/0.png", values(0, 1))

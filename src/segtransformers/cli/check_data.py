@@ -5,7 +5,7 @@ import contextlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from tqdm import tqdm
@@ -60,18 +60,18 @@ def check_data(
     # imports torch, which takes seconds that --help should not cost
     from ..datasets import check_dataset
 
-    options = (
-        reduce_labels,
-        label_map,
-        image_ending,
-        mask_ending,
-        columns,
-        subset,
-        False,  # strict
-        multi_label or None,
-        bands,
-        tile,
-    )
+    options = {
+        "reduce_labels": reduce_labels,
+        "label_map": label_map,
+        "image_ending": image_ending,
+        "mask_ending": mask_ending,
+        "columns": columns,
+        "subset": subset,
+        "strict": False,
+        "multi_label": multi_label or None,
+        "bands": bands,
+        "tile": tile,
+    }
     errors = 0
     wanted = statistics
     with one_line_errors(ValueError, ImportError), _without_warnings():
@@ -125,7 +125,7 @@ def _without_warnings() -> Iterator[None]:
 
 
 def _splits(
-    source: str, split: str | None, kind: str | None, classes: str | None, options: tuple
+    source: str, split: str | None, kind: str | None, classes: str | None, options: dict[str, Any]
 ) -> Iterator[tuple["SegmentationDataset | str", bool]]:
     """Yield each split, and whether its classes have names. A split that cannot be loaded is yielded as its error."""
     # these import torch, too
@@ -138,11 +138,11 @@ def _splits(
         named = True
         try:
             try:
-                data = load_data(source, name, kind, classes, *options)
+                data = load_data(source, name, kind, classes, **options)
             except MissingClassesError:
                 # value 255 means no class, so reduced labels can be 0 to 253 only
-                most = "31" if options[-1] else "254" if options[0] else "255"
-                data, named = load_data(source, name, kind, most, *options), False
+                most = "31" if options["multi_label"] else "254" if options["reduce_labels"] else "255"
+                data, named = load_data(source, name, kind, most, **options), False
         except MissingSplitError as error:
             unlabelled = isinstance(error, MissingMasksError)
             if split is not None:

@@ -62,6 +62,8 @@ def check_samples(parts: "list[SegmentationDataset]") -> None:
                 if report.empty:
                     found = f"{report.empty} of {report.samples} masks have no pixel with a class"
                     note(f"{found}, such as that of {report.first_empty}")
+                if part.multi_label and part.num_labels > 1 and report.samples and not report.overlap:
+                    note("no pixel has more than one class: --multi-label is for masks of bits, not of class indices")
     for error in errors[: MAX_LISTED_ERRORS - 1] if len(errors) > 1 else []:
         typer.echo(f"error: {one_line(error)}", err=True)
     if errors:

@@ -18,7 +18,13 @@ from ..escaping import printable
 from ..files import check_readable
 from .class_names import Classes, checked_palette, classes_of_file, classes_of_folder, read_classes
 from .known import DATASETS, get_dataset_info
-from .multi_label import MultiLabelRule, class_folders, pair_class_folders
+from .multi_label import (
+    MultiLabelRule,
+    check_multi_label_options,
+    class_folders,
+    names_of_class_folders,
+    pair_class_folders,
+)
 from .pairs import (
     DATASETS_FILES,
     MissingSplitError,
@@ -300,10 +306,12 @@ def load_segmentation_dataset(
     folders = class_folders(found) if found is not None and is_own and multi_label is not False else []
     is_multi_label = bool(multi_label or folders)
     if is_multi_label:
-        _check_multi_label_options(kind, reduce_labels, None if folders else label_map)
+        check_multi_label_options(kind, reduce_labels, None if folders else label_map)
     chosen: Classes | None = None
     if found is not None and folders:
-        chosen = _classes_of_folders(folders, classes, palette, folder, str(source))
+        if classes is None and classes_of_folder(folder) is None:
+            classes = names_of_class_folders(folder, image_ending, mask_ending)
+        chosen = _classes(None, classes, palette, folder, str(source), None)
         rows: Any
         rows, pairs, absent = pair_class_folders(found, folders, chosen.names)
         if absent:
@@ -357,24 +365,6 @@ def load_segmentation_dataset(
         strict_binary=kind not in DATASETS,
     )
     return SegmentationDataset(rows, names, chosen, rule, kind or FOLDERS, str(source), loaded_split, ignored, problems)
-
-
-def _check_multi_label_options(kind: str | None, reduce_labels: bool | None, label_map: Any) -> None:
-    if kind in DATASETS:
-        raise ValueError(f"a pixel of {kind} has one class: leave out multi_label (--multi-label), or kind")
-    for name, option, value in (
-        ("reduce_labels", "--reduce-labels", reduce_labels),
-        ("label_map", "--label-map", label_map),
-    ):
-        if value:
-            raise ValueError(f"leave out {name} ({option}): bits of multi-label masks are classes, starting with bit 0")
-
-
-def _classes_of_folders(folders: Sequence[str], given: Any, palette: Any, folder: Path, source: str) -> Classes:
-    """Return the classes of data with a folder of masks for each class, whose names they are if none are given."""
-    if given is None and classes_of_folder(folder) is None:
-        given = list(folders)
-    return _classes(None, given, palette, folder, source, None)
 
 
 def _original_ids(kind: str | None) -> Mapping[int, int] | None:

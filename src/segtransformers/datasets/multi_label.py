@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from .pairs import FolderLayout, Pairs, files_by_name, listed_names, problem_with
+from .known import DATASETS
+from .pairs import SPLITS, FolderLayout, Pairs, files_by_name, find_folders, listed_names, problem_with
 from .reading import NO_CLASS, DataError, LabelRule, Mask
 from .rows import ClassFolderRows
 
@@ -95,6 +96,22 @@ class MultiLabelRule:
         return planes
 
 
+def check_multi_label_options(kind: str | None, reduce_labels: bool | None, label_map: Any) -> None:
+    """Refuse options that multi-label data do not have.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    if kind in DATASETS:
+        raise ValueError(f"a pixel of {kind} has one class: leave out multi_label (--multi-label), or kind")
+    for name, option, value in (
+        ("reduce_labels", "--reduce-labels", reduce_labels),
+        ("label_map", "--label-map", label_map),
+    ):
+        if value:
+            raise ValueError(f"leave out {name} ({option}): bits of multi-label masks are classes, starting with bit 0")
+
+
 def class_folders(found: FolderLayout) -> list[str]:
     """Return the names of the folders of masks, if there is one for each class, or nothing for other layouts.
 
@@ -116,6 +133,22 @@ def class_folders(found: FolderLayout) -> list[str]:
         if masks.keys() & images.keys():
             return names
     return []
+
+
+def names_of_class_folders(folder: Path, image_ending: str | None, mask_ending: str | None) -> list[str]:
+    """Return the names of the folders of classes in all splits, because a split may lack a class.
+
+    Args:
+        image_ending, mask_ending: as of `find_folders`.
+    """
+    names: set[str] = set()
+    for split in SPLITS:
+        try:
+            found = find_folders(folder, split, image_ending, mask_ending)
+        except DataError:  # the split is missing, or another is meant
+            continue
+        names.update(class_folders(found) if found is not None else ())
+    return sorted(names)
 
 
 def pair_class_folders(
@@ -182,4 +215,10 @@ def _plain(name: str) -> str:
     return "".join(character for character in name.casefold() if character.isalnum())
 
 
-__all__ = ["MultiLabelRule", "class_folders", "pair_class_folders"]
+__all__ = [
+    "MultiLabelRule",
+    "check_multi_label_options",
+    "class_folders",
+    "names_of_class_folders",
+    "pair_class_folders",
+]
