@@ -144,7 +144,7 @@ def show(name: str, *columns) -> None:
 def unbalanced(count: int) -> Scenes:
     """Return scenes of which so few have a car that 0.5 % of the pixels belong to it."""
     with_car, without, pixels = [], [], 0
-    for seed in range(FIRST_TRAINING_SEED, FIRST_TRAINING_SEED + 4 * count):
+    for seed in range(FIRST_TRAINING_SEED, FIRST_TRAINING_SEED + 8 * count):
         cars = (draw_scene(seed, SIZE)[1] == RARE).sum()
         if cars and pixels + cars <= 0.005 * count * SIZE[0] * SIZE[1]:
             pixels += cars

@@ -168,6 +168,19 @@ def test_a_damaged_cache_is_named(released):
     assert not folder.exists() and not downloads_folder().exists()
 
 
+def test_the_whole_cache_is_cleared_but_for_compiled_operators(tmp_path, monkeypatch):
+    monkeypatch.setenv("SEGTRANSFORMERS_CACHE", str(tmp_path / "cache"))
+    names = ("models", "downloads", "features", "class_counts", "deformable-ops")
+    for name in names[1:]:
+        (tmp_path / "cache" / name).mkdir(parents=True)
+    (tmp_path / "disk" / "model").mkdir(parents=True)
+    (tmp_path / "cache" / "models").symlink_to(tmp_path / "disk")
+    done = CliRunner().invoke(app, ["models", "--clear-cache"])
+    assert done.exit_code == 0 and done.output.count("deleted") == 4
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == ["deformable-ops", "models"]
+    assert (tmp_path / "disk").is_dir() and not any((tmp_path / "disk").iterdir())
+
+
 @pytest.mark.parametrize(
     ("file", "content", "reason"),
     [

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..cache import cached_model, downloads_folder, models_folder, user_cache
+from ..cache import cached_model, user_cache
 from ..published import FAMILIES, download_addresses, published_outputs, published_rows, trunk_addresses
 from ..published.names import published_name, published_names
 from ..published.originals import DATA_TERMS, original_of
@@ -34,7 +34,10 @@ def models(
         bool, typer.Option("--where", help="Print the folder of the cache, or of the model in it.")
     ] = False,
     clear_cache: Annotated[
-        bool, typer.Option("--clear-cache", help="Delete the converted models and all downloads, or the model named.")
+        bool,
+        typer.Option(
+            "--clear-cache", help="Delete all models, downloads and data cached by training, or the model named."
+        ),
     ] = False,
 ) -> None:
     """List the published models: each is downloaded and converted when a command first needs it.
@@ -204,10 +207,16 @@ def _convert(name: str | None, checkpoint: Path, trunk_weights: Path | None) -> 
 
 
 def _clear(name: str | None) -> None:
-    folders = [models_folder(), downloads_folder()] if name is None else [cached_model(name)]
-    for folder in folders:
-        if folder.is_dir():
-            shutil.rmtree(folder)
-            typer.echo(f"deleted {folder}")
+    """Delete a converted model, or everything in the cache but compiled operators."""
+    names = ("models", "downloads", "features", "class_counts")
+    folders = [user_cache(part) for part in names] if name is None else [cached_model(name)]
+    existing = [folder for folder in folders if folder.is_dir()]
+    for folder in existing:
+        if folder.is_symlink():  # the cache may be on another disk: the link stays
+            for entry in folder.iterdir():
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
         else:
-            typer.echo(f"nothing to delete: there is no {folder}")
+            shutil.rmtree(folder)
+        typer.echo(f"deleted {folder}")
+    if not existing:
+        typer.echo(f"nothing to delete: there is no {folders[0]}")
