@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=30_000, help="height and width of the raster, in pixels")
     parser.add_argument("--classes", type=int, default=7)
     parser.add_argument("--window", type=int, default=512, help="side of the windows, in pixels")
+    parser.add_argument("--stride", type=int, help="step between windows, in pixels; by default two thirds of a window")
     parser.add_argument("--probabilities", action="store_true", help="write the probabilities of all classes, too")
     parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args()
@@ -83,6 +84,7 @@ def _measure(folder: Path, side: int, options: argparse.Namespace) -> tuple[int,
     words = ["segment", folder / f"{side}.tif", "--model", folder / "model", "--window", options.window]
     words += ["--output", folder / f"{side}-classes.tif", "--confidence", folder / f"{side}-confidence.tif"]
     words += ["--device", "cpu", "--workers", options.workers]
+    words += [] if options.stride is None else ["--stride", options.stride]
     if options.probabilities:
         words += ["--probabilities", folder / f"{side}-probabilities.tif"]
     start = time.perf_counter()

@@ -47,6 +47,7 @@ def executed(name: str, folder: Path, monkeypatch, **parameters) -> list[str]:
 
 def test_there_is_a_notebook_for_each_topic():
     names = ["01_inference", "02_fine_tuning", "03_evaluation", "04_converting", "05_export_and_operators"]
+    names += ["06_satellite_images"]
     assert [path.stem for path in NOTEBOOKS] == names
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert all(f"(notebooks/{name}.ipynb)" in readme for name in names)
@@ -109,3 +110,14 @@ def test_export_and_operators(tmp_path, monkeypatch):
     printed = executed("05_export_and_operators", tmp_path, monkeypatch)
     assert "of the model's" in printed[2] and "'height': 128" in printed[3] and "sky" in printed[4]
     assert "off " in printed[-1] and (tmp_path / "model.onnx").exists()
+
+
+def test_satellite_images(tmp_path, monkeypatch):
+    pytest.importorskip("rasterio", reason="rasterio is not installed (extra `geo`)")
+    printed = executed("06_satellite_images", tmp_path, monkeypatch, steps=10)
+    assert "24 tiles to train with, 8 to test with" in printed[2] and "of type uint16" in printed[2]
+    before, after = [float(part.split(" %")[0].split()[-1]) for part in printed[4].split("mean IoU")[-1].split("and")]
+    assert after > before + 10
+    assert "EPSG:32633 600 x 400 pixels, nodata 255.0" in printed[5] and "hectares" in printed[5]
+    assert float(printed[6].split("right: ")[1].split(" %")[0]) > 40
+    assert (tmp_path / "trained" / "model.safetensors").exists() and (tmp_path / "classes.tif").exists()
