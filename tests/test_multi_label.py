@@ -26,6 +26,7 @@ from segtransformers.datasets import load_segmentation_dataset
 from segtransformers.datasets.class_counts import ClassCounts
 from segtransformers.datasets.scenes import draw_scene
 from segtransformers.evaluation import Calibration, evaluate_segmentation
+from segtransformers.hub.model_card import model_card
 from segtransformers.image_processing import decision_of, label_map_classes
 from segtransformers.inference import (
     InferenceProtocol,
@@ -431,6 +432,8 @@ def test_commands(trained, tmp_path):
     words = ["autolabel", "--model", folder, "--images", data / "images", "--output", tmp_path / "labelled"]
     done = CliRunner().invoke(app, list(map(str, words)))
     assert done.exit_code == 1 and "autolabel needs a model with one class for each pixel" in done.output
+
+    assert "multi_label=True, threshold=model.config.threshold)" in str(model_card(folder))
 
     done = CliRunner().invoke(app, ["check-data", str(data), *(["--multi-label"] if planes else [])])
     assert done.exit_code == 0 and "moving" in done.output and "never" not in done.output, done.output
