@@ -89,6 +89,10 @@ def test_what_the_user_gave_is_kept():
     choices = choose(SOME, GPU, "fast", fixed)
     assert choices["--recipe"] == "dinov3-linear" and not fixed.keys() & {one.option for one in choices.choices}
     assert "--max_steps" not in choose(SOME, GPU, "fast", {"--num_train_epochs": 3})
+    tagged = choose(SOME, GPU, "fast", {"--model": "vit_small_patch14_dinov2.lvd142m"})
+    assert tagged["--recipe"] == "dinov2-linear" and "--model" not in tagged
+    published = choose(SOME, GPU, "fast", {"--model": "segmenter_vit-t_mask_8x1_512x512_160k_ade20k"})
+    assert published["--recipe"] == "segmenter_vit-t_mask_8x1_512x512_160k_ade20k" and "--crop-size" not in published
     with pytest.raises(ValueError, match="no recipe is known for --model some/folder: choose one with --recipe"):
         choose(SOME, GPU, "fast", {"--model": "some/folder"})
     with pytest.raises(ValueError, match="must be one of fast, balanced, best, got 'quick'"):
@@ -150,6 +154,7 @@ def test_data_and_output_are_enough_and_the_printed_command_is_the_same(folder, 
 def test_wrong_combinations_are_named_before_the_data_are_read(tmp_path):
     common = ["--data", tmp_path / "none", "--output", tmp_path / "out"]
     for words, message in (
+        (["--preset", "quick"], "--preset must be one of fast, balanced, best, got quick"),
         (["--preset", "fast", "--recipe", "dinov2-linear"], "--preset and --recipe exclude each other"),
         (["--batch-size", "many"], "--batch-size must be auto or a number of images from 1 on, got many"),
         (["--batch-size", 2, "--per_device_train_batch_size", 2], "--per_device_train_batch_size exclude each other"),

@@ -29,7 +29,7 @@ from .data_options import (
 )
 from .errors import UserError, one_line_errors
 from .train_arguments import parse_training_arguments, with_batch_and_precision
-from .train_choices import command_line, with_choices
+from .train_choices import check_preset, command_line, with_choices
 from .train_data import check_samples, load_parts
 from .train_options import TrainOptions
 from .train_run import TrainingRun, last_line
@@ -195,6 +195,8 @@ def train(
             if preset is not None:
                 raise UserError("--preset and --recipe exclude each other: a preset chooses the recipe")
             _recipe(options)  # errors in it come before the data are read
+        elif preset is not None:
+            check_preset(preset)
         words = list(context.args)
         changes = parse_training_arguments(words)
         with_batch_and_precision(changes, batch_size, precision)

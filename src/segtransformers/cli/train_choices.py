@@ -25,6 +25,14 @@ MEASURED_IMAGES = 25
 # Functions import numpy and the parts of this package that load torch, so that --help is fast.
 
 
+def check_preset(name: str) -> None:
+    """Raise UserError for an unknown preset, before the data are read."""
+    from ..training.choices import PRESETS
+
+    if name not in PRESETS:
+        raise UserError(f"--preset must be one of {', '.join(PRESETS)}, got {name}")
+
+
 def with_choices(
     options: TrainOptions,
     changes: dict[str, Any],

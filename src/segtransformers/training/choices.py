@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..published.names import find_published
 from .machine import MachineSummary
+from .recipes import recipe_names
 
 PRESETS = ("fast", "balanced", "best")
 SMALL_MODEL_RECIPE = "small-vit-adapter"
@@ -158,7 +160,8 @@ def choose(
     choices += [Choice("--recipe", recipe, recipe_reason), Choice("--model", model, model_reason)]
     crop, crop_reason = _crop(data, facts, on_gpu)
     crop = fixed.get("--crop-size") or crop
-    choices.append(Choice("--crop-size", crop, crop_reason))
+    if recipe not in recipe_names():  # a published model keeps its own crops and protocol
+        choices.append(Choice("--crop-size", crop, crop_reason))
     # features are cached only where training takes nothing else from the trunk
     caches = not on_gpu and recipe.endswith("-linear") and data.images <= MOST_IMAGES_IN_CACHE
     if caches:
@@ -190,9 +193,9 @@ def seconds_per_image(model: str | None, crop: int, machine: MachineSummary) -> 
     """Estimate the time that one image of a step takes, from operations and rough rates of the processor.
 
     Args:
-        model: the name of a trunk in `TRUNKS`; anything else counts as the small model.
+        model: the name of a trunk in `TRUNKS`, with or without a weight tag; anything else counts as the small model.
     """
-    facts = TRUNKS.get(model or "")
+    facts = TRUNKS.get((model or "").partition(".")[0])
     if facts is None:
         operations = SMALL_MODEL_OPERATIONS * crop**2
     else:
@@ -210,13 +213,17 @@ def _recipe_and_model(
     Args:
         model: the user's model, or None.
     """
-    if model is not None and model not in TRUNKS:
-        if model != "packaged":
+    if model is not None and model.partition(".")[0] not in TRUNKS:
+        if model == "packaged":
+            return SMALL_MODEL_RECIPE, "the recipe of the packaged model", model, "as given"
+        published = None if "/" in model or "\\" in model else find_published(model)
+        if published not in recipe_names():
             raise ValueError(
                 f"no recipe is known for --model {model}: choose one with --recipe (`segtransformers recipes` lists "
                 "them), or leave out --model"
             )
-        return SMALL_MODEL_RECIPE, "the recipe of the packaged model", model, "as given"
+        notes.append("the time of a step of this model is not known: the estimate is that of a small one")
+        return str(published), "the recipe that this model was trained by", model, "as given"
     wanted, reason = _trunk_size(data, machine, preset)
     trunk = model or _trunk_at_hand(wanted, machine)
     if trunk is None:
@@ -229,7 +236,7 @@ def _recipe_and_model(
             return SMALL_MODEL_RECIPE, "a model of 1 million parameters", "packaged", "no other weights are at hand"
         notes.append(f"{where}, and the packaged model is not installed: training starts from random weights")
         return SMALL_MODEL_RECIPE, "a model of 1 million parameters", None, ""
-    facts = TRUNKS[trunk]
+    facts = TRUNKS[trunk.partition(".")[0]]
     if model is None:
         if f"_{wanted}_" not in trunk:
             notes.append(
