@@ -82,6 +82,8 @@ def test_features_are_cached_only_for_a_linear_head_on_a_cpu():
     assert "--cache-features" not in choose(MANY, LAPTOP)
     assert "--cache-features" not in choose(FEW, GPU)
     assert "--cache-features" not in choose(FEW, OFFLINE)
+    without = choose(FEW, LAPTOP, "balanced", {"--cache-features": None})  # as with LoRA or a teacher
+    assert "--cache-features" not in without and without["--recipe"] == "dinov2-linear"
 
 
 def test_what_the_user_gave_is_kept():

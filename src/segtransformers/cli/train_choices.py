@@ -115,6 +115,8 @@ def _fixed(options: TrainOptions, changes: dict[str, Any]) -> dict[str, Any]:
     for name in ("model", "batch_size", "precision", "early_stopping", "cache_features"):
         if getattr(options, name) is not None:
             fixed[f"--{name.replace('_', '-')}"] = getattr(options, name)
+    if options.cache_features is None and (options.lora_rank is not None or options.teacher is not None):
+        fixed["--cache-features"] = None  # low-rank updates change the features, and a teacher needs the images
     if options.keep_best:
         fixed["--keep-best"] = True
     if options.crop is not None:

@@ -143,7 +143,7 @@ def choose(
     Args:
         preset: "fast" (minutes, for a first figure), "balanced" or "best" (a GPU for hours).
         fixed: options that the user gave, such as `{"--crop-size": 256}`. They are kept and not among the choices.
-            Crops are numbers.
+            Crops are numbers. None stands for an option that the others exclude.
 
     Raises:
         ValueError: for an unknown preset, data without images, or a model that no recipe is known for.
@@ -164,6 +164,8 @@ def choose(
         choices.append(Choice("--crop-size", crop, crop_reason))
     # features are cached only where training takes nothing else from the trunk
     caches = not on_gpu and recipe.endswith("-linear") and data.images <= MOST_IMAGES_IN_CACHE
+    if "--cache-features" in fixed:
+        caches = fixed["--cache-features"] is not None
     if caches:
         reason = f"the frozen trunk sees each of {CACHED_VIEWS} augmented versions of an image once"
         choices.append(Choice("--cache-features", CACHED_VIEWS, reason))
