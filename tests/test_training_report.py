@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segtransformers.cli.train_report import duration, predictions_compared, shown_image, write_report
+from segtransformers.cli.train_report import are_file_names, duration, predictions_compared, shown_image, write_report
 from segtransformers.datasets import load_segmentation_dataset
 from segtransformers.datasets.scenes import PALETTE, SCENE_CLASSES, write_scenes
 from segtransformers.metrics import MeanIoU
@@ -146,3 +146,19 @@ def test_images_of_any_bands_can_be_shown(count):
     values[:, 0] = np.nan
     image = shown_image(BandImage(values))
     assert image.size == (30, 20) and image.mode == "RGB" and 30 < np.asarray(image).std() < 110
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["a", "b/c", "b\\d"], True),
+        (["a", "a"], False),
+        (["b/c", "b\\c"], False),
+        (["../a"], False),
+        (["/a"], False),
+        ([""], False),
+        (["x" * 300], False),
+    ],
+)
+def test_samples_whose_predictions_cannot_be_saved_are_not_compared(names, expected):
+    assert are_file_names(names) == expected

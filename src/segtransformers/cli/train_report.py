@@ -2,8 +2,8 @@
 """The report that `segtransformers train` writes: gathers what `training/report.py` draws."""
 
 import dataclasses
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from ..files import complete_file
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 REPORT = "report.html"
 WORST_IMAGES = 6
+LONGEST_NAME = 240  # bytes; file systems take 255 with an ending
 # Functions import numpy and the parts of this package that load torch, so that --help is fast.
 
 
@@ -67,6 +68,18 @@ def predictions_compared(data: "SegmentationDataset", folder: Path) -> "tuple[np
         found = prediction(data.names[index].replace("\\", "/"))
         worst.append(ShownImage(sample.name, scores[index], shown_image(sample.image), labels, found))
     return total.confusion.cpu().numpy(), worst
+
+
+def are_file_names(names: Sequence[str]) -> bool:
+    """Return whether a prediction can be saved for each sample under its own name."""
+    parts = [PurePosixPath(name.replace("\\", "/")).parts for name in names]
+    return len(set(parts)) == len(names) and all(
+        path
+        and ".." not in path
+        and path[0] != "/"
+        and all(len(part.encode("utf-8", "replace")) <= LONGEST_NAME for part in path)
+        for path in parts
+    )
 
 
 def shown_image(image: Any) -> "Image.Image":

@@ -372,7 +372,10 @@ class TrainingRun:
     @property
     def _compares(self) -> bool:
         """Whether this process sees all predictions of the evaluation, with one class for each pixel."""
-        return self.options.report and self.arguments.world_size == 1 and not self.parts[0].multi_label
+        from .train_report import are_file_names
+
+        is_alone = self.options.report and self.arguments.world_size == 1
+        return is_alone and not self.parts[1].multi_label and are_file_names(self.parts[1].names)
 
     def _measure(self, processor: Any, predictions: Path | None) -> dict[str, Any]:
         """Evaluate the saved model as `segtransformers evaluate` does.
