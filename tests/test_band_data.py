@@ -183,6 +183,9 @@ def test_tiles_of_rgb_images_are_images(tmp_path):
     assert [data[index].image.size for index in range(4)] == [(64, 64), (6, 64), (64, 16), (6, 16)]
     assert data[3].image.mode == "RGB" and np.array_equal(np.asarray(data[3].image), image[64:, 64:])
     assert np.array_equal(data[3].labels, image[64:, 64:, 0] % 3)
+    few = PIL.Image.fromarray(image).quantize(16)
+    few.save(tmp_path / "images/a.png")
+    assert np.array_equal(np.asarray(data[0].image), np.asarray(few.convert("RGB"))[:64, :64])
     (tmp_path / "images/a.png").unlink()
     write_raster(tmp_path / "images/a.tif", np.zeros((4, 80, 70), np.uint16))
     with pytest.raises(DataError, match=r"4 bands of type uint16.*--bands"):

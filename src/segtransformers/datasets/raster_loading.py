@@ -111,6 +111,8 @@ class RasterRows:
                 "pass bands='all' or their numbers (--bands)"
             )
         values = raster.read(tile.rows, tile.columns)
+        if raster.palette is not None:
+            return PIL.Image.fromarray(raster.palette[values[0]])
         return PIL.Image.fromarray(values.transpose(1, 2, 0) if len(values) == 3 else values[0]).convert("RGB")
 
 
