@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from test_evaluation import environment
@@ -293,6 +294,33 @@ def test_a_model_of_four_bands_of_16_bits(tmp_path, small_tiles):
     assert not list(tmp_path.glob("*.resume"))
 
 
+def test_masks_of_a_multi_label_model(tmp_path, small_tiles):
+    """The raster is a NumPy file here, which has no coordinates."""
+    torch.manual_seed(0)
+    config = small_head(
+        inference_mode="slide", window_size=64, window_stride=43, problem_type="multi_label_classification"
+    )
+    network = SegUperNetForSemanticSegmentation(config).eval()
+    processor, values = SegmentationImageProcessor(do_resize=False), draw(height=100, width=90)
+    np.save(tmp_path / "scene.npy", values)
+    outputs = {kind: tmp_path / f"{kind}.tif" for kind in ("labels", "confidence", "probabilities")}
+    counts = segment_raster(network, processor, RasterJob(tmp_path / "scene.npy", outputs, value_type="float32"))
+    masks = segment_image(network, processor, values)
+    assert masks.dtype == torch.bool and (content(outputs["labels"]) == masks.numpy()).all()
+    assert counts == {index: count for index, count in enumerate(masks.sum((1, 2)).tolist()) if count}
+    probabilities = content(outputs["probabilities"])
+    assert ((probabilities > 0.5) == masks.numpy()).all()
+    assert (content(outputs["confidence"]) == np.where(masks, probabilities, 1 - probabilities)).all()
+    network.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    words = [tmp_path / "scene.npy", "--model", tmp_path / "model", "--output", tmp_path / "a.tif"]
+    assert_one_error(run(*words, "--polygons", tmp_path / "a.gpkg"), "classes of a multi-label model overlap")
+    PIL.Image.fromarray(draw(height=40, width=40).transpose(1, 2, 0)).save(tmp_path / "photo.png")
+    words = [tmp_path / "photo.png", "--model", tmp_path / "model", "--entropy", tmp_path / "a"]
+    assert_one_error(run(*words), "--entropy: a multi-label model has one for each class")
+    assert not list(tmp_path.glob("a*"))
+
+
 class Stopped(Exception):
     pass
 
@@ -436,8 +464,6 @@ def test_stored_probabilities():
 
 def test_measures_of_images(folder, tmp_path):
     """The same options give grey images for images that are no rasters."""
-    import PIL.Image
-
     PIL.Image.fromarray(draw(height=70, width=80).transpose(1, 2, 0)).save(tmp_path / "a.png")
     done = run(tmp_path / "a.png", "--model", folder, "--confidence", tmp_path / "c", "--entropy", tmp_path / "e")
     assert done.exit_code == 0, done.output

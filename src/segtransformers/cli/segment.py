@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
     from ..inference import InferenceProtocol
 
+MEASURES = ("--confidence", "--entropy", "--probability-margin")
 DEFAULT_OUTPUT = Path("segmentation.png")
 
 
@@ -126,7 +127,7 @@ def segment(
     """
     from tqdm import tqdm
 
-    measures = {"--confidence": confidence, "--entropy": entropy, "--probability-margin": probability_margin}
+    measures = dict(zip(MEASURES, (confidence, entropy, probability_margin), strict=True))
     if images and is_raster_command(images, output):
         assert output is not None
         with one_line_errors():
@@ -186,11 +187,19 @@ def segment(
 
 
 def _check_kinds_of_results(config: Any, folders: Collection[str]) -> None:
-    """Raise an error for label maps that cannot hold the classes of a multi-label model."""
+    """Raise an error for label maps and grey images that cannot hold the classes of a multi-label model."""
     from ..visualization import check_bit_planes
 
-    if getattr(config, "is_multi_label", False) and "--label-maps" in folders:
+    if not getattr(config, "is_multi_label", False):
+        return
+    if "--label-maps" in folders:
         check_bit_planes(config.num_labels)
+    for option in MEASURES:
+        if option in folders:
+            raise UserError(
+                f"{option}: a multi-label model has one for each class, which a grey image cannot hold; the results of "
+                "a raster can"
+            )
 
 
 def _default_model(has_photos: bool) -> str:
