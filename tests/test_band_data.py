@@ -435,7 +435,7 @@ def learned(folder, bands, tmp_path, steps=150):
 
 @pytest.mark.slow  # two training runs, half a minute
 def test_a_class_that_differs_in_band_4_is_learned_with_four_bands_only(tmp_path):
-    """On unseen scenes RGB reached a mean IoU of 0.430, and four bands 0.911, in 150 steps from random weights."""
+    """On unseen scenes RGB reached a mean IoU of 0.44, and four bands 0.91, in 150 steps from random weights."""
     folder = write_scenes(tmp_path / "data", count=16, validation=4, ending=".npy")
     rgb = learned(folder, [1, 2, 3], tmp_path / "rgb")
     four = learned(folder, [1, 2, 3, 4], tmp_path / "four")
