@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     )
     from .pipeline import SegmentationPipeline
     from .protocol import InferenceProtocol
+    from .raster_bands import RasterBand, segment_raster_bands
+    from .raster_segmentation import RasterJob, segment_raster
     from .segmentation import image_scores, segment_image, segment_views
     from .views import View, image_size, image_views, view_sizes
 else:
@@ -30,6 +32,8 @@ else:
             ),
             "pipeline": ("SegmentationPipeline",),
             "protocol": ("InferenceProtocol",),
+            "raster_bands": ("RasterBand", "segment_raster_bands"),
+            "raster_segmentation": ("RasterJob", "segment_raster"),
             "segmentation": ("image_scores", "segment_image", "segment_views"),
             "views": ("View", "image_size", "image_views", "view_sizes"),
         },
@@ -37,6 +41,8 @@ else:
 
 __all__ = [
     "InferenceProtocol",
+    "RasterBand",
+    "RasterJob",
     "SegmentationPipeline",
     "SegmentedBand",
     "View",
@@ -45,6 +51,8 @@ __all__ = [
     "image_views",
     "segment_bands",
     "segment_image",
+    "segment_raster",
+    "segment_raster_bands",
     "segment_views",
     "segment_views_with_confidence",
     "segment_with_confidence",
