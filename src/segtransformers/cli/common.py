@@ -69,6 +69,8 @@ def load_model(name: str, device: str | None, optimize: bool = False) -> "tuple[
     from ..model_loading import NO_REMOTE_CODE, load_trained_model, our_class
 
     logging.disable_progress_bar()
+    if Path(name).suffix in (".onnx", ".xml", ".pt2"):
+        return load_exported(Path(name), device)
     folder = named_model(name)
     try:
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -91,6 +93,26 @@ def load_model(name: str, device: str | None, optimize: bool = False) -> "tuple[
 
         model = optimize_if_ours(model, inplace=True)
     return model, processor
+
+
+def load_exported(path: Path, device: str | None) -> tuple[Any, Any]:
+    """Load a file of `segtransformers export` in the place of a model, and its image processor.
+
+    Raises:
+        UserError: if the file does not exist or cannot be run, or a GPU is asked for.
+    """
+    from ..export import ExportedModel, ExportError
+
+    if not path.is_file():
+        raise UserError(f"there is no file {path}")
+    check_readable(path)
+    if device not in (None, "cpu"):
+        raise UserError(f"--device {device}: exported files run on cpu")
+    try:
+        model = ExportedModel(path)
+    except (ExportError, ImportError) as error:
+        raise UserError(str(error)) from None
+    return model, model.processor()
 
 
 def model_source(name: str) -> str:

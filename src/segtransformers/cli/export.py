@@ -6,16 +6,21 @@ Heavy modules are imported inside functions, so that the help and mistyped optio
 
 import importlib.util
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .common import check_file, load_model
 from .errors import UserError, one_line_errors
 
+if TYPE_CHECKING:
+    from ..export import ExportOptions
+
+CALIBRATION_IMAGES = 100
+
 
 def export(
-    output: Annotated[Path, typer.Option(help="File to write: .onnx, or .pt2 for torch.export.")],
+    output: Annotated[Path, typer.Option(help="File to write: .onnx, .xml for OpenVINO, or .pt2 for torch.export.")],
     model: Annotated[
         str | None,
         typer.Option(metavar="MODEL", help="A folder, a Hub id, the name of a published model, or packaged."),
@@ -25,43 +30,103 @@ def export(
         typer.Option(metavar="HEIGHT WIDTH", help="Size of the images in pixels; by default the model's window."),
     ] = None,
     dynamic_batch: Annotated[bool, typer.Option("--dynamic-batch", help="Any number of images at once.")] = False,
+    dynamic_size: Annotated[
+        bool, typer.Option("--dynamic-size", help="Any height and width that are multiples of 32.")
+    ] = False,
+    precision: Annotated[
+        str, typer.Option(help="float32, float16, bfloat16, float16-weights (half the file), or int8.")
+    ] = "float32",
+    calibration: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help=f"For int8: a folder of images, of which {CALIBRATION_IMAGES} are used."),
+    ] = None,
+    takes_pixels: Annotated[
+        bool, typer.Option("--takes-pixels", help="Take 8-bit images (batch, height, width, 3); normalise in the file.")
+    ] = False,
+    result: Annotated[str, typer.Option(help="logits, or labels for 8-bit label maps.")] = "logits",
     opset: Annotated[
-        int | None, typer.Option(help="Version of the ONNX operators; by default PyTorch's choice.")
+        int | None, typer.Option(help="Version of the ONNX operators, from 17 on; by default PyTorch's choice.")
     ] = None,
     sampling: Annotated[
         str | None,
         typer.Option(help="How deformable layers sample: gather, or grid_sample for the operator GridSample."),
     ] = None,
-    check: Annotated[bool, typer.Option(help="Run the file and compare it with the model.")] = True,
+    check: Annotated[bool, typer.Option(help="Run the file, compare it with the model, and measure its time.")] = True,
 ) -> None:
-    """Write a model as one ONNX file or torch.export program, and check that it computes the same.
+    """Write a model as one file for other runtimes, and check that it computes the same.
 
-    Without --model, the packaged model is written, which knows drawn scenes only. The file takes whole images of one
-    size, for a model that runs in windows one window. It holds mean, deviation and class names.
+    Without --model, the packaged model is written, which knows drawn scenes only. The file takes whole images, for a
+    model that runs in windows one window. It holds mean, deviation and class names. The commands segment, evaluate and
+    demo take such a file as --model.
     """
-    from ..export import ExportError, export_model, export_size
+    from ..export import ExportError, ExportOptions, export_model, export_size
 
     with one_line_errors(ValueError, ImportError, ExportError):
         check_file(output, f"--output {output}")
+        options = ExportOptions(
+            dynamic_batch=dynamic_batch,
+            dynamic_size=dynamic_size,
+            opset=opset,
+            sampling=sampling,
+            precision=precision,
+            calibration=_calibration_images(calibration),
+            takes_pixels=takes_pixels,
+            result=result,
+        )
+        options.check_format(output.suffix)
         network, processor = load_model(model or "packaged", "cpu")
         chosen = size or export_size(network, processor)
         runs = check and (output.suffix != ".onnx" or importlib.util.find_spec("onnxruntime") is not None)
         try:
-            error = export_model(
-                network,
-                processor,
-                output,
-                size=chosen,
-                dynamic_batch=dynamic_batch,
-                opset=opset,
-                sampling=sampling,
-                check=runs,
-            )
+            error = export_model(network, processor, output, size=chosen, check=runs, **vars(options))
         except OSError as failure:
             raise UserError(f"cannot write {output}: {failure.strerror or failure}") from None
-    batch = "any number of images" if dynamic_batch else "one image"
-    typer.echo(f"{output}: {batch} of {chosen[0]}x{chosen[1]} pixels (height x width)")
-    if error is not None:
-        typer.echo(f"checked: logits within {error:.0e} of the model's, as a share of the largest")
-    elif check:
-        typer.echo("not checked: onnxruntime is not installed")
+        batch = "any number of images" if dynamic_batch else "one image"
+        sides = "any multiples of 32" if dynamic_size else f"{chosen[0]}x{chosen[1]}"
+        typer.echo(f"{output}: {batch} of {sides} pixels (height x width), {precision}, {_megabytes(output):.1f} MB")
+        if error is not None:
+            kind = "share of pixels with another label" if result == "labels" else "largest difference of logits"
+            typer.echo(f"checked: {kind} {error:.0e}" + ("" if result == "labels" else ", as a share of the largest"))
+            _print_times(output, options, chosen)
+        elif check:
+            typer.echo("not checked: onnxruntime is not installed")
+
+
+def _calibration_images(folder: Path | None) -> list[Path]:
+    """Return images of a folder, evenly spread over its list."""
+    from .segment import find_images
+
+    if folder is None:
+        return []
+    if not folder.is_dir():
+        raise UserError(f"--calibration {folder} must be a folder of images")
+    found = [path for path, _ in find_images([folder], [])]
+    step = max(len(found) / CALIBRATION_IMAGES, 1)
+    return [found[int(index * step)] for index in range(min(len(found), CALIBRATION_IMAGES))]
+
+
+def _megabytes(output: Path) -> float:
+    """Return the size of a file with its second file, if it has one."""
+    second = output.with_suffix(".bin") if output.suffix == ".xml" else output.with_name(f"{output.name}.data")
+    return sum(path.stat().st_size for path in (output, second) if path.exists()) / 1e6
+
+
+def _print_times(output: Path, options: "ExportOptions", size: tuple[int, int]) -> None:
+    """Print the time of one image in each installed runtime. A runtime that refuses the file gets a line, too."""
+    import numpy as np
+
+    from ..export import ExportError, read_description
+    from ..export.running import installed_runtimes, runner, seconds_per_image
+
+    channels = len(read_description(output)["mean"])
+    generator = np.random.default_rng(0)
+    images: np.ndarray
+    if options.takes_pixels:
+        images = generator.integers(0, 256, (1, *size, channels), dtype=np.uint8)
+    else:
+        images = generator.standard_normal((1, channels, *size), dtype=np.float32)
+    for runtime in installed_runtimes(output):
+        try:
+            typer.echo(f"{runtime}: {1000 * seconds_per_image(runner(output, runtime), images):.0f} ms for an image")
+        except ExportError as error:
+            typer.echo(f"{runtime}: {error}")

@@ -1,18 +1,23 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Export of models to ONNX and `torch.export` files."""
+"""Export of models to ONNX, OpenVINO and `torch.export` files, and their use."""
 
 from typing import TYPE_CHECKING
 
 from ..lazy import lazy_names
 
 if TYPE_CHECKING:
-    from .exporting import ExportError, LogitsOnly, describe, export_model, export_size, read_description, traced
+    from .errors import ExportError
+    from .exporting import LogitsOnly, describe, export_model, export_size, read_description, traced
+    from .options import ExportOptions
+    from .runtime import ExportedModel
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
+            "errors": ("ExportError",),
+            "options": ("ExportOptions",),
+            "runtime": ("ExportedModel",),
             "exporting": (
-                "ExportError",
                 "LogitsOnly",
                 "describe",
                 "export_model",
@@ -25,6 +30,8 @@ else:
 
 __all__ = [
     "ExportError",
+    "ExportOptions",
+    "ExportedModel",
     "LogitsOnly",
     "describe",
     "export_model",

@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Export of models to single files that run without this package: `torch.export` programs (.pt2) and ONNX (.onnx).
+"""Export of models to files that run without this package: ONNX (.onnx), OpenVINO (.xml), `torch.export` (.pt2).
 
 While a model is traced, deformable layers and BEiT's attention use operators that every runtime has. The file describes
 its input and output as JSON, see [`describe`].
@@ -7,14 +7,16 @@ its input and output as JSON, see [`describe`].
 
 import contextlib
 import copy
-import importlib.util
+import importlib
 import io
 import json
 import logging
+import math
 import os
+import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,24 +25,24 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..datasets.reading import read_image
 from ..files import staging_folder
+from ..image_processing import decision_of
 from ..models.input_channels import input_channels
 from ..operators import compiled_operators, gathers_in_exports
+from .errors import ExportError, reason, require
 from .layers import replace_layers
+from .options import SIZE_MULTIPLE, TOLERANCES, ExportOptions
+from .running import runner
 
-FORMATS = (".onnx", ".pt2")
-SAMPLINGS = ("gather", "grid_sample")
-INPUT, OUTPUT = "pixel_values", "logits"
+EXAMPLE_SIZE = (96, 160)  # torch.export takes equal numbers of steps, or of images, for one number
+LARGEST_STEPS = 256  # of 32 pixels along a side of a file with a dynamic size
+
+INPUT = "pixel_values"
 METADATA = "segmentation.json"  # name of the description in the file
-OLDEST_OPSET = 18  # PyTorch's exporter writes no older version
-TOLERANCE = 1e-4  # largest difference between logits of the file and of the model, as a share of the largest logit
 CHECKED_BATCH_SIZES = (1, 3)  # for files with a dynamic batch
 # torch.export and its ONNX exporter change state of the whole process: one export at a time
 _EXPORTING = threading.Lock()
-
-
-class ExportError(RuntimeError):
-    """The model cannot be exported, or the file computes something else than the model."""
 
 
 class LogitsOnly(nn.Module):
@@ -55,6 +57,40 @@ class LogitsOnly(nn.Module):
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Map normalised images `(B, channels, H, W)` to logits `(B, num_labels, H, W)`."""
         return self.model(pixel_values=pixel_values, **self.options).logits
+
+
+class Pipeline(nn.Module):
+    """What an exported file computes: [`LogitsOnly`] with float32 input and output, and perhaps more steps around it.
+
+    Args:
+        model: in evaluation mode.
+        description: see [`describe`].
+        options: of the export.
+    """
+
+    scale: torch.Tensor
+    shift: torch.Tensor
+
+    def __init__(self, model: PreTrainedModel, description: dict[str, Any], options: ExportOptions):
+        super().__init__()
+        self.logits, self.dtype, self.options = LogitsOnly(model), model.dtype, options
+        self.decision = decision_of(model.config)
+        mean, std = (torch.tensor(description[name], dtype=torch.float32) for name in ("mean", "std"))
+        self.register_buffer("scale", (description["rescale_factor"] / std)[:, None, None].to(model.device))
+        self.register_buffer("shift", (-mean / std)[:, None, None].to(model.device))
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Map images to logits `(B, num_labels, H, W)` or label maps `(B, H, W)`."""
+        if self.options.takes_pixels:
+            pixel_values = pixel_values.permute(0, 3, 1, 2).float() * self.scale + self.shift
+        logits = self.logits(pixel_values.to(self.dtype))
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        if self.options.result == "logits":
+            return logits
+        if self.decision.threshold is not None:
+            limit = math.log(self.decision.threshold / (1 - self.decision.threshold))
+            return (logits[:, 0] > limit).to(torch.uint8)
+        return logits.argmax(dim=1).to(torch.uint8)
 
 
 def export_size(model: PreTrainedModel, processor: Any = None) -> tuple[int, int]:
@@ -74,33 +110,44 @@ def export_size(model: PreTrainedModel, processor: Any = None) -> tuple[int, int
     raise ValueError("neither the model's window nor its processor has a size to export at: pass size=(height, width)")
 
 
-def describe(model: PreTrainedModel, processor: Any, size: Sequence[int], dynamic_batch: bool) -> dict[str, Any]:
+def describe(
+    model: PreTrainedModel, processor: Any, size: Sequence[int], options: ExportOptions | None = None
+) -> dict[str, Any]:
     """Describe the input and output of an exported file.
 
     Returns:
         a dict that JSON can hold.
         `input`, `output`: their names.
         `batch`: 1, or None for any number of images.
-        `height`, `width`: of the input, in pixels.
+        `height`, `width`: of the input, in pixels, or None for any multiple of `multiple`.
+        `takes_pixels`: whether the input is `(batch, height, width, channels)` uint8 instead of normalised.
+        `precision`: see [`ExportOptions`].
         `rescale_factor`, `mean`, `std`: for RGB pixels from 0 to 255, `(pixels * rescale_factor - mean) / std` is the
         input `(batch, channels, height, width)`.
         `classes`: their names in the order of the output's channels.
         `palette`: `[red, green, blue]` of each class, or None.
+        `model_config`, `processor`: of the model and its image processor, for this package's [`ExportedModel`].
     """
+    options = options or ExportOptions()
     rescale = getattr(processor, "rescale_factor", 1 / 255) if getattr(processor, "do_rescale", True) else 1.0
     normalised = getattr(processor, "do_normalize", False)
     names: Any = model.config.id2label
     return {
         "input": INPUT,
-        "output": OUTPUT,
-        "batch": None if dynamic_batch else 1,
-        "height": size[0],
-        "width": size[1],
+        "output": options.result,
+        "batch": None if options.dynamic_batch else 1,
+        "height": None if options.dynamic_size else size[0],
+        "width": None if options.dynamic_size else size[1],
+        "multiple": SIZE_MULTIPLE,
+        "takes_pixels": options.takes_pixels,
+        "precision": options.precision,
         "rescale_factor": rescale,
         "mean": list(processor.image_mean) if normalised else [0.0] * 3,
         "std": list(processor.image_std) if normalised else [1.0] * 3,
         "classes": [names[index] for index in sorted(names)],
         "palette": getattr(model.config, "palette", None),
+        "model_config": json.loads(model.config.to_json_string(use_diff=False)),
+        "processor": None if processor is None else json.loads(processor.to_json_string()),
     }
 
 
@@ -114,6 +161,13 @@ def read_description(path: str | os.PathLike) -> dict[str, Any]:
 
         proto = onnx.load(path, load_external_data=False)
         return json.loads({entry.key: entry.value for entry in proto.metadata_props}[METADATA])
+    if Path(path).suffix == ".xml":
+        from xml.etree import ElementTree
+
+        entry = ElementTree.parse(path).getroot().find("rt_info/segmentation")
+        if entry is None:
+            raise KeyError("segmentation")
+        return json.loads(entry.attrib["value"])
     files = {METADATA: ""}
     torch.export.load(path, extra_files=files)
     return json.loads(files[METADATA])
@@ -121,8 +175,9 @@ def read_description(path: str | os.PathLike) -> dict[str, Any]:
 
 @torch.no_grad()
 def traced(
-    model: PreTrainedModel, size: Sequence[int], dynamic_batch: bool = False, sampling: str = "grid_sample"
-) -> torch.export.ExportedProgram:
+    model: PreTrainedModel, size: Sequence[int], dynamic_batch: bool = False, processor: Any = None,
+    options: ExportOptions | None = None, sampling: str = "grid_sample",
+) -> torch.export.ExportedProgram:  # fmt: skip
     """Trace the `torch.export` program from `pixel_values` `(B, channels, *size)` to `logits`.
 
     The program runs on whole images, also if the model has a sliding window. Other threads may run the model meanwhile;
@@ -130,23 +185,42 @@ def traced(
 
     Args:
         model: in evaluation mode.
-        size: (height, width) in pixels, fixed in the program.
+        size: (height, width) in pixels, fixed in the program unless `options` say otherwise.
         dynamic_batch: whether the program takes any B instead of only 1.
-        sampling: "gather" or "grid_sample", see [`export_model`].
+        processor: the model's image processor, for programs that take pixels.
+        options: of the export; None takes the defaults.
+        sampling: "gather" or "grid_sample", see [`ExportOptions`].
 
     Raises:
         ValueError: if the model is in training mode or does not take images of this size.
     """
     if model.training:
         raise ValueError("the model is in training mode: call model.eval() first")
-    batch_size = 2 if dynamic_batch else 1  # torch.export would fix a batch size of 1
-    images = torch.zeros(batch_size, input_channels(model.config), *size, dtype=model.dtype, device=model.device)
-    shapes = {INPUT: {0: torch.export.Dim("batch")}} if dynamic_batch else None
+    options = options or ExportOptions(dynamic_batch=dynamic_batch)
+    batch_size = 2 if options.dynamic_batch else 1  # torch.export would fix a batch size of 1
+    images = _images(model, batch_size, EXAMPLE_SIZE if options.dynamic_size else size, options)
+    dims: dict[int, Any] = {0: torch.export.Dim("batch")} if options.dynamic_batch else {}
+    if options.dynamic_size:
+        first = 1 if options.takes_pixels else 2
+        for axis, name in ((first, "height"), (first + 1, "width")):
+            dims[axis] = SIZE_MULTIPLE * torch.export.Dim(f"{name}_steps", min=2, max=LARGEST_STEPS)
     with _EXPORTING, compiled_operators("off"), gathers_in_exports(sampling == "gather"):
         copied = _copy_with_the_same_tensors(model)
-        replace_layers(copied, gathers=sampling == "gather")
-        module = LogitsOnly(copied).eval()
-        return torch.export.export(module, (images,), dynamic_shapes=shapes, strict=False)
+        replace_layers(copied, gathers=sampling == "gather", dynamic_size=options.dynamic_size)
+        description = describe(model, processor, size, options)
+        module = Pipeline(copied, description, options).eval()
+        return torch.export.export(module, (images,), dynamic_shapes={INPUT: dims} if dims else None, strict=False)
+
+
+def _images(model: PreTrainedModel, batch: int, size: Sequence[int], options: ExportOptions) -> torch.Tensor:
+    """Return random images as the file takes them, on the model's device."""
+    channels, generator = input_channels(model.config), torch.Generator().manual_seed(0)
+    if options.takes_pixels:
+        images = torch.randint(0, 256, (batch, *size, channels), dtype=torch.uint8, generator=generator)
+    else:
+        images = torch.randn(batch, channels, *size, generator=generator)
+        images = images.double() if model.dtype == torch.float64 else images
+    return images.to(model.device)
 
 
 def _copy_with_the_same_tensors(model: PreTrainedModel) -> PreTrainedModel:
@@ -164,81 +238,109 @@ def export_model(
     output: str | os.PathLike,
     *,
     size: Sequence[int] | None = None,
-    dynamic_batch: bool = False,
-    opset: int | None = None,
-    sampling: str | None = None,
     check: bool = True,
+    **options: Any,
 ) -> float | None:
-    """Write a model as one file. ONNX of more than 2 GB gets a second file, `output` + ".data", with the weights.
+    """Write a model as one file, with a second one for the weights of OpenVINO and of ONNX of more than 2 GB.
 
-    The file appears when it is complete and checked.
+    The second file is `output` with the ending .bin, or `output` + ".data". The files appear when they are complete and
+    checked.
 
     Args:
         model: in evaluation mode, on any device.
         processor: its image processor.
-        output: the file, ending in .onnx or .pt2.
+        output: the file, ending in .onnx, .xml (OpenVINO) or .pt2.
         size: (height, width) in pixels; None takes [`export_size`].
-        dynamic_batch: whether the file takes any number of images at once instead of only one.
-        opset: version of the ONNX operators, 18 or newer; None takes the choice of PyTorch.
-        sampling: how deformable layers sample. "gather" uses gathers and arithmetic, "grid_sample" the operator
-            GridSample, which TensorRT 10.13 to 11.1 computes wrongly in deformable attention. None takes "gather" for
-            ONNX, and "grid_sample" for .pt2.
-        check: whether to run the file, with onnxruntime or PyTorch, and compare its logits with the model's.
+        check: whether to run the file, with onnxruntime, OpenVINO or PyTorch, and compare it with the model.
+        options: fields of [`ExportOptions`].
 
     Returns:
-        the largest difference from the model's logits, as a share of the largest of them; None without a check.
+        the largest difference from the model's logits, as a share of the largest of them, or the share of pixels with
+        another label; None without a check.
 
     Raises:
         ValueError: if an argument is wrong, or the model does not take images of this size.
-        ImportError: if a package that writes or runs ONNX is not installed.
+        ImportError: if a package that writes or runs the file is not installed.
         ExportError: if the model cannot be exported, or the file computes something else than the model.
     """
-    output = Path(output)
-    if output.suffix not in FORMATS:
-        raise ValueError(f"the file must end in {' or '.join(FORMATS)}, got {output.name}")
-    sampling = sampling or ("gather" if output.suffix == ".onnx" else "grid_sample")
-    if sampling not in SAMPLINGS:
-        raise ValueError(f"sampling must be {' or '.join(SAMPLINGS)}, got {sampling}")
-    if opset is not None and output.suffix != ".onnx":
-        raise ValueError("opset is an option of ONNX: leave it out for .pt2")
-    if opset is not None and opset < OLDEST_OPSET:
-        raise ValueError(f"opset must be {OLDEST_OPSET} or newer, got {opset}")
-    if output.suffix == ".onnx":
-        _require("onnx", "onnxscript", *(["onnxruntime"] if check else []))
-        newest = importlib.import_module("onnx").defs.onnx_opset_version()
-        if opset is not None and opset > newest:
-            raise ValueError(f"opset must be at most {newest}, the newest that the package onnx has, got {opset}")
+    output, chosen = Path(output), ExportOptions(**options)
+    chosen.check_format(output.suffix)
     size = tuple(size) if size is not None else export_size(model, processor)
+    if chosen.dynamic_size and any(side % SIZE_MULTIPLE for side in size):
+        raise ValueError(f"files with a dynamic size need an example size of multiples of {SIZE_MULTIPLE}, got {size}")
+    names: Any = model.config.id2label
+    if chosen.result == "labels" and len(names) > 256:
+        raise ValueError(f"label maps of 8 bits hold 256 classes, but the model has {len(names)}")
+    if chosen.result == "labels" and getattr(model.config, "is_multi_label", False):
+        raise ValueError("a model of overlapping classes has no label maps: export its logits")
+    if output.suffix != ".pt2":
+        _check_packages(output.suffix, chosen, check)
+    dtype = {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(chosen.precision)
+    source = model if dtype is None else copy.deepcopy(model).to(dtype)  # type: ignore[arg-type]
     try:
-        program = traced(model, size, dynamic_batch, sampling)
+        program = traced(source, size, processor=processor, options=chosen, sampling=chosen.sampling_of(output.suffix))
     except (ValueError, MemoryError):
         raise
     except Exception as error:  # models of others raise errors of many kinds
-        raise ExportError(f"torch.export cannot trace {type(model).__name__}: {_reason(error)}") from error
-    description = json.dumps(describe(model, processor, size, dynamic_batch))
+        raise ExportError(f"torch.export cannot trace {type(model).__name__}: {reason(error)}") from error
+    description = describe(model, processor, size, chosen)
     with staging_folder(output) as folder:
         file = folder / output.name  # ONNX stores the name of the file with the weights
-        if output.suffix == ".pt2":
-            _write_program(program, file, description)
-        else:
-            _write_onnx(program, file, description, opset)
-        difference = _largest_error(model, file, size, dynamic_batch) if check else None
-        if difference is not None and not difference <= TOLERANCE:
-            raise ExportError(
-                f"the exported file differs from the model by {difference:.1e} of the largest logit, more than "
-                f"{TOLERANCE}"
-            )
+        _write(program, file, description, chosen, size, processor)
+        difference = _largest_error(model, file, description, size, chosen) if check else None
+        bound = TOLERANCES[chosen.precision]
+        if difference is not None and not difference <= bound:
+            kind = "in this share of labels" if chosen.result == "labels" else "of the largest logit"
+            raise ExportError(f"the exported file differs from the model by {difference:.1e} {kind}, more than {bound}")
         for part in sorted(folder.iterdir(), key=lambda part: part.name == output.name):  # the weights first
             part.replace(output.parent / part.name)
     return difference
 
 
-def _require(*packages: str) -> None:
-    missing = [package for package in packages if importlib.util.find_spec(package) is None]
-    if missing:
-        raise ImportError(
-            f"this needs {' and '.join(missing)}, which is not installed: pip install 'segtransformers[export]'"
-        )
+def _check_packages(suffix: str, options: ExportOptions, check: bool) -> None:
+    """Check that the packages are installed and know the opset, before any work."""
+    require("onnx", "onnxscript", *(["onnxruntime"] if suffix == ".onnx" and (check or options.calibration) else []))
+    if suffix == ".xml":
+        require("openvino", *(["nncf"] if options.calibration else []), extra="openvino")
+    newest = importlib.import_module("onnx").defs.onnx_opset_version()
+    if options.opset is not None and options.opset > newest:
+        raise ValueError(f"opset must be at most {newest}, the newest that the package onnx has, got {options.opset}")
+
+
+def _write(
+    program: torch.export.ExportedProgram,
+    file: Path,
+    description: dict[str, Any],
+    options: ExportOptions,
+    size: Sequence[int],
+    processor: Any,
+) -> None:
+    text = json.dumps(description)
+    if file.suffix == ".pt2":
+        _write_program(program, file, text)
+        return
+    is_quantized = options.precision == "int8"
+    with tempfile.TemporaryDirectory(dir=file.parent) as part:
+        onnx_file = file if file.suffix == ".onnx" and not is_quantized else Path(part) / "model.onnx"
+        _write_onnx(program, onnx_file, text, options)
+        if file.suffix == ".xml":
+            from .openvino_files import write_openvino
+
+            write_openvino(onnx_file, file, text, options, calibration_inputs(processor, size, options))
+        elif is_quantized:
+            from .quantizing import quantize_onnx
+
+            quantize_onnx(onnx_file, file, INPUT, calibration_inputs(processor, size, options))
+
+
+def calibration_inputs(processor: Any, size: Sequence[int], options: ExportOptions) -> Iterator[np.ndarray]:
+    """Yield the calibration images as inputs of the file, resized to its size."""
+    for path in options.calibration:
+        image = read_image(path, str(path)).resize((size[1], size[0]))
+        if options.takes_pixels:
+            yield np.asarray(image)[None]
+        else:
+            yield processor(images=image, do_resize=False, return_tensors="np")["pixel_values"].astype(np.float32)
 
 
 class _WriteErrorsKept(io.BufferedIOBase):
@@ -278,57 +380,52 @@ def _write_program(program: torch.export.ExportedProgram, path: Path, descriptio
             raise kept.error
 
 
-def _write_onnx(program: torch.export.ExportedProgram, file: Path, description: str, opset: int | None) -> None:
+def _write_onnx(program: torch.export.ExportedProgram, file: Path, description: str, options: ExportOptions) -> None:
     with _EXPORTING, _quiet("onnxscript", "onnx_ir", "torch.onnx"):
         try:
             exported = torch.onnx.export(
                 program,
                 dynamo=True,
                 input_names=[INPUT],
-                output_names=[OUTPUT],
-                opset_version=opset,
+                output_names=[options.result],
+                opset_version=None if options.opset is None else max(options.opset, 18),  # it writes no older one
                 verbose=False,
             )
         except torch.onnx.errors.OnnxExporterError as error:
-            raise ExportError(f"ONNX cannot express the model: {_reason(error)}") from error
+            raise ExportError(f"ONNX cannot express the model: {reason(error)}") from error
         assert exported is not None  # None is returned only if the exporter writes the file itself
-        from .graph import tidy  # needs an optional package
+        from .graph import lower_to_opset_17, store_half_weights, tidy  # need an optional package
 
         tidy(exported.model)
+        if options.opset == 17:
+            lower_to_opset_17(exported.model)
+        if options.precision == "float16-weights":
+            store_half_weights(exported.model)
         exported.model.metadata_props[METADATA] = description
         exported.save(file)
 
 
 @torch.no_grad()
-def _largest_error(model: PreTrainedModel, file: Path, size: Sequence[int], dynamic_batch: bool) -> float:
-    """Return the largest difference between the logits of a file and of a model, as a share of the largest logit."""
-    errors = []
-    run, forward = _runner(file), LogitsOnly(model)
-    generator = torch.Generator().manual_seed(0)
-    for batch_size in CHECKED_BATCH_SIZES if dynamic_batch else (1,):
-        images = torch.randn(batch_size, input_channels(model.config), *size, generator=generator).to(model.dtype)
-        expected = forward(images.to(model.device)).float().cpu().numpy()
-        difference = np.abs(run(images).astype(np.float32) - expected).max()
-        errors.append(float(difference / np.abs(expected).max()))
+def _largest_error(
+    model: PreTrainedModel, file: Path, description: dict[str, Any], size: Sequence[int], options: ExportOptions
+) -> float:
+    """Return the largest difference between the outputs of a file and of a model, see [`export_model`]."""
+    errors, run = [], runner(file)
+    forward = Pipeline(model, description, options)
+    sizes = [tuple(size)]
+    if options.dynamic_size:  # another one than the program was traced with
+        sizes.append((size[0] + SIZE_MULTIPLE, size[1] + 2 * SIZE_MULTIPLE))
+    for batch_size in CHECKED_BATCH_SIZES if options.dynamic_batch else (1,):
+        for checked in sizes:
+            images = _images(model, batch_size, checked, options)
+            expected = forward(images).cpu().numpy()
+            found = run(images.cpu().numpy())
+            if options.result == "labels":
+                errors.append(float((found != expected).mean()))
+            else:
+                difference = np.abs(found.astype(np.float32) - expected).max()
+                errors.append(float(difference / np.abs(expected).max()))
     return max(errors)
-
-
-def _runner(file: Path) -> Callable[[torch.Tensor], np.ndarray]:
-    """Load an exported file as a function from pixels to logits."""
-    if file.suffix == ".onnx":
-        import onnxruntime
-
-        try:
-            session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-        except Exception as error:  # the errors of onnxruntime have no base class of their own
-            raise ExportError(
-                f"onnxruntime {onnxruntime.__version__} cannot load the file, perhaps because of its opset: "
-                f"{_reason(error)}"
-            ) from error
-        return lambda images: session.run([OUTPUT], {INPUT: images.numpy()})[0]
-    program = torch.export.load(file)
-    device = next(iter(program.state_dict.values())).device
-    return lambda images: program.module()(images.to(device)).float().cpu().numpy()
 
 
 @contextlib.contextmanager
@@ -347,11 +444,14 @@ def _quiet(*names: str) -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _reason(error: BaseException) -> str:
-    """Return the first line of the original error: exporters wrap it in errors with general advice."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-
-
-__all__ = ["ExportError", "LogitsOnly", "describe", "export_model", "export_size", "read_description", "traced"]
+__all__ = [
+    "ExportError",
+    "LogitsOnly",
+    "Pipeline",
+    "calibration_inputs",
+    "describe",
+    "export_model",
+    "export_size",
+    "read_description",
+    "traced",
+]

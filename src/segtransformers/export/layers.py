@@ -123,14 +123,42 @@ def _linear(weight: torch.Tensor, bias: torch.Tensor) -> nn.Linear:
     return layer
 
 
+class MatrixPool(nn.Module):
+    """[`nn.AdaptiveAvgPool2d`] as two matrix products, for runtimes without pooling to a fixed size of dynamic inputs.
+
+    Args:
+        size: (height, width) of the output.
+    """
+
+    def __init__(self, size: tuple[int, int]):
+        super().__init__()
+        self.size = size
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Map `(B, C, h, w)` to `(B, C, *size)`."""
+        rows, columns = (_pool_matrix(features.shape[2 + axis], self.size[axis], features) for axis in (0, 1))
+        return rows @ (features @ columns.t())
+
+
+def _pool_matrix(size: int, new_size: int, like: torch.Tensor) -> torch.Tensor:
+    """Return the matrix `(new_size, size)` that averages the pixels from `floor(i * size / new_size)` on."""
+    steps = torch.arange(new_size, dtype=torch.int32, device=like.device)
+    starts = torch.div(steps * size, new_size, rounding_mode="floor")[:, None]
+    ends = torch.div((steps + 1) * size + (new_size - 1), new_size, rounding_mode="floor")[:, None]
+    pixels = torch.arange(size, dtype=torch.int32, device=like.device)
+    inside = ((pixels >= starts) & (pixels < ends)).to(like.dtype)
+    return inside / (ends - starts).to(like.dtype)
+
+
 @torch.no_grad()
-def replace_layers(model: nn.Module, gathers: bool) -> None:
+def replace_layers(model: nn.Module, gathers: bool, dynamic_size: bool = False) -> None:
     """Replace layers of a model in place by those for export.
 
     Layers with hooks, adapters or quantized weights stay.
 
     Args:
         gathers: whether deformable layers are replaced, too.
+        dynamic_size: whether pooling to a fixed size is written for inputs of any size.
     """
     if all(tensor.dtype in (torch.float32, torch.float64) for tensor in model.parameters()):
         # folded weights in half precision would round differently
@@ -140,6 +168,16 @@ def replace_layers(model: nn.Module, gathers: bool) -> None:
                 _fold_layer_scale(module)
     if gathers:
         replace_modules(model, _gathered)
+    if dynamic_size:
+        replace_modules(model, _pooling)
+
+
+def _pooling(module: nn.Module) -> nn.Module | None:
+    if not is_plain(module, nn.AdaptiveAvgPool2d):
+        return None
+    size: Any = module.output_size
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    return MatrixPool(pair) if None not in pair else None
 
 
 def _fold_layer_scale(branch: Any) -> None:
@@ -180,4 +218,4 @@ def _gathered(module: Any) -> nn.Module | None:
     return GatheredConvolution(module) if all(is_plain(layer, nn.Linear) for layer in inner) else None
 
 
-__all__ = ["GatheredAttention", "GatheredConvolution", "replace_layers"]
+__all__ = ["GatheredAttention", "GatheredConvolution", "MatrixPool", "replace_layers"]

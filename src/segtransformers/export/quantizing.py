@@ -1,0 +1,94 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""Quantization to int8 by the runtimes' own quantizers."""
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from .errors import ExportError, reason, require
+
+QUANTIZED = ("Conv", "Gemm", "MatMul")
+
+
+class _Images:
+    """Calibration images as onnxruntime's quantizer reads them."""
+
+    def __init__(self, name: str, images: Iterable[np.ndarray]):
+        self.name, self.images = name, iter(images)
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        image = next(self.images, None)
+        return None if image is None else {self.name: image}
+
+
+def quantize_onnx(source: Path, target: Path, name: str, images: Iterable[np.ndarray]) -> None:
+    """Write a quantized ONNX file, with `QuantizeLinear` and `DequantizeLinear` around each quantized operator.
+
+    Convolutions and products with constant weights are quantized, weights by output channel. Products of two
+    activations stay in float32, because attention and sampling weights lose too much.
+
+    Args:
+        name: of the input.
+        images: inputs of the file.
+
+    Raises:
+        ExportError: if the quantizer refuses the graph.
+    """
+    require("onnxruntime")
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    prepared = source.with_name("prepared.onnx")
+    root = logging.getLogger()
+    before = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+        graph = onnx.load(prepared, load_external_data=False).graph
+        constants = {tensor.name for tensor in graph.initializer}
+        kept = [
+            node.name
+            for node in graph.node
+            if node.op_type in QUANTIZED and not any(one in constants for one in node.input[:2])
+        ]
+        quantize_static(
+            str(prepared),
+            str(target),
+            _Images(name, images),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=list(QUANTIZED),
+            nodes_to_exclude=kept,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.MinMax,
+        )
+    except Exception as error:  # the quantizer raises errors of many kinds
+        raise ExportError(f"onnxruntime cannot quantize the model: {reason(error)}") from error
+    finally:
+        root.setLevel(before)
+        prepared.unlink(missing_ok=True)
+
+
+def quantize_openvino(model: Any, images: Iterable[np.ndarray]) -> Any:
+    """Return an OpenVINO model that NNCF quantized with calibration images.
+
+    Raises:
+        ImportError: if NNCF is not installed.
+        ExportError: if it refuses the model.
+    """
+    require("nncf", extra="openvino")
+    import nncf
+
+    try:
+        data = list(images)
+        return nncf.quantize(model, nncf.Dataset(data), subset_size=len(data), model_type=nncf.ModelType.TRANSFORMER)
+    except Exception as error:  # NNCF raises errors of many kinds
+        raise ExportError(f"NNCF cannot quantize the model: {reason(error)}") from error
+
+
+__all__ = ["quantize_onnx", "quantize_openvino"]
