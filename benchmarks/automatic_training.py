@@ -1,7 +1,7 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """Compare `segtransformers train --data D --output O` with recipes chosen by hand, on two kinds of drawn data.
 
-    python benchmarks/automatic_training.py                       # about half an hour on two cores
+    python benchmarks/automatic_training.py                       # about ten minutes on two idle cores
     python benchmarks/automatic_training.py --steps 5 --images 8  # a trial
 
 The data are landscapes (`segtransformers.datasets.scenes`), which the packaged model has been trained on, and cells
@@ -101,7 +101,7 @@ def train(data: Path, output: Path, *words: str) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="balanced")
+    parser.add_argument("--preset", default="fast")
     parser.add_argument("--images", type=int, default=40, help="training images of each data set")
     parser.add_argument("--steps", type=int, help="in place of the chosen number")
     parser.add_argument("--data", choices=BY_HAND, help="only this data set")

@@ -27,7 +27,7 @@ def test_cells_have_all_classes_and_are_those_of_their_seed(benchmark):
     assert found == set(range(len(benchmark.CELL_CLASSES)))
 
 
-@pytest.mark.slow  # eight trainings of a minute each
+@pytest.mark.slow  # eight trainings of a minute each on an idle machine
 @pytest.mark.parametrize("data", ["landscapes", "cells"])
 def test_within_two_points_of_the_best_recipe_by_hand(benchmark, data, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["automatic_training.py", "--data", data])

@@ -1,6 +1,7 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """Automatic choices of a training run, over a table of data and machines."""
 
+import dataclasses
 import json
 import shlex
 
@@ -99,6 +100,13 @@ def test_what_the_user_gave_is_kept():
         choose(SOME, GPU, "fast", {"--model": "some/folder"})
     with pytest.raises(ValueError, match="must be one of fast, balanced, best, got 'quick'"):
         choose(SOME, GPU, "quick")
+
+
+def test_the_packaged_model_learns_slowly_where_it_knows_the_classes():
+    known = dataclasses.replace(FEW, are_packaged_classes=True)
+    assert choose(known, OFFLINE)["--learning_rate"] == 0.0005
+    for data, machine in ((FEW, OFFLINE), (known, LAPTOP), (known, BARE)):
+        assert "--learning_rate" not in choose(data, machine)
 
 
 def test_trunks_are_those_of_timm():

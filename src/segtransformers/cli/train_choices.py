@@ -75,6 +75,7 @@ def summary_of(parts: "list[SegmentationDataset]") -> "DataSummary":
     """Describe the data of a run. Sizes are those of some images, evenly spread."""
     import numpy as np
 
+    from ..datasets.scenes import SCENE_CLASSES
     from ..training.choices import DataSummary
 
     data = parts[0]
@@ -88,6 +89,7 @@ def summary_of(parts: "list[SegmentationDataset]") -> "DataSummary":
         height=height,
         width=width,
         multi_label=data.multi_label,
+        are_packaged_classes=[*data.id2label.values()] == [*SCENE_CLASSES],
     )
 
 

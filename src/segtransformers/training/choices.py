@@ -79,6 +79,7 @@ PRESET_FACTS = {
 }
 MOST_IMAGES_IN_CACHE = 1000  # more images have enough variety to train without cached features, and fill the disk
 CACHED_VIEWS = 8
+LOW_RATE = 0.0005  # on drawn landscapes 86.1 mean IoU after 200 steps, and 85.1 with 0.002
 # rough rates of matrix products in training, in floating-point operations per second
 CORE_RATE, GPU_RATE = 2.5e10, 3e13
 SMALL_MODEL_OPERATIONS = 1.1e5  # of training the packaged model, per pixel: measured
@@ -93,6 +94,7 @@ class DataSummary:
         classes: number of classes.
         height, width: median size of the images in pixels.
         multi_label: whether a pixel may belong to several classes or to none.
+        are_packaged_classes: whether the classes are those of the packaged model, in its order.
     """
 
     images: int
@@ -101,6 +103,7 @@ class DataSummary:
     height: int
     width: int
     multi_label: bool = False
+    are_packaged_classes: bool = False
 
 
 @dataclass(frozen=True)
@@ -162,6 +165,8 @@ def choose(
     crop = fixed.get("--crop-size") or crop
     if recipe not in recipe_names():  # a published model keeps its own crops and protocol
         choices.append(Choice("--crop-size", crop, crop_reason))
+    if recipe == SMALL_MODEL_RECIPE and model == "packaged" and data.are_packaged_classes:
+        choices.append(Choice("--learning_rate", LOW_RATE, "low, because the packaged model knows these classes"))
     # features are cached only where training takes nothing else from the trunk
     caches = not on_gpu and recipe.endswith("-linear") and data.images <= MOST_IMAGES_IN_CACHE
     if "--cache-features" in fixed:
