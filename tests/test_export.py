@@ -262,7 +262,9 @@ def test_pixels_in_and_labels_out(tmp_path):
         ExportedModel(file)
 
 
-@pytest.mark.parametrize("precision", ["float16-weights", "float16", "int8"])
+@pytest.mark.parametrize(
+    "precision", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("float16-weights", "float16")), "int8"]
+)
 def test_precisions(precision, tmp_path):
     model, processor = small("segmenter-linear")
     options = {"precision": precision}
