@@ -22,6 +22,7 @@ from variants import medians_of_processes
 
 from segtransformers.operators import compiled_operators, dispatcher
 from segtransformers.training import create_optimizer, get_recipe
+from segtransformers.training.memory_format import channels_last_convolutions
 from segtransformers.training.starting_points import starting_model
 
 RECIPE = "upernet_deit_adapter_tiny_512_160k_ade20k"
@@ -51,7 +52,9 @@ def measure(variant: dict, size: int, batch: int, steps: int, threads: int) -> d
     optimizer.step()
     Path("/proc/self/clear_refs").write_text("5")  # reset VmHWM
     before, times = resident("VmRSS"), []
-    with compiled_operators(variant["operators"]):
+    layout = channels_last_convolutions(model, torch.device("cpu"))  # as SegmentationTrainer does
+    with compiled_operators(variant["operators"]), layout:
+        pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         for _ in range(steps + 1):
             start = time.perf_counter()
             model(pixel_values, labels=labels).loss.backward()
