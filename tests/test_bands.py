@@ -2,6 +2,7 @@
 """Images with any number of bands: the image processor, models from RGB weights, and inference."""
 
 import itertools
+import logging
 
 import numpy as np
 import PIL.Image
@@ -22,6 +23,8 @@ from segtransformers.export.exporting import traced
 from segtransformers.inference import InferenceProtocol, SegmentationPipeline, segment_image
 from segtransformers.models.input_channels import input_channels, with_input_channels
 from segtransformers.rasters import BandImage
+from segtransformers.training import freeze_trunk
+from segtransformers.training.bands import warn_of_ignored_bands
 
 MEAN, STD = [0.1, 0.2, 0.3, 0.4], [0.2, 0.2, 0.1, 0.3]
 
@@ -139,6 +142,23 @@ def test_a_widened_model_computes_what_it_did(name, tmp_path):
         weight for weight in wide.parameters() if weight.dim() == 4 and weight.shape[1] == 5 and weight.grad is not None
     ]
     assert changed and all(weight.grad[:, 1].abs().max() > 0 for weight in changed)
+
+
+@pytest.mark.parametrize("name", ["vit_adapter", "internimage"])
+def test_a_frozen_trunk_that_ignores_bands_is_named(name, caplog):
+    model = model_of(OURS[name]())
+    logger = logging.getLogger("segtransformers")
+    logger.addHandler(caplog.handler)
+    try:
+        for colours, frozen, warned in (([2, 1, 0], True, True), ([2, 1, 0], False, False), (None, True, False)):
+            caplog.clear()
+            wide = with_input_channels(model, 4, colours)
+            if frozen:
+                freeze_trunk(wide)
+            warn_of_ignored_bands(wide, [4, 3, 2, 8])
+            assert ("frozen trunk ignores the bands 8," in caplog.text) == warned
+    finally:
+        logger.removeHandler(caplog.handler)
 
 
 def test_repeated_weights_keep_the_size_of_the_sums():

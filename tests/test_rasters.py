@@ -132,6 +132,8 @@ def test_pixels_without_data(tmp_path):
     with open_raster(write_tiff(tmp_path / "heights.tif", heights, nodata=-9999.123)) as raster:
         assert np.argwhere(~raster.valid()).tolist() == [[2, 3], [3, 3], [3, 4]]
         assert np.argwhere(~raster.valid(bands=[1])).tolist() == [[2, 3]]
+    with open_raster(write_tiff(tmp_path / "nan.tif", heights, nodata=np.nan)) as raster:  # NaN does not equal itself
+        assert np.isnan(raster.nodata) and np.argwhere(~raster.valid()).tolist() == [[2, 3], [3, 3]]
     image = np.full((4, 5, 4), 200, np.uint8)
     image[2, 2, 3] = 0
     PIL.Image.fromarray(image).save(tmp_path / "clear.png")

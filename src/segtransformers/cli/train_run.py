@@ -170,6 +170,7 @@ class TrainingRun:
     def _choose_parameters(self, network: Any) -> None:
         """Freeze the trunk or add low-rank updates, if the options or the recipe want that."""
         from .. import training
+        from ..training.bands import warn_of_ignored_bands
         from ..training.starting_points import trunk_name
 
         options = self.options
@@ -186,6 +187,8 @@ class TrainingRun:
                 )
         if options.lora_rank is not None:
             training.add_lora(network, options.lora_rank)
+        if self.parts[0].bands is not None and self.is_main:
+            warn_of_ignored_bands(network, self.parts[0].bands)
 
     def _with_cached_features(self, network: Any, data: Any, versions: int) -> Any:
         """Return training data with cached features of the frozen trunk."""

@@ -76,9 +76,10 @@ class GeoTiffRaster(Raster):
         self._pages, self._environment = list(pages), environment
         # a mask that is neither the nodata value nor a band of transparency, for all bands of a page
         self._masked = [page for page in pages if page.mask_flag_enums[plain[0]] == [MaskFlags.per_dataset]]
-        known = {value for page in pages for value in page.nodatavals}
+        known = {str(value): value for page in pages for value in page.nodatavals}  # NaN does not equal itself
         if len(known) > 1:
-            raise RasterError(f"{name} has bands with several nodata values ({_listed(known)}): give all bands one")
+            listed = ", ".join(sorted(known))
+            raise RasterError(f"{name} has bands with several nodata values ({listed}): give all bands one")
         palette = None
         if len(self._source) == 1 and first.colorinterp[plain[0]] == ColorInterp.palette:
             colours = first.colormap(plain[0] + 1)
@@ -92,7 +93,7 @@ class GeoTiffRaster(Raster):
             name,
             (len(self._source), first.height, first.width),
             first.dtypes[0],
-            nodata=known.pop(),
+            nodata=next(iter(known.values())),
             crs=first.crs,
             transform=None if first.crs is None and first.transform.is_identity else first.transform,
             palette=palette,
@@ -183,10 +184,6 @@ def _without_rasterio(path: Path, name: str) -> Raster:
 
 def _pair(part: slice) -> tuple[int, int]:
     return part.start, part.stop
-
-
-def _listed(values: set) -> str:
-    return ", ".join(str(value) for value in sorted(values, key=str))
 
 
 def _reason(error: BaseException) -> str:

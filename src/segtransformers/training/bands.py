@@ -75,8 +75,31 @@ def with_bands(
     return model, type(processor).from_dict(fields)
 
 
+def warn_of_ignored_bands(model: PreTrainedModel, bands: Sequence[int]) -> None:
+    """Warn if frozen weights ignore some bands, because the weights for them start at 0 and stay so.
+
+    Args:
+        model: after its trunk was frozen.
+        bands: numbers of the bands that the model takes, in its order.
+    """
+    frozen = [
+        weight for weight in model.parameters() if not weight.requires_grad and weight.shape[1:2] == (len(bands),)
+    ]
+    ignored = [
+        band
+        for index, band in enumerate(bands)
+        if any(weight.dim() == 4 and weight.any() and not weight[:, index].any() for weight in frozen)
+    ]
+    if ignored:
+        logger.warning(
+            f"the frozen trunk ignores the bands {_listed(ignored)}, because their weights start at 0 and are not "
+            "trained: leave out --colour-bands, so that the weights for colours are repeated over all bands, or train "
+            "the trunk"
+        )
+
+
 def _listed(bands: Sequence[int] | None) -> str:
     return ", ".join(str(band) for band in bands or ())
 
 
-__all__ = ["with_bands"]
+__all__ = ["warn_of_ignored_bands", "with_bands"]
