@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from model_tests import randomise
+from tensorrt_support import refusals
 from test_dino_mask2former import frozen_config, native_config
 from test_eva01 import eva_config
 from test_flash_internimage import small_flash
@@ -180,6 +181,7 @@ def test_onnx_with_any_number_of_images(name, tmp_path):
     error = export_model(model, processor, file, size=SIZE, dynamic_batch=True)
     assert error < 1e-4 and [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
     assert model.config.inference_mode == "slide"
+    assert refusals(onnx.load(file)) == []
     for batch in (1, 2, 5):
         images = torch.randn(batch, 3, *SIZE)
         assert_close(run_onnx(file, images), expected(model, images))
@@ -192,6 +194,7 @@ def test_onnx_of_one_image(name, tmp_path):
     assert export_model(model, processor, file, size=SIZE) < 1e-4
     images = torch.randn(1, 3, *SIZE)
     assert_close(run_onnx(file, images), expected(model, images))
+    assert refusals(onnx.load(file)) == []
     operators = {node.op_type for node in onnx.load(file).graph.node}
     assert not operators & {"GridSample", "BatchNormalization", "Dropout", "EyeLike"} - allowed_norms(model)
     assert onnxruntime.InferenceSession(file).get_inputs()[0].shape == [1, 3, *SIZE]
@@ -236,6 +239,7 @@ def test_dynamic_size_runs_through_the_commands(name, tmp_path):
     file = tmp_path / "model.onnx"
     assert export_model(model, processor, file, size=SIZE, dynamic_size=True, dynamic_batch=True, opset=17) < 1e-4
     assert {entry.domain: entry.version for entry in onnx.load(file).opset_import}[""] == 17
+    assert refusals(onnx.load(file)) == []
     for images in shapes_of(model, [(64, 64), (128, 160)]):
         assert_close(run_onnx(file, images), expected(model, images))
     exported = ExportedModel(file)
@@ -247,11 +251,33 @@ def test_dynamic_size_runs_through_the_commands(name, tmp_path):
         export_model(model, processor, file, size=(64, 80), dynamic_size=True)
 
 
+@pytest.mark.parametrize(
+    ("operator", "dtype", "expected"),
+    [
+        ("Add", "FLOAT", []),
+        ("Add", "INT64", ["int64 arithmetic: Add"]),
+        ("BitwiseAnd", "INT32", ["BitwiseAnd"]),
+        ("MatMul", "INT32", ["MatMul of INT32"]),
+        ("MatMul", "DOUBLE", ["MatMul of DOUBLE"]),
+    ],
+)
+def test_the_check_for_tensorrt_finds_what_it_does_not_support(operator, dtype, expected):
+    kind = onnx.TensorProto.DataType.Value(dtype)
+    values = [onnx.helper.make_tensor_value_info(name, kind, [2, 2]) for name in "abc"]
+    node = onnx.helper.make_node(operator, ["a", "b"], ["c"])
+    graph = onnx.helper.make_graph([node], "graph", values[:2], values[2:])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)])
+    assert refusals(model) == expected
+    model.opset_import[0].version = 25
+    assert "opset 25" in refusals(model)
+
+
 def test_pixels_in_and_labels_out(tmp_path):
     model, processor = small("segmenter-linear")
     file = tmp_path / "model.onnx"
     share = export_model(model, processor, file, size=SIZE, takes_pixels=True, result="labels")
     assert share < 1e-3
+    assert refusals(onnx.load(file)) == []
     image = np.random.default_rng(0).integers(0, 256, (1, *SIZE, 3), dtype=np.uint8)
     session = onnxruntime.InferenceSession(file)
     (labels,) = session.run(None, {"pixel_values": image})

@@ -82,7 +82,8 @@ class Pipeline(nn.Module):
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Map images to logits `(B, num_labels, H, W)` or label maps `(B, H, W)`."""
         if self.options.takes_pixels:
-            pixel_values = pixel_values.permute(0, 3, 1, 2).float() * self.scale + self.shift
+            # the cast comes first, because TensorRT transposes no 8-bit images
+            pixel_values = pixel_values.float().permute(0, 3, 1, 2) * self.scale + self.shift
         logits = self.logits(pixel_values.to(self.dtype))
         logits = logits if logits.dtype == torch.float64 else logits.float()
         if self.options.result == "logits":

@@ -221,7 +221,9 @@ def resize_positions(
         return positions
     feature_map = positions.transpose(1, 2).unflatten(2, old_grid)
     feature_map = feature_map if feature_map.dtype == torch.float64 else feature_map.float()
-    if offset:
+    # many runtimes, TensorRT for one, resize only bilinearly, so exported files hold products with the weights
+    is_exporting = torch.compiler.is_exporting() and interpolation == "bicubic" and not antialias
+    if offset or is_exporting:
         rows, columns = (
             _cubic_weights(old, new, offset, feature_map) for old, new in zip(old_grid, new_grid, strict=True)
         )
