@@ -2,6 +2,7 @@
 """Data sets of rasters: bands, tiles, statistics, augmentation, training from the command line, and learning."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -209,6 +210,38 @@ def test_tiles_of_potsdam(tmp_path):
     assert np.array_equal(data[3].labels, expected[64:, 64:]) and np.array_equal(
         data[3].image.values, image[:, 64:, 64:]
     )
+
+
+def test_the_folder_of_a_known_data_set_that_has_the_bands(tmp_path):
+    """Potsdam's downloads hold the same areas as RGB and with near infrared."""
+    for kind, name, count in (("2_Ortho_RGB", "RGB", 3), ("4_Ortho_RGBIR", "RGBIR", 4), ("5_Labels_all", "label", 3)):
+        (tmp_path / kind).mkdir()
+        path = tmp_path / kind / f"top_potsdam_2_10_{name}.tif"
+        if name == "RGBIR":
+            write_raster(path, np.full((count, 40, 40), 255, np.uint8))
+        else:
+            PIL.Image.new("RGB", (40, 40), (255, 255, 255)).save(path)
+    for bands, read, folder in (
+        (None, None, "2_Ortho_RGB"),
+        ([3, 1], [3, 1], "2_Ortho_RGB"),
+        ([4, 1], [4, 1], "4_Ortho_RGBIR"),
+        ("all", [1, 2, 3, 4], "4_Ortho_RGBIR"),
+    ):
+        data = load_segmentation_dataset(tmp_path, "train", bands=bands)
+        assert data.bands == read and Path(data.rows[0]["image"]["path"]).parent.name == folder
+        assert data[0].image.size == (40, 40)
+    for bands, message in (([5], "has 3 bands: the bands 5 cannot be read"), ([0], "the bands 0 cannot be read")):
+        with pytest.raises(DataError, match=message):
+            load_segmentation_dataset(tmp_path, "train", bands=bands)
+
+
+def test_rasters_without_bands_get_a_hint(tmp_path):
+    data = write_scenes(tmp_path / "data")
+    with pytest.raises(DataError, match=r"as an image: .*\. A raster is read with its bands .--bands all"):
+        load_segmentation_dataset(data, "train")[0]
+    scene = next((data / "images" / "train").iterdir())
+    done = command("segment", scene, "--model", packaged_model_path(), "--output", tmp_path / "drawn.png")
+    assert done.exit_code == 1 and "one raster to an --output that ends in .tif" in " ".join(done.output.split())
 
 
 def polygon(left, top, right, bottom, **properties):

@@ -43,6 +43,7 @@ class Layout:
         name_pattern: a regular expression for the names of the samples, by which the data set is recognised.
         image_prefix, mask_prefix: text before the name of the sample in the names of image and mask files.
         parts: folders that `{part}` stands for in `images` and `masks`; their samples are joined.
+        bands: number of bands of the images.
     """
 
     images: str
@@ -57,6 +58,7 @@ class Layout:
     image_prefix: str = ""
     mask_prefix: str = ""
     parts: Sequence[str] = ()
+    bands: int = 3
 
 
 @dataclass(frozen=True)

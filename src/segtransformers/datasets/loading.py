@@ -10,13 +10,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import PIL.Image
 import torch
-from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers.utils import logging
 
 from ..escaping import printable
-from ..files import check_readable
 from .class_names import Classes, checked_palette, classes_of_file, classes_of_folder, read_classes
+from .datasets_library import (
+    METADATA_FILES,
+    classes_on_hub,
+    image_and_mask_columns,
+    import_datasets,
+    is_for_datasets,
+    names_of_rows,
+    rows_of_datasets,
+)
 from .known import DATASETS, get_dataset_info
 from .multi_label import (
     MultiLabelRule,
@@ -26,8 +32,6 @@ from .multi_label import (
     pair_class_folders,
 )
 from .pairs import (
-    DATASETS_FILES,
-    MissingSplitError,
     Pairs,
     canonical_split,
     describe_contents,
@@ -61,10 +65,6 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 FOLDERS = "folders"  # the kind of the user's own data
-IMAGE_COLUMNS = ("image", "img", "pixel_values", "images")
-MASK_COLUMNS = ("annotation", "label", "labels", "mask", "segmentation_mask", "semantic_segmentation", "segmentation")
-METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # files that make a folder an image folder
-CONVERTED = "refs/convert/parquet"  # the revision with a script's data as Parquet, one folder for each configuration
 
 
 class MissingClassesError(DataError):
@@ -290,10 +290,10 @@ def load_segmentation_dataset(
             if kind is not None:
                 logger.info(f"{folder} looks like {kind}")
         if kind in DATASETS:
-            found = find_known(folder, str(kind), split)
+            found = find_known(folder, str(kind), split, bands)
         if found is None and not any((folder / file).exists() for file in METADATA_FILES):
             found = find_folders(folder, split, image_ending, mask_ending, rasters=bands is not None)
-        if found is None and not _is_for_datasets(folder):
+        if found is None and not is_for_datasets(folder):
             raise DataError(f"{folder} holds no data set: {_expected_contents(kind)}; {describe_contents(folder)}")
     elif folder.exists() or str(source).startswith((".", "/", "~")) or str(source).count("/") > 1:
         raise DataError(f"the folder {source} does not exist")
@@ -330,10 +330,10 @@ def load_segmentation_dataset(
             raise DataError(f"the masks of {source} are polygons, which need bands, such as bands='all' (--bands all)")
         loaded_split = canonical_split(split) if found.has_splits else None
     else:
-        datasets = _datasets()
-        rows, loaded_split = _rows_of_datasets(str(source), folder, split, name, revision, datasets)
-        rows = _image_and_mask_columns(rows, image_column, mask_column, str(source), datasets)
-        names, ignored, problems = _names_of_rows(rows, loaded_split), [], []
+        datasets = import_datasets()
+        rows, loaded_split = rows_of_datasets(str(source), folder, split, name, revision, datasets)
+        rows = image_and_mask_columns(rows, image_column, mask_column, str(source), datasets)
+        names, ignored, problems = names_of_rows(rows, loaded_split), [], []
 
     if bands is not None or tile is not None:
         if found is None or folders:
@@ -382,15 +382,6 @@ def _expected_contents(kind: str | None) -> str:
     )
 
 
-def _datasets():
-    """Import `datasets`, which is optional and slow to import."""
-    try:
-        import datasets
-    except ImportError:
-        raise ImportError("the library datasets is missing: pip install 'segtransformers[train]'") from None
-    return datasets
-
-
 def _classes(
     kind: str | None, given: Any, palette: Any, folder: Path | None, source: str, revision: str | None
 ) -> Classes:
@@ -400,7 +391,7 @@ def _classes(
         info = get_dataset_info(str(kind))
         return Classes(info.classes, info.palette)
     if given is None:
-        found = classes_of_folder(folder) if folder is not None else _classes_on_hub(source, revision)
+        found = classes_of_folder(folder) if folder is not None else classes_on_hub(source, revision)
         if found is None:
             raise MissingClassesError(
                 f"the classes of {source} are unknown: add a file classes.txt with one name per line, in the order of "
@@ -416,106 +407,6 @@ def _classes(
     if len(colours) != len(found.names):
         raise DataError(f"palette has {len(colours)} colours for {len(found.names)} classes")
     return Classes(found.names, colours, found.no_class)
-
-
-def _classes_on_hub(source: str, revision: str | None) -> Classes | None:
-    for file in ("id2label.json", "classes.txt"):
-        try:
-            path = hf_hub_download(source, file, repo_type="dataset", revision=revision)
-        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError):
-            continue
-        return classes_of_file(Path(path))
-    return None
-
-
-def _is_for_datasets(folder: Path) -> bool:
-    """Return whether `datasets` can load the folder.
-
-    Raises:
-        DataError: if one of the files that it would read is a pipe or a device.
-    """
-    patterns = (*DATASETS_FILES, *METADATA_FILES, "*.parquet", "*.arrow")
-    found = [path for deep in ("", "*/", "*/*/") for pattern in patterns for path in folder.glob(f"{deep}{pattern}")]
-    try:
-        for path in found:
-            check_readable(path)
-    except OSError as error:
-        raise DataError(str(error)) from None
-    return bool(found)
-
-
-def _rows_of_datasets(
-    source: str, folder: Path, split: str, name: str | None, revision: str | None, datasets
-) -> tuple["datasets.Dataset", str | None]:
-    try:
-        if any((folder / file).is_file() for file in DATASETS_FILES):
-            loaded = datasets.load_from_disk(str(folder))
-        else:
-            loaded = _load_dataset(str(folder) if folder.is_dir() else source, name, revision, datasets)
-    except Exception as error:  # the network, an unknown name, unknown files: each becomes one line
-        reason = " ".join(str(error).split())
-        note = "" if folder.exists() else " (no such folder exists here)"
-        raise DataError(f"cannot load the data set {source}{note}: {reason[:300]}") from None
-    if not isinstance(loaded, datasets.DatasetDict):
-        return loaded, None
-    key = next((key for key in loaded if canonical_split(key) == canonical_split(split)), None)
-    if key is None:
-        raise MissingSplitError(f"{source} has no split {split!r}: it has {', '.join(loaded)}")
-    return loaded[key], canonical_split(key)
-
-
-def _load_dataset(path: str, name: str | None, revision: str | None, datasets) -> "datasets.DatasetDict":
-    """Load a folder or a name on the Hub with `datasets`. Of a script, load the files that the Hub made from it."""
-    if revision is None and any(path in get_dataset_info(kind).hub for kind in DATASETS):
-        return datasets.load_dataset(_converted(path, name))
-    try:
-        return datasets.load_dataset(path, name, revision=revision)
-    except RuntimeError as error:
-        if "scripts are no longer supported" not in str(error) or revision is not None:
-            raise
-        return datasets.load_dataset(_converted(path, name))
-
-
-def _converted(path: str, name: str | None) -> str:
-    """Download the converted files of a configuration, and return their folder.
-
-    `datasets` itself would not find its copy again without a network.
-    """
-    name = name or "default"
-    return str(Path(snapshot_download(path, repo_type="dataset", revision=CONVERTED, allow_patterns=f"{name}/*"), name))
-
-
-def _image_and_mask_columns(
-    rows: "datasets.Dataset", image_column: str | None, mask_column: str | None, source: str, datasets
-) -> "datasets.Dataset":
-    """Return only the columns of images and masks, named `image` and `mask`, undecoded."""
-    columns = [column for column, feature in rows.features.items() if isinstance(feature, datasets.Image)]
-    listed = f"its image columns are {', '.join(columns) or 'none'}, all columns {', '.join(rows.column_names)}"
-    for column, option in ((image_column, "image_column"), (mask_column, "mask_column")):
-        if column is not None and column not in columns:
-            raise DataError(f"{option}={column!r} is no image column of {source}: {listed}")
-    mask_column = mask_column or next((column for column in MASK_COLUMNS if column in columns), None)
-    image_column = image_column or next((column for column in IMAGE_COLUMNS if column in columns), None)
-    if image_column is None or mask_column is None or image_column == mask_column:
-        raise DataError(
-            f"cannot tell images from masks in {source}: {listed}. Pass image_column=..., mask_column=... (--columns)"
-        )
-    rows = rows.select_columns([image_column, mask_column])
-    if image_column != "image":
-        rows = rows.rename_column(image_column, "image")
-    if mask_column != "mask":
-        rows = rows.rename_column(mask_column, "mask")
-    undecoded = datasets.Image(decode=False)
-    return rows.cast_column("image", undecoded).cast_column("mask", undecoded)
-
-
-def _names_of_rows(rows: "datasets.Dataset", split: str | None) -> list[str]:
-    """Return the file names without endings if every image has a unique one, else names of split and row."""
-    paths = rows.select_columns(["image"]).flatten()["image.path"][:]
-    names = [Path(path).stem if path else "" for path in paths]
-    if all(names) and len(set(names)) == len(names):
-        return names
-    return [f"{split or 'sample'}-{index:06d}" for index in range(len(paths))]
 
 
 def _warn_of_ignored(pairs: Pairs) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from .known import DATASETS
-from .pairs import SPLITS, FolderLayout, Pairs, files_by_name, find_folders, listed_names, problem_with
+from .pairs import SPLITS, FolderLayout, Pairs, find_folders
 from .reading import NO_CLASS, DataError, LabelRule, Mask
 from .rows import ClassFolderRows
+from .sample_names import files_by_name, listed_names, problem_with
 
 MOST_PLANES = 31  # bits of a signed integer of 32 bits, the largest that image files hold
 IGNORED_VALUES = (NO_CLASS, 65535)  # of bit planes, where they are no sum of classes

@@ -18,9 +18,14 @@ from PIL import ExifTags, Image
 from ..escaping import printable
 from ..files import check_readable
 from ..image_processing import upright_rgb
+from ..rasters import RASTER_ENDINGS
 
 NO_CLASS = 255  # the label of pixels without a class
 EXTRA_SAMPLES = 338  # tag of a TIFF file: the meaning of bands beyond the colours
+RASTER_HINT = (
+    ". A raster is read with its bands (--bands all, bands='all'), and `segment` writes one raster to an "
+    "--output that ends in .tif"
+)
 ALPHA_SAMPLES = (1, 2)  # the values of this tag that mean transparency
 
 
@@ -50,7 +55,8 @@ def read_image(file: Path | BinaryIO, name: str) -> Image.Image:
     except FileNotFoundError:
         raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"cannot read {name} as an image: {_in_one_line(error)}") from None
+        hint = RASTER_HINT if name.lower().endswith(RASTER_ENDINGS) else ""
+        raise DataError(f"cannot read {name} as an image: {_in_one_line(error)}{hint}") from None
 
 
 @dataclass(frozen=True)
