@@ -13,7 +13,6 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, Trainer, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
-from transformers.training_args import ParallelMode
 from transformers.utils import logging
 
 from ..escaping import printable
@@ -27,7 +26,7 @@ from .memory_format import channels_last_convolutions
 from .parameter_efficient import unsaved_statistics
 from .progress import LossWatch, Pace
 from .samples import SAMPLE_INDEX, EvaluationDataset, IndexedDataset, TrainingDataset, collate
-from .unused_parameters import uses_all_parameters
+from .unused_parameters import unused_parameters_decided
 from .weight_average import WeightAverage
 
 if TYPE_CHECKING:
@@ -115,7 +114,7 @@ class SegmentationTrainer(Trainer):
             if args is not None:
                 args.batch_eval_metrics = True
         kwargs.setdefault("data_collator", collate)
-        with _unused_parameters_decided(args, model):
+        with unused_parameters_decided(args, model):
             super().__init__(model, args, **kwargs)
         self.args.batch_eval_metrics = self.args.batch_eval_metrics or self._own_metric
         self.add_callback(self._interrupt)
@@ -475,28 +474,6 @@ def _check_arguments(args: TrainingArguments, own_metric: bool, sets: Sequence[s
     known = [f"{name}_{metric}" for name in sets for metric in BEST_METRICS] or BEST_METRICS
     if own_metric and best is not None and best.removeprefix("eval_") not in known:
         raise ValueError(f"metric_for_best_model must be one of {', '.join(known)}, got {best!r}")
-
-
-@contextlib.contextmanager
-def _unused_parameters_decided(args: Any, model: Any) -> Iterator[None]:
-    """Set `args.ddp_find_unused_parameters` for plain DDP inside this context, if the user left it open."""
-    is_open = (
-        args is not None
-        and model is not None
-        and args.ddp_find_unused_parameters is None
-        and args.parallel_mode == ParallelMode.DISTRIBUTED
-        and not (args.fsdp or args.deepspeed)
-        # reentrant checkpointing cannot look for unused parameters: Trainer decides
-        and not (args.activation_checkpointing and (args.activation_checkpointing_kwargs or {}).get("use_reentrant"))
-    )
-    if not is_open:
-        yield
-        return
-    args.ddp_find_unused_parameters = not uses_all_parameters(model)
-    try:
-        yield
-    finally:
-        args.ddp_find_unused_parameters = None  # the next model with these arguments may differ
 
 
 def _equal_size_runs(images: Sequence[torch.Tensor]) -> list[tuple[int, int]]:

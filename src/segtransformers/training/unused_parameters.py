@@ -1,10 +1,13 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """A check whether the training loss of a model depends on all its parameters, as plain data-parallel training needs."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
+from transformers.training_args import ParallelMode
 
 from ..models.input_channels import input_channels
 
@@ -46,4 +49,26 @@ def uses_all_parameters(model: Any) -> bool:
     return all(gradient is not None for gradient in gradients)
 
 
-__all__ = ["uses_all_parameters"]
+@contextlib.contextmanager
+def unused_parameters_decided(args: Any, model: Any) -> Iterator[None]:
+    """Set `args.ddp_find_unused_parameters` for plain DDP inside this context, if the user left it open."""
+    is_open = (
+        args is not None
+        and model is not None
+        and args.ddp_find_unused_parameters is None
+        and args.parallel_mode == ParallelMode.DISTRIBUTED
+        and not (args.fsdp or args.deepspeed)
+        # reentrant checkpointing cannot look for unused parameters: Trainer decides
+        and not (args.activation_checkpointing and (args.activation_checkpointing_kwargs or {}).get("use_reentrant"))
+    )
+    if not is_open:
+        yield
+        return
+    args.ddp_find_unused_parameters = not uses_all_parameters(model)
+    try:
+        yield
+    finally:
+        args.ddp_find_unused_parameters = None  # the next model with these arguments may differ
+
+
+__all__ = ["unused_parameters_decided", "uses_all_parameters"]
