@@ -276,6 +276,8 @@ def export_model(
         raise ValueError("a model of overlapping classes has no label maps: export its logits")
     if output.suffix != ".pt2":
         _check_packages(output.suffix, chosen, check)
+    for path in chosen.calibration:  # a damaged image is named before minutes of work
+        read_image(path, str(path))
     dtype = {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(chosen.precision)
     source = model if dtype is None else copy.deepcopy(model).to(dtype)  # type: ignore[arg-type]
     try:

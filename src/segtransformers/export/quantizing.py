@@ -67,6 +67,8 @@ def quantize_onnx(source: Path, target: Path, name: str, images: Iterable[np.nda
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
         )
+    except OSError:  # a full disk
+        raise
     except Exception as error:  # the quantizer raises errors of many kinds
         raise ExportError(f"onnxruntime cannot quantize the model: {reason(error)}") from error
     finally:
