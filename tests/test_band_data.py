@@ -124,6 +124,12 @@ def test_rasters_that_cannot_be_used_are_named(tmp_path):
     report = check_dataset(load_segmentation_dataset(tmp_path / "types", bands="all", classes=CLASSES))
     assert report.samples == 1 and "float32, but the first image uint16" in report.errors[0]
     assert "has 3 bands, but the bands 1, 2, 3, 4 are asked for" in report.errors[1]
+    write_raster(tmp_path / "types/images/d.tif", np.concatenate([values, values[:1]]))
+    write_raster(tmp_path / "types/masks/d.tif", mask)
+    report = check_dataset(load_segmentation_dataset(tmp_path / "types", bands="all", classes=CLASSES))
+    assert "d.tif has 5 bands, but the first image 4: name the bands that all images have" in report.errors[2]
+    report = check_dataset(load_segmentation_dataset(tmp_path / "types", bands=[1, 2, 3, 4], classes=CLASSES))
+    assert report.samples == 2 and not any("d.tif" in error for error in report.errors)
     constant = np.concatenate([values, np.full((1, 64, 64), 7, np.uint16)])
     with pytest.raises(DataError, match=r"the bands 5 of .* have the same value everywhere"):
         band_statistics(folder_of(tmp_path / "constant", constant, mask))

@@ -43,6 +43,7 @@ class RasterRows:
         tiles: the window of each sample.
         bands: numbers of the bands that are read, from 1 on, or None for RGB images.
         band_dtype: type of the values, or None for RGB images.
+        takes_all: whether `bands` are all bands of the first image, so that no image may have more.
     """
 
     def __init__(
@@ -52,10 +53,11 @@ class RasterRows:
         tiles: Sequence[Tile],
         bands: Sequence[int] | None,
         band_dtype: str | None,
+        takes_all: bool = False,
     ):
         self.images, self.mask_files, self.tiles = list(images), list(mask_files), list(tiles)
         self.bands = None if bands is None else list(bands)
-        self.band_dtype = band_dtype
+        self.band_dtype, self.takes_all = band_dtype, takes_all
 
     def __len__(self) -> int:
         return len(self.tiles)
@@ -73,7 +75,7 @@ class RasterRows:
     def select(self, indices: Sequence[int]) -> "RasterRows":
         """Return the rows with these indices, in this order."""
         tiles = [self.tiles[index] for index in indices]
-        return RasterRows(self.images, self.mask_files, tiles, self.bands, self.band_dtype)
+        return RasterRows(self.images, self.mask_files, tiles, self.bands, self.band_dtype, self.takes_all)
 
     def sample(self, index: int, rule: LabelRule | MultiLabelRule) -> "tuple[BandImage | PIL.Image.Image, np.ndarray]":
         """Return the image and the labels of a sample. Pixels of either without data have no class.
@@ -102,6 +104,11 @@ class RasterRows:
                 raise DataError(
                     f"{raster.name} holds values of type {raster.dtype}, but the first image {self.band_dtype}: all "
                     "images must have one type"
+                )
+            if self.takes_all and raster.bands > len(self.bands):
+                raise DataError(
+                    f"{raster.name} has {raster.bands} bands, but the first image {len(self.bands)}: name the bands "
+                    "that all images have (--bands 1,2,3)"
                 )
             image = read_bands(raster, self.bands, tile.rows, tile.columns)
             return BandImage(image.values.astype(self.band_dtype, copy=False), image.valid)
@@ -151,8 +158,9 @@ def raster_rows(
         ValueError: if the tile is too small.
     """
     chosen, dtype = (None, None) if bands is None else _bands_of(images[0], bands)
+    facts = chosen, dtype, bands == ALL
     if tile is None:
-        return RasterRows(images, masks, [Tile(pair) for pair in range(len(images))], chosen, dtype), list(names)
+        return RasterRows(images, masks, [Tile(pair) for pair in range(len(images))], *facts), list(names)
     if tile < LEAST_TILE:
         raise ValueError(f"tiles must have at least {LEAST_TILE} pixels a side, got {tile}")
     tiles, tile_names = [], []
@@ -163,7 +171,7 @@ def raster_rows(
             rows, columns = slice(top, min(top + tile, height)), slice(left, min(left + tile, width))
             tiles.append(Tile(pair, rows, columns))
             tile_names.append(f"{name}_{top}_{left}")
-    return RasterRows(images, masks, tiles, chosen, dtype), tile_names
+    return RasterRows(images, masks, tiles, *facts), tile_names
 
 
 def _bands_of(path: Path, bands: "Sequence[int] | str") -> tuple[list[int], str]:
