@@ -77,11 +77,11 @@ def crop(image, labels, seed):
     return {"pixel_values": normalized(np.ascontiguousarray(pixels)), "labels": labels}
 
 
-def build(width: int, layers: int = 4) -> SegUperNetForSemanticSegmentation:
+def build(width: int) -> SegUperNetForSemanticSegmentation:
     backbone = ViTAdapterConfig(
         trunk="vit_tiny_patch16_224",
         hidden_size=width,
-        num_hidden_layers=layers,
+        num_hidden_layers=4,
         num_attention_heads=4,
         use_prefix_tokens=False,
         pretrain_image_size=SIDE,
@@ -219,7 +219,7 @@ def main() -> None:
     studies = {"imbalance": imbalance, "pseudo-labels": pseudo_labels, "distillation": distillation}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", choices=studies)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=1000, help="300 are too few: the rare class is not learned")
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     logging.set_verbosity_error()

@@ -206,7 +206,8 @@ def test_two_processes_find_the_temperature_of_one(folder, packaged, tmp_path): 
     data = load_segmentation_dataset(folder, "validation")
     expected = evaluate_segmentation(*packaged, data, calibrate=True)["calibration"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    words = ["segtransformers", "evaluate", "--model", packaged_model_path(), "--data", folder, "--device", "cpu"]
+    model = shutil.copytree(packaged_model_path(), tmp_path / "model")  # the temperature is written into it
+    words = ["segtransformers", "evaluate", "--model", model, "--data", folder, "--device", "cpu"]
     output = tmp_path / "results.json"
     command = [*launch, *words, "--output", output, "--calibrate"]
     done = subprocess.run([str(word) for word in command], env=environment(), capture_output=True, text=True)

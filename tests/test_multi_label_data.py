@@ -209,7 +209,7 @@ def test_only_data_of_one_kind_are_joined(tmp_path):
 
 
 def test_masks_of_a_hub_data_set(tmp_path):
-    datasets = pytest.importorskip("datasets")
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed (extra `train`)")
     image, mask = Image.fromarray(COLOURS), Image.fromarray(values(0, 3))
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Image()})
     rows = datasets.Dataset.from_dict({"image": [image], "label": [mask]}, features=features)

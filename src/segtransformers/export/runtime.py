@@ -112,9 +112,4 @@ class ExportedModel:
         return outputs[:, :, :height, :width]
 
 
-def is_exported_file(name: str) -> bool:
-    """Return whether the name of a model is that of an exported file."""
-    return Path(name).suffix in SUFFIXES and Path(name).is_file()
-
-
-__all__ = ["ExportedModel", "is_exported_file"]
+__all__ = ["ExportedModel"]

@@ -23,7 +23,7 @@ class Distillation:
     All pixels count, also those without a label.
 
     Args:
-        teacher: a trained model. It is set to evaluation mode.
+        teacher: a trained model. It is set to evaluation mode, and [`SegmentationTrainer`] moves it to its device.
         student: the model to train.
         teacher_processor, student_processor: their image processors; images are normalized again if these differ.
         weight: factor of this loss, which is added to that of the labels.
@@ -87,9 +87,6 @@ class Distillation:
     @torch.no_grad()
     def _targets(self, pixel_values: torch.Tensor, size: list[int]) -> torch.Tensor:
         """Return the teacher's probabilities `(B, C, *size)` at the temperature."""
-        device = pixel_values.device
-        if next(self.teacher.parameters()).device != device:
-            self.teacher.to(device)
         images = pixel_values * self.scale.to(pixel_values) + self.shift.to(pixel_values)
         scores = resize(self.teacher(images).logits.float(), size)
         decision = dataclasses.replace(self.decision, temperature=self.temperature)

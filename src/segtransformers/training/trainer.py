@@ -117,6 +117,8 @@ class SegmentationTrainer(Trainer):
         with unused_parameters_decided(args, model):
             super().__init__(model, args, **kwargs)
         self.args.batch_eval_metrics = self.args.batch_eval_metrics or self._own_metric
+        if distillation is not None:
+            distillation.teacher.to(self.args.device)
         self.add_callback(self._interrupt)
         self.add_callback(EpochCallback())
         self.add_callback(self._pace)
