@@ -16,19 +16,24 @@ def benchmark(monkeypatch):
     return importlib.import_module("automatic_training")
 
 
-def test_cells_have_all_classes_and_are_those_of_their_seed(benchmark):
+@pytest.mark.parametrize(
+    ("draw", "size", "classes"),
+    [("draw_cells", (96, 96), "CELL_CLASSES"), ("draw_textures", (128, 96), "TEXTURE_CLASSES")],
+)
+def test_drawn_data_have_all_classes_and_are_those_of_their_seed(benchmark, draw, size, classes):
+    draw, classes = getattr(benchmark, draw), getattr(benchmark, classes)
     found = set()
     for seed in range(6):
-        image, labels = benchmark.draw_cells(seed)
-        assert image.size == labels.size == (96, 96) and image.mode == "RGB"
+        image, labels = draw(seed)
+        assert image.size == labels.size == size and image.mode == "RGB"
         found |= set(np.unique(np.asarray(labels)).tolist())
-        again = benchmark.draw_cells(seed)
+        again = draw(seed)
         assert image.tobytes() == again[0].tobytes() and labels.tobytes() == again[1].tobytes()
-    assert found == set(range(len(benchmark.CELL_CLASSES)))
+    assert found == set(range(len(classes)))
 
 
-@pytest.mark.slow  # eight trainings of a minute each on an idle machine
-@pytest.mark.parametrize("data", ["landscapes", "cells"])
+@pytest.mark.slow  # twelve trainings of a minute each on an idle machine
+@pytest.mark.parametrize("data", ["landscapes", "cells", "textures"])
 def test_within_two_points_of_the_best_recipe_by_hand(benchmark, data, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["automatic_training.py", "--data", data])
     benchmark.main()

@@ -6,9 +6,10 @@ import dataclasses
 import pytest
 import torch
 from training_cases import small_model
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from segtransformers.training import batch_size as module
-from segtransformers.training import get_recipe, training_arguments
+from segtransformers.training import get_recipe, progress, training_arguments
 from segtransformers.training.batch_size import batch_sizes, first_that_fits, fit_batch, step_memory
 from segtransformers.training.progress import Pace, advice_on_losses
 
@@ -85,16 +86,48 @@ def test_a_batch_that_fits_the_gpu_is_found(tmp_path):
         fit_batch(network, dataclasses.replace(RECIPE, batch_size=1024), training_arguments(RECIPE, tmp_path), large)
 
 
-def test_pace_leaves_evaluations_out_of_images_per_second_but_not_of_the_time_left():
+class Clock:
     now = 0.0
-    pace = Pace(lambda: now)
-    now = 10.0
-    assert pace.figures(5, 25, 8) == {"images_per_second": 4.0, "minutes_left": round(40 / 60, 1)}
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_pace_leaves_evaluations_out_of_images_per_second_but_not_of_the_time_left():
+    clock = Clock()
+    pace = Pace(clock)
+    with pace.loading():
+        clock.now = 2.0
+    clock.now = 10.0
+    first = {"images_per_second": 4.0, "waiting_for_data": 0.2, "minutes_left": round(40 / 60, 1)}
+    assert pace.figures(5, 25, 8) == first
     pace.pause(6.0)
-    now = 26.0
-    assert pace.figures(10, 25, 8) == {"images_per_second": 4.0, "minutes_left": round(2.6 * 15 / 60, 1)}
+    clock.now = 26.0
+    second = {"images_per_second": 4.0, "waiting_for_data": 0.0, "minutes_left": round(2.6 * 15 / 60, 1)}
+    assert pace.figures(10, 25, 8) == second
     pace.start(100)  # a resumed run
     assert pace.figures(100, 200, 8) == {}
+
+
+@pytest.mark.parametrize(("loading", "is_named"), [(4.0, False), (8.0, True)])
+def test_slow_data_loading_is_named_once(tmp_path, monkeypatch, loading, is_named):
+    """20 steps of 20 seconds each, with an evaluation of 100 seconds."""
+    clock = Clock()
+    pace = Pace(clock)
+    found: list[str] = []
+    monkeypatch.setattr(progress.logger, "warning", found.append)
+    arguments = TrainingArguments(str(tmp_path), use_cpu=True, dataloader_num_workers=3)
+    for step in range(1, 21):
+        with pace.loading():
+            clock.now += loading
+        clock.now += 20 - loading
+        if step == 10:
+            clock.now += 100
+            pace.pause(100)
+        pace.on_log(arguments, TrainerState(global_step=step), TrainerControl())
+    assert len(found) == is_named
+    if is_named:
+        assert "40% of the time" in found[0] and "--dataloader_num_workers (now 3" in found[0]
 
 
 @pytest.mark.parametrize(

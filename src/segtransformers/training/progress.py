@@ -1,9 +1,11 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Progress of a training run: images per second, time left, and a warning if the loss does not fall."""
+"""Progress of a training run: images per second, time left, and warnings about the loss and slow data loading."""
 
+import contextlib
+import os
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -14,10 +16,12 @@ logger = logging.get_logger(__name__)
 FEWEST_LOSSES = 8  # logged losses before anything can be said
 LEAST_FALL = 0.01  # share of the first losses
 RISE = 2.0  # factor on the lowest loss that counts as divergence
+LONG_WAIT = 0.25  # share of the time of a run
+LONGEST_UNNOTICED_WAIT = 30.0  # seconds
 
 
 class Pace(TrainerCallback):
-    """The speed of a run, from the start of its training.
+    """The speed of a run, from the start of its training, and a warning if data loading limits it.
 
     Args:
         clock: returns seconds.
@@ -34,21 +38,55 @@ class Pace(TrainerCallback):
         """Begin to measure at this step."""
         self._began, self._first_step = self._clock(), step
         self._last, self._last_step, self._paused = self._began, step, 0.0
+        self._waited = self._all_waited = self._all_paused = 0.0
+        self._has_warned = False
 
     def pause(self, seconds: float) -> None:
         """Leave out the time of an evaluation from images per second."""
         self._paused += seconds
+        self._all_paused += seconds
+
+    @contextlib.contextmanager
+    def loading(self) -> Iterator[None]:
+        """Count the time inside as waiting for data."""
+        began = self._clock()
+        yield
+        seconds = self._clock() - began
+        self._waited += seconds
+        self._all_waited += seconds
 
     def figures(self, step: int, last_step: int, images_per_step: int) -> dict[str, float]:
-        """Return `images_per_second` since the last call, and `minutes_left`, which includes evaluations so far."""
+        """Return figures of the training steps since the last call.
+
+        Returns:
+            `images_per_second`, `waiting_for_data` (a share of the time), and `minutes_left`, which includes
+            evaluations as often as so far.
+        """
         now = self._clock()
         seconds = max(now - self._last - self._paused, 1e-9)
         images, done = (step - self._last_step) * images_per_step, step - self._first_step
-        self._last, self._last_step, self._paused = now, step, 0.0
+        waiting = min(self._waited / seconds, 1.0)
+        self._last, self._last_step, self._paused, self._waited = now, step, 0.0, 0.0
         if done < 1:
             return {}
         left = (now - self._began) / done * max(last_step - step, 0)
-        return {"images_per_second": round(images / seconds, 2), "minutes_left": round(left / 60, 1)}
+        return {
+            "images_per_second": round(images / seconds, 2),
+            "waiting_for_data": round(waiting, 3),
+            "minutes_left": round(left / 60, 1),
+        }
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        share = self._all_waited / max(self._clock() - self._began - self._all_paused, 1e-9)
+        if self._has_warned or self._all_waited < LONGEST_UNNOTICED_WAIT or share < LONG_WAIT:
+            return
+        self._has_warned = True
+        if state.is_world_process_zero:
+            logger.warning(
+                f"step {state.global_step}: {share:.0%} of the time so far was spent waiting for images: raise "
+                f"--dataloader_num_workers (now {args.dataloader_num_workers}; this machine has {os.cpu_count()} "
+                "cores), or store images nearer to the size of the crops"
+            )
 
 
 class LossWatch(TrainerCallback):

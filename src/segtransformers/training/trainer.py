@@ -67,7 +67,8 @@ class SegmentationTrainer(Trainer):
     - Ctrl-C and SIGTERM finish the step, save a checkpoint and raise `KeyboardInterrupt`. A second one stops at once.
     - Any other error during training saves a checkpoint of the last step before it is raised, except with FSDP and
       DeepSpeed. An error in an evaluation names the samples of the batch.
-    - Logs with `images_per_second` and `minutes_left`, and a warning if the loss does not fall.
+    - Logs with `images_per_second`, `waiting_for_data` (a share of the time) and `minutes_left`, and warnings if the
+      loss does not fall or if data loading limits the speed.
     - An infinite or NaN loss raises `FloatingPointError` with the names of the batch's samples.
     - Batch norms become `torch.nn.SyncBatchNorm` on several GPUs.
     - DDP looks for unused parameters in each step unless [`uses_all_parameters`] finds that the model has none, or
@@ -281,7 +282,8 @@ class SegmentationTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], torch.Tensor | int | None]:
-        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        with self._pace.loading():
+            batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         labels = [batch.get("labels") for batch in batches]
         network = self.accelerator.unwrap_model(self.model)
         is_one_device = self.args.n_gpu <= 1  # `nn.DataParallel` cannot scatter these tensors
