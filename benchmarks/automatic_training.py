@@ -7,8 +7,9 @@
 The data are landscapes (`segtransformers.datasets.scenes`), which the packaged model has been trained on, and two kinds
 that it has never seen: cells under a microscope, and shapes that differ only in texture. The automatic learning
 rates were chosen on the first two, so only the third is independent. No network is used, so the automatic choice starts
-from the packaged model. By hand, the settings of the README and of published models are tried with several learning rates, for
-as many steps and images as the automatic run; the best of them by its mean IoU on the evaluation data counts.
+from the packaged model. By hand, the settings of the README and of published models are tried with several learning
+rates, for as many steps and images as the automatic run; the best of them by its mean IoU on the evaluation data
+counts.
 """
 
 import argparse
