@@ -224,7 +224,7 @@ def test_own_recipe_and_data_without_parts(data, tiny, tmp_path):
     )
     assert status == 0, output
     assert "every tenth image is held out for evaluation, 1 of 8" in output
-    assert "2 steps of 4 images (2 per device, 2 accumulation steps, 1 processes)" in output
+    assert "2 steps of 4 images (2 per device, accumulated 2 times)" in output
 
 
 def test_losses_and_class_weights_from_the_data(data, tiny, tmp_path):

@@ -450,12 +450,16 @@ class TrainingRun:
         total = sum(parameter.numel() for parameter in network.parameters())
         images = " and ".join(f"{len(part)} images" for part in self.parts)
         length = f"{arguments.max_steps} steps" if arguments.max_steps > 0 else f"{arguments.num_train_epochs:g} epochs"
+        batches = [f"{arguments.per_device_train_batch_size} per device"]
+        if arguments.gradient_accumulation_steps > 1:
+            batches.append(f"accumulated {arguments.gradient_accumulation_steps} times")
+        if arguments.world_size > 1:
+            batches.append(f"{arguments.world_size} processes")
         return (
             f"{type(network).__name__}, {trained / 1e6:.1f} of {total / 1e6:.1f} million parameters trainable\n"
             f"{images}, {self.parts[0].num_labels} classes{', multi-label' if self.parts[0].multi_label else ''}\n"
-            f"{self.recipe.name}: {length} of {self._batch} images ({arguments.per_device_train_batch_size} per "
-            f"device, {arguments.gradient_accumulation_steps} accumulation steps, {arguments.world_size} processes), "
-            f"learning rate {arguments.learning_rate:g}"
+            f"{self.recipe.name}: {length} of {self._batch} images ({', '.join(batches)}), learning rate "
+            f"{arguments.learning_rate:g}"
         )
 
 

@@ -43,7 +43,8 @@ class FittedBatch:
     def line(self) -> str:
         """Return one line for the log."""
         ending = ", with activation checkpointing" if self.checkpointing else ""
-        return f"batch size {self.per_device} with {self.accumulation} accumulation steps{ending}: {self.reason}"
+        times = f", accumulated {self.accumulation} times" if self.accumulation > 1 else ""
+        return f"batch size {self.per_device}{times}{ending}: {self.reason}"
 
 
 def fit_batch(

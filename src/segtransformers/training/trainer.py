@@ -148,7 +148,10 @@ class SegmentationTrainer(Trainer):
         if not any(isinstance(module, BATCH_NORMS) for module in network.modules()):
             return
         if self.args.device.type == "cpu":
-            logger.warning("torch has no synchronised batch norm on a CPU: each process normalises over its own images")
+            if self.args.process_index == 0:
+                logger.warning(
+                    "torch has no synchronised batch norm on a CPU: each process normalises over its own images"
+                )
             return
         nn.SyncBatchNorm.convert_sync_batchnorm(network)
 
