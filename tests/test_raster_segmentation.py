@@ -30,7 +30,7 @@ from segtransformers.cli import app
 from segtransformers.inference import InferenceProtocol, segment_bands, segment_image
 from segtransformers.inference import raster_segmentation as module
 from segtransformers.inference.raster_bands import segment_raster_bands
-from segtransformers.inference.raster_segmentation import RasterJob, segment_raster
+from segtransformers.inference.raster_segmentation import ClassPixels, RasterJob, segment_raster
 from segtransformers.rasters import BandImage, RasterError, open_raster, writing
 from segtransformers.rasters.writing import GeoTiffLayout, stored_probabilities, write_geotiff
 
@@ -276,7 +276,7 @@ def test_a_model_of_four_bands_of_16_bits(tmp_path, small_tiles):
     )
     counts = segment_raster(network, processor, job)
     valid = values[2] != 7
-    assert sum(counts.values()) == valid.sum()
+    assert sum(counts.classes.values()) == counts.valid == valid.sum()
     image = BandImage(values[::-1], valid)
     assert (content(tmp_path / "labels.tif")[0][valid] == segment_image(network, processor, image).numpy()[valid]).all()
     whole = torch.cat([band.probabilities for band in segment_bands(network, processor, image)], dim=1).numpy()
@@ -307,7 +307,8 @@ def test_masks_of_a_multi_label_model(tmp_path, small_tiles):
     counts = segment_raster(network, processor, RasterJob(tmp_path / "scene.npy", outputs, value_type="float32"))
     masks = segment_image(network, processor, values)
     assert masks.dtype == torch.bool and (content(outputs["labels"]) == masks.numpy()).all()
-    assert counts == {index: count for index, count in enumerate(masks.sum((1, 2)).tolist()) if count}
+    found = {index: count for index, count in enumerate(masks.sum((1, 2)).tolist()) if count}
+    assert counts == ClassPixels(found, 100 * 90)
     probabilities = content(outputs["probabilities"])
     assert ((probabilities > 0.5) == masks.numpy()).all()
     assert (content(outputs["confidence"]) == np.where(masks, probabilities, 1 - probabilities)).all()

@@ -26,7 +26,7 @@ from .common import (
     read_image_file,
 )
 from .errors import UserError, note, one_line_errors
-from .segment import find_images, result_names
+from .image_files import find_images, result_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -12,6 +12,7 @@ import typer
 
 from .common import check_file, load_model
 from .errors import UserError, one_line_errors
+from .image_files import find_images
 
 if TYPE_CHECKING:
     from ..export import ExportOptions
@@ -94,8 +95,6 @@ def export(
 
 def _calibration_images(folder: Path | None) -> list[Path]:
     """Return images of a folder, evenly spread over its list."""
-    from .segment import find_images
-
     if folder is None:
         return []
     if not folder.is_dir():

@@ -5,7 +5,7 @@ Heavy modules are imported inside functions, so that the help and mistyped optio
 """
 
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,8 +30,10 @@ from .common import (
     read_image_file,
 )
 from .errors import UserError, note, one_line_errors
+from .image_files import file_extensions, find_images, result_names
 from .segment_raster import (
     BandsOption,
+    GeotiffOption,
     PolygonsOption,
     ProbabilitiesOption,
     RasterOptions,
@@ -39,7 +41,7 @@ from .segment_raster import (
     ValueTypeOption,
     WorkersOption,
     is_raster_command,
-    segment_raster_file,
+    segment_rasters,
     share_lines,
 )
 
@@ -87,7 +89,7 @@ def segment(
         typer.Option(
             metavar="PATH",
             help="Folder for the probability of each pixel's class, as grey PNG files (255 is 1); for a raster, a "
-            "GeoTIFF file.",
+            "GeoTIFF file, or a folder of them with --geotiff.",
         ),
     ] = None,
     entropy: Annotated[
@@ -101,6 +103,7 @@ def segment(
     probability_type: ValueTypeOption = "uint8",
     polygons: PolygonsOption = None,
     bands: BandsOption = None,
+    geotiff: GeotiffOption = False,
     resume: ResumeOption = False,
     workers: WorkersOption = 1,
     device: DeviceOption = None,
@@ -122,22 +125,30 @@ def segment(
     bits for models of more than 256 classes. Existing files are replaced.
 
     A raster (TIFF, JPEG 2000 or NumPy file) with an --output that ends in .tif becomes a GeoTIFF file of class indices.
-    It is run in windows at its own resolution, and may be larger than the memory. Under torchrun or accelerate launch
-    the rows are divided among the processes.
+    It is run in windows at its own resolution, and may be larger than the memory. With --geotiff, several rasters, or
+    folders of them, become files of the same names in the folder --output. Under torchrun or accelerate launch the rows
+    are divided among the processes.
     """
     from tqdm import tqdm
 
     measures = dict(zip(MEASURES, (confidence, entropy, probability_margin), strict=True))
-    if images and is_raster_command(images, output):
-        assert output is not None
+    is_single_raster = bool(images) and is_raster_command(images or [], output)
+    if geotiff or is_single_raster:
+        rasters = images or []
+        results = {"--output": output, **measures, "--probabilities": probabilities, "--polygons": polygons}
         with one_line_errors():
             if label_maps is not None or colour_maps is not None:
                 raise UserError("--label-maps and --colour-maps are for images: --output is the label map of a raster")
-        segment_raster_file(
-            images[0],
+            if output is None or not rasters:
+                raise UserError("--geotiff needs rasters, and a folder for the GeoTIFF files, --output")
+            is_single = is_single_raster or (
+                len(rasters) == 1 and not rasters[0].is_dir() and output.suffix.lower() in (".tif", ".tiff")
+            )
+        segment_rasters(
+            rasters,
+            is_single,
             model,
-            {"--output": output, **measures, "--probabilities": probabilities},
-            polygons,
+            results,
             RasterOptions(bands, probability_type, resume, workers, device),
             (multi_scale, scales, flip, window, stride, blend, margin),
         )
@@ -146,7 +157,7 @@ def segment(
         if probabilities is not None or polygons is not None or bands is not None or resume or workers > 1:
             raise UserError(
                 "--probabilities, --polygons, --bands, --resume and --workers need one raster, and an --output that "
-                "ends in .tif"
+                "ends in .tif, or --geotiff and a folder as --output"
             )
         if output is None and label_maps is None and colour_maps is None and not any(measures.values()):
             output = DEFAULT_OUTPUT
@@ -219,55 +230,13 @@ def _default_model(has_photos: bool) -> str:
     return SMALL_MODEL
 
 
-def _extensions(operation: str) -> set[str]:
-    """Return the file name extensions that Pillow can OPEN or SAVE."""
-    from PIL import Image
-
-    return {extension for extension, kind in Image.registered_extensions().items() if kind in getattr(Image, operation)}
-
-
-def find_images(paths: Sequence[Path], outputs: Sequence[Path]) -> list[tuple[Path, Path]]:
-    """Return the images of a command line, each with its path below the folder that was named.
-
-    Hidden files and folders are left out, and so are the output folders, which may be inside a folder of images.
-
-    Raises:
-        UserError: if a folder holds no image or is an output folder, too.
-    """
-    readable = _extensions("OPEN")
-    excluded = {os.path.realpath(path) for path in outputs}
-    found: list[tuple[Path, Path]] = []
-    for path in paths:
-        if not path.is_dir():
-            found.append((path, Path(path.name)))
-            continue
-        if os.path.realpath(path) in excluded:
-            raise UserError(f"the folder {path} holds the images: choose another folder for the results")
-        inside = [(file, file.relative_to(path)) for file in _walk(path, excluded) if file.suffix.lower() in readable]
-        if not inside:
-            raise UserError(f"the folder {path} holds no images")
-        found.extend(inside)
-    return found
-
-
-def _walk(folder: Path, excluded: set[str]) -> Iterator[Path]:
-    """Yield the visible files in a folder and its sub-folders, in the order of their paths."""
-    for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(
-            name for name in folders if name[0] != "." and os.path.realpath(os.path.join(parent, name)) not in excluded
-        )
-        for name in sorted(files):
-            if name[0] != "." and Path(parent, name).is_file():
-                yield Path(parent, name)
-
-
 def _targets(found: Sequence[tuple[Path, Path]], folders: dict[str, Path], single: bool) -> list[dict[str, Path]]:
     """Return the files to write for each image, by option.
 
     Raises:
         UserError: if a file cannot be written, or would replace an image. Nothing is written yet.
     """
-    writable = _extensions("SAVE")
+    writable = file_extensions("SAVE")
     names = result_names([relative for _, relative in found])
     targets: list[dict[str, Path]] = [{} for _ in found]
     for option, folder in folders.items():
@@ -298,27 +267,6 @@ def _note_replaced(targets: Sequence[dict[str, Path]]) -> None:
     if replaced:
         more = f" and {len(replaced) - 1} more files" if len(replaced) > 1 else ""
         note(f"{replaced[0]}{more} will be replaced")
-
-
-def result_names(paths: Sequence[Path], present: Collection[str] = ()) -> list[Path]:
-    """Return the path of each result: that of the image with the ending .png, and with a number if it is taken.
-
-    Names that differ only in upper and lower case count as equal, as on macOS and Windows.
-
-    Args:
-        present: names of earlier results, which are taken, too.
-    """
-    names = [path.with_name(f"{path.stem}.png") for path in paths]
-    taken = {str(name).casefold() for name in names}
-    used = {name.casefold() for name in present}
-    for index, name in enumerate(names):
-        number, chosen = 1, name
-        while str(chosen).casefold() in used or (number > 1 and str(chosen).casefold() in taken):
-            number += 1
-            chosen = name.with_name(f"{name.stem}-{number}.png")
-        names[index] = chosen
-        used.add(str(chosen).casefold())
-    return names
 
 
 def _drawn(kind: str, image: "Image.Image", labels: "np.ndarray", config: Any) -> "Image.Image":

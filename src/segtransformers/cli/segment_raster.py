@@ -1,13 +1,12 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""`segtransformers segment` of a raster: a GeoTIFF file of class indices, and of probabilities.
+"""`segtransformers segment` of rasters: GeoTIFF files of class indices, measures and probabilities.
 
 Heavy modules are imported inside functions, so that the help and mistyped options cost no time.
 """
 
+import contextlib
 import os
-import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,20 +14,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..escaping import one_line, printable, short_repr
-from ..files import write_failure
-from .common import check_file, check_input_file, inference_protocol, load_model
-from .errors import UserError, note, one_line_errors
+from ..files import check_readable, write_failure
+from .common import check_folder, check_input_file, inference_protocol, load_model
+from .errors import UserError, describe, note, one_line_errors
+from .image_files import find_images, result_names
 from .processes import process_group
 
 if TYPE_CHECKING:
-    from ..inference.raster_segmentation import RasterJob
+    from ..inference.raster_segmentation import ClassPixels, RasterJob
 
 LISTED_CLASSES = 12
 GEOTIFF_ENDINGS = (".tif", ".tiff")
-POLL_SECONDS = 0.2
+POLYGONS = "--polygons"
+FAILURES = (UserError, ValueError, OSError, RuntimeError, MemoryError)  # of one raster among several
 
 ProbabilitiesOption = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="For a raster: GeoTIFF file with one band for each class.")
+    Path | None, typer.Option(metavar="PATH", help="For a raster: GeoTIFF file with one band for each class.")
 ]
 ValueTypeOption = Annotated[
     str,
@@ -39,15 +40,24 @@ ValueTypeOption = Annotated[
 ]
 PolygonsOption = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="For a raster: GeoPackage file (.gpkg) with polygons of the classes."),
+    typer.Option(metavar="PATH", help="For a raster: GeoPackage file (.gpkg) with polygons of the classes."),
 ]
 BandsOption = Annotated[
     str | None,
     typer.Option(metavar="N,N,...", help="For a raster: the bands that the model takes, counted from 1, in its order."),
 ]
-ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue a raster that was interrupted.")]
+GeotiffOption = Annotated[
+    bool,
+    typer.Option(
+        "--geotiff",
+        help="For several rasters: write a GeoTIFF file for each of them. --output and other results are folders then.",
+    ),
+]
+ResumeOption = Annotated[
+    bool, typer.Option("--resume", help="Continue rasters that were interrupted, and leave finished ones as they are.")
+]
 WorkersOption = Annotated[
-    int, typer.Option(min=1, help="Processes that share the rows of a raster; each loads the model.")
+    int, typer.Option(min=1, help="Processes that share the rows of each raster; each loads the model.")
 ]
 
 
@@ -73,6 +83,22 @@ class RasterOptions:
         return numbers
 
 
+@dataclass(frozen=True)
+class RasterFiles:
+    """A raster, and the files of its results by the options that ask for them."""
+
+    raster: Path
+    results: Mapping[str, Path]
+
+    @property
+    def polygons(self) -> Path | None:
+        return self.results.get(POLYGONS)
+
+    def job_outputs(self) -> dict[str, Path]:
+        """Return the GeoTIFF files by their kind."""
+        return {_kind(option): path for option, path in self.results.items() if option != POLYGONS}
+
+
 def is_raster_command(images: Sequence[Path], output: Path | None) -> bool:
     """Return whether one raster is segmented into a GeoTIFF file."""
     from ..rasters import RASTER_ENDINGS
@@ -82,50 +108,51 @@ def is_raster_command(images: Sequence[Path], output: Path | None) -> bool:
     return images[0].suffix.lower() in RASTER_ENDINGS and not images[0].is_dir()
 
 
-def segment_raster_file(
-    file: Path,
+def segment_rasters(
+    rasters: Sequence[Path],
+    single: bool,
     model: str | None,
     outputs: Mapping[str, Path | None],
-    polygons: Path | None,
     options: RasterOptions,
     protocol_options: Sequence[Any],
 ) -> None:
-    """Segment a raster into GeoTIFF files, and print the share of each class.
+    """Segment rasters into GeoTIFF files, and print the share of each class.
+
+    An error of one raster is printed, and the others are still segmented. Errors of all of them end the command.
 
     Args:
-        outputs: the files, by option.
+        rasters: files, or folders of them.
+        single: whether outputs are files of one raster, instead of folders.
+        outputs: by option.
         protocol_options: those of `inference_protocol` after the processor.
     """
     with process_group() as (rank, device_of_process), one_line_errors(ValueError, OSError):
-        check_input_file(file, f"the raster {file}")
         if model is None:
             raise UserError("a raster needs --model: a folder, a Hub id or the name of a published model")
         named = {option: path for option, path in outputs.items() if path is not None}
-        _check_outputs(file, named, polygons, rank)
-        found = _segmented(file, model, named, options, protocol_options, rank, device_of_process, polygons is not None)
-        if found is None:
-            return
-        counts, config = found
-        written = [printable(path, None) for path in named.values()]
-        if polygons is not None:
-            from ..image_processing import label_map_classes
-            from ..rasters.polygons import write_polygons
-
-            number = write_polygons(named["--output"], polygons, label_map_classes(config))
-            written.append(f"{printable(polygons, None)} ({number} polygons)")
-        typer.echo("\n".join([f"{printable(file, None)} -> {', '.join(written)}", *share_lines(counts, config)]))
+        _check_packages(POLYGONS in named)
+        targets = _single_target(rasters[0], named) if single else _targets(rasters, named)
+        if rank == 0:
+            _check_targets(targets)
+            if not options.resume:
+                _note_replaced(targets)
+        failed = _RasterRun(targets, model, options, protocol_options, rank, device_of_process).run()
+        if rank == 0 and failed and len(targets) > 1:
+            typer.echo(f"error: {failed} of {len(targets)} rasters failed", err=True)
+        if failed:
+            raise typer.Exit(1)
 
 
-def share_lines(areas: Mapping[int, float], config: Any, total: float | None = None) -> list[str]:
+def share_lines(areas: Mapping[int, float], config: Any, total: float) -> list[str]:
     """Return lines with the share of each class, largest first.
 
     Args:
         areas: pixels, or the share of them, of each class.
-        total: all pixels, or 1. None takes the sum of the areas, where each pixel has one class.
+        total: all pixels, or 1.
     """
     from ..image_processing import label_map_classes
 
-    names, total = label_map_classes(config), max(sum(areas.values()) if total is None else total, 1e-12)
+    names = label_map_classes(config)
     largest = sorted(areas, key=lambda index: -areas[index])
     lines = [
         f"  {100 * areas[index] / total:5.1f} %  {printable(names.get(index, index))}"
@@ -134,170 +161,284 @@ def share_lines(areas: Mapping[int, float], config: Any, total: float | None = N
     return lines if len(areas) <= LISTED_CLASSES else [*lines, f"  and {len(areas) - LISTED_CLASSES} more classes"]
 
 
-def _check_outputs(file: Path, outputs: Mapping[str, Path], polygons: Path | None, rank: int) -> None:
-    """Refuse files that cannot be written, or that are the same, before the model is loaded."""
+def _check_packages(has_polygons: bool) -> None:
     from ..rasters.polygons import needed_pyogrio
     from ..rasters.writing import needed_rasterio
 
     needed_rasterio()
-    for option, path in outputs.items():
-        if path.suffix.lower() not in GEOTIFF_ENDINGS:
-            raise UserError(f"{option} {path} must end in .tif, because --output is a GeoTIFF file")
-    every = {**outputs, **({} if polygons is None else {"--polygons": polygons})}
-    if polygons is not None:
+    if has_polygons:
         needed_pyogrio()
-        if polygons.suffix.lower() != ".gpkg":
-            raise UserError(f"--polygons {polygons} must end in .gpkg")
-    places = [os.path.realpath(path) for path in (*every.values(), file)]
-    if len(set(places)) < len(places):
-        raise UserError(f"{', '.join(every)} must be different files, and none of them the raster")
-    for option, path in every.items() if rank == 0 else ():
-        check_file(path, f"{option} {path}")
 
 
-def _segmented(
-    file: Path,
-    name: str,
-    outputs: Mapping[str, Path],
-    options: RasterOptions,
-    protocol_options: Sequence[Any],
-    rank: int,
-    device_of_process: str | None,
-    has_polygons: bool,
-) -> tuple[dict[int, int], Any] | None:
-    """Segment a raster, and return the pixels of each class and the model's config; None in further processes."""
-    from tqdm import tqdm
+def _single_target(raster: Path, outputs: Mapping[str, Path]) -> list[RasterFiles]:
+    check_input_file(raster, f"the raster {raster}")
+    for option, path in outputs.items():
+        if option == POLYGONS and path.suffix.lower() != ".gpkg":
+            raise UserError(f"{POLYGONS} {path} must end in .gpkg")
+        if option != POLYGONS and path.suffix.lower() not in GEOTIFF_ENDINGS:
+            raise UserError(f"{option} {path} must end in .tif, because --output is a GeoTIFF file")
+        if path.is_dir():
+            raise UserError(f"{option} {path} is a folder, where a file is needed")
+    return [RasterFiles(raster, dict(outputs))]
 
-    from ..evaluation.subject import describe_model
-    from ..image_processing import decision_of
-    from ..inference.raster_segmentation import RasterJob, begin_pieces, join_pieces, write_pieces
-    from ..models.optimize import optimize_if_ours
 
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    network, processor = load_model(name, options.device or device_of_process)
-    protocol = inference_protocol(processor, *protocol_options)
-    files = {_kind(option): path for option, path in outputs.items()}
-    job = RasterJob(file, files, protocol, options.band_numbers(), options.value_type)
+def _targets(rasters: Sequence[Path], outputs: Mapping[str, Path]) -> list[RasterFiles]:
+    """Return the files of several rasters: in the folder of each option, named after the raster."""
+    from ..rasters import RASTER_ENDINGS
 
-    def begin() -> list[slice]:
-        if has_polygons and decision_of(network.config).multi_label:
-            raise UserError("--polygons: classes of a multi-label model overlap, so there is no polygon of one class")
-        subject = {"model": describe_model(network), "dtype": str(network.dtype), "device": network.device.type}
-        pieces = begin_pieces(network, processor, job, options.resume, subject)
-        _note_raster(job, network)
+    found = find_images(rasters, list(outputs.values()), RASTER_ENDINGS)
+    for option, folder in outputs.items():
+        if not folder.is_dir() and (folder.exists() or folder.suffix.lower() in (*GEOTIFF_ENDINGS, ".gpkg")):
+            raise UserError(f"{option} {folder} must be a folder for the files of several rasters")
+    names = result_names([relative for _, relative in found], ending=".tif")
+    return [
+        RasterFiles(
+            raster,
+            {
+                option: folder / (name.with_suffix(".gpkg") if option == POLYGONS else name)
+                for option, folder in outputs.items()
+            },
+        )
+        for (raster, _), name in zip(found, names, strict=True)
+    ]
+
+
+def _check_targets(targets: Sequence[RasterFiles]) -> None:
+    """Refuse files that cannot be written, or that are the same, before the model is loaded."""
+    for files in targets:
+        for option, path in files.results.items():
+            check_folder(path.parent, f"{option} {path}")
+            check_readable(path)  # a pipe or device would be replaced
+    written = [os.path.realpath(path) for files in targets for path in files.results.values()]
+    inputs = {os.path.realpath(files.raster) for files in targets}
+    if len(set(written)) < len(written) or inputs & set(written):
+        raise UserError(f"{', '.join(targets[0].results)} must be different files, and none of them the raster")
+
+
+def _note_replaced(targets: Sequence[RasterFiles]) -> None:
+    replaced = [path for files in targets for path in files.results.values() if path.exists()]
+    if replaced:
+        more = f" and {len(replaced) - 1} more files" if len(replaced) > 1 else ""
+        note(f"{replaced[0]}{more} will be replaced")
+
+
+class _RasterRun:
+    """The rasters of one command, segmented by one model."""
+
+    def __init__(
+        self,
+        targets: Sequence[RasterFiles],
+        name: str,
+        options: RasterOptions,
+        protocol_options: Sequence[Any],
+        rank: int,
+        device_of_process: str | None,
+    ):
+        from ..inference.raster_bands import raster_window
+        from ..inference.raster_segmentation import RasterJob
+        from ..models.optimize import optimize_if_ours
+
+        self.targets, self.name, self.options, self.rank = targets, name, options, rank
+        self.world = int(os.environ.get("WORLD_SIZE", "1"))
+        self.failed = 0
+        network, self.processor = load_model(name, options.device or device_of_process)
+        protocol = inference_protocol(self.processor, *protocol_options)
+        window = raster_window(network, protocol)  # a margin that does not fit is an error of all rasters
+        numbers = options.band_numbers()
+        self.jobs = [
+            RasterJob(files.raster, files.job_outputs(), protocol, numbers, options.value_type) for files in targets
+        ]
+        self._check_polygons(network)
+        config: Any = network.config
+        if rank == 0 and protocol.window is None and getattr(config, "sliding_window", lambda: None)() is None:
+            sides = " x ".join(map(str, window.size))
+            note(f"the model runs whole images; rasters are run in windows of {sides} pixels (--window)")
+        self.subject = _subject(network, self.processor)
+        self.network = optimize_if_ours(network, inplace=True)  # after its description
+
+    def run(self) -> int:
+        """Segment all rasters, and return the number of those that failed."""
+        from ..inference.raster_segmentation import discard_empty_log, has_finished_pieces
+
+        try:
+            if self.options.workers > 1 and self.world == 1:
+                self._run_with_workers()
+            else:
+                self._run_in_turn()
+        except (KeyboardInterrupt, SystemExit):
+            kept = [job.log for job in self.jobs if has_finished_pieces(job)]
+            if kept and self.rank == 0:
+                note(f"stopped. {_kept(kept[0])}")
+            raise
+        finally:
+            for job in self.jobs if self.rank == 0 else ():
+                discard_empty_log(job)
+        return self.failed
+
+    def _run_in_turn(self) -> None:
+        for index, job in enumerate(self.jobs):
+            with self._errors_of(job):
+                pieces = self._in_first_process(lambda job=job: self._begin(job))
+                if pieces is not None:
+                    self._write(job, pieces)
+                self._in_first_process(lambda index=index, done=pieces is None: self._finish(index, done))
+
+    def _begin(self, job: "RasterJob") -> list[slice] | None:
+        from ..inference.raster_segmentation import begin_raster
+        from ..rasters import open_raster
+
+        pieces = begin_raster(self.network, self.processor, job, self.options.resume, self.subject)
+        with open_raster(job.file) as raster:
+            if raster.crs is None:
+                note(f"{job.file} has no coordinate system, so the results have none either")
         return pieces
 
-    pieces = _in_first_process(begin, rank, world)
-    network = optimize_if_ours(network, inplace=True)  # after its description
-    rows = sum(piece.stop - piece.start for piece in pieces)
-    try:
-        with tqdm(total=rows, unit="row", disable=None if rank == 0 else True) as bar:
-            if options.workers > 1 and world == 1:
-                _run_workers(job, name, options, pieces, bar)
-            else:
+    def _write(self, job: "RasterJob", pieces: Sequence[slice]) -> None:
+        """Write the pieces of this process, and raise the first error of any process in all of them."""
+        from tqdm import tqdm
+
+        from ..inference.raster_segmentation import write_pieces
+
+        error: Exception | None = None
+        rows = sum(piece.stop - piece.start for piece in pieces)
+        name = None if len(self.jobs) == 1 else printable(job.file.name)
+        with tqdm(total=rows, desc=name, unit="row", disable=None if self.rank == 0 else True) as bar:
+            try:
+                own = share_of(pieces, self.rank, self.world)
                 write_pieces(
-                    network, processor, job, _share(pieces, rank, world), lambda count: bar.update(count * world)
+                    self.network, self.processor, job, own, lambda count: bar.update(min(count * self.world, rows))
                 )
-        if world > 1:
+            except FAILURES as caught:
+                error = caught
+        if self.world > 1:
             from torch import distributed
 
-            distributed.barrier()
-        return (join_pieces(network, job), network.config) if rank == 0 else None
-    except OSError as error:
-        reason = write_failure(error) or _text(error)
-        raise UserError(f"{reason}. The finished rows are kept in {job.log}: continue with --resume") from None
+            errors: list[Any] = [None] * self.world
+            distributed.all_gather_object(errors, error)
+            error = next((one for one in errors if one is not None), None)
+        if error is not None:
+            raise error
+
+    def _finish(self, index: int, is_complete: bool) -> None:
+        """Put the results of a raster together, draw its polygons, and print the share of each class."""
+        from ..inference.raster_segmentation import count_pixels, finish_raster
+
+        job, files = self.jobs[index], self.targets[index]
+        pixels = count_pixels(self.network, job) if is_complete else finish_raster(self.network, job)
+        polygons = self._write_polygons(files, is_complete)
+        self._print(files, pixels, polygons, is_complete)
+
+    def _write_polygons(self, files: RasterFiles, is_complete: bool) -> str:
+        from ..image_processing import label_map_classes
+        from ..rasters.polygons import write_polygons
+
+        path = files.polygons
+        labels = files.results["--output"]
+        if path is None or (is_complete and path.exists() and path.stat().st_mtime >= labels.stat().st_mtime):
+            return ""
+        number = write_polygons(labels, path, label_map_classes(self.network.config))
+        return f" ({number} polygons)"
+
+    def _print(self, files: RasterFiles, pixels: "ClassPixels", polygons: str, is_complete: bool) -> None:
+        from tqdm import tqdm
+
+        written = ", ".join(printable(path, None) for path in files.results.values()) + polygons
+        arrow = "was segmented before into" if is_complete else "->"
+        lines = share_lines(pixels.classes, self.network.config, pixels.valid)
+        tqdm.write("\n".join([f"{printable(files.raster, None)} {arrow} {written}", *lines]))
+
+    def _run_with_workers(self) -> None:
+        from .raster_workers import run_workers
+
+        begun: dict[int, list[slice]] = {}
+        for index, job in enumerate(self.jobs):
+            with self._errors_of(job):
+                pieces = self._begin(job)
+                if pieces:
+                    begun[index] = pieces
+                else:
+                    self._finish(index, pieces is None)
+        tasks = [(index, self.jobs[index], pieces) for index, pieces in begun.items()]
+        with contextlib.closing(run_workers(tasks, self.name, self.options.device, self.options.workers)) as finished:
+            for index, message in finished:
+                with self._errors_of(self.jobs[index]):
+                    if message is not None:
+                        raise UserError(message)
+                    self._finish(index, False)
+
+    @contextlib.contextmanager
+    def _errors_of(self, job: "RasterJob") -> Iterator[None]:
+        """Print an error of one raster and count it. An error of writing is raised, because it ends the command."""
+        from tqdm import tqdm
+
+        from ..inference.raster_segmentation import has_finished_pieces
+
+        try:
+            yield
+        except FAILURES as error:
+            failure = raster_write_failure(error)
+            text = one_line(failure or describe(error)).rstrip(".")
+            if has_finished_pieces(job) and "--resume" not in text:  # as a resume log of another run
+                text = f"{text}. {_kept(job.log)}"
+            if self.rank == 0 and failure is not None:
+                raise UserError(text) from None
+            if failure is not None:
+                raise typer.Exit(1) from None
+            self.failed += 1
+            if self.rank == 0:
+                where = "" if str(job.file.name) in text else f"cannot segment {printable(job.file, 200)}: "
+                tqdm.write(f"error: {where}{text}", file=typer.get_text_stream("stderr"))
+
+    def _check_polygons(self, network: Any) -> None:
+        from ..image_processing import decision_of
+
+        if self.targets[0].polygons is not None and decision_of(network.config).multi_label:
+            raise UserError("--polygons: classes of a multi-label model overlap, so there is no polygon of one class")
+
+    def _in_first_process(self, make: Any) -> Any:
+        """Call `make` in the first process, and return its result, or raise its error, in every process."""
+        found: list[Any] = [None]
+        if self.rank == 0:
+            try:
+                found = [make()]
+            except FAILURES as error:
+                found = [error]
+        if self.world > 1:
+            from torch import distributed
+
+            distributed.broadcast_object_list(found)
+        if isinstance(found[0], Exception):
+            raise found[0]
+        return found[0]
 
 
-def _text(error: OSError) -> str:
-    return str(error).rstrip(".") or type(error).__name__
+def _subject(network: Any, processor: Any) -> dict[str, Any]:
+    """Describe all but the raster that results depend on, as JSON can hold it."""
+    from ..evaluation.subject import describe_model, describe_processor
+
+    return {
+        "model": describe_model(network),
+        "image_processor": describe_processor(processor),
+        "dtype": str(network.dtype),
+        "device": network.device.type,
+    }
 
 
 def _kind(option: str) -> str:
     return "labels" if option == "--output" else option.removeprefix("--").replace("-", "_")
 
 
-def _note_raster(job: "RasterJob", network: Any) -> None:
-    """Say what a user may not expect of this raster and model."""
-    from ..inference.raster_bands import raster_window
-    from ..rasters import open_raster
-
-    with open_raster(job.file) as raster:
-        if raster.crs is None:
-            note(f"{job.file} has no coordinate system, so the results have none either")
-    config = network.config
-    if job.protocol.window is None and (not hasattr(config, "sliding_window") or config.sliding_window() is None):
-        window = raster_window(network, job.protocol)
-        sides = " x ".join(map(str, window.size))
-        note(f"the model runs whole images; the raster is run in windows of {sides} pixels (--window)")
+def _kept(log: Path) -> str:
+    return f"The finished rows are kept in {log}: continue with --resume, or delete that folder"
 
 
-def _in_first_process(make: Any, rank: int, world: int) -> Any:
-    """Call `make` in the first process, and return its result, or raise its error, in every process."""
-    found: list[Any] = [None]
-    if rank == 0:
-        try:
-            found = [make()]
-        except (UserError, ValueError, OSError) as error:
-            found = [error]
-    if world > 1:
-        from torch import distributed
+def raster_write_failure(error: BaseException) -> str | None:
+    """Return the reason why a result could not be written, or None if this is another error."""
+    from ..rasters.writing import WriteError
 
-        distributed.broadcast_object_list(found)
-    if isinstance(found[0], Exception):
-        raise found[0]
-    return found[0]
+    return str(error) if isinstance(error, WriteError) else write_failure(error)
 
 
-def _share(pieces: Sequence[slice], rank: int, world: int) -> list[slice]:
+def share_of(pieces: Sequence[slice], rank: int, world: int) -> list[slice]:
     """Return the pieces of one of several processes: a run of rows, in which few windows are computed twice."""
     return list(pieces[len(pieces) * rank // world : len(pieces) * (rank + 1) // world])
-
-
-def _run_workers(job: "RasterJob", name: str, options: RasterOptions, pieces: Sequence[slice], bar: Any) -> None:
-    """Segment pieces in several processes of this machine.
-
-    Raises:
-        UserError: if one of them failed. It has printed why.
-    """
-    import multiprocessing
-
-    context = multiprocessing.get_context("spawn")
-    done = context.SimpleQueue()
-    threads = max((os.cpu_count() or 1) // options.workers, 1)
-    processes = [
-        context.Process(
-            target=_work,
-            args=(job, name, options.device, _share(pieces, rank, options.workers), threads, done),
-            daemon=True,  # ends with this process
-        )
-        for rank in range(options.workers)
-    ]
-    for process in processes:
-        process.start()
-    while any(process.is_alive() for process in processes):
-        time.sleep(POLL_SECONDS)
-        while not done.empty():
-            bar.update(done.get())
-        if any(process.exitcode for process in processes):
-            break
-    failed = [process for process in processes if process.exitcode]
-    for process in processes if failed else ():
-        process.terminate()
-    if failed:
-        raise UserError(f"a process failed. The finished rows are kept in {job.log}: continue with --resume")
-
-
-def _work(job: "RasterJob", name: str, device: str | None, pieces: list[slice], threads: int, done: Any) -> None:
-    """Segment pieces in a process of its own, which ends with status 1 and a line about an error."""
-    import torch
-
-    from ..inference.raster_segmentation import write_pieces
-
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(threads)
-    try:
-        network, processor = load_model(name, device, optimize=True)
-        write_pieces(network, processor, job, pieces, done.put)
-    except (UserError, ValueError, OSError, RuntimeError, MemoryError) as error:
-        typer.echo(f"process: {one_line(write_failure(error) or str(error) or type(error).__name__)}", err=True)
-        sys.exit(1)

@@ -94,8 +94,7 @@ def describe_protocol(model: PreTrainedModel, processor: Any, protocol: Inferenc
     """
     window = protocol.sliding_window(model)
     is_blended = (protocol.blend, protocol.margin) != ("mean", 0)
-    own = processor.to_dict()
-    preparation = {field: own[field] for field in PROCESSOR_FIELDS if field in own}
+    preparation = describe_processor(processor)
     if protocol.scales is None:
         preparation.pop("multi_scale", None)
     return {
@@ -106,10 +105,16 @@ def describe_protocol(model: PreTrainedModel, processor: Any, protocol: Inferenc
         "window_is_own": protocol.window is not None,
         # only where they have an effect, so that the resume logs of older versions still fit
         **({"blend": window.blend, "margin": window.margin} if window is not None and is_blended else {}),
-        "image_processor": json.loads(json.dumps(preparation, default=dict)),
+        "image_processor": preparation,
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": model.device.type,
     }
 
 
-__all__ = ["describe_data", "describe_model", "describe_protocol"]
+def describe_processor(processor: Any) -> dict[str, Any]:
+    """Describe an image processor by the settings that determine the network's input."""
+    own = processor.to_dict()
+    return json.loads(json.dumps({field: own[field] for field in PROCESSOR_FIELDS if field in own}, default=dict))
+
+
+__all__ = ["describe_data", "describe_model", "describe_processor", "describe_protocol"]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .pipeline import SegmentationPipeline
     from .protocol import InferenceProtocol
     from .raster_bands import RasterBand, segment_raster_bands
-    from .raster_segmentation import RasterJob, segment_raster
+    from .raster_segmentation import ClassPixels, RasterJob, segment_raster
     from .segmentation import image_scores, segment_image, segment_views
     from .views import View, image_size, image_views, view_sizes
 else:
@@ -33,13 +33,14 @@ else:
             "pipeline": ("SegmentationPipeline",),
             "protocol": ("InferenceProtocol",),
             "raster_bands": ("RasterBand", "segment_raster_bands"),
-            "raster_segmentation": ("RasterJob", "segment_raster"),
+            "raster_segmentation": ("ClassPixels", "RasterJob", "segment_raster"),
             "segmentation": ("image_scores", "segment_image", "segment_views"),
             "views": ("View", "image_size", "image_views", "view_sizes"),
         },
     )
 
 __all__ = [
+    "ClassPixels",
     "InferenceProtocol",
     "RasterBand",
     "RasterJob",

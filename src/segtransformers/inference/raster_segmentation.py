@@ -7,11 +7,12 @@ divided among processes, writes the same bytes, and nothing incomplete takes the
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from ..rasters.writing import (
     needed_rasterio,
     probability_layout,
     read_part,
+    read_tags,
     stored_probabilities,
     write_geotiff,
 )
@@ -38,6 +40,7 @@ from .raster_bands import RasterBand, has_windows, raster_bands, raster_window, 
 KINDS = ("labels", *MEASURES, "probabilities")
 VALUE_TYPES = ("uint8", "float16", "float32")
 SUBJECT = "subject.json"
+RUN_TAG = "SEGTRANSFORMERS_RUN"  # of the results: a digest of all that they depend on
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,19 @@ class RasterJob:
         return labels.with_name(f"{labels.name}.resume")
 
 
+@dataclass(frozen=True)
+class ClassPixels:
+    """The pixels of a segmented raster.
+
+    Attributes:
+        classes: the number of pixels of each class that occurs. Those of a multi-label model may overlap.
+        valid: the number of pixels with data.
+    """
+
+    classes: Mapping[int, int]
+    valid: int
+
+
 def segment_raster(
     model: PreTrainedModel,
     processor: Any,
@@ -85,39 +101,44 @@ def segment_raster(
     resume: bool = False,
     subject: Mapping[str, Any] | None = None,
     on_piece: Callable[[int], Any] | None = None,
-) -> dict[int, int]:
+) -> ClassPixels:
     """Segment a raster into GeoTIFF files in this process.
 
     Memory does not grow with the height of the raster: it holds the logits of one row of windows, rows of the file of
-    one window height, and `TILE` rows of the results.
+    one window height, and `TILE` rows of the results. After an error the resume log is kept if it has finished pieces.
 
     Args:
         model: in evaluation mode.
         processor: its image processor.
         job: the raster and the files.
-        resume: whether to continue a run that was stopped.
+        resume: whether to continue a run that was stopped. Results that are complete already stay as they are.
         subject: more that the results depend on, as JSON can hold it, such as a digest of the model. A run is continued
             only where it is equal.
         on_piece: is called with the number of rows of each finished piece.
-
-    Returns:
-        the number of pixels of each class that occurs.
 
     Raises:
         RasterError: if the raster cannot be read, does not fit the model, or holds no data.
         ValueError: as [`segment_raster_bands`], or if a resume log is of another run, or exists although `resume` is
             False.
-        OSError: if a file cannot be written. The finished pieces are kept.
+        OSError: if a file cannot be written.
     """
-    pieces = begin_pieces(model, processor, job, resume, subject)
-    write_pieces(model, processor, job, pieces, on_piece)
-    return join_pieces(model, job)
+    pieces = begin_raster(model, processor, job, resume, subject)
+    if pieces is None:
+        return count_pixels(model, job)
+    try:
+        write_pieces(model, processor, job, pieces, on_piece)
+        return finish_raster(model, job)
+    finally:
+        discard_empty_log(job)
 
 
-def begin_pieces(
+def begin_raster(
     model: PreTrainedModel, processor: Any, job: RasterJob, resume: bool, subject: Mapping[str, Any] | None
-) -> list[slice]:
+) -> list[slice] | None:
     """Check the job, begin or continue its resume log, and return the rows of the pieces that are missing.
+
+    Returns:
+        None if `resume` is set and all results are complete already.
 
     Raises:
         as [`segment_raster`].
@@ -134,6 +155,7 @@ def begin_pieces(
             "bands": None if job.bands is None else list(job.bands),
             "window": [list(window.size), list(window.stride), window.batch_size, window.blend, window.margin],
             "flip": job.protocol.flip,
+            "temperature": decision_of(model.config).temperature,
             "results": sorted(job.outputs),
             "value_type": job.value_type,
             **(subject or {}),
@@ -142,6 +164,8 @@ def begin_pieces(
     described = json.loads(json.dumps(described))
     found = _read_subject(job.log)
     if found is None:
+        if resume and _is_finished(job, described):
+            return None
         with complete_file(job.log / SUBJECT) as file:
             file.write_text(json.dumps(described), encoding="utf-8")
     elif not resume:
@@ -168,7 +192,7 @@ def write_pieces(
     """Segment the rows of some pieces, and add each of them to the resume log.
 
     Args:
-        pieces: some of those that [`begin_pieces`] returned, from top to bottom.
+        pieces: some of those that [`begin_raster`] returned, from top to bottom.
 
     Raises:
         as [`segment_raster`].
@@ -187,28 +211,22 @@ def write_pieces(
                     on_piece(own.stop - own.start)
 
 
-def join_pieces(model: PreTrainedModel, job: RasterJob) -> dict[int, int]:
+def finish_raster(model: PreTrainedModel, job: RasterJob) -> ClassPixels:
     """Put the results together from all pieces, and delete the resume log.
-
-    Returns:
-        the number of pixels of each class that occurs.
 
     Raises:
         as [`segment_raster`].
     """
+    tags = {RUN_TAG: _digest(_read_subject(job.log) or {})}
     with open_raster(job.file) as raster:
-        layouts = _layouts(model, raster, job)
+        layouts = {kind: replace(layout, tags=tags) for kind, layout in _layouts(model, raster, job).items()}
     folders = sorted(folder for folder in job.log.glob("rows-*") if folder.is_dir())
     labels = layouts["labels"]
-    nodata, is_multi_label = int(labels.nodata), decision_of(model.config).multi_label
-    # one row, or one for each class of a multi-label model, whose values are 0 and 1
-    counts = np.zeros((labels.bands, nodata + 1), np.int64)
-    for folder in folders:
-        for own, band in zip(counts, read_part(folder / "labels.tif"), strict=True):
-            own += np.bincount(band.ravel(), minlength=nodata + 1)
+    counts = _counted((read_part(folder / "labels.tif") for folder in folders), labels)
     if (counts.sum(1) != labels.height * labels.width).any():
         raise ValueError(f"pieces are missing in {job.log}: continue with resume=True (--resume)")
-    if counts[0, nodata] == counts[0].sum():
+    pixels = _class_pixels(counts, model)
+    if pixels.valid == 0:
         shutil.rmtree(job.log)
         raise RasterError(
             f"{job.file} has no pixel with data: check its nodata value (gdalinfo), or choose another raster"
@@ -228,8 +246,58 @@ def join_pieces(model: PreTrainedModel, job: RasterJob) -> dict[int, int]:
             if names.exists():
                 names.replace(beside)
     shutil.rmtree(job.log)
-    pixels = counts[:, 1] if is_multi_label else counts[0, :nodata]
-    return {value: int(count) for value, count in enumerate(pixels) if count}
+    return pixels
+
+
+def count_pixels(model: PreTrainedModel, job: RasterJob) -> ClassPixels:
+    """Count the pixels of finished results.
+
+    Raises:
+        RasterError: if the file of the labels cannot be read.
+    """
+    with open_raster(job.file) as raster:
+        layout = _layouts(model, raster, job)["labels"]
+    with open_raster(job.outputs["labels"]) as labels:
+        rows = (slice(row, min(row + TILE, labels.height)) for row in range(0, labels.height, TILE))
+        return _class_pixels(_counted((labels.read(own) for own in rows), layout), model)
+
+
+def discard_empty_log(job: RasterJob) -> None:
+    """Delete the resume log of a job if it has no finished piece, from which a run could continue."""
+    if job.log.is_dir() and not has_finished_pieces(job):
+        shutil.rmtree(job.log, ignore_errors=True)
+
+
+def has_finished_pieces(job: RasterJob) -> bool:
+    """Return whether a resume log has finished pieces."""
+    return any(job.log.glob("rows-*"))
+
+
+def _is_finished(job: RasterJob, described: Mapping[str, Any]) -> bool:
+    """Return whether all results of a run are complete: each is moved to its place with the digest of the run."""
+    digest = _digest(described)
+    return all(read_tags(Path(path)).get(RUN_TAG) == digest for path in job.outputs.values())
+
+
+def _digest(described: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def _counted(parts: Iterable[np.ndarray], layout: GeoTiffLayout) -> np.ndarray:
+    """Return the number of pixels of each value up to nodata, `(bands, values)`, of labels `(bands, rows, width)`."""
+    nodata = int(layout.nodata)
+    counts = np.zeros((layout.bands, nodata + 1), np.int64)
+    for part in parts:
+        for own, band in zip(counts, part, strict=True):
+            own += np.bincount(band.ravel(), minlength=nodata + 1)
+    return counts
+
+
+def _class_pixels(counts: np.ndarray, model: PreTrainedModel) -> ClassPixels:
+    """Return the pixels of the classes. A multi-label model has one band for each class, whose values are 0 and 1."""
+    pixels = counts[:, 1] if decision_of(model.config).multi_label else counts[0, :-1]
+    found = {value: int(count) for value, count in enumerate(pixels) if count}
+    return ClassPixels(found, int(counts[0, :-1].sum()))
 
 
 def _layouts(model: PreTrainedModel, raster: Raster, job: RasterJob) -> dict[str, GeoTiffLayout]:
@@ -350,4 +418,14 @@ def _read_subject(log: Path) -> dict[str, Any] | None:
     return found
 
 
-__all__ = ["RasterJob", "begin_pieces", "join_pieces", "segment_raster", "write_pieces"]
+__all__ = [
+    "ClassPixels",
+    "RasterJob",
+    "begin_raster",
+    "count_pixels",
+    "discard_empty_log",
+    "finish_raster",
+    "has_finished_pieces",
+    "segment_raster",
+    "write_pieces",
+]

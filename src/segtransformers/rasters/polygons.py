@@ -10,7 +10,7 @@ import numpy as np
 
 from ..files import complete_file
 from .raster import RasterError, in_one_line
-from .writing import gdal_environment, needed_rasterio
+from .writing import WriteError, gdal_environment, needed_rasterio
 
 POLYGONS_AT_ONCE = 20_000
 INSTALL = "pyogrio is needed to write polygons: pip install 'segtransformers[geo]'"
@@ -44,7 +44,7 @@ def write_polygons(labels: Path, target: Path, class_names: Mapping[int, str]) -
 
     Raises:
         RasterError: if rasterio or pyogrio is missing.
-        OSError: if the file cannot be written.
+        WriteError: if the file cannot be written.
     """
     rasterio, pyogrio = needed_rasterio(), needed_pyogrio()
     count = 0
@@ -66,10 +66,10 @@ def write_polygons(labels: Path, target: Path, class_names: Mapping[int, str]) -
                     driver="GPKG",
                 )
             except (pyogrio.errors.DataSourceError, pyogrio.errors.FeatureError, pyogrio.errors.GeometryError) as error:
-                raise OSError(f"cannot write {target.name}, is the disk full? {in_one_line(error)}") from None
+                raise WriteError(f"cannot write {target.name}, is the disk full? {in_one_line(error)}") from None
             count += len(shapes)
         if count == 0 or pyogrio.read_info(file)["features"] != count:
-            raise OSError(f"{target.name} was not written correctly: is the disk full?")
+            raise WriteError(f"{target.name} was not written correctly: is the disk full?")
     return count
 
 

@@ -8,7 +8,7 @@ import contextlib
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
@@ -22,6 +22,10 @@ CACHE_BYTES = 64 << 20  # of blocks that GDAL holds
 STEPS = 254  # a probability p is stored in 8 bits as round(254 * p), and 255 is nodata
 LEAST_OVERVIEW = 512  # pixels of the longer side of the smallest overview
 INSTALL = "rasterio is needed to write GeoTIFF files: pip install 'segtransformers[geo]'"
+
+
+class WriteError(OSError):
+    """A file of results cannot be written, for example because the disk is full."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class GeoTiffLayout:
         colours: `[red, green, blue]` of the values of a label map.
         scale: factor by which stored values become probabilities.
         level: of the compression, from 1 (fast) to 9.
+        tags: further texts of the file, by name.
     """
 
     bands: int
@@ -53,6 +58,7 @@ class GeoTiffLayout:
     colours: Sequence[Sequence[int]] | None = None
     scale: float = 1.0
     level: int = 6
+    tags: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def numpy_dtype(self) -> str:
@@ -109,7 +115,7 @@ def write_geotiff(path: Path, layout: GeoTiffLayout, parts: Iterable[np.ndarray]
 
     Raises:
         RasterError: if rasterio is missing.
-        OSError: if the file cannot be written, for example to a full disk.
+        WriteError: if the file cannot be written, for example to a full disk.
     """
     rasterio = needed_rasterio()
     sums: list[tuple[int, int, int]] = []  # first row, rows, and a checksum of each part
@@ -131,9 +137,9 @@ def write_geotiff(path: Path, layout: GeoTiffLayout, parts: Iterable[np.ndarray]
             with rasterio.open(path) as file:
                 for row, rows, checksum in sums:
                     if _checksum(file.read(window=((row, row + rows), (0, layout.width)))) != checksum:
-                        raise OSError(f"{path.name} was not written correctly: is the disk full?")
+                        raise WriteError(f"{path.name} was not written correctly: is the disk full?")
         except rasterio.errors.RasterioError as error:
-            raise OSError(f"cannot write {path.name}, is the disk full? {_reason(error)}") from None
+            raise WriteError(f"cannot write {path.name}, is the disk full? {_reason(error)}") from None
     if layout.class_names is not None:
         Path(f"{path}.aux.xml").write_text(_class_names_xml(layout.class_names), encoding="utf-8")
 
@@ -151,6 +157,17 @@ def read_part(path: Path) -> np.ndarray:
                 return file.read()
         except rasterio.errors.RasterioError as error:
             raise RasterError(f"{path} is damaged: {_reason(error)}") from None
+
+
+def read_tags(path: Path) -> dict[str, str]:
+    """Return the texts of a GeoTIFF file by name, or an empty dictionary if it cannot be read as one."""
+    rasterio = needed_rasterio()
+    with gdal_environment(rasterio):
+        try:
+            with rasterio.open(path, driver="GTiff") as file:
+                return file.tags()
+        except rasterio.errors.RasterioError:
+            return {}
 
 
 def needed_rasterio() -> Any:
@@ -179,6 +196,8 @@ def gdal_environment(rasterio: Any) -> Iterator[None]:
 def _describe(file: Any, layout: GeoTiffLayout) -> None:
     for band, description in enumerate(layout.descriptions, 1):
         file.set_band_description(band, description)
+    if layout.tags:
+        file.update_tags(**layout.tags)
     if layout.scale != 1:
         file.scales = (layout.scale,) * layout.bands
     if layout.class_names is not None:
@@ -222,10 +241,12 @@ def _reason(error: BaseException) -> str:
 __all__ = [
     "TILE",
     "GeoTiffLayout",
+    "WriteError",
     "gdal_environment",
     "needed_rasterio",
     "probability_layout",
     "read_part",
+    "read_tags",
     "stored_probabilities",
     "write_geotiff",
 ]
