@@ -34,6 +34,7 @@ from segtransformers.inference import (
 )
 
 SOFTMAX, BINARY, SUMS = Decision(), Decision(threshold=0.3), Decision(are_query_sums=True)
+MULTI = Decision(threshold=0.5, multi_label=True)
 
 
 @pytest.fixture
@@ -104,36 +105,76 @@ def test_measures_of_a_binary_model():
     assert band.probability_margin()[0].tolist() == pytest.approx([0, 1, 1, 0.2], abs=1e-3)
 
 
-@pytest.mark.parametrize("decision", [SOFTMAX, BINARY, SUMS], ids=["softmax", "binary", "sums"])
-def test_the_temperature_of_overconfident_logits_is_found(decision):
+def bands_of(logits: torch.Tensor, decision: Decision) -> list[SegmentedBand]:
+    rows = [slice(start, start + 20) for start in range(0, logits.shape[1], 20)]
+    return [SegmentedBand.of_logits(own, [logits[:, own]], decision) for own in rows]
+
+
+def drawn_labels(true: torch.Tensor) -> torch.Tensor:
+    """Draw labels `(height, width)` from probabilities `(classes, height, width)`."""
+    drawn = true.flatten(1).T.multinomial(1, generator=torch.Generator().manual_seed(1))
+    return drawn.view(true.shape[1:])
+
+
+@pytest.mark.parametrize("temperature", [0.05, 1.0, 2.5, 20.0])
+@pytest.mark.parametrize("decision", [SOFTMAX, BINARY, SUMS, MULTI], ids=["softmax", "binary", "sums", "multi"])
+def test_the_temperature_of_logits_is_found(decision, temperature):
     """Labels are drawn from known probabilities, and the logits are those of another temperature."""
     generator = torch.Generator().manual_seed(0)
-    true = torch.randn((2 if decision is BINARY else 5, 100, 300), generator=generator).mul(1.5).softmax(0)
-    labels = true.flatten(1).T.multinomial(1, generator=generator).view(100, 300)
-    sharp = true**2.5 / (true**2.5).sum(0)
-    logits = sharp if decision is SUMS else sharp.log()
-    if decision is BINARY:
+    spread = 0.6 if temperature == 20 else 1.5  # probabilities of all logits are numbers of float32
+    true = torch.randn((2 if decision in (BINARY, MULTI) else 5, 100, 300), generator=generator).mul(spread).softmax(0)
+    labels = drawn_labels(true)
+    logits = true.log() * temperature
+    if decision is SUMS:
+        logits = logits.softmax(0)
+    elif decision in (BINARY, MULTI):
         logits = logits[1:] - logits[:1]
-    calibration = Calibration(decision)
-    bands = [
-        SegmentedBand.of_logits(slice(start, start + 20), [logits[:, start : start + 20]], decision)
-        for start in range(0, 100, 20)
-    ]
     labels[:, :10] = 255
+    if decision is MULTI:  # a second class that is the opposite of the first one
+        logits = torch.cat([logits, -logits])
+        labels = torch.stack([labels, torch.where(labels == 255, 255, 1 - labels)])
+    calibration, bands = Calibration(decision), bands_of(logits, decision)
     found = calibration.add_image(bands, labels, 255)
-    assert torch.equal(found, torch.cat([band.labels for band in bands]))
+    assert torch.equal(found, torch.cat([band.labels for band in bands], dim=-2))
     results = calibration.results()
-    assert results["temperature"] == pytest.approx(2.5, rel=0.08) and results["pixels"] == 29_000
-    assert results["ece_after"] < 0.02 < 0.1 < results["ece_before"]
-    assert results["nll_after"] < results["nll_before"]
-    confidence = torch.cat([band.confidence() for band in bands])[:, 10:].flatten().double()
-    hits, bins = (found == labels)[:, 10:].flatten().double(), (confidence * 15).long().clamp(max=14)
+    assert results["temperature"] == pytest.approx(temperature, rel=0.06)
+    assert results["pixels"] == 29_000 * (2 if decision is MULTI else 1) and "reason" not in results
+    assert results["nll_after"] <= results["nll_before"] and results["ece_after"] < 0.02
+    assert (results["ece_before"] > 0.08) == (temperature != 1)
+    confidence = torch.cat([band.confidence() for band in bands], dim=-2)[..., 10:].flatten().double()
+    hits, bins = (found == labels)[..., 10:].flatten().double(), (confidence * 15).long().clamp(max=14)
     error = sum((hits - confidence)[bins == index].sum().abs().item() for index in range(15)) / len(hits)
     assert results["ece_before"] == pytest.approx(error, abs=1e-9)
+    after = replace(decision, temperature=results["temperature"])
+    scaled = torch.cat([band.confidence() for band in bands_of(logits, after)], dim=-2)[..., 10:].flatten().double()
+    bins = (scaled * 15).long().clamp(max=14)
+    error = sum((hits - scaled)[bins == index].sum().abs().item() for index in range(15)) / len(hits)
+    assert results["ece_after"] == pytest.approx(error, abs=1e-4)
+
+
+def test_a_temperature_beyond_the_limits_is_refused():
+    logits = torch.randn((5, 40, 50), generator=torch.Generator().manual_seed(0))
+    for labels, reason in (
+        (logits.argmax(0), "below 0.01, because 100.00 % of the sampled pixels are predicted correctly"),
+        (logits.argmin(0), "above 100, because the probabilities say nothing about these labels"),
+    ):
+        calibration = Calibration(SOFTMAX)
+        calibration.add_image(bands_of(logits, SOFTMAX), labels, 255)
+        results = calibration.results()
+        assert results["temperature"] is results["ece_after"] is results["nll_after"] is None
+        assert reason in results["reason"] and results["ece_before"] > 0
     with pytest.raises(ValueError, match="no pixel of the data has a label"):
-        Calibration(decision).results()
+        Calibration(SOFTMAX).results()
     with pytest.raises(ValueError, match="damaged"):
-        Calibration(decision).add_packed(calibration.packed()[:100])
+        Calibration(SOFTMAX).add_packed(calibration.packed()[:100])
+
+
+def test_large_logits_of_a_binary_model_are_calibrated_alike():
+    """A sigmoid is rounded to 1 for a logit of 17, but not to 0 for one of -17: both have one confidence."""
+    logits = torch.tensor([[[30.0, -30.0, 60.0, -60.0]]])
+    for decision in (replace(BINARY, temperature=10.0), replace(MULTI, temperature=10.0)):
+        band = SegmentedBand.of_logits(slice(0, 1), [logits], decision)
+        assert band.confidence().flatten().tolist() == pytest.approx(torch.tensor([3, 3, 6, 6]).sigmoid().tolist())
 
 
 def test_the_temperature_in_the_config(tmp_path):
@@ -179,6 +220,28 @@ def test_command(folder, packaged, tmp_path):  # noqa: F811
     again = evaluated["calibration"]
     assert again["temperature_before"] == again["temperature"] == found["temperature"]
     assert again["ece_before"] == pytest.approx(found["ece_after"])
+
+
+def test_the_packaged_model_and_a_missing_minimum_are_refused(folder, tmp_path, monkeypatch):  # noqa: F811
+    """The package stays as it is, and results without a temperature are written."""
+    before = (packaged_model_path() / "config.json").read_bytes()
+    output = tmp_path / "results.json"
+    words = ["evaluate", "--data", folder, "--device", "cpu", "--output", output, "--calibrate", "--limit", 1]
+
+    def run(model):
+        return CliRunner().invoke(app, [str(word) for word in (*words, "--model", model)])
+
+    done = run(packaged_model_path())
+    assert done.exit_code == 1 and "part of the installed package: copy the folder" in done.stderr
+    assert not output.exists()
+    copy = shutil.copytree(packaged_model_path(), tmp_path / "model")
+    monkeypatch.setattr("segtransformers.evaluation.calibration.MOST", 0.02)  # all temperatures are too low
+    done = run(copy)
+    assert done.exit_code == 1 and "error: --calibrate: the best temperature is above 0.02" in done.stderr
+    assert done.stderr.rstrip().endswith("No temperature was saved")
+    assert json.loads(output.read_text())["calibration"]["temperature"] is None
+    for config in (packaged_model_path() / "config.json", copy / "config.json"):
+        assert config.read_bytes() == before
 
 
 def test_interrupted_calibrations_continue(folder, packaged, tmp_path):  # noqa: F811

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from ..files import complete_file
+from ..packaged import packaged_model_path
 from ..version import __version__
 from .common import (
     BlendOption,
@@ -167,19 +168,26 @@ def evaluate(
         ResumeLog(log_folder, {}).remove()
         typer.echo(results_table(results))
         typer.echo(f"{results['images']} images, written to {output}")
-        if calibrate:
+        if calibrate and "reason" not in results["calibration"]:
             typer.echo(_save_calibration(results["calibration"], model))
         if comparison is not None:
             typer.echo(_comparison_line(comparison))
+        if calibrate and "reason" in results["calibration"]:
+            raise UserError(f"--calibrate: {results['calibration']['reason']}. No temperature was saved")
         if tolerance is not None and comparison is not None and abs(comparison["difference"]) > tolerance:
             raise typer.Exit(2)
 
 
 def _check_calibration(model: str) -> None:
-    """Refuse a config that cannot be written, before any work."""
+    """Refuse a config that cannot be written, or that is the packaged model's, before any work."""
     file = Path(model) / "config.json"
     if not Path(model).is_dir():
         note(f"--model {model} is no folder, so the temperature will be in the results only")
+    elif Path(model).resolve().is_relative_to(Path(packaged_model_path()).resolve()):
+        raise UserError(
+            f"--calibrate would change the model that is part of the installed package: copy the folder {model}, and "
+            "pass the copy, or pass --model packaged for a temperature in the results only"
+        )
     elif not os.access(file.parent, os.W_OK):
         raise UserError(f"--calibrate: cannot write to {file.parent}, permission denied")
 

@@ -21,8 +21,8 @@ from ..image_processing import Decision
 from ..inference import SegmentedBand
 
 BINS = 15  # of equal width between confidence 0 and 1, as in the paper
-LEAST, MOST, STEPS = 0.2, 5.0, 64  # the temperatures that are tried, 5 % apart
-SAMPLED_VALUES = 1 << 19  # probabilities of an image that every temperature is tried on
+LEAST, MOST, STEPS = 0.01, 100.0, 96  # the temperatures that are tried, 10 % apart
+SAMPLED_VALUES = 1 << 18  # probabilities of an image that every temperature is tried on
 SAMPLED_PIXELS = 256  # at least
 
 
@@ -39,7 +39,7 @@ class Calibration:
     def __init__(self, decision: Decision):
         self.decision = decision
         tried = np.geomspace(LEAST, MOST, STEPS + 1)
-        self.temperatures = [decision.temperature, *(round(value, 4) for value in tried.tolist())]
+        self.temperatures = [decision.temperature, *(float(f"{value:.4g}") for value in tried)]
         # for each temperature: the sum of the negative log-likelihoods; then pixels, confidences and hits of each bin
         self.sums = torch.zeros((len(self.temperatures), 1 + 3 * BINS), dtype=torch.float64)
 
@@ -67,21 +67,35 @@ class Calibration:
             labels = references[..., band.rows, :].to(band.labels.device).flatten(-2)[..., own].long()
             predicted = band.labels.flatten(-2)[..., own].long()
             probabilities = band.uncalibrated.flatten(1)[:, own]
+            absences = None if band.absences is None else band.absences.flatten(1)[:, own]
             if self.decision.multi_label:  # each mask is a binary label map
                 probabilities, predicted, labels = probabilities.reshape(1, -1), predicted.flatten(), labels.flatten()
+                absences = None if absences is None else absences.reshape(1, -1)
             valid = labels != ignore_index
-            self._add(probabilities[:, valid], predicted[valid], labels[valid])
+            absences = None if absences is None else absences[:, valid]
+            self._add(probabilities[:, valid], absences, predicted[valid], labels[valid])
         return torch.cat(found, dim=-2)
 
-    def _add(self, probabilities: torch.Tensor, predicted: torch.Tensor, labels: torch.Tensor) -> None:
-        """Add pixels: probabilities at temperature 1 `(num_labels, N)`, predicted classes and labels `(N,)`."""
-        hits = (predicted == labels).double()
+    def _add(
+        self,
+        probabilities: torch.Tensor,
+        absences: torch.Tensor | None,
+        predicted: torch.Tensor,
+        labels: torch.Tensor,
+    ) -> None:
+        """Add pixels: probabilities and absences at temperature 1 `(num_labels, N)`, classes and labels `(N,)`."""
         decision = replace(self.decision, multi_label=False)
+        hits = (predicted == labels).double()
+        plain = decision.confidence(predicted, probabilities)
+        logarithms = decision.log_outcomes(probabilities, absences)
+        if decision.threshold is not None:  # the object is outcome 0
+            predicted, labels = 1 - predicted, 1 - labels
+        own, true = (logarithms.gather(0, outcome[None])[0] for outcome in (predicted, labels))
         for sums, temperature in zip(self.sums, self.temperatures, strict=True):
-            own = replace(decision, temperature=temperature).calibrated(probabilities)
-            true, confidence = (decision.confidence(classes, own).double() for classes in (labels, predicted))
+            total = (logarithms / temperature).logsumexp(0)
+            confidence = (plain if temperature == 1 else (own / temperature - total).exp()).double()
+            sums[0] += (total - true / temperature).sum(dtype=torch.float64).cpu()
             bins = (confidence * BINS).long().clamp(0, BINS - 1)
-            sums[0] -= true.clamp(min=torch.finfo(own.dtype).tiny).log().sum().cpu()
             for index, weights in enumerate((torch.ones_like(hits), confidence, hits)):
                 part = torch.bincount(bins, weights, minlength=BINS).cpu()
                 sums[1 + index * BINS : 1 + (index + 1) * BINS] += part
@@ -113,10 +127,13 @@ class Calibration:
     def results(self) -> dict[str, Any]:
         """Return the best temperature, and the errors before and after.
 
+        The negative log-likelihood has one minimum, because it is convex in the inverse of the temperature.
+
         Returns:
             `temperature`, with the lowest negative log-likelihood; `ece_before`, `ece_after`: the expected calibration
             error, from 0 to 1, at the temperature so far and at the best one; `nll_before`, `nll_after`: the mean
-            negative log-likelihood; `temperature_before`; `pixels`: the number of sampled pixels.
+            negative log-likelihood; `temperature_before`; `pixels`: the number of sampled pixels. If the minimum is not
+            between `LEAST` and `MOST`, `temperature` and the errors after are None, and `reason` says why.
 
         Raises:
             ValueError: if no pixel has a label.
@@ -125,17 +142,30 @@ class Calibration:
         if pixels == 0:
             raise ValueError("the temperature cannot be measured: no pixel of the data has a label")
         losses = self.sums[:, 0] / pixels
-        best = 1 + int(losses[1:].argmin())
         _, confidences, hits = self.sums[:, 1:].unflatten(1, (3, BINS)).unbind(1)
         errors = (hits - confidences).abs().sum(1) / pixels
+        best = 1 + int(losses[1:].argmin())
+        reason = None
+        if best == 1:
+            right = 100 * hits[0].sum().item() / pixels
+            reason = (
+                f"the best temperature is below {LEAST}, because {right:.2f} % of the sampled pixels are predicted "
+                "correctly: measure it on harder images"
+            )
+        elif best == len(self.temperatures) - 1:
+            reason = (
+                f"the best temperature is above {MOST:g}, because the probabilities say nothing about these labels: "
+                "check the classes and the label map"
+            )
         return {
-            "temperature": self.temperatures[best],
+            "temperature": self.temperatures[best] if reason is None else None,
             "ece_before": errors[0].item(),
-            "ece_after": errors[best].item(),
+            "ece_after": errors[best].item() if reason is None else None,
             "nll_before": losses[0].item(),
-            "nll_after": losses[best].item(),
+            "nll_after": losses[best].item() if reason is None else None,
             "temperature_before": self.temperatures[0],
             "pixels": int(pixels),
+            **({} if reason is None else {"reason": reason}),
         }
 
 

@@ -15,6 +15,8 @@ import torch
 
 from ..models.segmentation.configuration_segmentation import BACKGROUND
 
+LEAST_ABSENCE = 1e-6  # of "no class"; less is the rounding of a sum of probabilities
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -69,7 +71,14 @@ class Decision:
             return self.probabilities(logits)
         return logits / logits.sum(0).clamp(min=1)
 
-    def calibrated(self, confidences: torch.Tensor) -> torch.Tensor:
+    def absences(self, logits: torch.Tensor) -> torch.Tensor | None:
+        """Return the probability that a class is absent, `(C, H, W)`, of a binary or multi-label model; else None.
+
+        It is 1 minus the probability, but not rounded to 0 where that is almost 1.
+        """
+        return None if self.threshold is None else self.probabilities(-logits)
+
+    def calibrated(self, confidences: torch.Tensor, absences: torch.Tensor | None = None) -> torch.Tensor:
         """Return the confidences at the temperature of the model, in the same shape `(C, H, W)`.
 
         For softmax and sigmoid this equals dividing the logits of one view by the temperature. The sums over queries of
@@ -78,25 +87,34 @@ class Decision:
 
         Args:
             confidences: what [`confidences`] returns, or its mean over several views.
+            absences: the same of [`absences`].
         """
         if self.temperature == 1:
             return confidences
-        outcomes = self.outcomes(confidences)
-        least = torch.finfo(outcomes.dtype).tiny
-        scaled = by_rows(lambda row: (row.clamp(min=least).log() / self.temperature).softmax(dim=0), outcomes)
+        logarithms = self.log_outcomes(confidences, absences)
+        scaled = by_rows(lambda row: (row / self.temperature).softmax(dim=0), logarithms)
         return scaled[0] if self.multi_label else scaled[: len(confidences)]
 
-    def outcomes(self, confidences: torch.Tensor) -> torch.Tensor:
+    def log_outcomes(self, confidences: torch.Tensor, absences: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the logarithms of [`outcomes`]."""
+        outcomes = self.outcomes(confidences, absences)
+        least = torch.finfo(outcomes.dtype).tiny
+        return by_rows(lambda row: row.clamp(min=least).log(), outcomes)
+
+    def outcomes(self, confidences: torch.Tensor, absences: torch.Tensor | None = None) -> torch.Tensor:
         """Return confidences `(C, ...)` with the outcomes that they lack, so that they add up to 1.
 
         A binary model lacks the background, which is appended. Sums over queries lack "no class". Each class of a
         multi-label model has two outcomes, present and absent: they have the shape `(2, C, ...)`.
         """
         if self.multi_label:
-            return torch.stack([confidences, 1 - confidences])
+            return torch.stack([confidences, 1 - confidences if absences is None else absences])
         if self.threshold is None and not self.are_query_sums:
             return confidences
-        return torch.cat([confidences, (1 - confidences.sum(0, keepdim=True)).clamp(min=0)])
+        if absences is None:
+            absences = 1 - confidences.sum(0, keepdim=True)
+            absences = absences * (absences > LEAST_ABSENCE)
+        return torch.cat([confidences, absences])
 
     def confidence(self, labels: torch.Tensor, confidences: torch.Tensor) -> torch.Tensor:
         """Return the confidence in labels, in their shape, of confidences `(C, H, W)`."""

@@ -37,17 +37,20 @@ class SegmentedBand:
             probability of the object. For Mask2Former they are the sums over queries, divided by their sum over classes
             where that exceeds 1.
         decision: the rule of the model.
+        absences: of a binary or multi-label model the mean of [`Decision.absences`], in the shape of `uncalibrated`;
+            None for other models.
     """
 
     rows: slice
     labels: torch.Tensor
     uncalibrated: torch.Tensor
     decision: Decision
+    absences: torch.Tensor | None = None
 
     @cached_property
     def probabilities(self) -> torch.Tensor:
         """The class probabilities at the temperature of the model, in the shape of `uncalibrated`."""
-        return self.decision.calibrated(self.uncalibrated)
+        return self.decision.calibrated(self.uncalibrated, self.absences)
 
     @classmethod
     def of_logits(cls, rows: slice, logits: Sequence[torch.Tensor], decision: Decision) -> "SegmentedBand":
@@ -57,7 +60,8 @@ class SegmentedBand:
         labels = decision.labels(logits[0]) if len(logits) == 1 else decision.labels_of_probabilities(scores)
         if decision.are_query_sums:
             scores = _mean([decision.confidences(one) for one in logits])
-        return cls(rows, labels, scores, decision)
+        absences = [part for one in logits if (part := decision.absences(one)) is not None]
+        return cls(rows, labels, scores, decision, _mean(absences) if absences else None)
 
     def confidence(self) -> torch.Tensor:
         """Return the probability of each pixel's own label, `(rows, width)`."""
@@ -171,10 +175,13 @@ def segment_views_with_confidence(
                 labels, maps = _collected(_bands(own, own_views, decision), size, ("confidence",))
                 found[index] = labels, maps["confidence"]
             continue
-        kinds = [Decision.probabilities, *([Decision.confidences] if decision.are_query_sums else [])]
+        kinds: list[Any] = [Decision.probabilities]
+        kinds += [Decision.confidences] if decision.are_query_sums else []
+        kinds += [Decision.absences] if decision.threshold is not None else []
         for index, means in zip(members, mean_scores(model, own_views, own_sizes, window, kinds), strict=True):
             labels = decision.labels_of_probabilities(means[0])
-            found[index] = labels, decision.confidence(labels, decision.calibrated(means[-1]))
+            calibrated = decision.calibrated(means[-1]) if decision.threshold is None else decision.calibrated(*means)
+            found[index] = labels, decision.confidence(labels, calibrated)
     return [found[index] for index in range(len(views))]
 
 

@@ -187,9 +187,10 @@ def needed_rasterio() -> Any:
 
 @contextlib.contextmanager
 def gdal_environment(rasterio: Any) -> Iterator[None]:
-    """Set GDAL's cache to `CACHE_BYTES`, and let rasters without a coordinate system cause no warning."""
+    """Set GDAL's cache to `CACHE_BYTES`, and let files without a coordinate system cause no warning."""
     with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES), warnings.catch_warnings():
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        warnings.filterwarnings("ignore", message="'crs' was not provided", category=UserWarning)  # of pyogrio
         yield
 
 

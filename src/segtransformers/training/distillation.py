@@ -90,7 +90,9 @@ class Distillation:
         images = pixel_values * self.scale.to(pixel_values) + self.shift.to(pixel_values)
         scores = resize(self.teacher(images).logits.float(), size)
         decision = dataclasses.replace(self.decision, temperature=self.temperature)
-        targets = torch.stack([decision.calibrated(decision.confidences(image)) for image in scores])
+        targets = torch.stack(
+            [decision.calibrated(decision.confidences(image), decision.absences(image)) for image in scores]
+        )
         if decision.are_query_sums:  # the student has no outcome "no class"
             targets = targets / targets.sum(1, keepdim=True).clamp(min=torch.finfo(targets.dtype).tiny)
         return targets
