@@ -250,6 +250,21 @@ def test_rasters_without_bands_get_a_hint(tmp_path):
     assert done.exit_code == 1 and "one raster to an --output that ends in .tif" in " ".join(done.output.split())
 
 
+def test_bands_and_tiles_need_one_mask_file_for_each_image(tmp_path):
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed (extra `train`)")
+    rows = datasets.Dataset.from_dict({"image": [PIL.Image.new("RGB", (8, 8))], "label": [PIL.Image.new("L", (8, 8))]})
+    (tmp_path / "library").mkdir()
+    rows.to_parquet(tmp_path / "library" / "train.parquet")
+    for part in ("images", "masks/a", "masks/b"):
+        (tmp_path / "classes" / part).mkdir(parents=True)
+        PIL.Image.new("L", (40, 40)).save(tmp_path / "classes" / part / "0.png")
+    for options in ({"bands": "all"}, {"tile": 64}):
+        with pytest.raises(DataError, match="loaded by the library datasets: save its images and masks as files"):
+            load_segmentation_dataset(tmp_path / "library", "train", classes=["a", "b"], **options)
+        with pytest.raises(DataError, match="has a folder of masks for each class: join them to bit planes"):
+            load_segmentation_dataset(tmp_path / "classes", "train", **options)
+
+
 def polygon(left, top, right, bottom, **properties):
     """Return a rectangle in pixels of the images of `write_raster`, in their coordinates of 10 m a pixel."""
     corners = [(left, top), (right, top), (right, bottom), (left, bottom), (left, top)]

@@ -145,10 +145,11 @@ def _label(network, processor, path: Path, name: Path, output: Path, min_confide
     import torch
     from PIL import Image
 
+    from ..image_processing import processor_bands
     from ..inference import segment_with_confidence
     from ..rasters import read_band_image
 
-    bands = getattr(processor, "bands", None)
+    bands = processor_bands(processor)
     image: Any = read_image_file(path) if bands is None else read_band_image(path, bands)
     labels, confidence = segment_with_confidence(network, processor, image, protocol)
     known = confidence >= min_confidence

@@ -109,6 +109,7 @@ def evaluate(
         results_table,
         why_not_comparable,
     )
+    from ..image_processing import processor_bands
     from ..published import published_row
 
     with process_group() as (rank, device_of_process), one_line_errors(ValueError, OSError, ImportError):
@@ -132,7 +133,7 @@ def evaluate(
             columns,
             subset,
             multi_label=getattr(network.config, "is_multi_label", False) or None,
-            bands=getattr(processor, "bands", None),
+            bands=processor_bands(processor),
             tile=tile,
         )
         complete = limit is None or limit >= len(samples)

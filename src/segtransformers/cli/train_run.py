@@ -133,12 +133,14 @@ class TrainingRun:
     def _with_bands(self, network: Any, processor: Any) -> tuple[Any, Any]:
         """Return the model and its image processor for the bands of the data."""
         from ..datasets.bands import MOST_SAMPLES, band_statistics, read_statistics
+        from ..image_processing import processor_bands
         from ..training import with_bands
 
         data, options = self.parts[0], self.options
         if data.bands is None:
-            if getattr(processor, "bands", None) is not None:
-                numbers = ",".join(map(str, processor.bands))
+            own = processor_bands(processor)
+            if own is not None:
+                numbers = ",".join(map(str, own))
                 raise UserError(f"the model takes the bands {numbers} of rasters: pass --bands {numbers}")
             return network, processor
         folder = Path(options.data).expanduser()
@@ -170,7 +172,7 @@ class TrainingRun:
     def _choose_parameters(self, network: Any) -> None:
         """Freeze the trunk or add low-rank updates, if the options or the recipe want that."""
         from .. import training
-        from ..training.bands import warn_of_ignored_bands
+        from ..training.bands import check_ignored_bands
         from ..training.starting_points import trunk_name
 
         options = self.options
@@ -187,8 +189,8 @@ class TrainingRun:
                 )
         if options.lora_rank is not None:
             training.add_lora(network, options.lora_rank)
-        if self.parts[0].bands is not None and self.is_main:
-            warn_of_ignored_bands(network, self.parts[0].bands)
+        if self.parts[0].bands is not None:
+            check_ignored_bands(network, self.parts[0].bands)
 
     def _with_cached_features(self, network: Any, data: Any, versions: int) -> Any:
         """Return training data with cached features of the frozen trunk."""

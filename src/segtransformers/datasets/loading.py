@@ -336,9 +336,15 @@ def load_segmentation_dataset(
         names, ignored, problems = names_of_rows(rows, loaded_split), [], []
 
     if bands is not None or tile is not None:
-        if found is None or folders:
+        if found is None:
             raise DataError(
-                f"{source} is no folder with one mask file for each image: bands and tiles are read from such files"
+                f"bands and tiles are read from files, but {source} is loaded by the library datasets: save its images "
+                "and masks as files of the same names in two folders, images and masks"
+            )
+        if folders:
+            raise DataError(
+                f"bands and tiles need one mask file for each image, but {source} has a folder of masks for each "
+                "class: join them to bit planes (bit k of a value is 1 where class k is present)"
             )
         rows, names = raster_rows(pairs.images, pairs.masks, names, bands, tile)
     if chosen is None:

@@ -18,10 +18,10 @@ class ImageSegmentationPipeline(pipelines.ImageSegmentationPipeline):
 
     def preprocess(self, image: Any, subtask: str | None = None, timeout: float | None = None) -> Any:  # type: ignore[override]
         # transformers imports this module in the middle of its own
-        from ..image_processing import load_image
+        from ..image_processing import load_image, processor_bands
         from ..inference.views import loaded
 
-        if getattr(self.image_processor, "bands", None) is not None and self._has_our_processor():
+        if processor_bands(self.image_processor) is not None and self._has_our_processor():
             raster: Any = loaded(image, self.image_processor)
             processor: Any = self.image_processor
             inputs = processor(images=raster, return_tensors="pt").to(self.dtype)

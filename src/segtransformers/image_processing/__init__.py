@@ -3,7 +3,7 @@
 
 from .decision import Decision, by_rows, decision_of, label_map_classes
 from .image_processor import SegmentationImageProcessor, SegmentationImageProcessorPil
-from .inputs import as_8bit_image, integer_label_map, load_image, upright_rgb
+from .inputs import as_8bit_image, integer_label_map, load_image, processor_bands, upright_rgb
 from .label_maps import ResizedRows, resized_labels
 from .options import check_enlargement, check_scales
 from .resizing import keep_ratio_size, resize_image, resize_labels
@@ -23,6 +23,7 @@ __all__ = [
     "integer_label_map",
     "keep_ratio_size",
     "load_image",
+    "processor_bands",
     "resize_image",
     "resize_labels",
     "upright_rgb",

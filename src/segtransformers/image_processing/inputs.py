@@ -16,6 +16,16 @@ from huggingface_hub.utils import httpx
 INTEGERS = (torch.int16, torch.uint16, torch.int32, torch.uint32, torch.int64)  # wider than 8 bits
 
 
+def processor_bands(processor: Any) -> list[int] | None:
+    """Return the numbers of the bands that an image processor takes, from 1 on, or None for RGB images.
+
+    Args:
+        processor: any image processor. Those of transformers take RGB images.
+    """
+    bands = getattr(processor, "bands", None)
+    return None if bands is None else list(bands)
+
+
 def as_8bit_image(image: Any, channels_last: bool = False) -> Any:
     """Convert an image to 8 bits and to the colours that the original code reads with OpenCV.
 

@@ -25,7 +25,7 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, P
 from transformers.pipelines import ImageSegmentationPipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
-from ..image_processing import label_map_classes, load_image
+from ..image_processing import label_map_classes, load_image, processor_bands
 from ..model_names import model_folder
 from ..models.optimize import optimize_for_inference, optimize_if_ours
 from .confidence import segment_views_with_confidence
@@ -123,7 +123,7 @@ class SegmentationPipeline(ImageSegmentationPipeline):
     def preprocess(self, image, multi_scale=False, timeout=None, **options):  # type: ignore[override]
         protocol = InferenceProtocol.multi_scale(self.image_processor) if multi_scale else InferenceProtocol()
         protocol = dataclasses.replace(protocol, **{key: value for key, value in options.items() if value is not None})
-        if getattr(self.image_processor, "bands", None) is None:
+        if processor_bands(self.image_processor) is None:
             image = load_image(image, timeout=timeout)
         else:
             image = loaded(image, self.image_processor)

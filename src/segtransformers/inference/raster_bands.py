@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from ..image_processing import decision_of
+from ..image_processing import decision_of, processor_bands
 from ..models.layers.sliding_windows import MAX_BAND_BYTES, SlidingWindow, WindowIndex, slide_bands
 from ..rasters.band_image import BandImage, filled, read_bands
 from ..rasters.raster import Raster, RasterError
@@ -70,7 +70,7 @@ def raster_bands(processor: Any, raster: Raster, bands: Sequence[int] | None = N
     Raises:
         RasterError: if the raster lacks bands or has bands of another type, or more than the model takes.
     """
-    own = getattr(processor, "bands", None)
+    own = processor_bands(processor)
     count = 3 if own is None else len(own)
     wanted = list(bands or own or ())
     if wanted and len(wanted) != count and not (own is None and len(wanted) == 1):
@@ -239,7 +239,7 @@ class _Windows:
             columns = slice(width - columns.stop, width - columns.start)
         image = self.held.window(rows, columns)
         self._found = self._found or image.valid is None or bool(image.valid.any())
-        if getattr(self.processor, "bands", None) is not None:
+        if processor_bands(self.processor) is not None:
             inputs = self.processor(images=image, do_resize=False, return_tensors="pt")
         else:
             colours = _colours(image, self.held.raster, self.processor)

@@ -22,6 +22,7 @@ from ..image_processing import (
     check_enlargement,
     keep_ratio_size,
     load_image,
+    processor_bands,
 )
 from ..rasters.band_image import BandImage, as_band_image, read_band_image
 from .protocol import InferenceProtocol, multi_scale_settings
@@ -106,7 +107,7 @@ def loaded(image: Any, processor: Any = None) -> Any:
     """
     if isinstance(image, list | tuple) and len(image) == 1:
         image = image[0]
-    bands = getattr(processor, "bands", None)
+    bands = processor_bands(processor)
     if bands is not None:
         image = read_band_image(image, bands) if isinstance(image, str | os.PathLike) else image
         return as_band_image(image, len(bands))

@@ -14,7 +14,7 @@ import PIL.Image
 import torch
 from torchvision.transforms.v2 import functional as TF
 
-from ..image_processing import as_8bit_image, keep_ratio_size, resize_image, resize_labels
+from ..image_processing import as_8bit_image, keep_ratio_size, processor_bands, resize_image, resize_labels
 from ..image_processing.options import LARGEST_ENLARGEMENT
 from ..rasters.band_image import BandImage, as_band_image, filled
 from ..whole_numbers import LARGEST_SIDE
@@ -170,7 +170,7 @@ class TrainingAugmentation:
             reduce_labels=reduce_labels,
             multi_label=multi_label,
             shortest_edges=[round(edge * scale) for edge in settings.shortest_edges],
-            unit=255 if getattr(processor, "bands", None) is None else 1 / processor.rescale_factor,
+            unit=255 if processor_bands(processor) is None else 1 / processor.rescale_factor,
             colour_channels=colour_channels,
         )
 

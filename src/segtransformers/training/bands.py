@@ -75,31 +75,39 @@ def with_bands(
     return model, type(processor).from_dict(fields)
 
 
-def warn_of_ignored_bands(model: PreTrainedModel, bands: Sequence[int]) -> None:
-    """Warn if frozen weights ignore some bands, because the weights for them start at 0 and stay so.
+def check_ignored_bands(model: PreTrainedModel, bands: Sequence[int]) -> None:
+    """Refuse frozen weights that ignore some bands, because the weights for them start at 0 and stay so.
+
+    If a part that is trained reads the image, too, as the convolutions of ViT-Adapter do, it learns these bands. That
+    is worth a warning only.
 
     Args:
         model: after its trunk was frozen.
         bands: numbers of the bands that the model takes, in its order.
+
+    Raises:
+        ValueError: if no part of the model can learn one of the bands.
     """
-    frozen = [
-        weight for weight in model.parameters() if not weight.requires_grad and weight.shape[1:2] == (len(bands),)
-    ]
-    ignored = [
-        band
-        for index, band in enumerate(bands)
-        if any(weight.dim() == 4 and weight.any() and not weight[:, index].any() for weight in frozen)
-    ]
-    if ignored:
-        logger.warning(
-            f"the frozen trunk ignores the bands {_listed(ignored)}, because their weights start at 0 and are not "
-            "trained: leave out --colour-bands, so that the weights for colours are repeated over all bands, or train "
-            "the trunk"
+    readers = [weight for weight in model.parameters() if weight.dim() == 4 and weight.shape[1] == len(bands)]
+    frozen = [weight for weight in readers if not weight.requires_grad and weight.any()]
+    ignored = [band for index, band in enumerate(bands) if any(not bool(weight[:, index].any()) for weight in frozen)]
+    if not ignored:
+        return
+    if not any(weight.requires_grad for weight in readers):
+        raise ValueError(
+            f"the model would never learn the bands {_listed(ignored)}: the frozen trunk reads the image, and its "
+            "weights for these bands are 0. Leave out --colour-bands, so that the weights for colours are repeated "
+            "over all bands, or train the trunk"
         )
+    logger.warning(
+        f"the frozen trunk ignores the bands {_listed(ignored)}, because its weights for them are 0: only the trained "
+        "parts of the model learn them. Leave out --colour-bands, so that the weights for colours are repeated over "
+        "all bands, or train the trunk"
+    )
 
 
 def _listed(bands: Sequence[int] | None) -> str:
     return ", ".join(str(band) for band in bands or ())
 
 
-__all__ = ["warn_of_ignored_bands", "with_bands"]
+__all__ = ["check_ignored_bands", "with_bands"]

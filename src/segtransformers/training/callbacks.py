@@ -16,7 +16,7 @@ from torch import distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
-from ..image_processing import label_map_classes
+from ..image_processing import label_map_classes, processor_bands
 from ..visualization import draw_comparison
 
 logger = logging.get_logger(__name__)
@@ -169,7 +169,7 @@ def denormalized(pixel_values: torch.Tensor, processor: Any) -> Image.Image:
     drawn, or one as grey, with the range of two deviations around their mean.
     """
     pixels = pixel_values.float()
-    if getattr(processor, "bands", None) is not None:
+    if processor_bands(processor) is not None:
         pixels = (pixels[:3] if len(pixels) >= 3 else pixels[:1].expand(3, -1, -1)) / 4 + 0.5
     elif getattr(processor, "do_normalize", False):
         mean, std = (torch.tensor(getattr(processor, name)).view(-1, 1, 1) for name in ("image_mean", "image_std"))
