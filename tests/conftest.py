@@ -16,6 +16,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+from filelock import FileLock
+from typer.testing import CliRunner
 
 atexit.register(shutil.rmtree, os.environ["SEGTRANSFORMERS_CACHE"], ignore_errors=True)
 sys.path.insert(0, str(Path(__file__).parent))
@@ -49,3 +51,21 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def kernel_build(tmp_path_factory):
+    """The folder of a fresh build, made once for all workers by `segtransformers build-kernels`."""
+    if shutil.which(os.environ.get("CXX", "c++")) is None:
+        pytest.skip("building the kernel needs a C++ compiler")
+    from segtransformers.cli import app
+
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, done = base / "kernel", base / "kernel-build.txt"
+    with FileLock(base / "kernel.lock"):
+        if not done.exists():
+            result = CliRunner().invoke(app, ["build-kernels", "--output", str(folder)])
+            assert result.exit_code == 0, result.output
+            done.write_text(result.stdout, encoding="utf-8")
+    return folder

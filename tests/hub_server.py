@@ -1,8 +1,9 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""A small server with the part of the Hub's HTTP interface that huggingface_hub's client uses for model repositories.
+"""A small server with the part of the Hub's HTTP interface that huggingface_hub's client uses for models and kernels.
 
-It can create a repository, receive files by git LFS, commit, open a pull request and serve downloads. It keeps
-everything in memory, and requests can be made to fail. The servers on PyPI wrap programs that must be compiled.
+It can create a repository and branches, receive files by git LFS, commit, open a pull request and serve downloads. It
+keeps everything in memory, and requests can be made to fail. The servers on PyPI wrap programs that must be compiled.
+A kernel repository `owner/name` has the key `kernels:owner/name` here.
 """
 
 import base64
@@ -125,6 +126,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.query = urllib.parse.parse_qs(query)
         self.body = self._read_body()
         line = f"{self.command} {urllib.parse.unquote(self.path)}"
+        self.path = re.sub("^/api/kernels/", "/api/models/kernels:", re.sub("^/kernels/", "/kernels:", self.path))
         self.hub.requests.append(line)
         try:
             for part, status in self.hub.failing.items():
@@ -181,10 +183,23 @@ class _Handler(BaseHTTPRequestHandler):
             if self.user is None:
                 raise _Answer(401, "Unauthorized", "Invalid credentials in Authorization header")
             self._json({"type": "user", "name": self.user, "orgs": [], "auth": {"accessToken": {"role": "write"}}})
+        elif found := re.fullmatch("api/models/([^/]+/[^/]+)/refs", path):
+            branches = [
+                {"name": name, "ref": f"refs/heads/{name}", "targetCommit": oid}
+                for name, oid in self._repository(found[1]).heads.items()
+                if not name.startswith("refs/")
+            ]
+            self._json({"branches": branches, "converts": [], "tags": [], "pullRequests": []})
         elif found := re.fullmatch("api/models/([^/]+/[^/]+)/tree/([^/]+|refs/pr/[0-9]+)(/.*)?", path):
             repository = self._repository(found[1])
             tree = repository.trees[self._commit(repository, found[2])]
-            self._json([{"type": "file", **self._described(name, content)} for name, content in tree.items()])
+            start = (found[3] or "").strip("/")
+            inside = {name: content for name, content in tree.items() if name.startswith(f"{start}/" if start else "")}
+            if self.query.get("recursive", ["false"])[0].lower() == "true" or not start:
+                self._json([{"type": "file", **self._described(name, content)} for name, content in inside.items()])
+            else:
+                folders = sorted({name[len(start) + 1 :].partition("/")[0] for name in inside})
+                self._json([{"type": "directory", "path": f"{start}/{name}", "oid": "0" * 40} for name in folders])
         elif found := re.fullmatch("api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
             repository = self._repository(found[1])
             oid = self._commit(repository, found[2] or "main")
@@ -218,13 +233,19 @@ class _Handler(BaseHTTPRequestHandler):
             if self.user is None:
                 raise _Answer(401, "Unauthorized", "Invalid credentials in Authorization header")
             owner = wanted.get("organization") or self.user
-            name = f"{owner}/{wanted['name']}"
+            name = f"{'kernels:' if wanted.get('type') == 'kernel' else ''}{owner}/{wanted['name']}"
             if owner != self.user:
                 raise _Answer(403, "Forbidden", f'You don\'t have the rights to create a model under "{owner}"')
             if name in self.hub.repositories:
                 raise _Answer(409, "Conflict", "You already created this model repo", url=f"{self.hub.url}/{name}")
             self.hub.create(name, owner, wanted.get("visibility") == "private")
-            self._json({"url": f"{self.hub.url}/{name}", "name": name})
+            self._json({"url": f"{self.hub.url}/{name.replace(':', '/')}", "name": name.removeprefix("kernels:")})
+        elif found := re.fullmatch("api/models/([^/]+/[^/]+)/branch/(.+)", path):
+            repository = self._repository(found[1], write=True)
+            if found[2] in repository.heads:
+                raise _Answer(409, "Conflict", "Reference already exists")
+            repository.heads[found[2]] = self._commit(repository, json.loads(self.body).get("startingPoint", "main"))
+            self._json({})
         elif path == "api/validate-yaml":
             self._json(_validation(json.loads(self.body)["content"]))
         elif found := re.fullmatch("api/models/([^/]+/[^/]+)/preupload/(.+)", path):
@@ -295,8 +316,9 @@ class _Handler(BaseHTTPRequestHandler):
             repository.pull_requests += 1
             revision = f"refs/pr/{repository.pull_requests}"
         oid = repository.commit(revision, tree, header["summary"])
-        request = f"{self.hub.url}/{name}/discussions/{repository.pull_requests}" if create_pr else None
-        return {"commitUrl": f"{self.hub.url}/{name}/commit/{oid}", "commitOid": oid, "pullRequestUrl": request}
+        address = f"{self.hub.url}/{name.replace(':', '/')}"
+        request = f"{address}/discussions/{repository.pull_requests}" if create_pr else None
+        return {"commitUrl": f"{address}/commit/{oid}", "commitOid": oid, "pullRequestUrl": request}
 
     def _described(self, name: str, content: bytes) -> dict:
         oid = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()

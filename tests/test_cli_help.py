@@ -21,6 +21,7 @@ COMMANDS = (
     "info",
     "models",
     "push",
+    "push-kernels",
     "recipes",
     "segment",
     "train",

@@ -12,6 +12,12 @@ namespace deformable_ops {
 
 #define DEFORMABLE_OPS_DEVICE static __device__ __forceinline__
 
+// Tells the emulation of an access to global memory, for benchmarks/cuda_accesses.py. `pointer` is null if this thread
+// makes none while others of its warp do. `site` names instructions that a warp executes together.
+#if !defined(DEFORMABLE_OPS_ACCESS)
+#define DEFORMABLE_OPS_ACCESS(site, pointer, bytes)
+#endif
+
 // ---- element types -------------------------------------------------------------------------------------------------
 
 // The type of sums, and the number of elements in 16 bytes.
@@ -67,7 +73,10 @@ struct Stored {
   DEFORMABLE_OPS_DEVICE Stored zero() { return {make_uint4(0, 0, 0, 0)}; }
 
   // `source` is aligned to 16 bytes, and constant while the kernel runs
-  DEFORMABLE_OPS_DEVICE Stored load(const V* source) { return {__ldg(reinterpret_cast<const uint4*>(source))}; }
+  DEFORMABLE_OPS_DEVICE Stored load(const V* source) {
+    DEFORMABLE_OPS_ACCESS("row", source, 16);
+    return {__ldg(reinterpret_cast<const uint4*>(source))};
+  }
 };
 
 template <typename V>
@@ -75,7 +84,10 @@ struct Stored<V, 1> {
   V element;
 
   DEFORMABLE_OPS_DEVICE Stored zero() { return {V{}}; }
-  DEFORMABLE_OPS_DEVICE Stored load(const V* source) { return {*source}; }
+  DEFORMABLE_OPS_DEVICE Stored load(const V* source) {
+    DEFORMABLE_OPS_ACCESS("row", source, sizeof(V));
+    return {*source};
+  }
 };
 
 DEFORMABLE_OPS_DEVICE void unpack(const Stored<float, 4>& stored, float (&x)[4]) {
@@ -117,6 +129,7 @@ DEFORMABLE_OPS_DEVICE void store(V* target, const typename Element<V>::Compute (
   } vector;
 #pragma unroll
   for (int i = 0; i < kElements; ++i) from_compute(x[i], vector.elements[i]);
+  DEFORMABLE_OPS_ACCESS("store", target, sizeof(Vector));
   *reinterpret_cast<Vector*>(target) = vector;
 }
 
@@ -126,8 +139,14 @@ DEFORMABLE_OPS_DEVICE void store(V* target, const typename Element<V>::Compute (
 template <typename T>
 constexpr bool kIsDouble = sizeof(T) == sizeof(double);
 
+// Return the bytes of an element.
+static __device__ constexpr int64_t size_of(const Array& array) {
+  return array.type == Scalar::float64 ? 8 : array.type == Scalar::float32 ? 4 : 2;
+}
+
 template <typename V>
 DEFORMABLE_OPS_DEVICE V element(const Array& array, int64_t index) {
+  DEFORMABLE_OPS_ACCESS("element", static_cast<const V*>(array.data) + index, sizeof(V));
   return static_cast<const V*>(array.data)[index];
 }
 
@@ -146,6 +165,8 @@ DEFORMABLE_OPS_DEVICE T load_element(const Array& array, int64_t index) {
 
 template <typename T>
 DEFORMABLE_OPS_DEVICE void store_element(const Array& array, int64_t index, T x) {
+  DEFORMABLE_OPS_ACCESS("store element", static_cast<const char*>(array.data) + index * size_of(array),
+                        size_of(array));
   if constexpr (kIsDouble<T>) {
     static_cast<double*>(array.data)[index] = x;
   } else {
@@ -165,6 +186,7 @@ struct alignas(2 * sizeof(V)) Pair {
 
 template <typename V, typename T>
 DEFORMABLE_OPS_DEVICE void pair_of(const Array& array, int64_t index, T& x, T& y) {
+  DEFORMABLE_OPS_ACCESS("pair", static_cast<const V*>(array.data) + index, sizeof(Pair<V>));
   const Pair<V> pair = *reinterpret_cast<const Pair<V>*>(static_cast<const V*>(array.data) + index);
   x = to_compute(pair.x);
   y = to_compute(pair.y);
@@ -194,6 +216,7 @@ DEFORMABLE_OPS_DEVICE void put_pair(const Array& array, int64_t index, T x, T y)
   Pair<V> pair;
   from_compute(x, pair.x);
   from_compute(y, pair.y);
+  DEFORMABLE_OPS_ACCESS("store pair", static_cast<const V*>(array.data) + index, sizeof(Pair<V>));
   *reinterpret_cast<Pair<V>*>(static_cast<V*>(array.data) + index) = pair;
 }
 
@@ -253,10 +276,16 @@ template <typename T, int kElements>
 DEFORMABLE_OPS_DEVICE void add(T* target, const T (&x)[kElements]) {
   if constexpr (kElements % 4 == 0) {
 #pragma unroll
-    for (int i = 0; i < kElements; i += 4) add_four(target + i, x + i);
+    for (int i = 0; i < kElements; i += 4) {
+      DEFORMABLE_OPS_ACCESS("add", target + i, 4 * sizeof(T));
+      add_four(target + i, x + i);
+    }
   } else {
 #pragma unroll
-    for (int i = 0; i < kElements; ++i) add_one(target + i, x[i]);
+    for (int i = 0; i < kElements; ++i) {
+      DEFORMABLE_OPS_ACCESS("add", target + i, sizeof(T));
+      add_one(target + i, x[i]);
+    }
   }
 }
 

@@ -86,6 +86,10 @@ int launch_kernel(Task task, bool backward, const Launch& launch) {
                     static_cast<unsigned>(std::min(problem.heads / task.heads_together, kMaxBlocks)),
                     static_cast<unsigned>(std::min(problem.batch, kMaxBlocks)));
 #if defined(DEFORMABLE_OPS_EMULATED)
+  emulation::count_launch({problem.value.data, problem.locations.data, problem.weights.data, problem.references.data,
+                           problem.output.data, problem.grad_output.data, problem.grad_value.data,
+                           problem.grad_locations.data, problem.grad_weights.data, task.raw_weights},
+                          backward, static_cast<int>(sizeof(V)), kElements, kLanes);
   emulate(blocks, threads, [&] {
     backward ? kernel<true, V, kElements, kLanes>(task) : kernel<false, V, kElements, kLanes>(task);
   });

@@ -318,6 +318,8 @@ DEFORMABLE_OPS_DEVICE void load_corners(const V* rows, int32_t row_bytes, bool a
     stored[corner] = Stored<V, kElements>::zero();
     if (active && corners.token[corner] >= 0) {
       stored[corner] = Stored<V, kElements>::load(row_at(rows, row_bytes, corners.token[corner]));
+    } else {
+      DEFORMABLE_OPS_ACCESS("row", nullptr, 16);
     }
   }
 }
@@ -432,6 +434,7 @@ DEFORMABLE_OPS_DEVICE void finish_point(const Task& task, int64_t query, int32_t
              gradients[1] * scale_x, gradients[2] * scale_y);
   const int64_t weight = first_element(problem.weight_layout, query, head) + index;
   if (problem.coordinates == Coordinates::offsets) {
+    DEFORMABLE_OPS_ACCESS("store element", static_cast<T*>(task.raw_weights) + weight, sizeof(T));
     static_cast<T*>(task.raw_weights)[weight] = gradients[0];
   } else {
     store_element(problem.grad_weights, weight, gradients[0]);
@@ -498,6 +501,8 @@ DEFORMABLE_OPS_DEVICE void backward_items(const Task& task, int64_t image, int32
               }
               if (active && corners.token[corner] >= 0) {
                 add(row_at(sums + channel, sums_bytes, corners.token[corner]), part);
+              } else {
+                for (int c = 0; c < kElements; c += kElements % 4 == 0 ? 4 : 1) DEFORMABLE_OPS_ACCESS("add", nullptr, 16);
               }
             }
           }
@@ -528,6 +533,7 @@ DEFORMABLE_OPS_DEVICE void backward_items(const Task& task, int64_t image, int32
   const int64_t row = thread.row(task) * per_query;
   for (int i = thread.lane; i < per_query; i += thread.lanes) {
     const T weight = Softmax<T>::weight(thread.softmax, load_element<T>(problem.weights, row + i));
+    DEFORMABLE_OPS_ACCESS("element", static_cast<const T*>(task.raw_weights) + row + i, sizeof(T));
     const T raw = static_cast<const T*>(task.raw_weights)[row + i];
     store_element(problem.grad_weights, row + i, weight * (raw - mean));
   }

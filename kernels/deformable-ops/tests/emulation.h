@@ -21,8 +21,12 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
+#include <set>
+#include <string>
+#include <utility>
 #include <vector>
 
 #define __device__
@@ -102,6 +106,90 @@ inline uint16_t emulated_float_to_bfloat16(float x) {
   return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
+// ---- counts of accesses to global memory ---------------------------------------------------------------------------
+
+namespace emulation {
+
+// Counts what a GPU would do for the accesses of each warp, if DEFORMABLE_OPS_COUNTS names a file. A request is one
+// instruction of a warp: accesses of its threads from the same site, the n-th since their last barrier. A GPU serves it
+// by sectors of 32 bytes. A tensor is identified by the largest start address that is not above an access.
+struct Tally {
+  uint64_t requests = 0, sectors = 0, bytes = 0, threads = 0;
+  std::set<uintptr_t> lines;  // distinct words of 4 bytes; two bytes of half precision count as their word
+};
+
+struct Access {
+  const char* site;
+  uintptr_t address;
+  int bytes, thread;
+};
+
+inline const char* const counts_file = std::getenv("DEFORMABLE_OPS_COUNTS");
+inline std::vector<std::pair<uintptr_t, int>> starts;  // of the tensors, ascending, with their index
+inline std::map<int, Tally> tallies;
+inline std::vector<Access> pending;  // of the warp, since its last barrier
+inline char launch_name[64];
+
+inline void count_launch(const std::vector<const void*>& tensors, bool backward, int bytes, int elements, int lanes) {
+  if (counts_file == nullptr) return;
+  starts.clear();
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    if (tensors[i] != nullptr) starts.emplace_back(reinterpret_cast<uintptr_t>(tensors[i]), static_cast<int>(i));
+  }
+  std::sort(starts.begin(), starts.end());
+  tallies.clear();
+  std::snprintf(launch_name, sizeof(launch_name), "%s %d %d %d", backward ? "backward" : "forward", bytes, elements, lanes);
+}
+
+inline void flush_accesses() {
+  if (pending.empty()) return;
+  std::map<std::pair<std::string, int>, int> seen;  // (site, thread) -> number
+  std::map<std::pair<std::string, int>, std::vector<Access>> requests;
+  for (const Access& access : pending) {
+    requests[{access.site, seen[{access.site, access.thread}]++}].push_back(access);
+  }
+  pending.clear();
+  for (const auto& [key, accesses] : requests) {
+    std::map<int, std::set<uintptr_t>> sectors;
+    std::map<int, int> threads;
+    for (const Access& access : accesses) {
+      if (access.address == 0) continue;
+      auto next = std::upper_bound(starts.begin(), starts.end(), std::make_pair(access.address, 1 << 30));
+      const int tensor = next == starts.begin() ? -1 : std::prev(next)->second;
+      Tally& tally = tallies[tensor];
+      tally.bytes += static_cast<uint64_t>(access.bytes);
+      ++threads[tensor];
+      for (uintptr_t at = access.address; at < access.address + static_cast<uintptr_t>(access.bytes); at += 2) {
+        sectors[tensor].insert(at / 32);
+        tally.lines.insert(at / 4);
+      }
+    }
+    for (const auto& [tensor, distinct] : sectors) {
+      ++tallies[tensor].requests;
+      tallies[tensor].sectors += distinct.size();
+      tallies[tensor].threads += static_cast<uint64_t>(threads[tensor]);
+    }
+  }
+}
+
+inline void write_counts(unsigned blocks, int threads) {
+  if (counts_file == nullptr) return;
+  std::FILE* file = std::fopen(counts_file, "a");
+  for (const auto& [tensor, tally] : tallies) {
+    std::fprintf(file, "%s %u %d %d %llu %llu %llu %llu %llu\n", launch_name, blocks, threads, tensor,
+                 static_cast<unsigned long long>(tally.requests), static_cast<unsigned long long>(tally.sectors),
+                 static_cast<unsigned long long>(tally.bytes), static_cast<unsigned long long>(tally.threads),
+                 static_cast<unsigned long long>(4 * tally.lines.size()));
+  }
+  std::fclose(file);
+}
+
+void access(const char* site, const void* pointer, int bytes);
+
+}  // namespace emulation
+
+#define DEFORMABLE_OPS_ACCESS(site, pointer, bytes) emulation::access(site, pointer, static_cast<int>(bytes))
+
 // ---- threads -------------------------------------------------------------------------------------------------------
 
 inline dim3 threadIdx, blockIdx, blockDim, gridDim;
@@ -129,6 +217,11 @@ struct Block {
 };
 
 inline Block block;
+
+inline void access(const char* site, const void* pointer, int bytes) {
+  if (counts_file == nullptr) return;
+  pending.push_back({site, reinterpret_cast<uintptr_t>(pointer), bytes, block.current});
+}
 
 inline void fail(const char* what) {
   std::fprintf(stderr, "emulation: %s (thread %d)\n", what, block.current);
@@ -173,6 +266,7 @@ inline void run_warp(int first, unsigned order) {
       if (!block.fibers[index].ended) resume(index);
       ended += block.fibers[index].ended;
     }
+    flush_accesses();
     if (ended == kWarpThreads) return;
     if (ended > 0) fail("some threads of a warp have ended, but others wait for them");
     for (int i = 0; i < kWarpThreads; ++i) {
@@ -229,6 +323,7 @@ inline void emulate(const dim3& blocks, int threads, const std::function<void()>
       }
     }
   }
+  emulation::write_counts(blocks.x * blocks.y * blocks.z, threads);
 }
 
 inline int multiprocessors_of(int) { return 4; }

@@ -265,7 +265,11 @@ def test_metadata_is_complete():
     assert variants
     for variant in variants:
         metadata = json.loads((variant / "metadata.json").read_text())
-        assert metadata.keys() == {"name", "id", "version", "license", "python-depends", "backend"}
+        assert metadata.keys() == {"name", "id", "version", "license", "python-depends", "backend", "digest"}
+        hashed = {path.relative_to(variant).as_posix() for path in variant.rglob("*") if path.suffix != ".pyc"}
+        assert {*metadata["digest"]["files"], "metadata.json", "deformable_ops"} == {
+            name for name in hashed if "__pycache__" not in name
+        }
         assert (variant / f"{metadata['id']}.so").is_file()
         backend = metadata["backend"]["type"]
         assert f"-{'cu' if backend == 'cuda' else backend}" in variant.name

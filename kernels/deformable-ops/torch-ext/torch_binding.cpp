@@ -35,16 +35,17 @@ STABLE_TORCH_LIBRARY_EXPAND(TORCH_EXTENSION_NAME, ops) {
       "int[] padding, int[] dilation, int groups, float offset_scale, bool remove_center) -> (Tensor, Tensor)");
 }
 
-#define DEFORMABLE_OPS_IMPLEMENT(Device)                                                                     \
-  using Code = deformable_ops::Operators<deformable_ops::Device>;                                            \
-  ops.impl("ms_deform_attn", TORCH_BOX(&Code::ms_deform_attn));                                              \
-  ops.impl("ms_deform_attn_backward", TORCH_BOX(&Code::ms_deform_attn_backward));                            \
-  ops.impl("ms_deform_attn_fused", TORCH_BOX(&Code::ms_deform_attn_fused));                                  \
-  ops.impl("ms_deform_attn_fused_backward", TORCH_BOX(&Code::ms_deform_attn_fused_backward));                \
-  ops.impl("dcnv3", TORCH_BOX(&Code::dcnv3));                                                                \
-  ops.impl("dcnv3_backward", TORCH_BOX(&Code::dcnv3_backward));                                              \
-  ops.impl("dcnv4", TORCH_BOX(&Code::dcnv4));                                                                \
-  ops.impl("dcnv4_backward", TORCH_BOX(&Code::dcnv4_backward));
+#define DEFORMABLE_OPS_ONE(name) ops.impl(#name, &deformable_ops::guarded<TORCH_BOX(&Code::name)>);
+#define DEFORMABLE_OPS_IMPLEMENT(Device)                          \
+  using Code = deformable_ops::Operators<deformable_ops::Device>; \
+  DEFORMABLE_OPS_ONE(ms_deform_attn)                              \
+  DEFORMABLE_OPS_ONE(ms_deform_attn_backward)                     \
+  DEFORMABLE_OPS_ONE(ms_deform_attn_fused)                        \
+  DEFORMABLE_OPS_ONE(ms_deform_attn_fused_backward)               \
+  DEFORMABLE_OPS_ONE(dcnv3)                                       \
+  DEFORMABLE_OPS_ONE(dcnv3_backward)                              \
+  DEFORMABLE_OPS_ONE(dcnv4)                                       \
+  DEFORMABLE_OPS_ONE(dcnv4_backward)
 
 // Every variant has the CPU code, because a model may run on the CPU also if torch was built for CUDA.
 #if defined(DEFORMABLE_OPS_EMULATED)  // tests of the CUDA code, see tests/emulation.h

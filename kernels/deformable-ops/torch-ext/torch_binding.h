@@ -1,7 +1,11 @@
 // Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 #pragma once
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+
 #include <cstdint>
+#include <cstdio>
+#include <exception>
 #include <vector>
 
 #include "../common/call.h"
@@ -87,5 +91,32 @@ struct Operators {
     return {grad_value, grad_offset_mask};
   }
 };
+
+// ---- errors --------------------------------------------------------------------------------------------------------
+
+using Boxed = void (*)(StableIValue*, uint64_t, uint64_t);
+constexpr size_t kMessage = 2048;
+
+template <Boxed boxed>
+__attribute__((noinline)) bool succeeds(StableIValue* stack, uint64_t inputs, uint64_t outputs, char* message) {
+  try {
+    boxed(stack, inputs, outputs);
+    return true;
+  } catch (const std::exception& error) {
+    std::snprintf(message, kMessage, "%s", error.what());
+  } catch (...) {
+    std::snprintf(message, kMessage, "deformable_ops: unknown error");
+  }
+  return false;
+}
+
+// Run a boxed operator; torch raises its error. An exception of this library must not reach torch, because a library
+// with a C++ runtime of its own (build.py) throws exceptions that torch cannot read. Torch's exception passes through
+// this function, which therefore has nothing to destroy.
+template <Boxed boxed>
+void guarded(StableIValue* stack, uint64_t inputs, uint64_t outputs) {
+  char message[kMessage];
+  if (!succeeds<boxed>(stack, inputs, outputs, message)) aoti_torch_check(false, "deformable_ops", "", 0, message);
+}
 
 }  // namespace deformable_ops

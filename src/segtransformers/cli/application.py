@@ -24,6 +24,7 @@ from .export import export
 from .info import info
 from .models import models
 from .push import push
+from .push_kernels import push_kernels
 from .recipes import recipes
 from .segment import segment
 from .train import train
@@ -67,6 +68,7 @@ app.command()(recipes)
 app.command()(autolabel)
 app.command()(average)
 app.command()(push)
+app.command()(push_kernels)
 # `convert` passes its options on to the conversion scripts, `train` to transformers' TrainingArguments
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})(
     convert

@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo, get_token
 from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
@@ -36,13 +36,16 @@ class Destination:
     files: list[str]
 
 
-def check_destination(repo_id: str, private: bool = False, create_pr: bool = False) -> Destination:
+def check_destination(
+    repo_id: str, private: bool = False, create_pr: bool = False, repo_type: str = "model"
+) -> Destination:
     """Check that a push can begin, without changing anything.
 
     Args:
         repo_id: `owner/name`, or only a name for a repository of the user.
         private: whether the repository must be private.
         create_pr: whether a pull request will be opened.
+        repo_type: "model" or "kernel".
 
     Raises:
         PublishingError: if the name is invalid, nobody is logged in, the Hub cannot be reached, the repository is
@@ -57,7 +60,7 @@ def check_destination(repo_id: str, private: bool = False, create_pr: bool = Fal
             )
         user = api.whoami()["name"]
         repo_id = repo_id if "/" in repo_id else f"{user}/{repo_id}"
-        info = api.model_info(repo_id)
+        info = api.repo_info(repo_id, repo_type=repo_type)
     except RepositoryNotFoundError:
         if create_pr:
             raise PublishingError(
@@ -67,12 +70,13 @@ def check_destination(repo_id: str, private: bool = False, create_pr: bool = Fal
     except PublishingError:
         raise
     except Exception as error:  # huggingface_hub passes on the errors of its HTTP client
-        raise _failure(f"cannot push to {repo_id}", error) from None
+        raise failure(f"cannot push to {repo_id}", error) from None
     if private and not info.private:
         raise PublishingError(
             f"{repo_id} is public: --private cannot hide it. Choose another name, or make it private on the Hub"
         )
-    return Destination(repo_id, True, info.sha, [sibling.rfilename for sibling in info.siblings or []])
+    siblings = (info.siblings or []) if isinstance(info, ModelInfo) else []
+    return Destination(repo_id, True, info.sha, [sibling.rfilename for sibling in siblings])
 
 
 def check_pushable(folder: Path) -> None:
@@ -145,11 +149,11 @@ def push_folder(
         )
     except Exception as error:
         state = f"{repo_id} was created and is empty" if created else f"{repo_id} is unchanged"
-        raise _failure(f"the push failed, {state}", error) from None
+        raise failure(f"the push failed, {state}", error) from None
     return commit.pr_url or str(commit.repo_url)
 
 
-def _failure(what: str, error: Exception) -> PublishingError:
+def failure(what: str, error: Exception) -> PublishingError:
     """Return an error whose message is one line without tokens, whatever the client's message contains."""
     response = getattr(error, "response", None)
     server_message = getattr(error, "server_message", None)

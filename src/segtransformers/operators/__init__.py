@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from ..lazy import lazy_names
 
 if TYPE_CHECKING:
+    from .acceleration import Acceleration, accelerate
     from .deformable_attention import (
         FusedDeformableAttention,
         MultiScaleDeformableAttention,
@@ -28,6 +29,7 @@ else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
+            "acceleration": ("Acceleration", "accelerate"),
             "deformable_attention": (
                 "FusedDeformableAttention",
                 "MultiScaleDeformableAttention",
@@ -51,10 +53,12 @@ else:
     )
 
 __all__ = [
+    "Acceleration",
     "DeformableConvolutionV3",
     "DeformableConvolutionV4",
     "FusedDeformableAttention",
     "MultiScaleDeformableAttention",
+    "accelerate",
     "compiled_operators",
     "dcnv3_fallback",
     "dcnv3_gather",

@@ -5,12 +5,14 @@ Fallback and reference are plain PyTorch. A kernel is a build of `kernels/deform
 package. The dispatcher searches for one once per process, in this order:
 
 1. the folder named by `LOCAL_KERNELS="segtransformers/deformable-ops=folder"`;
-2. the repository named by `SEGTRANSFORMERS_KERNELS_REPO="org/name@version"`. Nothing is downloaded without this
-   variable, because a kernel is code, and the user decides whose code runs;
+2. the repository named by `SEGTRANSFORMERS_KERNELS_REPO="org/name@version"`, or `org/name@commit` to pin its contents.
+   Nothing is downloaded without this variable, because a kernel is code, and the user decides whose code runs;
 3. `kernels/deformable-ops/build` of a source checkout;
-4. the user's cache folder, where `segtransformers build-kernels` writes.
+4. the installed package `segtransformers-kernels` (`pip install "segtransformers[kernels]"`);
+5. the user's cache folder, where `segtransformers build-kernels` writes.
 
-A build found by 3 or 4 is skipped if it was made from other sources than the installed ones.
+A build found by 3 or 5 is skipped if it was made from other sources than the installed ones, and a package of another
+version of the operators too. If torch finds a GPU, a build with code for it is taken before one without.
 
 `SEGTRANSFORMERS_KERNELS` is `auto` (the default), `off`, or `force`, which makes a missing kernel an error;
 [`compiled_operators`] sets the same for a block of code. Programs from `torch.export` and ONNX contain the reference,
@@ -19,16 +21,20 @@ can replace the layers' `forward` by this project's kernel or another one (`kern
 transformers).
 """
 
+import base64
 import contextlib
+import hashlib
 import importlib.util
 import json
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import kernels
 import torch
@@ -40,6 +46,8 @@ from .modes import MODES, default_mode
 logger = logging.get_logger(__name__)
 
 KERNEL_ID = "segtransformers/deformable-ops"
+PACKAGE = "segtransformers_kernels"
+VERSION = 1  # of the operators, as in build.toml
 OPERATORS = ("ms_deform_attn", "ms_deform_attn_fused", "dcnv3", "dcnv4")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -178,6 +186,7 @@ def find_kernel() -> Kernel | None:
 def _search() -> None:
     _state.kernel = None
     _state.problems.clear()
+    wanted = "cuda" if torch.cuda.is_available() else "cpu"
     for origin, load in _candidates():
         try:
             functions = load()
@@ -185,8 +194,10 @@ def _search() -> None:
         except Exception as error:  # for example for another torch, or incomplete: the next one may work
             _state.problems.append(f"{origin}: {' '.join(str(error).split())[:300]}")
             continue
-        _state.kernel = Kernel(functions, origin, devices)
-        break
+        if _state.kernel is None or wanted in devices:
+            _state.kernel = Kernel(functions, origin, devices)
+        if wanted in devices:
+            break
     _state.searched = True
     for problem in _state.problems:
         logger.warning(f"A compiled kernel was skipped. {problem}")
@@ -206,7 +217,8 @@ def describe() -> str:
     mode = _state.mode or default_mode()
     kernel = find_kernel() if mode != "off" else None
     if kernel is None:
-        reason = "switched off" if mode == "off" else "no kernel found; `segtransformers build-kernels` compiles one"
+        missing = "no kernel found; install segtransformers-kernels, or `segtransformers build-kernels` compiles one"
+        reason = "switched off" if mode == "off" else missing
         return f"deformable attention, DCNv3, DCNv4: plain PyTorch on every device ({reason})"
     dtypes = " ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
     return (
@@ -257,9 +269,34 @@ def _candidates() -> Iterator[tuple[str, Callable[[], ModuleType]]]:
     if repository:
         yield f"the repository {repository}", partial(_load_repository, repository)
     checkout = sources()
-    for folder in ([] if checkout is None else [checkout]) + [cache_folder()]:
-        if any((folder / "build").glob("*/metadata.json")):
-            yield str(folder / "build"), partial(_load_own_build, folder)
+    if checkout is not None:
+        yield from _own_build(checkout)
+    package = package_folder()
+    if package is not None:
+        yield "the package segtransformers-kernels", partial(_load_package, package)
+    yield from _own_build(cache_folder())
+
+
+def _own_build(folder: Path) -> Iterator[tuple[str, Callable[[], ModuleType]]]:
+    if any((folder / "build").glob("*/metadata.json")):
+        yield str(folder / "build"), partial(_load_own_build, folder)
+
+
+def package_folder() -> Path | None:
+    """Return the folder of the installed package `segtransformers-kernels`, or None."""
+    spec = importlib.util.find_spec(PACKAGE)
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent
+
+
+def _load_package(folder: Path) -> ModuleType:
+    functions = load_folder(folder)
+    version = _metadata(functions).get("version")
+    if version != VERSION:
+        raise RuntimeError(
+            f"its operators have version {version}, but this segtransformers needs {VERSION}: "
+            f'pip install "segtransformers-kernels=={VERSION}.*"'
+        )
+    return functions
 
 
 def _load_own_build(folder: Path) -> ModuleType:
@@ -290,11 +327,39 @@ def load_folder(folder: Path) -> ModuleType:
 
 def _load_repository(repository: str) -> ModuleType:
     name, _, version = repository.partition("@")
-    if not version.isdigit():
+    pinned: dict[str, Any] = {"version": int(version)} if version.isdigit() else {"revision": version}
+    if not version.isdigit() and re.fullmatch("[0-9a-f]{40}", version) is None:
         raise ValueError(
-            f"SEGTRANSFORMERS_KERNELS_REPO must be org/name@version, with an integer as version, got {repository!r}"
+            "SEGTRANSFORMERS_KERNELS_REPO must be org/name@version with an integer, or org/name@commit with "
+            f"the 40 digits of a commit, got {repository!r}"
         )
-    return kernels.get_kernel(name, version=int(version), trust_remote_code=[name])
+    folder = kernels.install_kernel(name, **pinned, trust_remote_code=[name])
+    check_hashes(folder)
+    return kernels.get_local_kernel(folder)
+
+
+def check_hashes(variant: Path) -> None:
+    """Compare the files of a variant with the hashes in its `metadata.json`.
+
+    Raises:
+        RuntimeError: if a file is missing, has other contents or is not listed, or if there are no hashes.
+    """
+    digest = json.loads((variant / "metadata.json").read_text()).get("digest") or {}
+    if digest.get("algorithm") != "sha256":
+        raise RuntimeError(f"{variant.name} has no sha256 hashes in metadata.json")
+    listed = dict(digest["files"])
+    for path in sorted(variant.rglob("*")):
+        if path.is_dir() or path.name.startswith("metadata.json") or path.suffix == ".pyc":
+            continue
+        name = path.relative_to(variant).as_posix()
+        if listed.pop(name, None) != base64.b64encode(hashlib.sha256(path.read_bytes()).digest()).decode():
+            raise RuntimeError(f"{name} of {variant.name} has another hash than metadata.json lists")
+    if listed:
+        raise RuntimeError(f"{next(iter(listed))} of {variant.name} is missing")
+
+
+def _metadata(functions: ModuleType) -> dict:
+    return json.loads(Path(str(functions.__file__)).with_name("metadata.json").read_text())
 
 
 def devices_of(functions: ModuleType) -> frozenset[str]:
@@ -306,7 +371,7 @@ def devices_of(functions: ModuleType) -> frozenset[str]:
     missing = [name for name in OPERATORS if not hasattr(functions, name)]
     if missing:
         raise RuntimeError(f"it has no {', '.join(missing)}")
-    backend = json.loads(Path(str(functions.__file__)).with_name("metadata.json").read_text())["backend"]
+    backend = _metadata(functions)["backend"]
     # every variant contains the CPU code; a CUDA variant without GPU architectures contains nothing else
     return frozenset({"cpu", "cuda"} if backend["type"] == "cuda" and backend.get("archs") else {"cpu"})
 
@@ -322,8 +387,12 @@ def _warn_plain_pytorch(device: str) -> None:
 
 
 def _advice(device: str) -> str:
+    package = "The package segtransformers-kernels has them compiled"
     if device == "cpu":
-        return "`segtransformers build-kernels` compiles a CPU kernel (about a minute; needs a C++ compiler)."
+        return f"{package}, or `segtransformers build-kernels` compiles them (a minute; needs a C++ compiler)."
     if device == "cuda":
-        return "`segtransformers build-kernels` compiles one for this GPU (minutes; needs nvcc and a C++ compiler)."
+        return (
+            f"{package}, or `segtransformers build-kernels` compiles them for this GPU (minutes; needs nvcc and a C++ "
+            "compiler)."
+        )
     return f"This package has no compiled kernel for {device} yet."
