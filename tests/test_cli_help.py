@@ -2,6 +2,7 @@
 """Help, listings and mistyped commands answer at once: they import neither torch nor transformers."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -28,7 +29,8 @@ COMMANDS = (
 )
 # arguments -> exit status, and a part of the output
 INVOCATIONS = {
-    (): (2, "Usage: segtransformers"),
+    (): (0, "segtransformers train --data my-data --output trained "),
+    ("--widow",): (2, "No such option: --widow"),
     ("-h",): (0, "Usage: segtransformers"),
     ("--help",): (0, "Usage: segtransformers"),
     ("--version",): (0, f"segtransformers {__version__}\n"),
@@ -99,3 +101,18 @@ def test_every_command_is_tested():
 
     names = [command.name or command.callback.__name__.replace("_", "-") for command in app.registered_commands]
     assert sorted(names) == list(COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"), [("se", "segment"), ("evaluate --mult", "--multi-scale"), ("train --fre", "--freeze-trunk")]
+)
+def test_a_shell_completes_commands_and_options(words, expected):
+    line = f"segtransformers {words}"
+    environment = {"_SEGTRANSFORMERS_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": f"{line.count(' ')}"}
+    done = subprocess.run(
+        [sys.executable, "-c", "from segtransformers.cli import app; app(prog_name='segtransformers')"],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert expected in done.stdout.split(), done.stderr

@@ -30,8 +30,7 @@ from .segment import segment
 from .train import train
 
 app = typer.Typer(
-    add_completion=False,
-    no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -44,8 +43,20 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+FIRST_STEPS = """\
+segtransformers segment photo.jpg                                          draw the classes of a photo
+segtransformers check-data my-data                                         check a folder of images and masks
+segtransformers train --data my-data --output trained                      fine-tune a model on it
+segtransformers evaluate --model trained --data my-data --output iou.json  measure its mean IoU
+segtransformers export --model trained --output model.onnx                 write a file for other runtimes
+
+segtransformers --help lists all commands, and COMMAND --help the options of one.
+"""
+
+
 @app.callback()
 def _main(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
@@ -54,6 +65,8 @@ def _main(
     prepare_process()
     with one_line_errors(ValueError):
         default_mode()  # checked here, so that no command fails later because of it
+    if context.invoked_subcommand is None:
+        typer.echo(FIRST_STEPS, nl=False)
 
 
 app.command()(segment)
