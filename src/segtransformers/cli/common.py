@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..escaping import short_repr
+from ..export.options import FORMATS
 from ..files import check_folder_readable, check_readable
 from ..model_names import model_folder
 from ..published.names import similar_names
@@ -69,7 +70,7 @@ def load_model(name: str, device: str | None, optimize: bool = False) -> "tuple[
     from ..model_loading import NO_REMOTE_CODE, load_trained_model, our_class
 
     logging.disable_progress_bar()
-    if Path(name).suffix in (".onnx", ".xml", ".pt2"):
+    if Path(name).suffix in FORMATS:
         return load_exported(Path(name), device)
     folder = named_model(name)
     try:

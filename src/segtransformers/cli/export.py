@@ -21,7 +21,7 @@ CALIBRATION_IMAGES = 100
 
 
 def export(
-    output: Annotated[Path, typer.Option(help="File to write: .onnx, .xml for OpenVINO, or .pt2 for torch.export.")],
+    output: Annotated[Path, typer.Option(help="File to write: .onnx, .xml for OpenVINO, or .pt2 for PyTorch.")],
     model: Annotated[
         str | None,
         typer.Option(metavar="MODEL", help="A folder, a Hub id, the name of a published model, or packaged."),
@@ -52,6 +52,9 @@ def export(
         str | None,
         typer.Option(help="How deformable layers sample: gather, or grid_sample for the operator GridSample."),
     ] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compiled", help="For .pt2: compile with AOTInductor, for this kind of CPU only.")
+    ] = False,
     check: Annotated[bool, typer.Option(help="Run the file, compare it with the model, and measure its time.")] = True,
 ) -> None:
     """Write a model as one file for other runtimes, and check that it computes the same.
@@ -61,6 +64,7 @@ def export(
     demo take such a file as --model.
     """
     from ..export import ExportError, ExportOptions, export_model, export_size
+    from ..export.options import files_of
 
     with one_line_errors(ValueError, ImportError, ExportError):
         check_file(output, f"--output {output}")
@@ -73,6 +77,7 @@ def export(
             calibration=_calibration_images(calibration),
             takes_pixels=takes_pixels,
             result=result,
+            compiled=compiled,
         )
         options.check_format(output.suffix)
         network, processor = load_model(model or "packaged", "cpu")
@@ -84,7 +89,8 @@ def export(
             raise UserError(f"cannot write {output}: {failure.strerror or failure}") from None
         batch = "any number of images" if dynamic_batch else "one image"
         sides = "any multiples of 32" if dynamic_size else f"{chosen[0]}x{chosen[1]}"
-        typer.echo(f"{output}: {batch} of {sides} pixels (height x width), {precision}, {_megabytes(output):.1f} MB")
+        megabytes = sum(path.stat().st_size for path in files_of(output)) / 1e6
+        typer.echo(f"{output}: {batch} of {sides} pixels (height x width), {precision}, {megabytes:.1f} MB")
         if error is not None:
             kind = "share of pixels with another label" if result == "labels" else "largest difference of logits"
             typer.echo(f"checked: {kind} {error:.0e}" + ("" if result == "labels" else ", as a share of the largest"))
@@ -104,12 +110,6 @@ def _calibration_images(folder: Path | None) -> list[Path]:
     return [found[int(index * step)] for index in range(min(len(found), CALIBRATION_IMAGES))]
 
 
-def _megabytes(output: Path) -> float:
-    """Return the size of a file with its second file, if it has one."""
-    second = output.with_suffix(".bin") if output.suffix == ".xml" else output.with_name(f"{output.name}.data")
-    return sum(path.stat().st_size for path in (output, second) if path.exists()) / 1e6
-
-
 def _print_times(output: Path, options: "ExportOptions", size: tuple[int, int]) -> None:
     """Print the time of one image in each installed runtime. A runtime that refuses the file gets a line, too."""
     import numpy as np
@@ -125,7 +125,8 @@ def _print_times(output: Path, options: "ExportOptions", size: tuple[int, int]) 
     else:
         images = generator.standard_normal((1, channels, *size), dtype=np.float32)
     for runtime in installed_runtimes(output):
+        name = "AOTInductor" if options.compiled else runtime
         try:
-            typer.echo(f"{runtime}: {1000 * seconds_per_image(runner(output, runtime), images):.0f} ms for an image")
+            typer.echo(f"{name}: {1000 * seconds_per_image(runner(output, runtime), images):.0f} ms for an image")
         except ExportError as error:
-            typer.echo(f"{runtime}: {error}")
+            typer.echo(f"{name}: {error}")

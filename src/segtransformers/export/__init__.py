@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 from ..lazy import lazy_names
 
 if TYPE_CHECKING:
+    from .description import describe, export_size, read_description
     from .errors import ExportError
-    from .exporting import LogitsOnly, describe, export_model, export_size, read_description, traced
+    from .exporting import LogitsOnly, export_model, traced
     from .options import ExportOptions
     from .runtime import ExportedModel
 else:
@@ -17,14 +18,8 @@ else:
             "errors": ("ExportError",),
             "options": ("ExportOptions",),
             "runtime": ("ExportedModel",),
-            "exporting": (
-                "LogitsOnly",
-                "describe",
-                "export_model",
-                "export_size",
-                "read_description",
-                "traced",
-            ),
+            "description": ("describe", "export_size", "read_description"),
+            "exporting": ("LogitsOnly", "export_model", "traced"),
         },
     )
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Export of models to files that run without this package: ONNX (.onnx), OpenVINO (.xml), `torch.export` (.pt2).
+"""Export of models to files that run without this package: ONNX (.onnx), OpenVINO (.xml), PyTorch (.pt2).
 
 While a model is traced, deformable layers and BEiT's attention use operators that every runtime has. The file describes
 its input and output as JSON, see [`describe`].
@@ -8,7 +8,6 @@ its input and output as JSON, see [`describe`].
 import contextlib
 import copy
 import importlib
-import io
 import json
 import logging
 import math
@@ -18,7 +17,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,16 +29,16 @@ from ..files import staging_folder
 from ..image_processing import decision_of
 from ..models.input_channels import input_channels
 from ..operators import compiled_operators, gathers_in_exports
+from .description import INPUT, METADATA, describe, export_size
 from .errors import ExportError, reason, require
 from .layers import replace_layers
 from .options import SIZE_MULTIPLE, TOLERANCES, ExportOptions
+from .programs import check_compiler, write_compiled_program, write_program
 from .running import runner
 
 EXAMPLE_SIZE = (96, 160)  # torch.export takes equal numbers of steps, or of images, for one number
 LARGEST_STEPS = 256  # of 32 pixels along a side of a file with a dynamic size
 
-INPUT = "pixel_values"
-METADATA = "segmentation.json"  # name of the description in the file
 CHECKED_BATCH_SIZES = (1, 3)  # for files with a dynamic batch
 # torch.export and its ONNX exporter change state of the whole process: one export at a time
 _EXPORTING = threading.Lock()
@@ -92,86 +91,6 @@ class Pipeline(nn.Module):
             limit = math.log(self.decision.threshold / (1 - self.decision.threshold))
             return (logits[:, 0] > limit).to(torch.uint8)
         return logits.argmax(dim=1).to(torch.uint8)
-
-
-def export_size(model: PreTrainedModel, processor: Any = None) -> tuple[int, int]:
-    """Return the (height, width) that a model is exported at: its window, or else the size its processor resizes to.
-
-    Raises:
-        ValueError: if neither is fixed.
-    """
-    window = getattr(model.config, "window_size", None)
-    if window is not None:
-        return int(window[0]), int(window[1])
-    size = dict(getattr(processor, "size", None) or {})
-    if size.get("height") and size.get("width"):
-        return int(size["height"]), int(size["width"])
-    if size.get("shortest_edge"):
-        return int(size["shortest_edge"]), int(size["shortest_edge"])
-    raise ValueError("neither the model's window nor its processor has a size to export at: pass size=(height, width)")
-
-
-def describe(
-    model: PreTrainedModel, processor: Any, size: Sequence[int], options: ExportOptions | None = None
-) -> dict[str, Any]:
-    """Describe the input and output of an exported file.
-
-    Returns:
-        a dict that JSON can hold.
-        `input`, `output`: their names.
-        `batch`: 1, or None for any number of images.
-        `height`, `width`: of the input, in pixels, or None for any multiple of `multiple`.
-        `takes_pixels`: whether the input is `(batch, height, width, channels)` uint8 instead of normalised.
-        `precision`: see [`ExportOptions`].
-        `rescale_factor`, `mean`, `std`: for RGB pixels from 0 to 255, `(pixels * rescale_factor - mean) / std` is the
-        input `(batch, channels, height, width)`.
-        `classes`: their names in the order of the output's channels.
-        `palette`: `[red, green, blue]` of each class, or None.
-        `model_config`, `processor`: of the model and its image processor, for this package's [`ExportedModel`].
-    """
-    options = options or ExportOptions()
-    rescale = getattr(processor, "rescale_factor", 1 / 255) if getattr(processor, "do_rescale", True) else 1.0
-    normalised = getattr(processor, "do_normalize", False)
-    names: Any = model.config.id2label
-    return {
-        "input": INPUT,
-        "output": options.result,
-        "batch": None if options.dynamic_batch else 1,
-        "height": None if options.dynamic_size else size[0],
-        "width": None if options.dynamic_size else size[1],
-        "multiple": SIZE_MULTIPLE,
-        "takes_pixels": options.takes_pixels,
-        "precision": options.precision,
-        "rescale_factor": rescale,
-        "mean": list(processor.image_mean) if normalised else [0.0] * 3,
-        "std": list(processor.image_std) if normalised else [1.0] * 3,
-        "classes": [names[index] for index in sorted(names)],
-        "palette": getattr(model.config, "palette", None),
-        "model_config": json.loads(model.config.to_json_string(use_diff=False)),
-        "processor": None if processor is None else json.loads(processor.to_json_string()),
-    }
-
-
-def read_description(path: str | os.PathLike) -> dict[str, Any]:
-    """Read the description of an exported file, see [`describe`].
-
-    These lines need nothing of this package, so users of a file may copy them.
-    """
-    if Path(path).suffix == ".onnx":
-        import onnx
-
-        proto = onnx.load(path, load_external_data=False)
-        return json.loads({entry.key: entry.value for entry in proto.metadata_props}[METADATA])
-    if Path(path).suffix == ".xml":
-        from xml.etree import ElementTree
-
-        entry = ElementTree.parse(path).getroot().find("rt_info/segmentation")
-        if entry is None:
-            raise KeyError("segmentation")
-        return json.loads(entry.attrib["value"])
-    files = {METADATA: ""}
-    torch.export.load(path, extra_files=files)
-    return json.loads(files[METADATA])
 
 
 @torch.no_grad()
@@ -276,6 +195,8 @@ def export_model(
         raise ValueError("a model of overlapping classes has no label maps: export its logits")
     if output.suffix != ".pt2":
         _check_packages(output.suffix, chosen, check)
+    elif chosen.compiled:
+        check_compiler()
     for path in chosen.calibration:  # a damaged image is named before minutes of work
         read_image(path, str(path))
     dtype = {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(chosen.precision)
@@ -320,7 +241,11 @@ def _write(
 ) -> None:
     text = json.dumps(description)
     if file.suffix == ".pt2":
-        _write_program(program, file, text)
+        if options.compiled:
+            with _EXPORTING, _quiet("torch"):
+                write_compiled_program(program, file, text)
+        else:
+            write_program(program, file, text)
         return
     is_quantized = options.precision == "int8"
     with tempfile.TemporaryDirectory(dir=file.parent) as part:
@@ -344,43 +269,6 @@ def calibration_inputs(processor: Any, size: Sequence[int], options: ExportOptio
             yield np.asarray(image)[None]
         else:
             yield processor(images=image, do_resize=False, return_tensors="np")["pixel_values"].astype(np.float32)
-
-
-class _WriteErrorsKept(io.BufferedIOBase):
-    """A file for PyTorch's archive writer, which aborts the process if a write raises an error.
-
-    Attributes:
-        error: the first error. What is written after it is dropped.
-    """
-
-    def __init__(self, file: BinaryIO):
-        self.file = file
-        self.error: OSError | None = None
-
-    def writable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return self.file.seekable()
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return self.file.seek(offset, whence)
-
-    def write(self, data: Any) -> int:
-        if self.error is None:
-            try:
-                self.file.write(data)
-            except OSError as error:
-                self.error = error
-        return memoryview(data).nbytes
-
-
-def _write_program(program: torch.export.ExportedProgram, path: Path, description: str) -> None:
-    with open(path, "wb") as file:
-        kept: Any = _WriteErrorsKept(file)
-        torch.export.save(program, kept, extra_files={METADATA: description})
-        if kept.error is not None:
-            raise kept.error
 
 
 def _write_onnx(program: torch.export.ExportedProgram, file: Path, description: str, options: ExportOptions) -> None:
@@ -452,9 +340,6 @@ __all__ = [
     "LogitsOnly",
     "Pipeline",
     "calibration_inputs",
-    "describe",
     "export_model",
-    "export_size",
-    "read_description",
     "traced",
 ]

@@ -2,6 +2,7 @@
 """Options of an export."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 FORMATS = (".onnx", ".xml", ".pt2")
@@ -32,6 +33,8 @@ class ExportOptions:
         calibration: for "int8": paths of images whose activations give the ranges.
         takes_pixels: whether the input is `(B, H, W, channels)` uint8 instead of normalised `(B, channels, H, W)`.
         result: "logits", or "labels" for label maps `(B, H, W)` of uint8.
+        compiled: for .pt2: whether AOTInductor compiles the program. The file then runs on the kind of CPU or GPU of
+            this machine only, with the version of PyTorch that wrote it.
 
     Raises:
         ValueError: if an option is not valid or two contradict each other.
@@ -45,6 +48,7 @@ class ExportOptions:
     calibration: list[Any] = field(default_factory=list)
     takes_pixels: bool = False
     result: str = "logits"
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -75,6 +79,8 @@ class ExportOptions:
             )
         if self.opset is not None and suffix != ".onnx":
             raise ValueError(f"opset is an option of ONNX: leave it out for {suffix}")
+        if self.compiled and suffix != ".pt2":
+            raise ValueError(f"compiled is an option of .pt2: leave it out for {suffix}")
         if suffix == ".pt2" and self.precision in ("float16-weights", "int8"):
             raise ValueError(f"precision {self.precision} is for .onnx and .xml, not for .pt2")
         if suffix == ".xml" and self.precision == "bfloat16":
@@ -83,6 +89,12 @@ class ExportOptions:
     def sampling_of(self, suffix: str) -> str:
         """Return how deformable layers sample in files that end in `suffix`."""
         return self.sampling or ("grid_sample" if suffix == ".pt2" else "gather")
+
+
+def files_of(file: Path) -> list[Path]:
+    """Return an exported file, and the file of its weights if it has one."""
+    weights = file.with_suffix(".bin") if file.suffix == ".xml" else file.with_name(f"{file.name}.data")
+    return [file, *([weights] if file.suffix in (".xml", ".onnx") and weights.is_file() else [])]
 
 
 __all__ = [
@@ -94,4 +106,5 @@ __all__ = [
     "SIZE_MULTIPLE",
     "TOLERANCES",
     "ExportOptions",
+    "files_of",
 ]

@@ -11,8 +11,10 @@ import numpy as np
 import torch
 
 from .errors import ExportError, reason, require
+from .programs import load_program
 
 Run = Callable[[np.ndarray], np.ndarray]
+RUNTIMES = {".onnx": ("onnxruntime", "openvino"), ".xml": ("openvino",), ".pt2": ("torch",)}  # the first is the default
 
 
 def runner(file: Path, runtime: str | None = None, threads: int | None = None) -> Run:
@@ -20,22 +22,25 @@ def runner(file: Path, runtime: str | None = None, threads: int | None = None) -
 
     Args:
         runtime: "onnxruntime", "openvino" or "torch"; None takes that of the format. OpenVINO also runs ONNX.
-        threads: of the runtime; None takes its choice.
+        threads: of the runtime; None takes its choice. PyTorch uses them in the whole process.
 
     Raises:
         ImportError: if the runtime is not installed.
         ExportError: if it cannot load the file.
     """
-    runtime = runtime or {".onnx": "onnxruntime", ".xml": "openvino"}.get(file.suffix, "torch")
-    if runtime == "torch":
-        return _torch_runner(file)
+    runtime = runtime or RUNTIMES[file.suffix][0]
     require(runtime, extra="openvino" if runtime == "openvino" else "export")
     try:
-        return {"onnxruntime": _onnxruntime_runner, "openvino": _openvino_runner}[runtime](file, threads)
+        return {"onnxruntime": _onnxruntime_runner, "openvino": _openvino_runner, "torch": _torch_runner}[runtime](
+            file, threads
+        )
+    except ExportError:
+        raise
     except Exception as error:  # the errors of runtimes have no base class of their own
         version = importlib.import_module(runtime).__version__
+        advice = "its version" if runtime == "torch" else "its opset or precision"
         raise ExportError(
-            f"{runtime} {version} cannot load the file, perhaps because of its opset or precision: {reason(error)}"
+            f"{runtime} {version} cannot load the file, perhaps because of {advice}: {reason(error)}"
         ) from error
 
 
@@ -61,10 +66,10 @@ def _openvino_runner(file: Path, threads: int | None) -> Run:
     return lambda images: compiled(images)[0].copy()
 
 
-def _torch_runner(file: Path) -> Run:
-    program = torch.export.load(file)
-    device = next(iter(program.state_dict.values())).device
-    module = program.module()
+def _torch_runner(file: Path, threads: int | None) -> Run:
+    module, device = load_program(file)
+    if threads:
+        torch.set_num_threads(threads)
 
     @torch.no_grad()
     def run(images: np.ndarray) -> np.ndarray:
@@ -75,8 +80,7 @@ def _torch_runner(file: Path) -> Run:
 
 def installed_runtimes(file: Path) -> list[str]:
     """Return the installed runtimes that a file is written for."""
-    known = {".onnx": ["onnxruntime", "openvino"], ".xml": ["openvino"]}.get(file.suffix, ["torch"])
-    return [name for name in known if importlib.util.find_spec(name) is not None]
+    return [name for name in RUNTIMES[file.suffix] if importlib.util.find_spec(name) is not None]
 
 
 def seconds_per_image(run: Run, images: np.ndarray, rounds: int = 3) -> float:

@@ -13,11 +13,10 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from ..image_processing import SegmentationImageProcessor
 from ..models.layers.sliding_windows import SlidingWindow, slide
+from .description import read_description
 from .errors import ExportError
-from .exporting import read_description
+from .options import files_of
 from .running import runner
-
-SUFFIXES = (".onnx", ".xml", ".pt2")
 
 
 class ExportedModel:
@@ -72,9 +71,8 @@ class ExportedModel:
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Return a digest of the file as a tensor, which identifies the model."""
         digest = hashlib.sha256()
-        for part in sorted(self.path.parent.glob(f"{self.path.stem}.*")):
-            if part.suffix in (".onnx", ".data", ".xml", ".bin", ".pt2"):
-                digest.update(part.read_bytes())
+        for part in files_of(self.path):
+            digest.update(part.read_bytes())
         return {"file": torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)}
 
     def __call__(
@@ -83,7 +81,8 @@ class ExportedModel:
         """Map normalised images `(B, channels, H, W)` to `logits` `(B, num_labels, H, W)`.
 
         Raises:
-            ValueError: if the images are larger than a file of fixed size, and are not run in windows.
+            ValueError: if the images have another number of channels, or are larger than a file of fixed size and are
+                not run in windows.
         """
         window = sliding_window
         if window is None and hasattr(self.config, "sliding_window"):
@@ -95,7 +94,11 @@ class ExportedModel:
         return SemanticSegmenterOutput(logits=logits)
 
     def _logits(self, images: torch.Tensor) -> torch.Tensor:
-        height, width = images.shape[2:]
+        channels, height, width = images.shape[1:]
+        if channels != len(self.description["mean"]):  # a compiled program would read beyond the image
+            raise ValueError(
+                f"{self.path.name} takes images of {len(self.description['mean'])} channels, got {channels}"
+            )
         multiple = self.description["multiple"]
         target = [
             max(math.ceil(side / multiple), 2) * multiple if fixed is None else fixed
