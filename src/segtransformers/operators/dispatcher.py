@@ -317,11 +317,11 @@ def load_folder(folder: Path) -> ModuleType:
     """Load the build in a folder that fits this machine's torch and GPU best."""
     try:
         return kernels.get_local_kernel(folder)
-    except (FileNotFoundError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError) as error:  # by the version of `kernels`
         # the kernel was built for another kind of GPU than torch or this machine: its CPU code can still serve
         try:
             return kernels.get_local_kernel(folder, backend="cpu")
-        except FileNotFoundError:
+        except (OSError, ValueError):
             raise error from None
 
 

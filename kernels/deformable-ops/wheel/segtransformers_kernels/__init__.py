@@ -23,7 +23,7 @@ def load() -> ModuleType:
 
     try:
         return get_local_kernel(FOLDER)
-    except (FileNotFoundError, RuntimeError):  # for another GPU or another major version of CUDA
+    except (OSError, RuntimeError, ValueError):  # for another GPU or another major version of CUDA
         return get_local_kernel(FOLDER, backend="cpu")
 
 
