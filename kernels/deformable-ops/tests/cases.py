@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
 REFERENCE = Path(__file__).parents[3] / "tests" / "reference" / "operators"
 
@@ -23,6 +22,8 @@ def on_device(arguments: dict, device: str) -> dict:
 
 def recorded(name: str, device: str) -> tuple[dict[str, torch.Tensor], dict]:
     """Return the tensors of a recorded case of the original operator, and its other arguments."""
+    from safetensors.torch import load_file  # scripts/gpu_day uses this module with torch alone
+
     tensors = on_device(load_file(REFERENCE / name / "tensors.safetensors"), device)
     if name.startswith("ms_deform_attn"):
         return tensors, {"spatial_shapes": [tuple(shape) for shape in tensors.pop("spatial_shapes").tolist()]}
@@ -37,6 +38,18 @@ def recorded(name: str, device: str) -> tuple[dict[str, torch.Tensor], dict]:
         "offset_scale": params["offset_scale"],
         "remove_center": bool(params["remove_center"]),
     }
+
+
+def flat(arguments: dict) -> tuple:
+    """Return the arguments in the order and form of the operator's schema."""
+    return tuple(
+        [side for shape in value for side in shape]
+        if name == "spatial_shapes"
+        else list(value)
+        if isinstance(value, tuple)
+        else value
+        for name, value in arguments.items()
+    )
 
 
 def attention(

@@ -4,9 +4,8 @@
 import kernels
 import pytest
 import torch
-from cases import attention, convolution, expected_attention, fused, on_device, packed, relative_error
+from cases import attention, convolution, expected_attention, flat, fused, on_device, packed, relative_error
 from conftest import FOLDER
-from test_integration import flat
 from transformers.models.rf_detr.modeling_rf_detr import MultiScaleDeformableAttention as TransformersLayer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("gpu")]

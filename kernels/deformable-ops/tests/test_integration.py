@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import kernels
 import pytest
 import torch
-from cases import attention, convolution, fused, packed, relative_error
+from cases import attention, convolution, flat, fused, packed, relative_error
 from conftest import FOLDER
 from kernels.cli.benchmark import discover_benchmark_classes
 from transformers.models.rf_detr.modeling_rf_detr import MultiScaleDeformableAttention as TransformersLayer
@@ -26,18 +26,6 @@ def all_arguments(dtype=torch.float64, device="cpu") -> dict[str, dict]:
 
 OPERATORS = list(all_arguments())
 SUPPORTED = ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
-
-
-def flat(arguments: dict) -> tuple:
-    """Return the arguments in the order and form of the operator's schema."""
-    return tuple(
-        [side for shape in value for side in shape]
-        if name == "spatial_shapes"
-        else list(value)
-        if isinstance(value, tuple)
-        else value
-        for name, value in arguments.items()
-    )
 
 
 @pytest.mark.parametrize("name", OPERATORS)
