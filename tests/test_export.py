@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Exported files of each family with each of its heads, run by onnxruntime and by the loader of torch.export."""
+"""Options and description of exported files, and what stops an export. `test_export_matrix.py` has all models."""
 
 import importlib.util
 import json
@@ -9,36 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from model_tests import randomise
+from export_cases import SIZE, assert_close, expected, run_onnx, small
 from tensorrt_support import refusals
-from test_dino_mask2former import frozen_config, native_config
-from test_eva01 import eva_config
-from test_flash_internimage import small_flash
-from test_internimage import small_internimage
-from test_seg_linear import small_linear, small_plain_vit
-from test_segmenter import small_segmenter, small_vit
-from test_vit_adapter import small_config
-from test_vit_comer import small_comer
-from test_vit_simple_pyramid import small_pyramid
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
 from typer.testing import CliRunner
 
-from segtransformers import (
-    SegLinearForSemanticSegmentation,
-    SegMask2FormerConfig,
-    SegMask2FormerForSemanticSegmentation,
-    SegmentationImageProcessor,
-    SegmenterForSemanticSegmentation,
-    SegSegformerConfig,
-    SegSegformerForSemanticSegmentation,
-    SegUperNetConfig,
-    SegUperNetForSemanticSegmentation,
-)
 from segtransformers.cli import app
 from segtransformers.export import (
     ExportedModel,
     ExportError,
-    ExportOptions,
     describe,
     export_model,
     export_size,
@@ -48,100 +27,11 @@ from segtransformers.export import (
 from segtransformers.export.options import TOLERANCES
 from segtransformers.export.running import runner
 from segtransformers.inference import InferenceProtocol, segment_image
-from segtransformers.models.pyramid.modeling_pyramid import PyramidBackbone
 from segtransformers.packaged import example_image_path
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed (extra `export`)")
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (extra `export`)")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed (extra `export`)")
-
-SIZE = (64, 96)
-ONE_LAYER = {"num_hidden_layers": 1, "interaction_indexes": [[0, 0]], "add_trunk_features": False}
-BACKBONES = {
-    "vit_adapter": lambda: small_config(**ONE_LAYER),
-    "vit_adapter_beit": lambda: small_config(trunk="beitv2_base_patch16_224", **ONE_LAYER),
-    "vit_adapter_dinov3": lambda: small_config(trunk="vit_small_patch16_dinov3", **ONE_LAYER),
-    "vit_adapter_windowed": lambda: small_config(window_sizes=[3], use_prefix_tokens=False, **ONE_LAYER),
-    "vit_comer": lambda: small_comer(**ONE_LAYER),
-    "internimage": lambda: small_internimage(depths=[1, 1, 1, 1]),
-}
-
-
-def upernet(backbone):
-    config = SegUperNetConfig(backbone_config=backbone(), hidden_size=16, auxiliary_channels=8, num_labels=5)
-    return SegUperNetForSemanticSegmentation(config)
-
-
-def mask2former(backbone, **changes):
-    config = SegMask2FormerConfig(
-        backbone_config=backbone(),
-        hidden_dim=16,
-        mask_feature_size=16,
-        num_attention_heads=2,
-        encoder_layers=1,
-        encoder_feedforward_dim=24,
-        encoder_attention_heads=2,
-        norm_groups=4,
-        decoder_layers=2,
-        dim_feedforward=24,
-        num_queries=7,
-        num_labels=5,
-        **changes,
-    )
-    return SegMask2FormerForSemanticSegmentation(config)
-
-
-def segformer(backbone):
-    config = SegSegformerConfig(backbone_config=backbone(), hidden_size=16, num_labels=5)
-    return SegSegformerForSemanticSegmentation(config)
-
-
-def linear(**changes):
-    backbone = small_plain_vit(num_hidden_layers=2, out_indices=[1, 2], **changes)
-    return SegLinearForSemanticSegmentation(small_linear(backbone))
-
-
-def segmenter(**changes):
-    vit = small_vit(num_hidden_layers=1)
-    return SegmenterForSemanticSegmentation(small_segmenter(vit, decoder_num_hidden_layers=1, **changes))
-
-
-MODELS = {
-    **{f"{name}-upernet": (lambda backbone=backbone: upernet(backbone)) for name, backbone in BACKBONES.items()},
-    **{
-        f"{name}-mask2former": (lambda backbone=backbone: mask2former(backbone)) for name, backbone in BACKBONES.items()
-    },
-    "dinov2_adapter-mask2former": lambda: mask2former(lambda: native_config(**ONE_LAYER)),
-    "dinov3_adapter-mask2former": lambda: mask2former(lambda: frozen_config(**ONE_LAYER), resize_mask_logits=True),
-    "one_peace-upernet": lambda: upernet(lambda: small_config(trunk="one_peace_giant_patch16", **ONE_LAYER)),
-    "eva01-upernet": lambda: upernet(lambda: eva_config(**ONE_LAYER)),
-    "eva02-upernet": lambda: upernet(lambda: small_pyramid(num_hidden_layers=2)),
-    "flash_internimage-upernet": lambda: upernet(lambda: small_flash(depths=[1, 1, 1, 1])),
-    "internimage-segformer": lambda: segformer(BACKBONES["internimage"]),
-    "dinov2-linear": lambda: SegLinearForSemanticSegmentation(
-        small_linear(small_plain_vit(num_hidden_layers=2, out_indices=[1, 2]))
-    ),
-    "dinov2-registers-linear": lambda: SegLinearForSemanticSegmentation(
-        small_linear(
-            small_plain_vit(
-                trunk="vit_small_patch14_reg4_dinov2",
-                position_interpolation_offset=0,
-                position_interpolation_antialias=True,
-                num_hidden_layers=1,
-                out_indices=[1],
-            )
-        )
-    ),
-    "segmenter-mask_transformer": segmenter,
-    "segmenter-linear": lambda: segmenter(decoder_type="linear"),
-}
-
-
-def small(name):
-    """Return a small model that runs in windows, and its processor."""
-    model = randomise(MODELS[name]()).eval()
-    model.config.inference_mode, model.config.window_size, model.config.window_stride = "slide", [32, 32], [32, 32]
-    return model, SegmentationImageProcessor()
 
 
 @pytest.fixture(scope="module")
@@ -153,74 +43,6 @@ def exported(tmp_path_factory):
     file = tmp_path_factory.mktemp("exported") / "model.onnx"
     assert export_model(model, processor, file, size=SIZE, dynamic_batch=True) < 1e-4
     return model, processor, file
-
-
-def expected(model, images):
-    options = {"sliding_window": False} if hasattr(model.config, "sliding_window") else {}
-    with torch.no_grad():
-        return model(images, **options).logits
-
-
-def run_onnx(path, images):
-    session = onnxruntime.InferenceSession(path)
-    (logits,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
-    return torch.from_numpy(logits)
-
-
-def assert_close(actual, wanted):
-    assert actual.shape == wanted.shape and wanted.abs().max() > 1e-2
-    torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-4)
-
-
-def allowed_norms(model):
-    """Return the operators of norms that follow a sum instead of a convolution, so that nothing can take them over."""
-    follows_sum = any(isinstance(module, PyramidBackbone) for module in model.modules())
-    return {"BatchNormalization"} if follows_sum or isinstance(model, SegLinearForSemanticSegmentation) else set()
-
-
-def in_turn(quick):
-    """Return all models as parameters. Those not in `quick` are slow tests, because each export takes seconds."""
-    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in MODELS]
-
-
-@pytest.mark.parametrize("name", in_turn(["segmenter-mask_transformer"]))
-def test_onnx_with_any_number_of_images(name, tmp_path):
-    model, processor = small(name)
-    file = tmp_path / "model.onnx"
-    error = export_model(model, processor, file, size=SIZE, dynamic_batch=True)
-    assert error < 1e-4 and [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
-    assert model.config.inference_mode == "slide"
-    assert refusals(onnx.load(file)) == []
-    for batch in (1, 2, 5):
-        images = torch.randn(batch, 3, *SIZE)
-        assert_close(run_onnx(file, images), expected(model, images))
-
-
-@pytest.mark.parametrize("name", in_turn(["internimage-upernet"]))
-def test_onnx_of_one_image(name, tmp_path):
-    model, processor = small(name)
-    file = tmp_path / "model.onnx"
-    assert export_model(model, processor, file, size=SIZE) < 1e-4
-    images = torch.randn(1, 3, *SIZE)
-    assert_close(run_onnx(file, images), expected(model, images))
-    assert refusals(onnx.load(file)) == []
-    operators = {node.op_type for node in onnx.load(file).graph.node}
-    assert not operators & {"GridSample", "BatchNormalization", "Dropout", "EyeLike"} - allowed_norms(model)
-    assert onnxruntime.InferenceSession(file).get_inputs()[0].shape == [1, 3, *SIZE]
-
-
-@pytest.mark.parametrize("dynamic_batch", [pytest.param(False, marks=pytest.mark.slow), True])
-@pytest.mark.parametrize("name", in_turn(["segmenter-mask_transformer"]))
-def test_torch_export(name, dynamic_batch, tmp_path):
-    model, processor = small(name)
-    file = tmp_path / "model.pt2"
-    assert export_model(model, processor, file, size=SIZE, dynamic_batch=dynamic_batch) < 1e-4
-    program = torch.export.load(file)
-    images = torch.randn(3 if dynamic_batch else 1, 3, *SIZE)
-    with torch.no_grad():
-        assert_close(program.module()(images), expected(model, images))
-    assert not [node for node in program.graph.nodes if "segtransformers" in str(node.target)]  # no custom operator
-    assert read_description(file) == describe(model, processor, SIZE, ExportOptions(dynamic_batch=dynamic_batch))
 
 
 def test_beit_is_exported_without_fused_attention():
@@ -404,6 +226,15 @@ def test_a_file_with_wrong_logits_does_not_appear(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_an_operator_that_onnx_lacks_is_named(tmp_path):
+    model, processor = small("segmenter-linear")
+    last = [module for module in model.modules() if isinstance(module, torch.nn.Linear)][-1]
+    last.register_forward_hook(lambda module, arguments, output: output + torch.special.bessel_j1(output))
+    with pytest.raises(ExportError, match=r"^ONNX cannot express the model: .*bessel_j1") as failure:
+        export_model(model, processor, tmp_path / "model.onnx", size=SIZE)
+    assert "\n" not in str(failure.value) and not list(tmp_path.iterdir())
+
+
 def test_models_of_transformers(tmp_path):
     config = SegformerConfig(
         hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], num_attention_heads=[1, 1, 1, 1], decoder_hidden_size=8
@@ -448,7 +279,8 @@ def test_command(tmp_path):
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
     file = tmp_path / "small.onnx"
-    done = run("--model", tmp_path / "model", "--output", file, "--size", 48, 64, "--dynamic-batch", "--opset", 18)
+    words = ("--size", 48, 64, "--dynamic-batch", "--opset", 18, "--runtime", "onnxruntime")
+    done = run("--model", tmp_path / "model", "--output", file.with_suffix(""), *words)
     assert done.exit_code == 0, done.output
     assert (
         f"{file}: any number of images of 48x64 pixels" in done.stdout

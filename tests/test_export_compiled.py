@@ -9,8 +9,8 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from export_cases import SIZE, assert_close, expected, small
 from PIL import Image
-from test_export import SIZE, assert_close, expected, small
 from test_exported_commands import refused, scene_model, succeed
 
 from segtransformers.datasets.scenes import draw_scene, write_scenes
@@ -31,7 +31,7 @@ def source(tmp_path_factory):
 @needs_compiler
 def test_the_commands_run_a_compiled_program(source, tmp_path):
     file, data = tmp_path / "model.pt2", write_scenes(tmp_path / "scenes", 3, size=(96, 144))
-    said = succeed("export", "--model", source, "--output", file, "--compiled")
+    said = succeed("export", "--model", source, "--output", file, "--runtime", "aot-inductor")
     assert f"{file}: one image of 64x64 pixels (height x width), float32, " in said and "AOTInductor: " in said
     assert [path.name for path in tmp_path.glob("*.*")] == ["model.pt2"]
     figures, maps = [], []
@@ -50,9 +50,8 @@ def test_the_commands_run_a_compiled_program(source, tmp_path):
 
 @pytest.mark.slow
 @needs_compiler
-@pytest.mark.parametrize("name", ["vit_adapter-upernet", "segmenter-linear"])
-def test_compiled_with_dynamic_shapes(name, tmp_path):
-    model, processor = small(name)
+def test_compiled_with_dynamic_shapes(tmp_path):
+    model, processor = small("segmenter-linear")
     model.config.inference_mode = "whole"
     file = tmp_path / "model.pt2"
     options = {"dynamic_batch": True, "dynamic_size": True, "compiled": True}
@@ -70,6 +69,17 @@ def test_compiled_with_dynamic_shapes(name, tmp_path):
 
 @pytest.mark.slow
 @needs_compiler
+@pytest.mark.parametrize("name", ["vit_adapter-upernet", "internimage-upernet"])
+def test_compiled_deformable_layers(name, tmp_path):
+    model, processor = small(name)
+    file = tmp_path / "model.pt2"
+    assert export_model(model, processor, file, size=SIZE, compiled=True) < 1e-4
+    images = torch.randn(1, 3, *SIZE)
+    assert_close(ExportedModel(file)(images, sliding_window=False).logits, expected(model, images))
+
+
+@pytest.mark.slow
+@needs_compiler
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
 def test_compiled_in_half_precision(precision, tmp_path):
     model, processor = small("segmenter-linear")
@@ -79,14 +89,27 @@ def test_compiled_in_half_precision(precision, tmp_path):
 
 def test_a_missing_compiler_is_named_before_any_work(source, tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler -O2")
-    line = refused("export", "--model", source, "--output", tmp_path / "model.pt2", "--compiled")
+    line = refused("export", "--model", source, "--output", tmp_path / "model.pt2", "--runtime", "aot-inductor")
     assert "needs the C++ compiler no-such-compiler -O2, which is not installed: install it, or name another" in line
     assert not list(tmp_path.iterdir())
 
 
-def test_compiled_is_for_pt2(source, tmp_path):
-    line = refused("export", "--model", source, "--output", tmp_path / "model.onnx", "--compiled")
-    assert "compiled is an option of .pt2: leave it out for .onnx" in line
+@pytest.mark.parametrize(
+    ("runtime", "name", "message"),
+    [
+        ("aot-inductor", "model.onnx", "--runtime aot-inductor writes files that end in .pt2, got --output "),
+        ("tensorrt", "model", "--runtime must be one of onnxruntime, openvino, torch, aot-inductor, got tensorrt"),
+    ],
+)
+def test_a_runtime_decides_the_ending(runtime, name, message, source, tmp_path):
+    line = refused("export", "--model", source, "--output", tmp_path / name, "--runtime", runtime)
+    assert message in line and not list(tmp_path.iterdir())
+
+
+def test_compiled_is_for_pt2(tmp_path):
+    model, processor = small("segmenter-linear")
+    with pytest.raises(ValueError, match="compiled is an option of"):
+        export_model(model, processor, tmp_path / "model.onnx", size=SIZE, compiled=True)
     assert not list(tmp_path.iterdir())
 
 
@@ -98,7 +121,9 @@ def test_a_full_disk_leaves_no_compiled_program(source, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     for limit in (50_000, 400_000):  # in the compiler, and while the file is written
         with largest_file(limit):
-            line = refused("export", "--model", source, "--output", tmp_path / "new" / "model.pt2", "--compiled")
+            line = refused(
+                "export", "--model", source, "--output", tmp_path / "new" / "model.pt2", "--runtime", "aot-inductor"
+            )
         assert "cannot write" in line or "AOTInductor cannot compile the model" in line
         assert not (tmp_path / "new").exists()
 

@@ -8,9 +8,9 @@ import sys
 
 import numpy as np
 import pytest
+from export_cases import segmenter
 from model_tests import randomise
 from PIL import Image
-from test_export import segmenter
 from typer.testing import CliRunner
 
 from segtransformers import SegmentationImageProcessor, example_image_path, packaged_model_path
@@ -48,7 +48,7 @@ def packaged(folder):
 
 @pytest.mark.parametrize(
     ("model", "scenes"),
-    [(scene_model, 3), pytest.param(packaged, 20, marks=pytest.mark.slow)],  # slow: the export takes 20 s
+    [(scene_model, 3), pytest.param(packaged, 200, marks=pytest.mark.slow)],  # slow: 200 scenes, twice
 )
 def test_a_file_in_the_commands_is_the_model(model, scenes, tmp_path):
     """Mean IoU, the label map of the command, and that of the demo."""

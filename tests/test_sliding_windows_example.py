@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from export_cases import small
 from PIL import Image
-from test_export import small
 
 from segtransformers.export import export_model
 from segtransformers.models.layers.sliding_windows import SlidingWindow

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..export.options import RUNTIME_FORMATS
 from .common import check_file, load_model
 from .errors import UserError, one_line_errors
 from .image_files import find_images
@@ -22,6 +23,13 @@ CALIBRATION_IMAGES = 100
 
 def export(
     output: Annotated[Path, typer.Option(help="File to write: .onnx, .xml for OpenVINO, or .pt2 for PyTorch.")],
+    runtime: Annotated[
+        str | None,
+        typer.Option(
+            help="onnxruntime, openvino, torch, or aot-inductor to compile for this kind of CPU; by default by the "
+            "ending of the file."
+        ),
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(metavar="MODEL", help="A folder, a Hub id, the name of a published model, or packaged."),
@@ -52,9 +60,6 @@ def export(
         str | None,
         typer.Option(help="How deformable layers sample: gather, or grid_sample for the operator GridSample."),
     ] = None,
-    compiled: Annotated[
-        bool, typer.Option("--compiled", help="For .pt2: compile with AOTInductor, for this kind of CPU only.")
-    ] = False,
     check: Annotated[bool, typer.Option(help="Run the file, compare it with the model, and measure its time.")] = True,
 ) -> None:
     """Write a model as one file for other runtimes, and check that it computes the same.
@@ -67,6 +72,7 @@ def export(
     from ..export.options import files_of
 
     with one_line_errors(ValueError, ImportError, ExportError):
+        output = _with_ending(output, runtime)
         check_file(output, f"--output {output}")
         options = ExportOptions(
             dynamic_batch=dynamic_batch,
@@ -77,7 +83,7 @@ def export(
             calibration=_calibration_images(calibration),
             takes_pixels=takes_pixels,
             result=result,
-            compiled=compiled,
+            compiled=runtime == "aot-inductor",
         )
         options.check_format(output.suffix)
         network, processor = load_model(model or "packaged", "cpu")
@@ -97,6 +103,18 @@ def export(
             _print_times(output, options, chosen)
         elif check:
             typer.echo("not checked: onnxruntime is not installed")
+
+
+def _with_ending(output: Path, runtime: str | None) -> Path:
+    """Return the file to write, with the ending of the runtime if it has none."""
+    if runtime is None:
+        return output
+    if runtime not in RUNTIME_FORMATS:
+        raise UserError(f"--runtime must be one of {', '.join(RUNTIME_FORMATS)}, got {runtime}")
+    ending = RUNTIME_FORMATS[runtime]
+    if output.suffix not in ("", ending):
+        raise UserError(f"--runtime {runtime} writes files that end in {ending}, got --output {output}")
+    return output.with_suffix(ending)
 
 
 def _calibration_images(folder: Path | None) -> list[Path]:

@@ -96,7 +96,7 @@ class Pipeline(nn.Module):
 @torch.no_grad()
 def traced(
     model: PreTrainedModel, size: Sequence[int], dynamic_batch: bool = False, processor: Any = None,
-    options: ExportOptions | None = None, sampling: str = "grid_sample",
+    options: ExportOptions | None = None, sampling: str = "grid_sample", fused_attention: bool = True,
 ) -> torch.export.ExportedProgram:  # fmt: skip
     """Trace the `torch.export` program from `pixel_values` `(B, channels, *size)` to `logits`.
 
@@ -110,6 +110,8 @@ def traced(
         processor: the model's image processor, for programs that take pixels.
         options: of the export; None takes the defaults.
         sampling: "gather" or "grid_sample", see [`ExportOptions`].
+        fused_attention: whether transformers' own models keep `scaled_dot_product_attention`. ONNX's exporter replaces
+            it by operators with another memory layout, so that the layers behind it fail.
 
     Raises:
         ValueError: if the model is in training mode or does not take images of this size.
@@ -126,6 +128,8 @@ def traced(
             dims[axis] = SIZE_MULTIPLE * torch.export.Dim(f"{name}_steps", min=2, max=LARGEST_STEPS)
     with _EXPORTING, compiled_operators("off"), gathers_in_exports(sampling == "gather"):
         copied = _copy_with_the_same_tensors(model)
+        if not fused_attention:
+            copied.set_attn_implementation("eager")
         replace_layers(copied, gathers=sampling == "gather", dynamic_size=options.dynamic_size)
         description = describe(model, processor, size, options)
         module = Pipeline(copied, description, options).eval()
@@ -202,7 +206,10 @@ def export_model(
     dtype = {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(chosen.precision)
     source = model if dtype is None else copy.deepcopy(model).to(dtype)  # type: ignore[arg-type]
     try:
-        program = traced(source, size, processor=processor, options=chosen, sampling=chosen.sampling_of(output.suffix))
+        program = traced(
+            source, size, processor=processor, options=chosen, sampling=chosen.sampling_of(output.suffix),
+            fused_attention=output.suffix == ".pt2",
+        )  # fmt: skip
     except (ValueError, MemoryError):
         raise
     except Exception as error:  # models of others raise errors of many kinds

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 FORMATS = (".onnx", ".xml", ".pt2")
+RUNTIME_FORMATS = {"onnxruntime": ".onnx", "openvino": ".xml", "torch": ".pt2", "aot-inductor": ".pt2"}
 SAMPLINGS = ("gather", "grid_sample")
 PRECISIONS = ("float32", "float16", "bfloat16", "float16-weights", "int8")
 RESULTS = ("logits", "labels")
@@ -102,6 +103,7 @@ __all__ = [
     "OLDEST_OPSET",
     "RESULTS",
     "PRECISIONS",
+    "RUNTIME_FORMATS",
     "SAMPLINGS",
     "SIZE_MULTIPLE",
     "TOLERANCES",
