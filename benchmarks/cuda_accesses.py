@@ -25,6 +25,13 @@ PARTS = {0: "rows", 1: "coordinates", 2: "coordinates", 3: "coordinates", 4: "ou
 PARTS |= {6: "additions", 7: "gradients", 8: "gradients", 9: "gradients"}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SECTOR = 32
+NOTES = [
+    "Coordinates and their gradients: neighbouring threads compute neighbouring items, so a request touches one point",
+    "of many items. The rest of its sectors is used by the next rounds of the same warp, from the first cache.",
+    "",
+    "Additions of half precision: a lane adds its 8 channels as two vectors of 16 bytes, so each request fills half of",
+    "its sectors. An exchange between two lanes would fill them for four shuffles per corner: to measure on a GPU.",
+]
 
 
 def attention(size: int, heads: int, channels: int, is_extractor: bool = False) -> dict:
@@ -153,7 +160,7 @@ def report(rows: list[tuple[str, str, Launch]], table: Path) -> str:
             worst = min(worst, (used, f"{part} of {name}, {dtype}, {launch.direction}"))
             numbers = f"{count.sectors / count.requests:.1f} | {used:.0%} | {count.requested / count.needed:.1f}"
             lines.append(f"| {name} | {dtype} | {launch.direction} | {part} | {numbers} |")
-    lines += ["", f"Worst: {worst[1]}, where {worst[0]:.0%} of the sectors' bytes are used.", ""]
+    lines += ["", f"Worst: {worst[1]}, where {worst[0]:.0%} of the sectors' bytes are used.", "", *NOTES, ""]
     lines += [
         "Occupancy of compute capability 9.0 in blocks of 256 threads, which launches with enough blocks have:",
         "",
