@@ -36,6 +36,7 @@ from segtransformers.training import (
     with_bands,
 )
 
+rasterio = pytest.importorskip("rasterio", reason="the extra geo is not installed")
 rasterio_warp = pytest.importorskip("rasterio.warp", reason="the extra geo is not installed")
 
 
@@ -97,8 +98,15 @@ def test_masks_in_rasters_hold_indices_or_colours(tmp_path):
     assert np.array_equal(data[0].labels, labels)
     data = folder_of(tmp_path / "c", values, labels[None], of_mask={"nodata": 0})
     assert np.array_equal(data[0].labels == 255, labels == 0)
+    data = folder_of(tmp_path / "turned", values, labels[None], of_image=turned(0), of_mask=turned(0))
+    assert np.array_equal(data[0].labels, labels)
     data = folder_of(tmp_path / "d", values, labels[None], of_mask={"nodata": 0}, label_map={0: 0})
     assert np.array_equal(data[0].labels, labels)
+
+
+def turned(columns: int) -> dict:
+    """Return options of `write_raster` for a rotated raster that begins some columns later."""
+    return {"transform": rasterio.Affine(8, 6, 500_000 + 8 * columns, 6, -8, 5_200_000 + 6 * columns)}
 
 
 def test_rasters_that_cannot_be_used_are_named(tmp_path):
@@ -107,6 +115,7 @@ def test_rasters_that_cannot_be_used_are_named(tmp_path):
     for name, message, image, label, options in (
         ("size", r"64 x 64, its mask .*a\.tif 63 x 64", values, mask[:, :, 1:], {}),
         ("place", "lies 3.0 pixels beside its image", values, mask, {"of_mask": {"left": 500_030}}),
+        ("turned", "lies 2.0 pixels beside its image", values, mask, {"of_image": turned(0), "of_mask": turned(2)}),
         ("floats", "floating-point", values, mask.astype(np.float32), {}),
         ("bands", "mask .* has 2 bands", values, np.concatenate([mask, mask]), {}),
         ("empty", "no data in any pixel", np.zeros_like(values), mask, {"of_image": {"nodata": 0}}),

@@ -4,6 +4,7 @@
 import functools
 import multiprocessing
 import os
+import sys
 import time
 from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -73,8 +74,8 @@ def run_workers(
                 if missing and has_ended:
                     codes = ", ".join(str(process.exitcode) for process in processes)
                     raise UserError(
-                        f"the processes ended early, with status {codes}: too little memory? The finished rows are "
-                        "kept: continue with --resume and fewer --workers"
+                        f"the processes ended early, with status {codes}: too little memory? Repeat the command with "
+                        "--resume and fewer --workers, which continues from the finished rows"
                     )
                 time.sleep(POLL_SECONDS)
     finally:
@@ -85,6 +86,9 @@ def run_workers(
 
 
 def _report(messages: Any, index: int, rows: int) -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None and not parent.is_alive():  # it was killed, and nobody reads the messages
+        sys.exit(1)
     messages.put((index, rows, None))
 
 

@@ -134,8 +134,6 @@ def segment_rasters(
         targets = _single_target(rasters[0], named) if single else _targets(rasters, named)
         if rank == 0:
             _check_targets(targets)
-            if not options.resume:
-                _note_replaced(targets)
         failed = _RasterRun(targets, model, options, protocol_options, rank, device_of_process).run()
         if rank == 0 and failed and len(targets) > 1:
             typer.echo(f"error: {failed} of {len(targets)} rasters failed", err=True)
@@ -215,8 +213,8 @@ def _check_targets(targets: Sequence[RasterFiles]) -> None:
         raise UserError(f"{', '.join(targets[0].results)} must be different files, and none of them the raster")
 
 
-def _note_replaced(targets: Sequence[RasterFiles]) -> None:
-    replaced = [path for files in targets for path in files.results.values() if path.exists()]
+def _note_replaced(files: RasterFiles) -> None:
+    replaced = [path for path in files.results.values() if path.exists()]
     if replaced:
         more = f" and {len(replaced) - 1} more files" if len(replaced) > 1 else ""
         note(f"{replaced[0]}{more} will be replaced")
@@ -278,19 +276,25 @@ class _RasterRun:
     def _run_in_turn(self) -> None:
         for index, job in enumerate(self.jobs):
             with self._errors_of(job):
-                pieces = self._in_first_process(lambda job=job: self._begin(job))
+                pieces = self._in_first_process(lambda index=index: self._begin(index))
                 if pieces is not None:
                     self._write(job, pieces)
                 self._in_first_process(lambda index=index, done=pieces is None: self._finish(index, done))
 
-    def _begin(self, job: "RasterJob") -> list[slice] | None:
+    def _begin(self, index: int) -> list[slice] | None:
         from ..inference.raster_segmentation import begin_raster
         from ..rasters import open_raster
 
+        job, files = self.jobs[index], self.targets[index]
         pieces = begin_raster(self.network, self.processor, job, self.options.resume, self.subject)
+        if pieces is not None:
+            _note_replaced(files)
         with open_raster(job.file) as raster:
             if raster.crs is None:
-                note(f"{job.file} has no coordinate system, so the results have none either")
+                note(
+                    f"{job.file} has no coordinate system, so the results have none either (ground control points are "
+                    "not copied: run gdalwarp first)"
+                )
         return pieces
 
     def _write(self, job: "RasterJob", pieces: Sequence[slice]) -> None:
@@ -353,7 +357,7 @@ class _RasterRun:
         begun: dict[int, list[slice]] = {}
         for index, job in enumerate(self.jobs):
             with self._errors_of(job):
-                pieces = self._begin(job)
+                pieces = self._begin(index)
                 if pieces:
                     begun[index] = pieces
                 else:

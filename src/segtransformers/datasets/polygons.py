@@ -37,7 +37,8 @@ def polygon_values(path: Path, image: Raster, rows: slice | None = None, columns
     try:
         from rasterio.errors import RasterioError
         from rasterio.features import rasterize
-        from rasterio.transform import Affine
+        from rasterio.windows import Window
+        from rasterio.windows import transform as window_transform
     except ImportError:
         raise DataError(f"the polygons of {path} need rasterio: {INSTALL}") from None
     if image.crs is None or image.transform is None:
@@ -53,7 +54,7 @@ def polygon_values(path: Path, image: Raster, rows: slice | None = None, columns
         return rasterize(
             shapes,
             (bottom - top, right - left),
-            transform=image.transform * Affine.translation(left, top),
+            transform=window_transform(Window(left, top, right - left, bottom - top), image.transform),
             dtype="uint8",
         )
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, RasterioError) as error:

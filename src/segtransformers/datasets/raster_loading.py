@@ -267,10 +267,13 @@ def _check_position(image: Raster, mask: Raster) -> None:
     if image.transform is None or mask.transform is None or image.crs != mask.crs:
         return
     here, there = image.transform, mask.transform
-    for corner in ((0, 0), (image.width, image.height)):
-        ours, theirs = here * corner, there * corner
-        off = max(abs(ours[0] - theirs[0]) / (abs(here.a) or 1), abs(ours[1] - theirs[1]) / (abs(here.e) or 1))
-        if here.b == here.d == 0 and off > 0.5:
+    determinant = here.a * here.e - here.b * here.d  # not 0 of a transform that may be rotated
+    for column, row in ((0, 0), (image.width, image.height)) if determinant else ():
+        x = there.a * column + there.b * row + there.c - here.c
+        y = there.d * column + there.e * row + there.f - here.f
+        own = (here.e * x - here.b * y) / determinant, (here.a * y - here.d * x) / determinant
+        off = max(abs(own[0] - column), abs(own[1] - row))
+        if off > 0.5:
             raise DataError(
                 f"the mask {mask.name} lies {off:.1f} pixels beside its image {image.name}, by their georeferences: "
                 "cut both to the same area"

@@ -82,9 +82,10 @@ def raster_bands(processor: Any, raster: Raster, bands: Sequence[int] | None = N
         )
     if own is None:
         if not wanted and raster.bands not in (1, 3):
+            choice = "name these with bands (--bands 1,2,3)" if raster.bands > 3 else "choose one as grey (--bands 1)"
             raise RasterError(
-                f"{raster.name} has {raster.bands} bands, but the model takes red, green and blue: name these with "
-                "bands (--bands 1,2,3), or train a model with all bands"
+                f"{raster.name} has {raster.bands} bands, but the model takes red, green and blue: {choice}, or train "
+                "a model with all bands"
             )
         if raster.dtype.name not in RGB_DTYPES:
             raise RasterError(

@@ -398,7 +398,11 @@ def _write_piece(
                 layout.bands, rows.stop - rows.start, layout.width, layout.dtype, layout.nodata, level=1
             )
             write_geotiff(folder / f"{kind}.tif", own, [values])
-        folder.replace(target)
+        try:
+            folder.replace(target)
+        except OSError:
+            if not target.exists():  # else a process of a run that was killed has just finished this piece
+                raise
 
 
 def _piece_folder(job: RasterJob, rows: slice) -> Path:

@@ -193,5 +193,5 @@ def _reason(error: BaseException) -> str:
     if cause is not None and ("previous exception" in text or text.startswith("Read")):
         text = in_one_line(cause)
     if "codec" in text or "ompression" in text:
-        text += ". Store it with another compression, with gdal_translate -co COMPRESS=DEFLATE"
+        text = f"{text.rstrip('.')}. Store it with another compression, with gdal_translate -co COMPRESS=DEFLATE"
     return text
