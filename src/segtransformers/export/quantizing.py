@@ -12,6 +12,7 @@ import onnx
 from .errors import ExportError, reason, require
 
 QUANTIZED = ("Conv", "Gemm", "MatMul")
+QUANTIZED_BY_OPENVINO = ("Convolution", "GroupConvolution", "MatMul")
 
 
 class _Images:
@@ -79,6 +80,9 @@ def quantize_onnx(source: Path, target: Path, name: str, images: Iterable[np.nda
 def quantize_openvino(model: Any, images: Iterable[np.ndarray]) -> Any:
     """Return an OpenVINO model that NNCF quantized with calibration images.
 
+    As in [`quantize_onnx`], only convolutions and products with constant weights are quantized. NNCF would quantize
+    sums and products of coordinates, too, and with them the packaged model loses 14 points of mean IoU.
+
     Raises:
         ImportError: if NNCF is not installed.
         ExportError: if it refuses the model.
@@ -86,11 +90,32 @@ def quantize_openvino(model: Any, images: Iterable[np.ndarray]) -> Any:
     require("nncf", extra="openvino")
     import nncf
 
+    kept = [node.get_friendly_name() for node in model.get_ops() if not _has_constant_weights(node)]
     try:
         data = list(images)
-        return nncf.quantize(model, nncf.Dataset(data), subset_size=len(data), model_type=nncf.ModelType.TRANSFORMER)
+        return nncf.quantize(
+            model,
+            nncf.Dataset(data),
+            subset_size=len(data),
+            model_type=nncf.ModelType.TRANSFORMER,
+            ignored_scope=nncf.IgnoredScope(names=kept, validate=False),
+        )
     except Exception as error:  # NNCF raises errors of many kinds
         raise ExportError(f"NNCF cannot quantize the model: {reason(error)}") from error
+
+
+def _has_constant_weights(node: Any) -> bool:
+    """Return whether an OpenVINO node is a convolution or a product with constant weights."""
+    return node.get_type_name() in QUANTIZED_BY_OPENVINO and any(
+        _is_constant(value.get_node()) for value in node.input_values()
+    )
+
+
+def _is_constant(node: Any) -> bool:
+    """Return whether a node is a constant, perhaps behind nodes that change its dtype or shape only."""
+    if node.get_type_name() in ("Convert", "Reshape", "Transpose"):
+        return _is_constant(node.input_value(0).get_node())
+    return node.get_type_name() == "Constant"
 
 
 __all__ = ["quantize_onnx", "quantize_openvino"]
