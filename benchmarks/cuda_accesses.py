@@ -27,7 +27,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SECTOR = 32
 NOTES = [
     "Coordinates and their gradients: neighbouring threads compute neighbouring items, so a request touches one point",
-    "of many items. The rest of its sectors is used by the next rounds of the same warp, from the first cache.",
+    "of many items. The next rounds of the warp use the rest: loads in the first cache, stores in the second.",
     "",
     "Additions of half precision: a lane adds its 8 channels as two vectors of 16 bytes, so each request fills half of",
     "its sectors. An exchange between two lanes would fill them for four shuffles per corner: to measure on a GPU.",
