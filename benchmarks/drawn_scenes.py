@@ -2,13 +2,14 @@
 """Measure what choices of training are worth on drawn scenes: a small UperNet, several seeds each.
 
     python benchmarks/drawn_scenes.py imbalance       # a class with 0.5 % of the pixels: weights, Dice, sampling
-    python benchmarks/drawn_scenes.py pseudo-labels   # 20 labelled scenes, with and without 180 unlabelled ones
+    python benchmarks/drawn_scenes.py pseudo-labels   # 20 labelled scenes, then with and without 180 unlabelled ones
     python benchmarks/drawn_scenes.py distillation    # 20 labelled scenes, with and without a teacher
 
 Each figure is the mean over the seeds, with the lowest and the highest, on 60 other scenes.
 """
 
 import argparse
+import copy
 import dataclasses
 import tempfile
 from dataclasses import dataclass
@@ -29,14 +30,23 @@ from segtransformers import (
 from segtransformers.datasets.class_counts import ClassCounts
 from segtransformers.datasets.scenes import FIRST_TRAINING_SEED, SCENE_CLASSES, draw_scene, normalized
 from segtransformers.inference import segment_with_confidence
-from segtransformers.training import EvaluationDataset, Recipe, SegmentationTrainer, TrainingDataset, apply_losses
+from segtransformers.training import (
+    EvaluationDataset,
+    Recipe,
+    SegmentationTrainer,
+    TrainingAugmentation,
+    TrainingDataset,
+    apply_losses,
+    get_recipe,
+)
 from segtransformers.training.distillation import Distillation
 from segtransformers.training.recipe_settings import SamplingSettings
-from segtransformers.training.sampling import build_sampling
+from segtransformers.training.sampling import MixedSampling, build_sampling
 
 SIDE, SIZE = 64, (64, 96)
 RARE = SCENE_CLASSES.index("car")
 IGNORED = 255
+LABELLED, UNLABELLED = 20, 180  # scenes
 
 
 @dataclass
@@ -100,10 +110,20 @@ def processor() -> SegmentationImageProcessor:
     return SegmentationImageProcessor(do_resize=False)
 
 
-def fit(data, seed: int, steps: int, width: int = 48, recipe: Any = None, sampling: Any = None, teacher: Any = None):
-    """Train a model from random weights and return the trainer."""
+def fit(
+    data,
+    seed: int,
+    steps: int,
+    width: int = 48,
+    recipe: Any = None,
+    sampling: Any = None,
+    teacher: Any = None,
+    augment: Any = crop,
+    model: Any = None,
+):
+    """Train a model, or one from random weights. Return it, its mean IoU, and the IoU of the rare class, in percent."""
     torch.manual_seed(seed)
-    model = build(width)
+    model = build(width) if model is None else model.train()
     if recipe is not None:
         apply_losses(model, recipe, data.counts)
     with tempfile.TemporaryDirectory() as folder:
@@ -126,7 +146,7 @@ def fit(data, seed: int, steps: int, width: int = 48, recipe: Any = None, sampli
         trainer = SegmentationTrainer(
             model,
             arguments,
-            train_dataset=TrainingDataset(data, crop, seed=seed, sampling=sampling),
+            train_dataset=TrainingDataset(data, augment, seed=seed, sampling=sampling),
             eval_dataset=EvaluationDataset(Scenes(range(60)), processor()),
             distillation=Distillation(teacher, model, processor(), processor()) if teacher is not None else None,
         )
@@ -183,36 +203,54 @@ def imbalance(options) -> None:
         show(name, [rare for _, rare in found], [mean for mean, _ in found])
 
 
+def augmentation() -> TrainingAugmentation:
+    """Return the augmentation of the small recipe, for these scenes: scales, crops, mirror images, colours."""
+    recipe = get_recipe("small-vit-adapter")
+    settings = dataclasses.replace(
+        recipe.augmentation, shortest_edge=SIDE, longest_edge=4 * SIDE, crop_size=(SIDE, SIDE)
+    )
+    return TrainingAugmentation.from_recipe(dataclasses.replace(recipe, augmentation=settings), processor())
+
+
 def pseudo_labels(options) -> None:
-    labelled = Scenes(range(FIRST_TRAINING_SEED, FIRST_TRAINING_SEED + 20))
-    alone, joined, all_labelled = [], [], []
+    """Train on labelled scenes, label others with the model, and train it further with and without these."""
+    labelled = Scenes(range(FIRST_TRAINING_SEED, FIRST_TRAINING_SEED + LABELLED))
+    first, alone, joined, shares = [], [], [], []
     for seed in range(options.seeds):
-        model, mean, _ = fit(labelled, seed, options.steps)
-        alone.append(mean)
-        more = Scenes(range(FIRST_TRAINING_SEED + 20, FIRST_TRAINING_SEED + 200))
-        all_data = Scenes([])
-        all_data.samples = [*labelled.samples, *more.samples]
-        all_data.names = [sample.name for sample in all_data.samples]
-        all_labelled.append(fit(all_data, seed, options.steps)[1])
+        model, mean, _ = fit(labelled, seed, options.steps, augment=augmentation())
+        first.append(mean)
+        more = Scenes(range(FIRST_TRAINING_SEED + LABELLED, FIRST_TRAINING_SEED + LABELLED + UNLABELLED))
         for sample in more.samples:
             labels, confidence = segment_with_confidence(model, processor(), sample.image)
-            sample.labels = labels.where(confidence >= 0.8, IGNORED).numpy().astype(np.uint8)
-        joined.append(fit(all_data, seed, options.steps)[1])
+            kept = (confidence >= 0.8).numpy()
+            shares.append((kept.mean(), (labels.numpy() == sample.labels)[kept].mean() if kept.any() else 1.0))
+            sample.labels = np.where(kept, labels.numpy(), IGNORED).astype(np.uint8)
+        data = Scenes([])
+        data.samples = [*labelled.samples, *more.samples]
+        data.names = [sample.name for sample in data.samples]
+        half = MixedSampling(LABELLED, UNLABELLED, LABELLED / UNLABELLED)  # half of the draws are labelled scenes
+        start = copy.deepcopy(model)
+        alone.append(fit(labelled, seed, options.steps, augment=augmentation(), model=start)[1])
+        joined.append(fit(data, seed, options.steps, augment=augmentation(), sampling=half, model=model)[1])
+    kept, right = np.mean(shares, 0)
+    print(f"{100 * kept:.0f} % of the pixels labelled, {100 * right:.0f} % of them right")
     print(f"    {'':34}{'mean IoU':>24}")
-    show("20 labelled", alone)
-    show("20 labelled + 180 pseudo-labelled", joined)
-    show("200 labelled", all_labelled)
+    show(f"{LABELLED} labelled", first)
+    show("as many steps more", alone)
+    show(f"as many more with {UNLABELLED} pseudo-labelled", joined)
 
 
 def distillation(options) -> None:
-    teacher, mean, _ = fit(
-        Scenes(range(FIRST_TRAINING_SEED, FIRST_TRAINING_SEED + 200)), 0, 2 * options.steps, width=96
-    )
-    print(f"teacher, 96 wide, 200 labelled scenes: mean IoU {mean:.1f}")
-    data = Scenes(range(FIRST_TRAINING_SEED, FIRST_TRAINING_SEED + 20))
+    many = Scenes(range(FIRST_TRAINING_SEED, FIRST_TRAINING_SEED + LABELLED + UNLABELLED))
+    teacher, mean, _ = fit(many, 0, 2 * options.steps, width=96, augment=augmentation())
+    print(f"teacher, 96 wide, {LABELLED + UNLABELLED} labelled scenes: mean IoU {mean:.1f}", flush=True)
+    data = Scenes(range(FIRST_TRAINING_SEED, FIRST_TRAINING_SEED + LABELLED))
     print(f"    {'':34}{'mean IoU':>24}")
-    for name, chosen in (("20 labelled", None), ("20 labelled + teacher", teacher)):
-        show(name, [fit(data, seed, options.steps, teacher=chosen)[1] for seed in range(options.seeds)])
+    for name, chosen in ((f"{LABELLED} labelled", None), (f"{LABELLED} labelled + teacher", teacher)):
+        found = [
+            fit(data, seed, options.steps, teacher=chosen, augment=augmentation())[1] for seed in range(options.seeds)
+        ]
+        show(name, found)
 
 
 def main() -> None:

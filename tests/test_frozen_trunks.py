@@ -39,7 +39,7 @@ from segtransformers.training import (
 )
 from segtransformers.training.starting_points import _own_config
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[1] / "docs" / "fine_tuning.md").read_text(encoding="utf-8")
 CLASSES = dict(enumerate(OWN_CLASSES))
 BUILT = {
     "dinov2-linear": (SegLinearForSemanticSegmentation, PlainViTBackbone),
@@ -310,31 +310,28 @@ def test_biases_that_the_trunk_lacks_are_named(tmp_path):
     assert torch.equal(backbone.trunk.blocks[0].attn.qkv.weight, source.trunk.blocks[0].attn.qkv.weight)
 
 
-def test_commands_of_the_readme(tmp_path, monkeypatch):
+def test_command_and_recipe_of_the_documentation(tmp_path):
     """With a tiny trunk in place of the real one, and few steps."""
     data = own_data(tmp_path / "data")
-    commands = re.findall(r"```bash frozen\n(.*?)\n```", README)
-    assert len(commands) == 1
-    for command in commands:
-        words = shlex.split(command.replace("vit_base_patch16_dinov3", DINOV3).replace("my-data", str(data)))
-        assert words[:2] == ["segtransformers", "train"]
-        words[words.index("--output") + 1] = str(tmp_path / "trained")
-        run(*words[2:], *SHORT, "--max_steps", 1)
-        model = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "trained").eval()
-        assert type(model) is SegMask2FormerForSemanticSegmentation and model.config.num_labels == 3
-        with torch.no_grad():
-            assert model(torch.randn(1, 3, 40, 50)).logits.shape == (1, 3, 40, 50)
-    (recipe,) = re.findall(r"```yaml frozen\n(.*?)```", README, re.DOTALL)
+    (command,) = re.findall(r"^segtransformers train .*vit_base_patch16_dinov3.*$", PAGE, re.MULTILINE)
+    words = shlex.split(command.replace("vit_base_patch16_dinov3", DINOV3).replace("my-data", str(data)))
+    words[words.index("--output") + 1] = str(tmp_path / "trained")
+    run(*words[2:], *SHORT, "--max_steps", 1)
+    model = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "trained").eval()
+    assert type(model) is SegMask2FormerForSemanticSegmentation and model.config.num_labels == 3
+    with torch.no_grad():
+        assert model(torch.randn(1, 3, 40, 50)).logits.shape == (1, 3, 40, 50)
+    (recipe,) = re.findall(r"```yaml\n(base: dinov3.*?)```", PAGE, re.DOTALL)
     assert not Recipe.from_dict(yaml.safe_load(recipe)).freeze_trunk
-    assert all(f"`{name}`" in README for name in frozen_trunk_recipe_names())
+    assert all(f"`{name}`" in PAGE for name in frozen_trunk_recipe_names())
 
 
-TABLE = re.findall(r"^\| `(vit_\w+_dinov[23])` \| (.*) \|$", README, re.MULTILINE)
+TABLE = re.findall(r"^\| `(vit_\w+_dinov[23])` \| (.*) \|$", PAGE, re.MULTILINE)
 
 
 # models of up to seven billion parameters on the meta device take seconds each
 @pytest.mark.parametrize("row", [TABLE[0], *(pytest.param(row, marks=pytest.mark.slow) for row in TABLE[1:])])
-def test_memory_in_the_readme(row):
+def test_memory_in_the_documentation(row):
     """4 bytes of each weight, and 12 more of each trained one for its gradient and AdamW's two states."""
     trunk, cells = row[0], row[1].split(" | ")
     counts = []

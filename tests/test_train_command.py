@@ -4,6 +4,7 @@
 import contextlib
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -18,7 +19,6 @@ import pytest
 import torch
 from model_tests import randomise
 from PIL import Image
-from test_readme import BLOCKS
 from training_cases import adapter, small_model
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, TrainingArguments
 from typer.testing import CliRunner
@@ -35,9 +35,8 @@ from segtransformers.training.starting_points import class_parameters, starting_
 RECIPE = "upernet_deit_adapter_tiny_512_160k_ade20k"
 OWN_CLASSES = ["nature", "built", "moving"]
 MERGED = np.array([0, 0, 0, 0, 1, 1, 1, 0, 2, 2], np.uint8)  # the drawn classes -> OWN_CLASSES
-(COMMAND,) = [
-    shlex.split(code) for kind, code in BLOCKS if kind == "bash" and code.startswith("segtransformers train --data")
-]
+PAGE = (Path(__file__).parents[1] / "docs" / "fine_tuning.md").read_text(encoding="utf-8")
+COMMAND = shlex.split(re.findall(r"^segtransformers train .*--max_steps 40 .*$", PAGE, re.MULTILINE)[0])
 
 
 def own_data(folder: Path, train: int = 8, validation: int = 3) -> Path:

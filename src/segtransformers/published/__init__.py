@@ -56,9 +56,12 @@ def published_row(name: str) -> dict[str, Any]:
 
 
 def published_table(family: str) -> str:
-    """Return the rows of a family as a Markdown table with footnotes."""
+    """Return the rows of a family as a Markdown table with numbered notes below.
+
+    Parameters are counted in the original code, and the size is that of the converted weights in float32.
+    """
     lines = [
-        "| config | data set | crop | mIoU | mIoU (multi-scale, flip) | parameters | file |",
+        "| name | data set | crop | mIoU | mIoU (multi-scale, flip) | parameters | size |",
         "|---|---|---|---|---|---|---|",
     ]
     notes: list[str] = []
@@ -67,14 +70,19 @@ def published_table(family: str) -> str:
         if row["note"]:
             if row["note"] not in notes:
                 notes.append(row["note"])
-            mark = f" [{notes.index(row['note']) + 1}]"
-        addresses = download_addresses(row)
-        file = f"[{addresses[0].rstrip('/').rpartition('/')[2]}]({addresses[0]})" if addresses else None
-        crop = row["crop_size"]
+            mark = f" ({notes.index(row['note']) + 1})"
+        addresses, crop, count = download_addresses(row), row["crop_size"], row["num_parameters"]
+        shown = f"[`{name}`]({addresses[0]})" if addresses else f"`{name}`"
         crop = "x".join(map(str, crop)) if isinstance(crop, list) else crop
-        values = (row["dataset"], crop, row["miou"], row["miou_ms"], row["parameters"], file)
-        lines.append(f"| `{name}`{mark} | {' | '.join('-' if value is None else str(value) for value in values)} |")
-    return "\n".join([*lines, "", *(f"[{index}] {note}." for index, note in enumerate(notes, start=1))]).rstrip()
+        counted = (f"{count / 1e6:.0f} M", _float32_size(count)) if count else (row["parameters"], None)
+        values = (row["dataset"], crop, row["miou"], row["miou_ms"], *counted)
+        lines.append(f"| {shown}{mark} | {' | '.join('-' if value is None else str(value) for value in values)} |")
+    return "\n".join([*lines, "", *(f"{index}. {note}." for index, note in enumerate(notes, start=1))]).rstrip()
+
+
+def _float32_size(count: int) -> str:
+    size = 4 * count
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
 def download_addresses(row: dict[str, Any]) -> list[str]:

@@ -1,0 +1,137 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""Write the pages that are made from the package: the zoo, the commands and the API reference."""
+
+import importlib
+import inspect
+from pathlib import Path
+from typing import Any
+
+import click
+from typer.main import get_command
+
+from segtransformers.cli import app
+from segtransformers.published import FAMILIES, published_rows, published_table
+from segtransformers.published.originals import original_of
+
+FAMILY_TITLES = {
+    "vit_adapter": "ViT-Adapter",
+    "internimage": "InternImage",
+    "vit_comer": "ViT-CoMer",
+    "segmenter": "Segmenter",
+    "mmseg_zoo": "Swin, ConvNeXt, BEiT, SegFormer and others of MMSegmentation",
+    "dinov2": "DINOv2",
+    "dinov3": "DINOv3",
+    "flash_internimage": "FlashInternImage (DCNv4)",
+    "eva01": "EVA-01",
+    "eva02": "EVA-02",
+    "one_peace": "ONE-PEACE",
+}
+API = {
+    "segtransformers": "Models and the most used functions",
+    "segtransformers.inference": "Inference",
+    "segtransformers.training": "Training",
+    "segtransformers.datasets": "Data sets",
+    "segtransformers.evaluation": "Evaluation",
+    "segtransformers.metrics": "Metrics",
+    "segtransformers.rasters": "Rasters",
+    "segtransformers.export": "Export",
+    "segtransformers.operators": "Operators",
+    "segtransformers.conversion": "Conversion",
+    "segtransformers.published": "Published models",
+    "segtransformers.hub": "The Hub",
+    "segtransformers.visualization": "Visualization",
+}
+TOP = "segtransformers"
+HIDDEN = (
+    "config_class, get_input_embeddings, set_input_embeddings"  # transformers' own, without a meaning of their own here
+)
+GENERATED = "<!-- written by docs/generate.py -->\n\n"
+
+
+def write_pages(docs: Path) -> None:
+    """Write all generated pages: `zoo.md`, which is kept in git, and the folder `generated`.
+
+    Files whose text is unchanged are left alone.
+    """
+    (docs / "generated" / "api").mkdir(parents=True, exist_ok=True)
+    pages = {"zoo.md": zoo(), "generated/commands.md": commands()}
+    for module in API:
+        pages[f"generated/api/{module.removeprefix(TOP).strip('.') or 'top'}.md"] = api(module)
+    for name, text in pages.items():
+        path = docs / name
+        text = GENERATED + text
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+
+
+def zoo() -> str:
+    """Return the page of the published models."""
+    rows = sum(len(published_rows(family)) for family in FAMILIES)
+    lines = [
+        "# Published models",
+        "",
+        f"{rows} models of {len(FAMILIES)} families. Each name works as `--model NAME` in every command, and words of",
+        "it that fit one name only are enough: `--model deit-adapter-tiny-ade20k`.",
+        "The first use downloads and converts the authors' file. `segtransformers models NAME` shows all that is",
+        "known about a model.",
+        "",
+        "mIoU is the published percentage, with one scale and with several scales and flips. Parameters are counted in",
+        "the original code; the size is that of the converted weights in float32. Licences are those of the authors'",
+        "weights.",
+        "",
+    ]
+    for family in FAMILIES:
+        lines += [f"## {FAMILY_TITLES[family]}", "", *_sources(family), "", published_table(family), ""]
+    return "\n".join(lines)
+
+
+def _sources(family: str) -> list[str]:
+    originals = {original_of(family, row) for row in published_rows(family).values()}
+    return [
+        f"- [{original.title}](https://arxiv.org/abs/{original.arxiv}), [code and weights]({original.repository}), "
+        f"licence of the weights: {original.shown_license}"
+        for original in sorted(originals, key=lambda original: (original.year, original.title))
+    ]
+
+
+def commands() -> str:
+    """Return the page of the commands and their options, from their help texts."""
+    group: Any = get_command(app)
+    context = click.Context(group, info_name="segtransformers")
+    lines = ["# Commands", "", "`segtransformers COMMAND --help` prints the same.", ""]
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        own = click.Context(command, info_name=f"segtransformers {name}", parent=None, terminal_width=100)
+        lines += [f"## {name}", "", "```text", command.get_help(own).strip(), "```", ""]
+    return "\n".join(lines)
+
+
+def api(module_name: str) -> str:
+    """Return the reference page of a public module."""
+    module = importlib.import_module(module_name)
+    lines = [f"# {API[module_name]}", "", f"```{{eval-rst}}\n.. module:: {module_name}\n", "```", ""]
+    summary = inspect.getdoc(module)
+    lines += [summary.partition("\n")[0] if summary else "", ""]
+    names = [name for name in module.__all__ if not name.startswith("__")]
+    for name in sorted(names, key=lambda name: (_kind(getattr(module, name)), name.lower())):
+        value, where = getattr(module, name), f"{module_name}.{name}"
+        if module_name != TOP and getattr(importlib.import_module(TOP), name, None) is value:
+            lines += [f"## {name}", "", f"See [`{TOP}.{name}`](top.md#{name.lower()}).", ""]
+            continue
+        if inspect.isclass(value):
+            block = [
+                f".. autoclass:: {where}",
+                "   :members:",
+                f"   :exclude-members: {HIDDEN}",
+                "   :show-inheritance:",
+            ]
+        elif callable(value):
+            block = [f".. autofunction:: {where}"]
+        else:
+            block = [f".. py:data:: {where}", f"   :type: {type(value).__name__}"]
+        lines += [f"## {name}", "", "```{eval-rst}", *block, "```", ""]
+    return "\n".join(lines)
+
+
+def _kind(value: Any) -> int:
+    return 0 if inspect.isclass(value) else 1 if callable(value) else 2
