@@ -239,6 +239,7 @@ def test_inference_protocol(tmp_path, capsys, kind):
     assert torch.equal(segment_image(model, processor, image), labels)
 
 
+@pytest.mark.slow  # test_conversion.py runs such a script by default
 def test_script_runs_from_the_command_line(tmp_path):
     case = ReferenceCase("mmseg_zoo/tiny-resnetv1c50-upernet")
     torch.save({"meta": case.manifest["meta"], "state_dict": case.state_dict(torch.float32)}, tmp_path / "original.pth")

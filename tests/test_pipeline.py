@@ -176,6 +176,7 @@ def test_our_pipeline_takes_batches_of_any_sizes(folder, capsys):
     assert [segment["label"] for segment in streamed[1]] == [segment["label"] for segment in one_by_one[1]]
 
 
+@pytest.mark.slow  # half a minute; test_inference.py shares a model among threads
 def test_many_threads_share_our_pipeline(folder):
     segmenter, images = ours(folder), [random_image(), random_image(size=(120, 90))]
     before = segmenter.model.config.to_dict()

@@ -220,6 +220,7 @@ def test_statistics_of_batch_norms_are_updated_once_with_checkpointing():
     assert set(counts.values()) == {1} and any("feature_pyramid" in name for name in counts)
 
 
+@pytest.mark.slow  # test_conversion.py runs such a script by default
 def test_script_runs_from_the_command_line(tmp_path):
     case = ReferenceCase("vit_comer/tiny-upernet-base-options")
     torch.save({"meta": case.manifest["meta"], "state_dict": case.state_dict(torch.float32)}, tmp_path / "original.pth")
