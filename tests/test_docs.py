@@ -114,6 +114,7 @@ FOREIGN_OPTIONS = {
     "--auto-resume",
     "--multi_gpu",
     "--num_processes",
+    "--height",
 }
 
 
