@@ -3,7 +3,7 @@
 
     python benchmarks/engines.py                                       # all models, 512x512, one image, two threads
     python benchmarks/engines.py --models segmenter-t-mask --hold
-    python benchmarks/engines.py --models segmenter-t-mask --size 128 --rounds 2 --json /tmp/engines.json
+    python benchmarks/engines.py --models segmenter-t-mask --size 128 --rounds 2 --json engines.json
 
 Each engine runs in a process of its own, and every round runs each of them once, one after the other, so that other
 load on the machine hits all alike. Memory is the peak of the process during the rounds, libraries and weights included.

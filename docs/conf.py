@@ -26,7 +26,6 @@ extensions = [
     "sphinx_copybutton",
 ]
 exclude_patterns = ["_build"]
-suppress_warnings = ["config.cache"]  # the settings below are not picklable by name
 myst_enable_extensions = ["colon_fence", "deflist", "fieldlist"]
 myst_heading_anchors = 4
 copybutton_exclude = ".linenos, .gp, .go"

@@ -10,22 +10,10 @@ import click
 from typer.main import get_command
 
 from segtransformers.cli import app
+from segtransformers.cli.recipes import FAMILY_TITLES
 from segtransformers.published import FAMILIES, published_rows, published_table
 from segtransformers.published.originals import original_of
 
-FAMILY_TITLES = {
-    "vit_adapter": "ViT-Adapter",
-    "internimage": "InternImage",
-    "vit_comer": "ViT-CoMer",
-    "segmenter": "Segmenter",
-    "mmseg_zoo": "Swin, ConvNeXt, BEiT, SegFormer and others of MMSegmentation",
-    "dinov2": "DINOv2",
-    "dinov3": "DINOv3",
-    "flash_internimage": "FlashInternImage (DCNv4)",
-    "eva01": "EVA-01",
-    "eva02": "EVA-02",
-    "one_peace": "ONE-PEACE",
-}
 API = {
     "segtransformers": "Models and the most used functions",
     "segtransformers.inference": "Inference",

@@ -281,7 +281,7 @@ def test_dtype_does_not_depend_on_the_size():
         assert model(torch.randn(1, 3, side, side, dtype=torch.bfloat16)).logits.dtype == torch.bfloat16
 
 
-@pytest.mark.slow  # a quarter of a minute; test_export.py exports with a dynamic batch
+@pytest.mark.slow  # a quarter of a minute; test_export_matrix.py exports with a dynamic batch
 def test_export_with_windows_and_a_dynamic_batch():
     model = SegUperNetForSemanticSegmentation(
         small_head(inference_mode="slide", window_size=64, window_stride=43)

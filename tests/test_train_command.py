@@ -190,7 +190,7 @@ def test_limit_lora_and_predictions_in_tensorboard(data, tiny, tmp_path):
     assert names == small_model("segmenter").state_dict().keys()
 
 
-@pytest.mark.slow  # half a minute, most of it in trackio
+@pytest.mark.slow  # half a minute
 def test_predictions_in_trackio(data, tiny, tmp_path):
     """In a process of its own, because trackio reads its folder once."""
     words = options(data, tmp_path / "out", tiny, "--max_steps", 2, "--eval_steps", 2, "--prediction-images", 1)

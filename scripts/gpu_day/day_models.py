@@ -259,14 +259,15 @@ def tensorrt(day: Day) -> dict:
     require("tensorrt", "onnx", "onnxscript")
     use_build(day)
     import tensorrt as trt
+    from transformers import AutoImageProcessor
 
-    from segtransformers.cli import app
+    import segtransformers
+    from segtransformers.export import export_model
 
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / "model.onnx"
-        import segtransformers
-
-        app(["export", str(segtransformers.packaged_model_path()), str(path)], standalone_mode=False)
+        processor = AutoImageProcessor.from_pretrained(segtransformers.packaged_model_path())
+        export_model(packaged_model(), processor, path)
         logger = trt.Logger(trt.Logger.WARNING)
         builder = trt.Builder(logger)
         network = builder.create_network(0)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..escaping import one_line
 from .common import load_model
 from .errors import UserError, describe
-from .segment_raster import FAILURES, raster_write_failure, share_of
+from .segment_raster import FAILURES, kept_rows, raster_write_failure, share_of
 
 if TYPE_CHECKING:
     from ..inference.raster_segmentation import RasterJob
@@ -114,6 +114,6 @@ def _work(share: list[Task], name: str, device: str | None, threads: int, messag
         except FAILURES as error:
             failure = raster_write_failure(error)
             if failure is not None:
-                messages.put((None, 0, f"{failure}. The finished rows are kept in {job.log}: continue with --resume"))
+                messages.put((None, 0, f"{failure}. {kept_rows(job.log)}"))
                 return
             messages.put((index, 0, one_line(describe(error))))

@@ -266,7 +266,7 @@ class _RasterRun:
         except (KeyboardInterrupt, SystemExit):
             kept = [job.log for job in self.jobs if has_finished_pieces(job)]
             if kept and self.rank == 0:
-                note(f"stopped. {_kept(kept[0])}")
+                note(f"stopped. {kept_rows(kept[0])}")
             raise
         finally:
             for job in self.jobs if self.rank == 0 else ():
@@ -383,7 +383,7 @@ class _RasterRun:
             failure = raster_write_failure(error)
             text = one_line(failure or describe(error)).rstrip(".")
             if has_finished_pieces(job) and "--resume" not in text:  # as a resume log of another run
-                text = f"{text}. {_kept(job.log)}"
+                text = f"{text}. {kept_rows(job.log)}"
             if self.rank == 0 and failure is not None:
                 raise UserError(text) from None
             if failure is not None:
@@ -432,7 +432,8 @@ def _kind(option: str) -> str:
     return "labels" if option == "--output" else option.removeprefix("--").replace("-", "_")
 
 
-def _kept(log: Path) -> str:
+def kept_rows(log: Path) -> str:
+    """Say where the finished rows of a raster are, and what to do."""
     return f"The finished rows are kept in {log}: continue with --resume, or delete that folder"
 
 

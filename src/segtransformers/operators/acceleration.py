@@ -17,12 +17,7 @@ from torch.nn import functional as F
 from transformers.utils import logging
 
 from . import dispatcher
-from .deformable_attention import (
-    MultiScaleDeformableAttention,
-    ms_deform_attn_fallback,
-    ms_deform_attn_gather,
-    ms_deform_attn_reference,
-)
+from .deformable_attention import MultiScaleDeformableAttention, ms_deform_attn
 
 logger = logging.get_logger(__name__)
 
@@ -154,14 +149,7 @@ def _attention(
 ) -> torch.Tensor:
     """Compute the attention; shapes in a tensor on a GPU are copied to the CPU, for which the GPU is waited for."""
     shapes = spatial_shapes.tolist() if isinstance(spatial_shapes, torch.Tensor) else spatial_shapes
-    implementation = dispatcher.choose(
-        "ms_deform_attn",
-        value,
-        fallback=ms_deform_attn_fallback,
-        reference=ms_deform_attn_reference,
-        gather=ms_deform_attn_gather,
-    )
-    return implementation(value, [tuple(shape) for shape in shapes], sampling_locations, attention_weights)
+    return ms_deform_attn(value, [tuple(shape) for shape in shapes], sampling_locations, attention_weights)
 
 
 def _forward(

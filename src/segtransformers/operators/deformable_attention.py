@@ -179,6 +179,23 @@ def _check_shapes(value, spatial_shapes, sampling_locations, attention_weights) 
 IM2COL_STEP = 64  # images that a kernel may process at once, as in the originals
 
 
+def ms_deform_attn(
+    value: torch.Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    sampling_locations: torch.Tensor,
+    attention_weights: torch.Tensor,
+) -> torch.Tensor:
+    """See [`ms_deform_attn_reference`]; [`dispatcher`] selects the implementation."""
+    implementation = dispatcher.choose(
+        "ms_deform_attn",
+        value,
+        fallback=ms_deform_attn_fallback,
+        reference=ms_deform_attn_reference,
+        gather=ms_deform_attn_gather,
+    )
+    return implementation(value, spatial_shapes, sampling_locations, attention_weights)
+
+
 @use_kernel_forward_from_hub("MultiScaleDeformableAttention")
 class MultiScaleDeformableAttention(nn.Module):
     """Multi-scale deformable attention without parameters, with the name and `forward` of the layer in transformers.
@@ -207,14 +224,7 @@ class MultiScaleDeformableAttention(nn.Module):
             level_start_index: `(levels,)`, the first token of each level.
             im2col_step: largest number of images that a kernel processes at once.
         """
-        implementation = dispatcher.choose(
-            "ms_deform_attn",
-            value,
-            fallback=ms_deform_attn_fallback,
-            reference=ms_deform_attn_reference,
-            gather=ms_deform_attn_gather,
-        )
-        return implementation(value, value_spatial_shapes_list, sampling_locations, attention_weights)
+        return ms_deform_attn(value, value_spatial_shapes_list, sampling_locations, attention_weights)
 
 
 _OWN_FORWARD = MultiScaleDeformableAttention.forward
