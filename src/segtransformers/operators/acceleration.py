@@ -71,8 +71,10 @@ def accelerate(model: nn.Module) -> Acceleration:
 
     The change takes effect at once, and ends with the block or with `undo`:
 
-        with accelerate(model):
-            outputs = model(**inputs)
+    ```python
+    with accelerate(model):
+        outputs = model(**inputs)
+    ```
 
     Raises:
         ValueError: if the model has no such attention.
