@@ -96,12 +96,12 @@ def test_build_is_for_the_gpu_of_this_machine(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
     config = build_script.read_config(PROJECT)
     requested = []
-    monkeypatch.setattr(build_script, "find_nvcc", lambda capabilities, portable: requested.append(capabilities))
+    monkeypatch.setattr(build_script, "find_nvcc", lambda capabilities, portable=False: requested.append(capabilities))
     build_script._wanted_nvcc(config, None)
     build_script._wanted_nvcc(config, True)
     assert requested == [["8.9"], ["8.0", "8.6", "8.9", "9.0", "10.0", "12.0"]]
 
-    def missing(capabilities, portable):
+    def missing(capabilities, portable=False):
         raise build_script.BuildError("the CUDA compiler nvcc is missing")
 
     monkeypatch.setattr(build_script, "find_nvcc", missing)
