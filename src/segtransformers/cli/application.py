@@ -23,6 +23,7 @@ from .evaluate import evaluate
 from .export import export
 from .info import info
 from .models import models
+from .output import with_output_options
 from .push import push
 from .push_kernels import push_kernels
 from .recipes import recipes
@@ -69,16 +70,16 @@ def _main(
         typer.echo(FIRST_STEPS, nl=False)
 
 
-app.command()(segment)
-app.command()(evaluate)
-app.command()(check_data)
-app.command()(export)
+app.command()(with_output_options(segment))
+app.command()(with_output_options(evaluate))
+app.command()(with_output_options(check_data))
+app.command()(with_output_options(export))
 app.command()(demo)
-app.command()(info)
+app.command()(with_output_options(info, quiet=False))
 app.command()(build_kernels)
-app.command()(models)
-app.command()(recipes)
-app.command()(autolabel)
+app.command()(with_output_options(models, quiet=False))
+app.command()(with_output_options(recipes, quiet=False))
+app.command()(with_output_options(autolabel))
 app.command()(average)
 app.command()(push)
 app.command()(push_kernels)
@@ -86,4 +87,4 @@ app.command()(push_kernels)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})(
     convert
 )
-app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(with_output_options(train))

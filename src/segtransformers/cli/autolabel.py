@@ -11,6 +11,7 @@ import typer
 
 from ..escaping import one_line
 from ..files import complete_file
+from ..terminal import progress_bar
 from .common import (
     BlendOption,
     DeviceOption,
@@ -25,8 +26,9 @@ from .common import (
     load_model,
     read_image_file,
 )
-from .errors import UserError, note, one_line_errors
+from .errors import UserError, error_line, note, one_line_errors
 from .image_files import find_images, result_names
+from .output import document, result
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -82,27 +84,28 @@ def autolabel(
     finally:  # also after Ctrl-C and SIGTERM
         _write_manifest(output, manifest)
     shares = [entry["labelled"] for entry in manifest["images"].values()]
-    mean = 100 * sum(shares) / max(len(shares), 1)
-    typer.echo(f"{len(shares)} images, {mean:.1f} % of their pixels labelled, in {output}")
+    mean = sum(shares) / max(len(shares), 1)
+    result(f"{len(shares)} images, {100 * mean:.1f} % of their pixels labelled, in {output}")
+    document({"output": str(output), "images": len(shares), "labelled": mean, "failed": failed})
     if failed:
-        typer.echo(f"error: {failed} of {len(found)} images failed", err=True)
+        error_line(f"{failed} of {len(found)} images failed")
         raise typer.Exit(1)
 
 
 def _label_all(network, processor, todo, names, output: Path, min_confidence: float, protocol, manifest: dict) -> int:
     """Label all images, add them to the manifest, and return the number of those that failed."""
-    from tqdm import tqdm
-
     failed = 0
-    for (path, _), name in tqdm(list(zip(todo, names, strict=True)), unit="image", disable=None):
-        try:
-            share = _label(network, processor, path, name, output, min_confidence, protocol)
-            manifest["images"][name.as_posix()] = {"source": os.path.abspath(path), "labelled": round(share, 4)}
-            if len(manifest["images"]) % IMAGES_PER_WRITE == 0:
-                _write_manifest(output, manifest)
-        except (UserError, ValueError, OSError) as error:
-            tqdm.write(f"error: {one_line(error)}", file=typer.get_text_stream("stderr"))
-            failed += 1
+    with progress_bar(len(todo), "image") as bar:
+        for (path, _), name in zip(todo, names, strict=True):
+            try:
+                share = _label(network, processor, path, name, output, min_confidence, protocol)
+                manifest["images"][name.as_posix()] = {"source": os.path.abspath(path), "labelled": round(share, 4)}
+                if len(manifest["images"]) % IMAGES_PER_WRITE == 0:
+                    _write_manifest(output, manifest)
+            except (UserError, ValueError, OSError) as error:
+                error_line(error)
+                failed += 1
+            bar.update()
     return failed
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from tqdm import tqdm
 
 from ..escaping import one_line, printable
+from ..terminal import progress_bar
 from .data_options import (
     BandsOption,
     ClassesOption,
@@ -25,7 +25,8 @@ from .data_options import (
     TileOption,
     load_data,
 )
-from .errors import UserError, one_line_errors
+from .errors import UserError, error_line, one_line_errors
+from .output import document, message, result, result_table
 
 if TYPE_CHECKING:
     from ..datasets import DataReport, SegmentationDataset
@@ -72,30 +73,33 @@ def check_data(
         "bands": bands,
         "tile": tile,
     }
-    errors = 0
+    faulty: list[str] = []
+    splits: list[dict[str, Any]] = []
     wanted = statistics
     with one_line_errors(ValueError, ImportError), _without_warnings():
         if statistics and bands is None:
             raise UserError("--statistics needs --bands, such as --bands all")
         for data, named in _splits(source, split, kind, classes, options):
             if isinstance(data, str):
-                typer.echo(f"error: {one_line(data)}", err=True)
-                errors += 1
+                error_line(data)
+                faulty.append(one_line(data))
                 continue
-            with tqdm(total=len(data), unit="sample", disable=None, leave=False) as bar:
+            with progress_bar(len(data), "sample") as bar:
                 report = check_dataset(data, bar.update)
-            typer.echo("\n".join(printable(line, None) for line in _lines(data, report, named)))
+            _print_report(data, report, named)
             for error in report.errors[:MAX_LISTED_ERRORS]:
-                typer.echo(f"error: {one_line(error)}", err=True)
+                error_line(error)
             if len(report.errors) > MAX_LISTED_ERRORS:
-                typer.echo(f"error: and {len(report.errors) - MAX_LISTED_ERRORS} more", err=True)
-            errors += len(report.errors)
+                error_line(f"and {len(report.errors) - MAX_LISTED_ERRORS} more")
+            faulty += map(one_line, report.errors)
+            splits.append(_summary(data, report))
             if wanted and not report.errors:  # those of the first split, which is train
                 _write_statistics(data)
                 wanted = False
-        if errors > 1:
-            raise UserError(f"{errors} errors in {source}")
-        if errors:
+        document({"source": source, "splits": splits, "errors": faulty})
+        if len(faulty) > 1:
+            raise UserError(f"{len(faulty)} errors in {source}")
+        if faulty:
             raise typer.Exit(1)
 
 
@@ -103,13 +107,17 @@ def _write_statistics(data: "SegmentationDataset") -> None:
     """Write the statistics of the bands into the folder of the data, and print them."""
     from ..datasets import band_statistics
 
-    with tqdm(total=len(data), unit="sample", desc="statistics", disable=None, leave=False) as bar:
+    with progress_bar(len(data), "sample", "statistics") as bar:
         found = band_statistics(data, progress=bar.update)
     path = found.save(Path(data.source).expanduser())
-    typer.echo(f"  {'band':>4}  {'mean':>12}  {'deviation':>12}  {'least':>12}  {'largest':>12}")
-    for numbers in zip(found.bands, found.mean, found.std, found.minimum, found.maximum, strict=True):
-        typer.echo(f"  {numbers[0]:>4}  " + "  ".join(f"{number:>12.6g}" for number in numbers[1:]))
-    typer.echo(f"{found.pixels} pixels of {found.dtype}; written to {printable(path, None)}")
+    rows = [
+        (str(band), *(f"{number:.6g}" for number in numbers))
+        for band, *numbers in zip(found.bands, found.mean, found.std, found.minimum, found.maximum, strict=True)
+    ]
+    columns = ("band", "mean", "deviation", "least", "largest")
+    plain = [f"  {row[0]:>4}  " + "  ".join(f"{cell:>12}" for cell in row[1:]) for row in (columns, *rows)]
+    result_table("\n".join(plain), columns, rows)
+    message(f"{found.pixels} pixels of {found.dtype}; written to {printable(path, None)}")
 
 
 @contextlib.contextmanager
@@ -152,7 +160,7 @@ def _splits(
                 yield str(error), False
                 continue
             if unlabelled:
-                typer.echo(f"note: the split test is left out: {one_line(error)}")
+                message(f"note: the split test is left out: {one_line(error)}")
             continue
         except DataError as error:
             if str(error) not in failed:  # an error of the whole folder, such as of its classes, occurs for every split
@@ -167,25 +175,58 @@ def _splits(
         raise UserError(f"{source} has none of the splits train, validation and test: name the split with --split")
 
 
-def _lines(data: "SegmentationDataset", report: "DataReport", named: bool) -> list[str]:
-    """Return the lines of a report. `named` says whether the classes have names."""
+def _print_report(data: "SegmentationDataset", report: "DataReport", named: bool) -> None:
+    """Print the classes of a split and notes about it. `named` says whether the classes have names."""
     split = "" if data.split is None else f" of {data.split}"
     sizes = ""
     if report.smallest is not None and report.largest is not None:
         ends = [f"{width} x {height}" for width, height in dict.fromkeys((report.smallest, report.largest))]
         sizes = f", {' to '.join(ends)} pixels"
-    lines = [f"{data.source}: {report.samples} of {len(data)} samples{split} are without errors ({data.kind}){sizes}"]
+    title = f"{data.source}: {report.samples} of {len(data)} samples{split} are without errors ({data.kind}){sizes}"
     total = max(1, report.all_pixels)
     shown = list(range(data.num_labels)) if named else report.images.nonzero()[0].tolist()
     names = {index: printable(data.id2label[index]) for index in shown}
     width = max([len("no class"), *map(len, names.values())])
-    lines.append(f"  {'':>4} {'class':<{width}}  {'pixels':>8}  {'samples':>7}")
-    for index in shown:
-        share = 100 * report.pixels[index] / total
-        lines.append(f"  {index:>4} {names[index]:<{width}}  {share:6.2f} %  {report.images[index]:>7}")
-    lines.append(f"  {'':>4} {'no class':<{width}}  {100 * report.no_class / total:6.2f} %")
+    columns = ("", "class", "pixels", "samples")
+    rows = [
+        (str(index), names[index], f"{100 * report.pixels[index] / total:.2f} %", str(report.images[index]))
+        for index in shown
+    ]
+    rows.append(("", "no class", f"{100 * report.no_class / total:.2f} %", ""))
+    plain = [f"  {row[0]:>4} {row[1]:<{width}}  {row[2]:>8}  {row[3]:>7}".rstrip() for row in (columns, *rows)]
+    title = printable(title, None)
+    result_table("\n".join([title, *plain]), columns, rows, title, left=("class",))
+    notes = report.notes
     if not named:
         count = shown[-1] + 1 if shown else 0
-        lines.append(f"The classes have no names: write {count} names into {data.source}/classes.txt, one per line")
-        return lines + [f"note: {note}" for note in report.notes if "never occur" not in note]
-    return lines + [f"note: {note}" for note in report.notes]
+        result(
+            f"The classes have no names: write {count} names into {printable(data.source)}/classes.txt, one per line"
+        )
+        notes = [text for text in notes if "never occur" not in text]
+    for text in notes:
+        result(f"note: {printable(text, None)}")
+
+
+def _summary(data: "SegmentationDataset", report: "DataReport") -> dict[str, Any]:
+    """Return a split as the JSON document has it."""
+    return {
+        "split": data.split,
+        "kind": data.kind,
+        "samples": len(data),
+        "without_errors": report.samples,
+        "smallest": report.smallest,
+        "largest": report.largest,
+        "classes": [
+            {
+                "index": index,
+                "name": data.id2label[index],
+                "pixels": int(report.pixels[index]),
+                "samples": int(report.images[index]),
+            }
+            for index in range(data.num_labels)
+        ],
+        "all_pixels": int(report.all_pixels),
+        "no_class": int(report.no_class),
+        "notes": list(report.notes),
+        "errors": [one_line(error) for error in report.errors],
+    }

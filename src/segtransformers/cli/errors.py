@@ -9,6 +9,8 @@ from collections.abc import Iterator
 import typer
 
 from ..escaping import one_line, printable
+from ..terminal import write_line
+from .output import message
 
 
 class UserError(Exception):
@@ -24,7 +26,7 @@ def one_line_errors(*others: type[Exception]) -> Iterator[None]:
     except BrokenPipeError:  # nobody reads the output any more
         raise
     except kinds as error:
-        typer.echo(f"error: {one_line(describe(error))}", err=True)
+        error_line(describe(error))
         raise typer.Exit(1) from None
 
 
@@ -47,6 +49,11 @@ def describe(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
+def error_line(text: object) -> None:
+    """Print an error on standard error."""
+    write_line(f"error: {one_line(text)}", sys.stderr)
+
+
 def note(text: str) -> None:
-    """Print a line that is no result, on standard error."""
-    typer.echo(f"note: {one_line(text)}", err=True)
+    """Print a line that is no result on standard error, unless the command has `--quiet`."""
+    message(f"note: {one_line(text)}", err=True)

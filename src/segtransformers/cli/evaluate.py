@@ -41,6 +41,7 @@ from .data_options import (
     load_data,
 )
 from .errors import UserError, note, one_line_errors
+from .output import document, is_quiet, message, result, result_table
 from .processes import process_group
 
 
@@ -106,7 +107,6 @@ def evaluate(
         ResumeLog,
         compare_with_published,
         evaluate_segmentation,
-        results_table,
         why_not_comparable,
     )
     from ..image_processing import processor_bands
@@ -157,7 +157,7 @@ def evaluate(
             resume_log=log_folder,
             resume=resume,
             num_workers=(2 if network.device.type == "cuda" else 0) if workers is None else workers,
-            progress=True,
+            progress=not is_quiet(),
             optimize=True,
             calibrate=calibrate,
         )
@@ -165,14 +165,16 @@ def evaluate(
             return
         comparison = compare_with_published(results, processor, published, complete)
         software = {"segtransformers": __version__, "torch": torch.__version__}
-        write_results({**results, "published": comparison, "software": software}, output)
+        complete_results = {**results, "published": comparison, "software": software}
+        write_results(complete_results, output)
         ResumeLog(log_folder, {}).remove()
-        typer.echo(results_table(results))
-        typer.echo(f"{results['images']} images, written to {output}")
+        print_results(results)
+        message(f"{results['images']} images, written to {output}")
         if calibrate and "reason" not in results["calibration"]:
-            typer.echo(_save_calibration(results["calibration"], model))
+            result(_save_calibration(results["calibration"], model))
         if comparison is not None:
-            typer.echo(_comparison_line(comparison))
+            result(_comparison_line(comparison))
+        document(complete_results)
         if calibrate and "reason" in results["calibration"]:
             raise UserError(f"--calibrate: {results['calibration']['reason']}. No temperature was saved")
         if tolerance is not None and comparison is not None and abs(comparison["difference"]) > tolerance:
@@ -219,6 +221,18 @@ def write_results(results: dict[str, Any], output: Path) -> None:
     """Write results as JSON, completely or not at all."""
     with complete_file(output) as file:
         file.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", errors="replace")
+
+
+def print_results(results: dict[str, Any]) -> None:
+    """Print the figures of the classes and their means."""
+    from ..evaluation import results_table
+    from ..evaluation.results import table_rows
+
+    classes, means = table_rows(results)
+    plain = results_table(results)
+    divider = plain.index("Summary:")
+    result_table(plain[:divider].rstrip("\n"), classes[0], classes[1:], dispensable=("Precision", "Dice"))
+    result_table(plain[divider:], means[0], means[1:])
 
 
 def _comparison_line(comparison: dict[str, Any]) -> str:

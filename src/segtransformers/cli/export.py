@@ -14,6 +14,8 @@ from ..export.options import RUNTIME_FORMATS
 from .common import check_file, load_model
 from .errors import UserError, one_line_errors
 from .image_files import find_images
+from .output import document
+from .output import result as print_result
 
 if TYPE_CHECKING:
     from ..export import ExportOptions
@@ -96,13 +98,26 @@ def export(
         batch = "any number of images" if dynamic_batch else "one image"
         sides = "any multiples of 32" if dynamic_size else f"{chosen[0]}x{chosen[1]}"
         megabytes = sum(path.stat().st_size for path in files_of(output)) / 1e6
-        typer.echo(f"{output}: {batch} of {sides} pixels (height x width), {precision}, {megabytes:.1f} MB")
+        print_result(f"{output}: {batch} of {sides} pixels (height x width), {precision}, {megabytes:.1f} MB")
+        times: dict[str, float] = {}
         if error is not None:
             kind = "share of pixels with another label" if result == "labels" else "largest difference of logits"
-            typer.echo(f"checked: {kind} {error:.0e}" + ("" if result == "labels" else ", as a share of the largest"))
-            _print_times(output, options, chosen)
+            ending = "" if result == "labels" else ", as a share of the largest"
+            print_result(f"checked: {kind} {error:.0e}{ending}")
+            times = _print_times(output, options, chosen)
         elif check:
-            typer.echo("not checked: onnxruntime is not installed")
+            print_result("not checked: onnxruntime is not installed")
+        files = files_of(output)
+        document(
+            {
+                "files": [str(path) for path in files],
+                "bytes": sum(path.stat().st_size for path in files),
+                "size": None if dynamic_size else list(chosen),
+                "precision": precision,
+                "error": None if error is None else float(error),
+                "seconds_per_image": times,
+            }
+        )
 
 
 def _with_ending(output: Path, runtime: str | None) -> Path:
@@ -128,8 +143,11 @@ def _calibration_images(folder: Path | None) -> list[Path]:
     return [found[int(index * step)] for index in range(min(len(found), CALIBRATION_IMAGES))]
 
 
-def _print_times(output: Path, options: "ExportOptions", size: tuple[int, int]) -> None:
-    """Print the time of one image in each installed runtime. A runtime that refuses the file gets a line, too."""
+def _print_times(output: Path, options: "ExportOptions", size: tuple[int, int]) -> dict[str, float]:
+    """Print and return the seconds that an image takes in each installed runtime.
+
+    A runtime that refuses the file gets a line, too.
+    """
     import numpy as np
 
     from ..export import ExportError, read_description
@@ -142,9 +160,12 @@ def _print_times(output: Path, options: "ExportOptions", size: tuple[int, int]) 
         images = generator.integers(0, 256, (1, *size, channels), dtype=np.uint8)
     else:
         images = generator.standard_normal((1, channels, *size), dtype=np.float32)
+    times: dict[str, float] = {}
     for runtime in installed_runtimes(output):
         name = "AOTInductor" if options.compiled else runtime
         try:
-            typer.echo(f"{name}: {1000 * seconds_per_image(runner(output, runtime), images):.0f} ms for an image")
+            times[name] = seconds_per_image(runner(output, runtime), images)
+            print_result(f"{name}: {1000 * times[name]:.0f} ms for an image")
         except ExportError as error:
-            typer.echo(f"{name}: {error}")
+            print_result(f"{name}: {error}")
+    return times

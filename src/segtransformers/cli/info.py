@@ -5,7 +5,7 @@ import contextlib
 import importlib.metadata
 import platform
 
-import typer
+from .output import document, result
 
 PACKAGES = ("segtransformers", "torch", "torchvision", "transformers", "timm", "kernels")
 
@@ -16,13 +16,25 @@ def info() -> None:
 
     from ..operators import dispatcher
 
-    typer.echo(f"python          {platform.python_version()}  {platform.platform()}")
+    packages: dict[str, str] = {}
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # torchvision may be missing
-            typer.echo(f"{name:<15} {importlib.metadata.version(name)}")
+            packages[name] = importlib.metadata.version(name)
     devices = [f"cpu ({torch.get_num_threads()} threads)"]
     devices += [f"cuda:{index} ({torch.cuda.get_device_name(index)})" for index in range(torch.cuda.device_count())]
     if torch.backends.mps.is_available():
         devices.append("mps")
-    typer.echo(f"devices         {', '.join(devices)}")
-    typer.echo(f"operators       {dispatcher.describe()}")
+    operators = dispatcher.describe()
+    facts = {"python": f"{platform.python_version()}  {platform.platform()}", **packages}
+    facts |= {"devices": ", ".join(devices), "operators": operators}
+    for name, text in facts.items():
+        result(f"{name:<15} {text}")
+    document(
+        {
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "packages": packages,
+            "devices": devices,
+            "operators": operators,
+        }
+    )

@@ -1,7 +1,6 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """`segtransformers models`: the published models, and the cache of those that were converted."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +12,7 @@ from ..published import FAMILIES, download_addresses, published_outputs, publish
 from ..published.names import published_name, published_names
 from ..published.originals import DATA_TERMS, original_of
 from .errors import UserError, ends_quietly_if_nobody_reads, one_line_errors
+from .output import document, result, result_table
 
 COLUMNS = ("name", "data", "crop", "mIoU", "+ms", "params", "weights", "licence", "cached")
 
@@ -23,7 +23,6 @@ def models(
     ] = None,
     data: Annotated[str | None, typer.Option(metavar="DATA", help="Only models of this data set.")] = None,
     family: Annotated[str | None, typer.Option(help=f"Only models of one of {', '.join(FAMILIES)}.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     checkpoint: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Convert this file of the authors into the cache.")
     ] = None,
@@ -49,15 +48,19 @@ def models(
         if checkpoint is not None:
             _convert(full_name, checkpoint, trunk_weights)
         elif where:
-            typer.echo(user_cache() if full_name is None else cached_model(full_name))
+            folder = user_cache() if full_name is None else cached_model(full_name)
+            result(str(folder))
+            document(str(folder))
         elif clear_cache:
             _clear(full_name)
         elif full_name is not None:
             details = describe(full_name)
-            typer.echo(json.dumps(details, indent=2) if as_json else _details(details))
+            result(_details(details))
+            document(details)
         else:
             chosen = _chosen(data, family)
-            typer.echo(json.dumps(chosen, indent=2) if as_json else _table(chosen))
+            _print_table(chosen)
+            document(chosen)
 
 
 def describe(name: str) -> dict[str, Any]:
@@ -116,7 +119,7 @@ def _chosen(data: str | None, family: str | None) -> list[dict[str, Any]]:
     return chosen
 
 
-def _table(chosen: list[dict[str, Any]]) -> str:
+def _print_table(chosen: list[dict[str, Any]]) -> None:
     rows = [COLUMNS]
     for one in chosen:
         rows.append(
@@ -134,7 +137,8 @@ def _table(chosen: list[dict[str, Any]]) -> str:
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
     lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join(lines)
+    dispensable = ("licence", "crop", "params", "weights", "+ms", "cached", "data")
+    result_table("\n".join(lines), COLUMNS, rows[1:], left=("data", "licence", "cached"), dispensable=dispensable)
 
 
 def _details(one: dict[str, Any]) -> str:
@@ -201,9 +205,11 @@ def _convert(name: str | None, checkpoint: Path, trunk_weights: Path | None) -> 
     from ..conversion.published_model import published_model
 
     try:
-        typer.echo(published_model(name, checkpoint, trunk_weights))
+        folder = published_model(name, checkpoint, trunk_weights)
     except ConversionError as error:
         raise UserError(str(error)) from None
+    result(str(folder))
+    document(str(folder))
 
 
 def _clear(name: str | None) -> None:
@@ -217,6 +223,7 @@ def _clear(name: str | None) -> None:
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
         else:
             shutil.rmtree(folder)
-        typer.echo(f"deleted {folder}")
+        result(f"deleted {folder}")
     if not existing:
-        typer.echo(f"nothing to delete: there is no {folders[0]}")
+        result(f"nothing to delete: there is no {folders[0]}")
+    document([str(folder) for folder in existing])

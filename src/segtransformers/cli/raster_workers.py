@@ -10,6 +10,7 @@ from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..escaping import one_line
+from ..terminal import progress_bar
 from .common import load_model
 from .errors import UserError, describe
 from .segment_raster import FAILURES, kept_rows, raster_write_failure, share_of
@@ -38,8 +39,6 @@ def run_workers(
     Raises:
         UserError: if a process cannot write, or ends early.
     """
-    from tqdm import tqdm
-
     if not tasks:
         return
     context = multiprocessing.get_context("spawn")
@@ -56,7 +55,7 @@ def run_workers(
     for process in processes:
         process.start()
     try:
-        with tqdm(total=sum(missing.values()), unit="row", disable=None) as bar:
+        with progress_bar(sum(missing.values()), "row") as bar:
             while missing:
                 # before the messages are read, so that those of processes that have ended are not missed
                 has_ended = all(not process.is_alive() for process in processes)

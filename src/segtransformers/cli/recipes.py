@@ -15,6 +15,7 @@ from ..training.recipes import (
     small_model_recipe_names,
 )
 from .errors import ends_quietly_if_nobody_reads, one_line_errors
+from .output import document, result
 
 START = """Start here: `segtransformers train --data DIR --output DIR` chooses among the recipes for any data.
 `segtransformers recipes NAME` prints all settings of a recipe, and `train --recipe NAME` trains by it."""
@@ -43,14 +44,21 @@ def recipes(
         with one_line_errors(ValueError):
             recipe = get_recipe(name)
         with ends_quietly_if_nobody_reads():
-            typer.echo(json.dumps(recipe.to_dict(), indent=2))
+            result(json.dumps(recipe.to_dict(), indent=2))
+            document(recipe.to_dict())
         return
     with ends_quietly_if_nobody_reads():
-        typer.echo(START)
+        listed = []
+        result(START)
         for title, names in _groups():
-            typer.echo(f"\n{title}:")
+            result(f"\n{title}:")
             for known_name in names:
-                typer.echo(f"{known_name}  {_summary(get_recipe(known_name))}")
+                recipe = get_recipe(known_name)
+                result(f"{known_name}  {_summary(recipe)}")
+                listed.append(
+                    {"name": known_name, "group": title, "dataset": recipe.dataset, "summary": _summary(recipe)}
+                )
+        document(listed)
 
 
 def _groups() -> Iterator[tuple[str, Sequence[str]]]:

@@ -15,6 +15,7 @@ from ..escaping import one_line, printable
 from ..files import check_readable, complete_file
 from ..model_names import SMALL_MODEL, full_model_name, model_folder
 from ..packaged import example_image_path
+from ..terminal import progress_bar
 from .common import (
     BlendOption,
     DeviceOption,
@@ -29,8 +30,9 @@ from .common import (
     load_model,
     read_image_file,
 )
-from .errors import UserError, note, one_line_errors
+from .errors import UserError, error_line, note, one_line_errors
 from .image_files import file_extensions, find_images, result_names
+from .output import document, message
 from .segment_raster import (
     BandsOption,
     GeotiffOption,
@@ -42,8 +44,8 @@ from .segment_raster import (
     WorkersOption,
     is_raster_command,
     segment_rasters,
-    share_lines,
 )
+from .shares import print_shares, result_files, shares
 
 if TYPE_CHECKING:
     import numpy as np
@@ -129,8 +131,6 @@ def segment(
     folders of them, become files of the same names in the folder --output. Under torchrun or accelerate launch the rows
     are divided among the processes.
     """
-    from tqdm import tqdm
-
     measures = dict(zip(MEASURES, (confidence, entropy, probability_margin), strict=True))
     is_single_raster = bool(images) and is_raster_command(images or [], output)
     if geotiff or is_single_raster:
@@ -174,27 +174,45 @@ def segment(
         protocol.sliding_window(network)  # a margin that does not fit the windows of the model is an error
         _check_kinds_of_results(network.config, folders)
     _note_replaced(targets)  # not before an error that leaves them as they are
-    typer.echo(f"model: {printable(full_model_name(name), None)}, {network.config.num_labels} classes")
-    failed = 0
-    hidden = True if len(found) == 1 else None  # None shows the bar on a terminal only
-    for (path, _), files in tqdm(list(zip(found, targets, strict=True)), unit="image", disable=hidden):
-        try:
-            image = read_image_file(path)
-            wanted = [option for option in files if option in measures]
-            labels, maps = _predict(network, processor, image, path, protocol, wanted)
-            for kind, target in files.items():
-                drawn = maps[kind] if kind in maps else _drawn(kind, image, labels, network.config)
-                _save(drawn, target)
-        except UserError as error:
-            tqdm.write(f"error: {one_line(error)}", file=typer.get_text_stream("stderr"))
-            failed += 1
-            continue
-        written = ", ".join(printable(target, None) for target in files.values())
-        tqdm.write("\n".join([f"{printable(path, None)} -> {written}", *_shares(labels, network.config)]))
-    if failed and len(found) > 1:
-        typer.echo(f"error: {failed} of {len(found)} images failed", err=True)
-    if failed:
+    message(f"model: {printable(full_model_name(name), None)}, {network.config.num_labels} classes")
+    done: list[dict[str, Any]] = []
+    failures: list[dict[str, str]] = []
+    with progress_bar(len(found), "image", shown=len(found) > 1) as bar:
+        for (path, _), files in zip(found, targets, strict=True):
+            try:
+                labels = _segment_image(network, processor, path, files, protocol)
+                done.append(_print_shares(path, files, labels, network.config))
+            except UserError as error:
+                error_line(error)
+                failures.append({"image": str(path), "error": one_line(error)})
+            bar.update()
+    document({"model": full_model_name(name), "images": done, "failed": failures})
+    if failures and len(found) > 1:
+        error_line(f"{len(failures)} of {len(found)} images failed")
+    if failures:
         raise typer.Exit(1)
+
+
+def _segment_image(
+    network: "PreTrainedModel", processor: Any, path: Path, files: dict[str, Path], protocol: "InferenceProtocol"
+) -> "np.ndarray":
+    """Segment an image, write the files of its results by option, and return its label map."""
+    image = read_image_file(path)
+    wanted = [option for option in files if option in MEASURES]
+    labels, maps = _predict(network, processor, image, path, protocol, wanted)
+    for kind, target in files.items():
+        _save(maps[kind] if kind in maps else _drawn(kind, image, labels, network.config), target)
+    return labels
+
+
+def _print_shares(path: Path, files: dict[str, Path], labels: "np.ndarray", config: Any) -> dict[str, Any]:
+    """Print the share of each class, and return it with the files for the JSON document."""
+    from ..visualization import class_areas
+
+    areas = class_areas(labels)
+    written = ", ".join(printable(target, None) for target in files.values())
+    print_shares(f"{printable(path, None)} -> {written}", areas, config, total=1)
+    return {"image": str(path), **result_files(files), "classes": shares(areas, config, total=1)}
 
 
 def _check_kinds_of_results(config: Any, folders: Collection[str]) -> None:
@@ -280,13 +298,6 @@ def _drawn(kind: str, image: "Image.Image", labels: "np.ndarray", config: Any) -
     if kind == "--colour-maps":
         return palette_image(labels, palette or distinct_colours(len(names)))
     return draw_segmentation(image, labels, names, palette)
-
-
-def _shares(labels: "np.ndarray", config: Any) -> list[str]:
-    """Return lines with the share of each class, largest first."""
-    from ..visualization import class_areas
-
-    return share_lines(class_areas(labels), config, total=1)
 
 
 def _predict(

@@ -15,15 +15,18 @@ import typer
 
 from ..escaping import one_line, printable, short_repr
 from ..files import check_readable, write_failure
+from ..model_names import full_model_name
+from ..terminal import progress_bar
 from .common import check_folder, check_input_file, inference_protocol, load_model
-from .errors import UserError, describe, note, one_line_errors
+from .errors import UserError, describe, error_line, note, one_line_errors
 from .image_files import find_images, result_names
+from .output import document
 from .processes import process_group
+from .shares import print_shares, result_files, shares
 
 if TYPE_CHECKING:
     from ..inference.raster_segmentation import ClassPixels, RasterJob
 
-LISTED_CLASSES = 12
 GEOTIFF_ENDINGS = (".tif", ".tiff")
 POLYGONS = "--polygons"
 FAILURES = (UserError, ValueError, OSError, RuntimeError, MemoryError)  # of one raster among several
@@ -134,29 +137,14 @@ def segment_rasters(
         targets = _single_target(rasters[0], named) if single else _targets(rasters, named)
         if rank == 0:
             _check_targets(targets)
-        failed = _RasterRun(targets, model, options, protocol_options, rank, device_of_process).run()
+        run = _RasterRun(targets, model, options, protocol_options, rank, device_of_process)
+        failed = run.run()
+        if rank == 0:
+            document({"model": full_model_name(model), "images": run.done, "failed": run.failures})
         if rank == 0 and failed and len(targets) > 1:
-            typer.echo(f"error: {failed} of {len(targets)} rasters failed", err=True)
+            error_line(f"{failed} of {len(targets)} rasters failed")
         if failed:
             raise typer.Exit(1)
-
-
-def share_lines(areas: Mapping[int, float], config: Any, total: float) -> list[str]:
-    """Return lines with the share of each class, largest first.
-
-    Args:
-        areas: pixels, or the share of them, of each class.
-        total: all pixels, or 1.
-    """
-    from ..image_processing import label_map_classes
-
-    names = label_map_classes(config)
-    largest = sorted(areas, key=lambda index: -areas[index])
-    lines = [
-        f"  {100 * areas[index] / total:5.1f} %  {printable(names.get(index, index))}"
-        for index in largest[:LISTED_CLASSES]
-    ]
-    return lines if len(areas) <= LISTED_CLASSES else [*lines, f"  and {len(areas) - LISTED_CLASSES} more classes"]
 
 
 def _check_packages(has_polygons: bool) -> None:
@@ -238,6 +226,8 @@ class _RasterRun:
 
         self.targets, self.name, self.options, self.rank = targets, name, options, rank
         self.world = int(os.environ.get("WORLD_SIZE", "1"))
+        self.done: list[dict[str, Any]] = []
+        self.failures: list[dict[str, str]] = []
         self.failed = 0
         network, self.processor = load_model(name, options.device or device_of_process)
         protocol = inference_protocol(self.processor, *protocol_options)
@@ -299,14 +289,12 @@ class _RasterRun:
 
     def _write(self, job: "RasterJob", pieces: Sequence[slice]) -> None:
         """Write the pieces of this process, and raise the first error of any process in all of them."""
-        from tqdm import tqdm
-
         from ..inference.raster_segmentation import write_pieces
 
         error: Exception | None = None
         rows = sum(piece.stop - piece.start for piece in pieces)
-        name = None if len(self.jobs) == 1 else printable(job.file.name)
-        with tqdm(total=rows, desc=name, unit="row", disable=None if self.rank == 0 else True) as bar:
+        name = "" if len(self.jobs) == 1 else printable(job.file.name)
+        with progress_bar(rows, "row", name, shown=self.rank == 0) as bar:
             try:
                 own = share_of(pieces, self.rank, self.world)
                 write_pieces(
@@ -331,6 +319,13 @@ class _RasterRun:
         pixels = count_pixels(self.network, job) if is_complete else finish_raster(self.network, job)
         polygons = self._write_polygons(files, is_complete)
         self._print(files, pixels, polygons, is_complete)
+        self.done.append(
+            {
+                "image": str(files.raster),
+                **result_files(files.results),
+                "classes": shares(pixels.classes, self.network.config, pixels.valid),
+            }
+        )
 
     def _write_polygons(self, files: RasterFiles, is_complete: bool) -> str:
         from ..image_processing import label_map_classes
@@ -344,12 +339,10 @@ class _RasterRun:
         return f" ({number} polygons)"
 
     def _print(self, files: RasterFiles, pixels: "ClassPixels", polygons: str, is_complete: bool) -> None:
-        from tqdm import tqdm
-
         written = ", ".join(printable(path, None) for path in files.results.values()) + polygons
         arrow = "was segmented before into" if is_complete else "->"
-        lines = share_lines(pixels.classes, self.network.config, pixels.valid)
-        tqdm.write("\n".join([f"{printable(files.raster, None)} {arrow} {written}", *lines]))
+        title = f"{printable(files.raster, None)} {arrow} {written}"
+        print_shares(title, pixels.classes, self.network.config, pixels.valid)
 
     def _run_with_workers(self) -> None:
         from .raster_workers import run_workers
@@ -373,8 +366,6 @@ class _RasterRun:
     @contextlib.contextmanager
     def _errors_of(self, job: "RasterJob") -> Iterator[None]:
         """Print an error of one raster and count it. An error of writing is raised, because it ends the command."""
-        from tqdm import tqdm
-
         from ..inference.raster_segmentation import has_finished_pieces
 
         try:
@@ -391,7 +382,8 @@ class _RasterRun:
             self.failed += 1
             if self.rank == 0:
                 where = "" if str(job.file.name) in text else f"cannot segment {printable(job.file, 200)}: "
-                tqdm.write(f"error: {where}{text}", file=typer.get_text_stream("stderr"))
+                error_line(f"{where}{text}")
+                self.failures.append({"image": str(job.file), "error": text})
 
     def _check_polygons(self, network: Any) -> None:
         from ..image_processing import decision_of

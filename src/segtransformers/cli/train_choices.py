@@ -10,10 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from ..files import complete_file
 from .errors import UserError, note
+from .output import message
 from .train_options import TrainOptions
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ def with_choices(
     if options.resume and file.is_file():
         chosen = _read(file)
         if is_main:
-            typer.echo("with the choices of the run that is continued: " + shlex.join(chosen))
+            message("with the choices of the run that is continued: " + shlex.join(chosen))
         return _applied(options, chosen)
     data = summary_of(parts)
     machine = describe_machine(TRUNKS, use_gpu=not changes.get("use_cpu"))
@@ -163,10 +162,10 @@ def _read(file: Path) -> list[str]:
 
 
 def _print(choices: "Choices", preset: str | None, line: Sequence[str]) -> None:
-    typer.echo(f"chosen for this data and machine (--preset {preset or 'balanced'}):")
+    message(f"chosen for this data and machine (--preset {preset or 'balanced'}):")
     for choice in choices.choices:
         value = "" if choice.value is None else f" {choice.value}"
-        typer.echo(f"  {choice.option + value:<40} {choice.reason}")
-    typer.echo(f"the same as: {shlex.join(line)}")
+        message(f"  {choice.option + value:<40} {choice.reason}")
+    message(f"the same as: {shlex.join(line)}")
     for text in choices.notes:
         note(text)

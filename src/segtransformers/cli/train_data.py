@@ -5,11 +5,11 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from ..escaping import one_line
+from ..terminal import progress_bar
 from .data_options import load_data
-from .errors import UserError, note
+from .errors import UserError, error_line, note
+from .output import message
 
 if TYPE_CHECKING:
     from ..datasets import SegmentationDataset
@@ -38,7 +38,7 @@ def load_parts(
         try:
             parts.append(load_data(data, eval_split, *options))
         except MissingSplitError as error:
-            typer.echo(f"no evaluation: {one_line(error)}", err=True)
+            message(f"no evaluation: {one_line(error)}", err=True)
     return parts if limit is None else [part.select(range(min(limit, len(part)))) for part in parts]
 
 
@@ -48,13 +48,11 @@ def check_samples(parts: "list[SegmentationDataset]") -> None:
     Raises:
         UserError: if a sample cannot be used; the first are named.
     """
-    from tqdm import tqdm
-
     from ..datasets import check_dataset
 
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     errors: list[str] = []
-    with tqdm(total=sum(len(part) for part in parts), unit="sample", desc="checking", disable=None, leave=False) as bar:
+    with progress_bar(sum(len(part) for part in parts), "sample", "checking", shown=rank == 0) as bar:
         for part in parts:
             if rank < len(part):
                 report = check_dataset(part.shard(world, rank), lambda count: bar.update(world * count))
@@ -65,7 +63,7 @@ def check_samples(parts: "list[SegmentationDataset]") -> None:
                 if part.multi_label and part.num_labels > 1 and report.samples and not report.overlap:
                     note("no pixel has more than one class: --multi-label is for masks of bits, not of class indices")
     for error in errors[: MAX_LISTED_ERRORS - 1] if len(errors) > 1 else []:
-        typer.echo(f"error: {one_line(error)}", err=True)
+        error_line(error)
     if errors:
         raise UserError(errors[0] if len(errors) == 1 else f"{len(errors)} samples cannot be used")
 
@@ -83,5 +81,5 @@ def _divided(data: "SegmentationDataset") -> "list[SegmentationDataset]":
     others = sorted(set(range(len(data))) - set(held_out))
     if not others or not held_out:
         return [data]
-    typer.echo(f"the data has no parts: {what} held out for evaluation, {len(held_out)} of {len(data)}", err=True)
+    message(f"the data has no parts: {what} held out for evaluation, {len(held_out)} of {len(data)}", err=True)
     return [data.select(others), data.select(held_out)]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from ..escaping import one_line
 from ..files import complete_file
 
 if TYPE_CHECKING:
@@ -111,3 +112,19 @@ def settings_of(recipe: Any, arguments: Any, software: Mapping[str, str]) -> dic
         if field.init and not is_secret and value != field.default and isinstance(value, bool | int | float | str):
             changed[field.name] = value
     return {"recipe": recipe.to_dict(), "training arguments": changed, "software": dict(software)}
+
+
+def listed_weights(weights: Sequence[float], id2label: dict[int, str]) -> str:
+    """Return the weight of each class, or of the first and the extreme ones, and the classes that never occur."""
+    names = [one_line(id2label[index]) for index in range(len(weights))]
+    order = sorted(range(len(weights)), key=lambda index: weights[index])
+    shown = order if len(order) <= 12 else [*order[:6], *order[-6:]]
+    listed = ", ".join(f"{names[index]} {weights[index]:.3g}" for index in shown)
+    absent = [names[index] for index in order if not weights[index]]
+    ending = (
+        f"; the weight is 0 for classes without a pixel in the training data, {', '.join(absent[:8])}: add images that "
+        "hold them, or leave them out of the classes"
+        if absent
+        else ""
+    )
+    return listed + ending

@@ -3,19 +3,22 @@
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ..escaping import one_line
 from ..files import scratch_folder, write_failure
+from ..terminal import write_line
 from .checkpoints import has_checkpoints, last_checkpoint, remove_incomplete, save_model
 from .common import load_model, why_not_loaded
 from .errors import UserError, note
-from .evaluate import write_results
+from .evaluate import print_results, write_results
+from .output import document, is_quiet, message, result
 from .train_options import TrainOptions
+from .train_report import listed_weights
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -53,6 +56,8 @@ class TrainingRun:
 
         self.options, self.recipe, self.parts, self.model, self.pseudo = options, recipe, parts, model, pseudo
         self.command = command
+        if is_quiet():
+            changes = {"disable_tqdm": True, **changes}
         self.keeps_best = options.keep_best or options.early_stopping is not None
         if len(parts) == 1:
             changes = {"eval_strategy": "no", **changes}
@@ -91,7 +96,7 @@ class TrainingRun:
         self._fit_batch(network, data)
         trainer = self._trainer(network, processor, data)
         if self.is_main:
-            typer.echo(self._summary(network))
+            message(self._summary(network))
         self._fit(trainer, network)
         self._save(trainer, network)
         self._finish(trainer, processor)
@@ -167,7 +172,7 @@ class TrainingRun:
 
         weights = apply_losses(network, self.recipe, self._class_counts)
         if weights is not None and self.is_main:
-            typer.echo(f"class weights: {_listed_weights(weights, self.parts[0].id2label)}")
+            message(f"class weights: {listed_weights(weights, self.parts[0].id2label)}")
 
     def _choose_parameters(self, network: Any) -> None:
         """Freeze the trunk or add low-rank updates, if the options or the recipe want that."""
@@ -206,7 +211,7 @@ class TrainingRun:
                 versions,
                 arguments.device,
                 workers=arguments.dataloader_num_workers,
-                announce=typer.echo if self.is_main else lambda text: None,
+                announce=message if self.is_main else lambda text: None,
             )
 
     def _fit_batch(self, network: Any, data: Any) -> None:
@@ -225,7 +230,7 @@ class TrainingRun:
         if fitted.checkpointing:
             arguments.activation_checkpointing = True
         if self.is_main:
-            typer.echo(fitted.line())
+            message(fitted.line())
 
     @property
     def _batch(self) -> int:
@@ -260,10 +265,12 @@ class TrainingRun:
         return None if colours is None or bands is None else [bands.index(band) for band in colours]
 
     def _trainer(self, network: Any, processor: Any, data: Any) -> "SegmentationTrainer":
+        from transformers import PrinterCallback
+
         from .. import training
 
         try:
-            return training.SegmentationTrainer(
+            trainer = training.SegmentationTrainer(
                 network,
                 self.arguments,
                 recipe=self.recipe,
@@ -276,6 +283,9 @@ class TrainingRun:
             )
         except RuntimeError as error:  # a tracker of --report_to is not installed
             raise UserError(last_line(error)) from None
+        if is_quiet():
+            trainer.remove_callback(PrinterCallback)
+        return trainer
 
     def _distillation(self, network: Any, processor: Any) -> Any:
         """Load the model of `--teacher`, if there is one."""
@@ -310,7 +320,7 @@ class TrainingRun:
                 trainer.train(resume_from_checkpoint=checkpoint)
         except KeyboardInterrupt as interrupt:
             if self.is_main:
-                typer.echo(f"{interrupt or 'stopped'}; --resume continues from the last checkpoint", err=True)
+                write_line(f"{interrupt or 'stopped'}; --resume continues from the last checkpoint", sys.stderr)
             raise typer.Exit(130) from None
         except torch.OutOfMemoryError:
             raise UserError(
@@ -356,23 +366,27 @@ class TrainingRun:
 
     def _finish(self, trainer: "SegmentationTrainer", processor: Any) -> None:
         """Evaluate the saved model if there are evaluation data, and write results and report."""
-        from ..evaluation import results_table
-
         output = self.options.output
         if len(self.parts) < 2:
             if self.is_main:
                 self._report(trainer, None, None)
-                typer.echo(f"written to {output}")
+                result(f"written to {output}")
+                document(self._document(trainer, None))
             return
         with contextlib.ExitStack() as stack:
             folder = stack.enter_context(scratch_folder()) if self._compares else None
             results = self._measure(processor, folder)
             if self.is_main:
                 write_results(results, output / "results.json")
-                typer.echo(results_table(results))
+                print_results(results)
                 self._report(trainer, results, folder)
                 files = "model, results.json and report.html" if self.options.report else "model and results.json"
-                typer.echo(f"{results['images']} images; {files} written to {output}")
+                message(f"{results['images']} images; {files} written to {output}")
+                document(self._document(trainer, results))
+
+    def _document(self, trainer: "SegmentationTrainer", results: dict[str, Any] | None) -> dict[str, Any]:
+        """Return the JSON document of the command."""
+        return {"output": str(self.options.output), "steps": trainer.state.global_step, "results": results}
 
     @property
     def _compares(self) -> bool:
@@ -463,22 +477,6 @@ class TrainingRun:
             f"{self.recipe.name}: {length} of {self._batch} images ({', '.join(batches)}), learning rate "
             f"{arguments.learning_rate:g}"
         )
-
-
-def _listed_weights(weights: Sequence[float], id2label: dict[int, str]) -> str:
-    """Return the weight of each class, or of the first and the extreme ones, and the classes that never occur."""
-    names = [one_line(id2label[index]) for index in range(len(weights))]
-    order = sorted(range(len(weights)), key=lambda index: weights[index])
-    shown = order if len(order) <= 12 else [*order[:6], *order[-6:]]
-    listed = ", ".join(f"{names[index]} {weights[index]:.3g}" for index in shown)
-    absent = [names[index] for index in order if not weights[index]]
-    ending = (
-        f"; the weight is 0 for classes without a pixel in the training data, {', '.join(absent[:8])}: add images that "
-        "hold them, or leave them out of the classes"
-        if absent
-        else ""
-    )
-    return listed + ending
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 
 import argparse
 import contextlib
+import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from ..escaping import one_line, printable
 from ..files import scratch_folder
 from ..published import published_rows
 from ..published.names import find_published
+from ..terminal import hide_bars
 from ..version import __version__
 from .errors import ConversionError
 
@@ -41,6 +43,7 @@ def main(family: str, arguments: Sequence[str] | None = None, program: str | Non
     from ..hub.publishing import PublishingError
 
     logging.disable_progress_bar()
+    hide_bars(options.quiet)
     try:
         with _output_folder(options) as output:
             _convert(options, output, family)
@@ -89,12 +92,20 @@ def _convert(options: argparse.Namespace, output: Path, family: str) -> None:
         trunk_weights=options.trunk_weights,
         separate_trunk=options.separate_trunk,
     )
-    print(conversion.describe())
-    if options.output is not None:
-        print(f"written to {output}")
+    pushed = None
     if repository is not None:
         message = f"Convert {conversion.source.file} with segtransformers {__version__}"
-        print(f"pushed to {push_folder(output, repository, options.private, options.create_pr, message)}")
+        pushed = push_folder(output, repository, options.private, options.create_pr, message)
+    if options.json:
+        written = None if options.output is None else str(output)
+        print(json.dumps({"output": written, "pushed": pushed, **conversion.to_dict()}, indent=2))
+        return
+    if not options.quiet:
+        print(conversion.describe())
+    if options.output is not None:
+        print(f"written to {output}")
+    if pushed is not None:
+        print(f"pushed to {pushed}")
 
 
 def conversion_parser(family: str, program: str | None) -> argparse.ArgumentParser:
@@ -175,6 +186,10 @@ def conversion_parser(family: str, program: str | None) -> argparse.ArgumentPars
         metavar="NAME",
         help="licence of the weights for the model card, by its name on the Hub; by default that of the authors of a "
         "published checkpoint",
+    )
+    parser.add_argument("--quiet", "-q", action="store_true", help="print where the model is, and errors only")
+    parser.add_argument(
+        "--json", action="store_true", help="print the record of the conversion as one JSON document, and nothing else"
     )
     return parser
 

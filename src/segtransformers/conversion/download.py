@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from tqdm import tqdm
 
 from ..cache import downloads_folder
 from ..escaping import printable
+from ..terminal import Bar, progress_bar
 from .archive import WEIGHT_SUFFIXES
 from .errors import ConversionError, is_memory_error
 
@@ -169,7 +169,7 @@ def _fetch(url: str, shown: str, target: Path, known: _Known) -> None:
     partial, notes = target.with_name(target.name + ".partial"), target.with_name(target.name + ".partial.json")
     opener = urllib.request.build_opener(_OnlyHttps(known))
     attempts = 0
-    with tqdm(unit="B", unit_scale=True, desc=target.name.partition("-")[2], disable=None) as progress:
+    with progress_bar(None, "byte", target.name.partition("-")[2]) as progress:
         while True:
             before = partial.stat().st_size if partial.exists() else 0
             try:
@@ -213,7 +213,7 @@ def _fetch_rest(
     partial: Path,
     notes: Path,
     known: _Known,
-    progress: tqdm,
+    progress: Bar,
 ) -> None:
     """Send one request for the part that is missing, and append the answer to `partial`."""
     request = urllib.request.Request(url, headers={"User-Agent": "segtransformers", "Accept-Encoding": "identity"})
@@ -247,8 +247,7 @@ def _fetch_rest(
             free = shutil.disk_usage(partial.parent).free
             if expected - present > free:
                 raise ConversionError(f"{shown} needs {expected - present} bytes, but {partial.parent} has {free} free")
-        progress.total, progress.n = known.size, present
-        progress.refresh()
+        progress.restart(known.size, present)
         with partial.open("ab" if resumed else "wb") as copy:
             while chunk := answer.read(_CHUNK):
                 if known.size is not None and copy.tell() + len(chunk) > known.size:

@@ -6,7 +6,6 @@ the number of images, because each becomes a confusion matrix.
 """
 
 import contextlib
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,6 @@ import torch
 from PIL import Image
 from torch import distributed
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from ..files import complete_file
@@ -24,6 +22,7 @@ from ..image_processing import decision_of, label_map_classes
 from ..inference import InferenceProtocol, segment_bands, segment_image
 from ..metrics import MeanIoU, MultiLabelIoU
 from ..models.optimize import optimize_if_ours
+from ..terminal import progress_bar
 from ..visualization import bit_plane_image, check_bit_planes
 from .calibration import Calibration
 from .class_check import check_classes
@@ -122,14 +121,13 @@ def evaluate_segmentation(
     config: Any = model.config
     palette = getattr(config, "palette", None) or data.palette
     loader = DataLoader(_Samples(data, own), batch_size=None, num_workers=num_workers, collate_fn=_unchanged)
-    title = f"process 1 of {world}" if world > 1 else None
-    pause = 0.2 if sys.stderr.isatty() else 30  # seconds between lines in a log
+    title = f"process 1 of {world}" if world > 1 else ""
     with contextlib.ExitStack() as stack:
         writer = None
         if resume_log is not None:
             writer = stack.enter_context(ResumeLog(Path(resume_log), subject).writer(rank))
-        hidden = not progress or rank > 0
-        bar = stack.enter_context(tqdm(desc=title, total=len(own), unit="image", disable=hidden, mininterval=pause))
+        shown = progress and rank == 0
+        bar = stack.enter_context(progress_bar(len(own), "image", title, in_logs=True, shown=shown))
         for index, sample in loader:
             own_calibration = None if calibration is None else Calibration(calibration.decision)
             counts, labels = _count(model, processor, sample, data, protocol, own_calibration)
@@ -142,8 +140,8 @@ def evaluate_segmentation(
             if calibration is not None and own_calibration is not None:
                 calibration.sums += own_calibration.sums
             counted += 1
-            if not bar.disable:
-                bar.set_postfix_str(f"mIoU {100 * metric.figures()['mean_iou']:.2f}", refresh=False)
+            if shown:
+                bar.note(f"mIoU {100 * metric.figures()['mean_iou']:.2f}")
                 bar.update()
     metric.all_reduce()
     total = _sum_over_processes(counted)

@@ -33,17 +33,16 @@ def results_table(results: Mapping[str, Any]) -> str:
     Args:
         results: of [`evaluate_segmentation`].
     """
+    classes, means = table_rows(results)
+    return "\n".join(["per class results:", *_grid(classes), "Summary:", *_grid(means)])
+
+
+def table_rows(results: Mapping[str, Any]) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
+    """Return the cells of the tables of [`results_table`], with their headings: those of the classes, and the means."""
     figures = ("iou", "accuracy", "dice", "precision")
     classes = [(printable(one["name"]), *(_percent(one[name]) for name in figures)) for one in results["classes"]]
     means = [_percent(results[name]) for name in ("overall_accuracy", "mean_iou", "mean_accuracy", "mean_dice")]
-    return "\n".join(
-        [
-            "per class results:",
-            *_grid([("Class", "IoU", "Acc", "Dice", "Precision"), *classes]),
-            "Summary:",
-            *_grid([("aAcc", "mIoU", "mAcc", "mDice"), tuple(means)]),
-        ]
-    )
+    return [("Class", "IoU", "Acc", "Dice", "Precision"), *classes], [("aAcc", "mIoU", "mAcc", "mDice"), tuple(means)]
 
 
 def _number(value: float) -> float | None:

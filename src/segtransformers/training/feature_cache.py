@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 from transformers.modeling_outputs import BackboneOutput
 
 from ..cache import user_cache
 from ..files import complete_file
 from ..models.plain_vit import PlainViTBackbone
 from ..models.segmentation.modeling_segmentation import BackboneForSemanticSegmentation
+from ..terminal import progress_bar
 from .samples import IndexedDataset, TrainingDataset, collate
 
 FEATURES = "cached_features"  # key of a batch: `(B, maps, C, h, w)`
@@ -252,7 +252,7 @@ def _write(
         kind = np.uint8 if size.label_bytes == 1 else np.int16
         labels = np.lib.format.open_memmap(labels_file, "w+", kind, (size.samples, *size.label_shape))
         start = 0
-        with tqdm(total=size.samples, unit="version", desc="features", disable=None, leave=False) as bar:
+        with progress_bar(size.samples, "version", "features") as bar:
             for version in range(versions):
                 source.set_epoch(version)
                 loader = DataLoader(IndexedDataset(source), BATCH, num_workers=workers, collate_fn=collate)
