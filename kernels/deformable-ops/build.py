@@ -334,7 +334,8 @@ def build(
         backends = variants(config, portable, nvcc)
         identifiers, compilers = {}, {}
         for variant, backend in backends.items():
-            kind = f"{variant.split('-')[3]}_{portable}" if portable else "emulated" if emulate else backend
+            kind = f"{variant.split('-')[3]}_{portable}" if portable else backend
+            kind += "_emulated" if emulate else ""  # a namespace for each variant: a process may load both
             identifiers[variant] = f"_{name}_{kind}_{state}"
             has_cuda = nvcc is not None and backend == "cuda"
             if portable and has_cuda:
