@@ -250,21 +250,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._json(_validation(json.loads(self.body)["content"]))
         elif found := re.fullmatch("api/models/([^/]+/[^/]+)/preupload/(.+)", path):
             repository = self._repository(found[1], write="create_pr" not in self.query)
-            self._commit(repository, found[2])
-            files = json.loads(self.body)["files"]
-            modes = {True: "lfs", False: "regular"}
-            self._json(
-                {
-                    "files": [
-                        {
-                            "path": item["path"],
-                            "uploadMode": modes[item["path"].endswith(".safetensors") or item["size"] > LARGE],
-                            "shouldIgnore": False,
-                        }
-                        for item in files
-                    ]
-                }
-            )
+            tree = repository.trees[self._commit(repository, found[2])]
+            self._json({"files": [self._preupload(tree, item) for item in json.loads(self.body)["files"]]})
         elif found := re.fullmatch(r"([^/]+/[^/]+)\.git/info/lfs/objects/batch", path):
             self._repository(found[1])
             self._json({"objects": [self._upload(item) for item in json.loads(self.body)["objects"]]})
@@ -281,6 +268,17 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Answer(400, "BadRequest", "the content has another hash")
         self.hub.large[oid] = self.body
         self._send(b"")
+
+    def _preupload(self, tree: dict[str, bytes], item: dict) -> dict:
+        """Describe how a file is uploaded, with the hash of the present one, by which clients skip unchanged files."""
+        path = item["path"]
+        answer = {"path": path, "uploadMode": "regular", "shouldIgnore": False}
+        if path.endswith(".safetensors") or item["size"] > LARGE:
+            answer["uploadMode"] = "lfs"
+        if path in tree:
+            described = self._described(path, tree[path])
+            answer["oid"] = described.get("lfs", described)["oid"]
+        return answer
 
     def _upload(self, item: dict) -> dict:
         if item["oid"] in self.hub.large:

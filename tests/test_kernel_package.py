@@ -117,6 +117,24 @@ def test_undefined_functions_are_found(kernel_build):
     assert all(f'"{name}"' in source and f"{name}: " in source for name in functions)
 
 
+def test_build_without_a_compiler_ends_with_one_sentence(monkeypatch, tmp_path):
+    """pip shows what the hook prints: the reason, and that the package is not needed."""
+    pytest.importorskip("hatchling")
+    spec = importlib.util.spec_from_file_location("hatch_build", PROJECT / "hatch_build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    hook = module.KernelBuildHook(str(PROJECT), {}, None, None, str(tmp_path), "wheel")
+    monkeypatch.setenv("CXX", "missing-compiler")  # in place of ziglang's
+    with pytest.raises(
+        SystemExit, match=r"cannot be built here: the C\+\+ compiler 'missing-compiler' is missing"
+    ) as ended:
+        hook.initialize("standard", {"force_include": {}})
+    assert str(ended.value).endswith("segtransformers works without this package, in plain PyTorch.")
+    monkeypatch.setenv("DEFORMABLE_OPS_CUDA", "yes")
+    with pytest.raises(SystemExit, match="DEFORMABLE_OPS_CUDA must be 0, 1 or unset, got 'yes'"):
+        hook.initialize("standard", {"force_include": {}})
+
+
 USE = """
 import shutil, sys, torch
 assert shutil.which("c++") is None and shutil.which("g++") is None and shutil.which("nvcc") is None

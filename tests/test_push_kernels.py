@@ -70,12 +70,19 @@ assert all(torch.allclose(*pair, atol=1e-4, rtol=1e-4) for pair in zip(result, e
 print("kernelized")
 """
 DISPATCH = """
+import json, os, sys, urllib.error, urllib.request
 from segtransformers.operators import compiled_operators, dispatcher
 
-with compiled_operators("auto"):
-    kernel = dispatcher.find_kernel()
-    print("origin:", kernel.origin if kernel else None)
-    print("problems:", dispatcher._state.problems)
+for pinned in json.loads(sys.argv[1]):
+    os.environ["SEGTRANSFORMERS_KERNELS_REPO"] = pinned
+    dispatcher.reset()
+    with compiled_operators("auto"):
+        kernel = dispatcher.find_kernel()
+        print(json.dumps([kernel.origin if kernel else None, dispatcher._state.problems]))
+    try:  # a request that separates those of the steps
+        urllib.request.urlopen(os.environ["HF_ENDPOINT"] + "/api/whoami-v2")
+    except urllib.error.HTTPError:
+        pass
 """
 
 
@@ -89,7 +96,8 @@ def publishable(kernel_build, tmp_path_factory):
 
 @pytest.fixture
 def local_symbols(monkeypatch):
-    monkeypatch.setattr(kernel_publishing, "NEWEST_SYMBOLS", dict.fromkeys(kernel_publishing.NEWEST_SYMBOLS, (9,)))
+    symbols = dict.fromkeys(kernel_publishing.NEWEST_SYMBOLS, (9,))
+    monkeypatch.setattr(kernel_publishing, "NEWEST_SYMBOLS", symbols)
 
 
 @pytest.fixture
@@ -138,33 +146,44 @@ def test_pushed_kernel_is_loaded_by_the_kernels_package(hub, publishable, local_
     ViTAdapterBackbone(small_config()).save_pretrained(tmp_path / "model")
     assert "kernelized" in in_a_process(LOAD, hub, tmp_path, NAME, commit, str(tmp_path / "model"))
 
-    # the dispatcher: by version and by commit; nothing without the variable
-    for pinned in (f"{NAME}@1", f"{NAME}@{commit}"):
-        output = in_a_process(DISPATCH, hub, tmp_path, SEGTRANSFORMERS_KERNELS_REPO=pinned)
-        assert f"origin: the repository {pinned}" in output and "problems: []" in output
-    hub.requests.clear()
-    assert NAME not in in_a_process(DISPATCH, hub, tmp_path) and not hub.requests
-
-    # a file that was changed after the build
+    # the dispatcher, in one process: by version and by commit, and a file that was changed after the build
     changed = dict(files)
     name = next(name for name in files if name.endswith("functions.py"))
-    changed[name] = files[name] + b"\n# changed\n"
-    repository.commit("v1", changed, "changed")
     for variant in variants:
-        changed[f"build/{variant}/functions.py"] = changed[name]
-    repository.commit("v1", changed, "changed")
-    output = in_a_process(DISPATCH, hub, tmp_path, SEGTRANSFORMERS_KERNELS_REPO=f"{NAME}@1")
-    assert "origin: the repository" not in output and "functions.py of" in output and "another hash" in output
-    output = in_a_process(DISPATCH, hub, tmp_path, SEGTRANSFORMERS_KERNELS_REPO=f"{NAME}@{commit}")
-    assert f"origin: the repository {NAME}@{commit}" in output
+        changed[f"build/{variant}/functions.py"] = files[name] + b"\n# changed\n"
+    hub.create("kernels:writer/changed", "writer").commit("v1", changed, "changed")
+    names = ["", f"{NAME}@1", f"{NAME}@{commit}", "writer/changed@1", "writer/changed@main"]
+    hub.requests.clear()
+    output = in_a_process(DISPATCH, hub, tmp_path, json.dumps(names))
+    assert hub.requests[0] == "GET /api/whoami-v2" and len(hub.requests) > 5  # nothing is asked without the variable
+    plain, version, pinned, tampered, branch = map(json.loads, output.splitlines())
+    assert [version, pinned] == [[f"the repository {name}", []] for name in names[1:3]]
+    assert "repository" not in str(plain)
+    assert "functions.py of" in tampered[1][0] and "another hash" in tampered[1][0] and tampered[0] == plain[0]
+    assert "must be org/name@version" in branch[1][0] and branch[0] == plain[0]
 
-    # a second push removes the variants of the first
-    only = tmp_path / "only"
-    chosen = min(variants)
-    shutil.copytree(publishable / "build" / chosen, only / "build" / chosen)
-    kernel_publishing.push_kernels(only, PROJECT, NAME)
-    tree = repository.trees[repository.heads["v1"]]
-    assert {name.split("/")[1] for name in tree if name.startswith("build/")} == {chosen}
+
+def test_second_push(hub, publishable, local_symbols, tmp_path, caplog):
+    """An unchanged build makes no commit. A changed one replaces the variants, and the old commit stays."""
+    first = kernel_publishing.push_kernels(publishable, PROJECT, NAME)
+    repository = hub.repositories[f"kernels:{NAME}"]
+    before = dict(repository.heads)
+    assert kernel_publishing.push_kernels(publishable, PROJECT, NAME) == first
+    assert repository.heads == before and "No files have been modified since last commit" in caplog.text
+
+    variants = sorted(path.name for path in (publishable / "build").iterdir())
+    shutil.copytree(publishable / "build" / variants[0], tmp_path / "build" / variants[0])
+    layers = tmp_path / "build" / variants[0] / "layers.py"
+    layers.write_text(layers.read_text() + "\n# a new build\n")
+    digest = dispatcher.build_script().digest(layers.parent)
+    _metadata(layers.parent, digest=digest)
+    second = kernel_publishing.push_kernels(tmp_path, PROJECT, NAME)
+    tree, old = repository.trees[second.partition("@")[2]], repository.trees[first.partition("@")[2]]
+    assert repository.heads["v1"] == second.partition("@")[2] and second != first
+    assert {name.split("/")[1] for name in tree if name.startswith("build/")} == {variants[0]}
+    assert {name.split("/")[1] for name in old if name.startswith("build/")} == set(variants)
+    assert tree[f"build/{variants[0]}/layers.py"].endswith(b"# a new build\n")
+    assert repository.heads["main"] == before["main"]  # the card is the same
 
 
 def test_build_for_this_machine_is_refused(hub, publishable, tmp_path):
@@ -186,8 +205,17 @@ def test_build_for_this_machine_is_refused(hub, publishable, tmp_path):
         (lambda variant: _metadata(variant, version=2), "have different versions: \\[1, 2\\]"),
         (lambda variant: _metadata(variant, digest=None), "has no sha256 hashes"),
         (lambda variant: _metadata(variant, id="not a name"), "the namespace not a name is invalid"),
+        (lambda variant: _changed(variant, "layers.py", b"import numpy"), "layers.py of .* imports numpy"),
+        (lambda variant: _changed(variant, "layers.py", b"from kernels import x"), "layers.py of .* imports kernels"),
+        (lambda variant: _changed(variant, "deformable_ops/__init__.py", None), "has no deformable_ops/__init__.py"),
+        (lambda variant: _changed(variant, "__init__.py", b"__all__ = []"), "__all__ of __init__.py must name"),
+        (lambda variant: _changed(variant, "*.so", b"\0libmkl_rt.so.2\0"), "needs libmkl_rt.so.2"),
+        (lambda variant: _changed(variant, "*.so", b"GCC_10.0.0\0"), "needs GCC_10.0.0, which manylinux_2_28 lacks"),
     ],
-    ids=["missing", "unlisted", "empty", "versions", "no hashes", "namespace"],
+    ids=[
+        *("missing", "unlisted", "empty", "versions", "no hashes", "namespace"),
+        *("numpy", "absolute", "old layout", "layers", "library", "symbols"),
+    ],
 )
 def test_incomplete_builds_are_refused(publishable, local_symbols, tmp_path, change, message):
     shutil.copytree(publishable / "build", tmp_path / "build")
@@ -197,6 +225,13 @@ def test_incomplete_builds_are_refused(publishable, local_symbols, tmp_path, cha
     change(variants[0])
     with pytest.raises(PublishingError, match=message):
         kernel_publishing.check_build(tmp_path)
+
+
+def _changed(variant: Path, pattern: str, more: bytes | None) -> None:
+    """Add a line to a file, or remove it, and correct the hashes."""
+    (path,) = variant.glob(pattern)
+    path.unlink() if more is None else path.write_bytes(path.read_bytes() + b"\n" + more)
+    _metadata(variant, digest=dispatcher.build_script().digest(variant))
 
 
 def _metadata(variant: Path, **changes) -> None:

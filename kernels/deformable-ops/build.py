@@ -378,13 +378,14 @@ def build(
             (made / "_ops.py").write_text(loader)
             (made / name).mkdir()
             (made / name / "__init__.py").write_text(OLD_LAYOUT)
+            capabilities = [] if used is None else list(used.capabilities)  # none: a CUDA variant for CPUs
             metadata = {
                 "name": config["general"]["name"],
                 "id": identifier,
                 "version": config["general"]["version"],
                 "license": config["general"]["license"],
                 "python-depends": [],
-                "backend": {"type": backend} | ({} if used is None else {"archs": list(used.capabilities)}),
+                "backend": {"type": backend} | ({"archs": capabilities} if backend == "cuda" else {}),
                 "digest": digest(made),
             }
             (made / "metadata.json").write_text(json.dumps(metadata, indent=2) + "\n")

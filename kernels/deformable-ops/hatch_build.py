@@ -5,6 +5,7 @@ On Linux the wheel is portable (build.py): one wheel serves every Python and eve
 and no compiler. It is compiled by the package `ziglang`, so that the source distribution needs no compiler either.
 CUDA code for all GPUs of build.toml is in it if nvcc and g++ are found; `DEFORMABLE_OPS_CUDA=1` makes it an error if
 they are not, and 0 leaves CUDA code out. Elsewhere, and if `$CXX` is set, the C++ compiler of the machine is taken.
+Without one the build ends with one sentence, and segtransformers works without the package.
 """
 
 import importlib.util
@@ -29,11 +30,17 @@ class KernelBuildHook(BuildHookInterface):
         spec.loader.exec_module(script)
         wanted = os.environ.get("DEFORMABLE_OPS_CUDA", "")
         if wanted not in CUDA:
-            raise ValueError(f"DEFORMABLE_OPS_CUDA must be 0, 1 or unset, got {wanted!r}")
+            sys.exit(f"error: DEFORMABLE_OPS_CUDA must be 0, 1 or unset, got {wanted!r}")
         self.folder = tempfile.TemporaryDirectory()
-        portable = platform.system() == "Linux" and not os.environ.get("CXX")
-        folders = script.build(Path(self.folder.name), cuda=CUDA[wanted], portable="wheel" if portable else "")
         machine = platform.machine()
+        portable = platform.system() == "Linux" and machine in script.MACHINES and not os.environ.get("CXX")
+        try:
+            folders = script.build(Path(self.folder.name), cuda=CUDA[wanted], portable="wheel" if portable else "")
+        except script.BuildError as error:  # pip would show a traceback of its own files
+            sys.exit(
+                f"error: segtransformers-kernels cannot be built here: {error}\n"
+                "segtransformers works without this package, in plain PyTorch."
+            )
         system = f"manylinux_{script.GLIBC.replace('.', '_')}_{machine}" if portable else sysconfig.get_platform()
         build_data["tag"] = f"py3-none-{system.replace('-', '_').replace('.', '_')}"
         build_data["pure_python"] = False

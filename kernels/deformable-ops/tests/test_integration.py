@@ -261,8 +261,8 @@ def test_metadata_is_complete():
         assert (variant / f"{metadata['id']}.so").is_file()
         backend = metadata["backend"]["type"]
         assert f"-{'cu' if backend == 'cuda' else backend}" in variant.name
-        capabilities = metadata["backend"].get("archs", [])  # missing without CUDA code
-        assert set(capabilities) <= set(SUPPORTED) and (backend == "cuda" or not capabilities)
+        capabilities = metadata["backend"].get("archs")  # of a CUDA variant; empty without CUDA code
+        assert (capabilities is not None) == (backend == "cuda") and set(capabilities or ()) <= set(SUPPORTED)
         assert kernels.Metadata.read_from_file(variant / "metadata.json").id == metadata["id"]
 
 

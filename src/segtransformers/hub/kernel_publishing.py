@@ -8,6 +8,7 @@ The Hub's requirements: https://huggingface.co/docs/kernels/kernel-requirements.
 import ast
 import json
 import re
+import sys
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
@@ -17,11 +18,13 @@ from ..operators.dispatcher import check_hashes
 from .publishing import PublishingError, check_destination, failure
 
 # the newest symbols of manylinux_2_28
-NEWEST_SYMBOLS = {"GLIBC": (2, 28), "GLIBCXX": (3, 4, 24), "CXXABI": (1, 3, 11)}
+NEWEST_SYMBOLS = {"GLIBC": (2, 28), "GLIBCXX": (3, 4, 24), "CXXABI": (1, 3, 11), "GCC": (7, 0, 0)}
+# besides torch's and CUDA's, the libraries that manylinux_2_28 promises and the operators may need
+LIBRARIES = re.compile(r"lib(c|m|dl|rt|pthread|gcc_s|stdc\+\+|c10\w*|torch\w*|cudart)$")
 
 
 def check_build(folder: Path) -> int:
-    """Check that a build can be published: its layout, hashes, namespaces and the symbols of its binaries.
+    """Check that a build meets the Hub's requirements: layout, hashes, namespaces, imports, symbols and libraries.
 
     Args:
         folder: the folder that has `build/<variant>/`.
@@ -48,14 +51,25 @@ def check_build(folder: Path) -> int:
         except RuntimeError as error:
             raise PublishingError(f"{error}: build it again") from None
         library = variant / f"{identifier}.so"
-        if not library.is_file():
-            raise PublishingError(f"{variant.name} has no {library.name}")
+        for path in (library, variant / metadata["name"].replace("-", "_") / "__init__.py"):
+            if not path.is_file():
+                raise PublishingError(f"{variant.name} has no {path.relative_to(variant)}: build it again")
         newer = newest_symbol(library)
         if newer is not None:
             raise PublishingError(
                 f"{library.name} needs {newer}, which manylinux_2_28 lacks, so it works on few machines: build it with "
                 "build.py --portable"
             )
+        foreign = foreign_library(library)
+        if foreign is not None:
+            raise PublishingError(f"{library.name} needs {foreign}, which is neither torch's nor in manylinux_2_28")
+        for path in sorted(variant.rglob("*.py")):
+            name = foreign_import(path)
+            if name is not None:
+                raise PublishingError(
+                    f"{path.relative_to(variant)} of {variant.name} imports {name}: a kernel may only import torch, "
+                    "Python's library, and its own modules by relative names"
+                )
         if "layers" not in public_names(variant):
             raise PublishingError(f"{variant.name}: __all__ of __init__.py must name the layers")
     if len(versions) != 1:
@@ -65,19 +79,40 @@ def check_build(folder: Path) -> int:
 
 def newest_symbol(library: Path) -> str | None:
     """Return a version of symbols that a binary names and manylinux_2_28 lacks, or None."""
-    for name, digits in re.findall(rb"\b(GLIBC|GLIBCXX|CXXABI)_([0-9.]+)\0", library.read_bytes()):
+    for name, digits in re.findall(rb"\b(GLIBC|GLIBCXX|CXXABI|GCC)_([0-9.]+)\0", library.read_bytes()):
         version = tuple(map(int, digits.decode().split(".")))
         if version > NEWEST_SYMBOLS[name.decode()]:
             return f"{name.decode()}_{digits.decode()}"
     return None
 
 
+def foreign_library(library: Path) -> str | None:
+    """Return a library that a binary names and that the Hub's requirements do not allow, or None."""
+    for name, rest in re.findall(rb"\0(lib[\w+-]+)(\.so[.\d]*)\0", library.read_bytes()):
+        if LIBRARIES.match(name.decode()) is None:
+            return (name + rest).decode()
+    return None
+
+
+def foreign_import(path: Path) -> str | None:
+    """Return a module that a file imports and that the Hub's requirements do not allow, or None."""
+    names = []
+    for statement in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(statement, ast.Import):
+            names += [item.name for item in statement.names]
+        elif isinstance(statement, ast.ImportFrom) and statement.level == 0:
+            names.append(str(statement.module))
+    allowed = sys.stdlib_module_names | {"torch"}
+    return next((name for name in names if name.partition(".")[0] not in allowed), None)
+
+
 def public_names(variant: Path) -> list[str]:
     """Return `__all__` of a variant without running it."""
+    names: list[str] = []
     for statement in ast.parse((variant / "__init__.py").read_text(encoding="utf-8")).body:
         if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "__all__":
-            return ast.literal_eval(statement.value)
-    return []
+            names = ast.literal_eval(statement.value)
+    return names
 
 
 def kernel_card(template: str, repo_id: str, folder: Path, version: int) -> str:
@@ -154,4 +189,12 @@ def push_kernels(folder: Path, sources: Path, repo_id: str, private: bool = Fals
     return f"{repo_id}@{commit.oid}"
 
 
-__all__ = ["check_build", "kernel_card", "newest_symbol", "public_names", "push_kernels"]
+__all__ = [
+    "check_build",
+    "foreign_import",
+    "foreign_library",
+    "kernel_card",
+    "newest_symbol",
+    "public_names",
+    "push_kernels",
+]
