@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import re
+import runpy
 import shutil
 import socket
 import subprocess
@@ -18,10 +19,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import SpaceCard
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from PIL import Image
 from typer.testing import CliRunner
 
-from segtransformers import example_image_path, packaged_model_path
+from segtransformers import __version__, example_image_path, packaged_model_path
 from segtransformers.cli import app
 from segtransformers.cli.common import load_model
 
@@ -35,6 +39,12 @@ from segtransformers.datasets.scenes import SCENE_CLASSES, draw_scene
 from segtransformers.inference import InferenceProtocol, segment_image
 from segtransformers.visualization import distinct_colours, label_image, palette_image
 
+SPACE = Path(__file__).parents[1] / "space"
+SPACE_KEYS = {
+    *("title", "emoji", "colorFrom", "colorTo", "sdk", "sdk_version", "python_version", "app_file", "license"),
+    *("short_description", "tags", "models", "datasets", "pinned", "suggested_hardware", "preload_from_hub"),
+}
+SPACE_COLOURS = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
 PATIENCE = 120  # seconds; the machine may be busy
 FLAGS = [
     "--headless",
@@ -352,11 +362,38 @@ def test_old_files_are_deleted(demo):
 
 
 def test_space(tmp_path):
-    """The file runs alone, as `app.py` of a Space."""
-    shutil.copy(demo_module.__file__, tmp_path / "app.py")
-    with serving([tmp_path / "app.py"], tmp_path / "log", GRADIO_SERVER_NAME="127.0.0.1") as address:
+    """The folder of the Space serves the models of its variable."""
+    shutil.copy(SPACE / "app.py", tmp_path / "app.py")
+    shutil.copytree(packaged_model_path(), tmp_path / "my-model")
+    settings = {"GRADIO_SERVER_NAME": "127.0.0.1", "SEGTRANSFORMERS_MODELS": f"packaged {tmp_path / 'my-model'}"}
+    with serving([tmp_path / "app.py"], tmp_path / "log", **settings) as address:
         page = urllib.request.urlopen(address, timeout=PATIENCE).read().decode()
-    assert "drawn scenes (packaged)" in page
+    assert "packaged" in page and "my-model" in page
+
+
+def test_metadata_and_requirements_of_the_space():
+    """Keys and values are those of the Hub's reference for the configuration of Spaces."""
+    about = SpaceCard.load(SPACE / "README.md").data.to_dict()
+    assert about.keys() <= SPACE_KEYS and about["sdk"] == "gradio"
+    assert (SPACE / about["app_file"]).is_file() and about["license"] == "apache-2.0"
+    assert {about["colorFrom"], about["colorTo"]} <= SPACE_COLOURS and len(about["short_description"]) <= 60
+    tomllib = pytest.importorskip("tomllib", reason="tomllib is part of Python from 3.11 on")
+    project = tomllib.loads((SPACE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    (gradio_needed,) = map(Requirement, project["optional-dependencies"]["demo"])
+    assert gradio_needed.specifier.contains(about["sdk_version"])
+    assert SpecifierSet(project["requires-python"]).contains(about["python_version"])
+    index, needed = (SPACE / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    assert index.startswith("--extra-index-url https://download.pytorch.org/") and "[demo]" in needed
+    assert Requirement(needed).specifier.contains(__version__)
+
+
+def test_page_of_the_space_is_that_of_the_command(monkeypatch):
+    launched = []
+    monkeypatch.setattr(demo_module, "launch", launched.append)
+    monkeypatch.delenv("SEGTRANSFORMERS_MODELS", raising=False)
+    runpy.run_path(str(SPACE / "app.py"))
+    assert launched == [[]]  # the packaged model
+    assert isinstance(demo_module.build_page(Demo(named_models([]))), gradio.Blocks)
 
 
 def test_command_says_what_is_missing(monkeypatch):

@@ -1,9 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""A page to try models on images: `segtransformers demo`, or a Space.
-
-For a Space of the Hub (SDK gradio), copy this file as `app.py`, put the line `segtransformers[demo]` into
-`requirements.txt`, and name the models in the Space's variable `SEGTRANSFORMERS_MODELS`, with spaces between them.
-Without that variable the page has the packaged model. For such copies the file imports the package by its full name.
+"""A page to try models on images: `segtransformers demo`, and the Space in `space/` of the repository.
 
 The page loads no fonts and no scripts from other hosts, and sends no telemetry.
 """
@@ -28,14 +24,12 @@ import gradio
 import torch
 from PIL import Image
 
-from segtransformers.cli.common import inference_protocol, load_model, read_image_file
-from segtransformers.cli.errors import UserError
-from segtransformers.escaping import html_text, one_line
-from segtransformers.image_processing import label_map_classes
-from segtransformers.inference import InferenceProtocol, segment_image, view_sizes
-from segtransformers.models.layers.sliding_windows import window_origins
-from segtransformers.packaged import example_image_path
-from segtransformers.visualization import (
+from ..escaping import html_text, one_line
+from ..image_processing import label_map_classes
+from ..inference import InferenceProtocol, segment_image, view_sizes
+from ..models.layers.sliding_windows import window_origins
+from ..packaged import example_image_path
+from ..visualization import (
     Palette,
     class_areas,
     distinct_colours,
@@ -43,6 +37,8 @@ from segtransformers.visualization import (
     label_image,
     palette_image,
 )
+from .common import inference_protocol, load_model, read_image_file
+from .errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -345,7 +341,3 @@ def launch(
     if wait:
         page.block_thread()
     return page
-
-
-if __name__ == "__main__":
-    launch(os.environ.get("SEGTRANSFORMERS_MODELS", "").split())
