@@ -1,8 +1,10 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """Write the pages that are made from the package: the zoo, the commands and the API reference."""
 
+import ast
 import importlib
 import inspect
+import json
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ API = {
     "segtransformers.visualization": "Visualization",
 }
 TOP = "segtransformers"
+ROOT = Path(__file__).parent.parent
 HIDDEN = (
     "config_class, get_input_embeddings, set_input_embeddings"  # transformers' own, without a meaning of their own here
 )
@@ -67,10 +70,55 @@ def zoo() -> str:
         "the original code; the size is that of the converted weights in float32. Licences are those of the authors'",
         "weights.",
         "",
+        *measured(ROOT / "benchmarks" / "results" / "engines.json"),
     ]
     for family in FAMILIES:
         lines += [f"## {FAMILY_TITLES[family]}", "", *_sources(family), "", published_table(family), ""]
     return "\n".join(lines)
+
+
+def measured(file: Path) -> list[str]:
+    """Return a section with time and memory of published models, from the results of `benchmarks/engines.py`."""
+    results = json.loads(file.read_text(encoding="utf-8"))
+    rows: dict[str, dict[str, Any]] = {}  # by machine and settings, then by the name of the model
+    kinds: list[str] = []
+    for name, (_, row) in _published_of_benchmarks().items():
+        if name not in results:
+            continue
+        setting, engines = results[name]["setting"], results[name]["engines"]
+        size = setting["size"]
+        where = f"{setting['machine']}, {setting['threads']} threads, one image of {size}x{size} pixels, float32"
+        rows.setdefault(where, {})[row] = engines
+        kinds += [kind for kind, one in engines.items() if "median_ms" in one and kind not in kinds]
+    if not rows:
+        return []
+    lines = [
+        "## Measured time and memory",
+        "",
+        "Median time of an image, and the peak memory of the process, of the smallest published model of a family with",
+        "random weights. [engines.md](../benchmarks/results/engines.md) has the errors, too, and `engines.json` beside",
+        "it has quartiles, versions and commits.",
+        "",
+    ]
+    for where, models in rows.items():
+        lines += [f"{where}:", "", f"| model | {' | '.join(kinds)} |", f"|---{'|---' * len(kinds)}|"]
+        for name, engines in models.items():
+            found = (engines.get(kind, {}) for kind in kinds)
+            cells = [
+                f"{one['median_ms']:.0f} ms, {one['peak_mib']} MiB" if "median_ms" in one else "-" for one in found
+            ]
+            lines.append(f"| `{name}` | {' | '.join(cells)} |")
+        lines.append("")
+    return lines
+
+
+def _published_of_benchmarks() -> dict[str, tuple[str, str]]:
+    """Return family and name of the published model that a name of `benchmarks/engines.py` stands for."""
+    source = (ROOT / "benchmarks" / "engine_models.py").read_text(encoding="utf-8")
+    for statement in ast.parse(source).body:
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "PUBLISHED":
+            return ast.literal_eval(statement.value)
+    raise ValueError("benchmarks/engine_models.py has no PUBLISHED")
 
 
 def _sources(family: str) -> list[str]:

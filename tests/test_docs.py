@@ -3,6 +3,7 @@
 
 import ast
 import importlib
+import json
 import re
 import shlex
 import shutil
@@ -168,6 +169,24 @@ def test_the_list_of_published_models_is_the_data(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
     generate = importlib.import_module("generate")
     assert TEXTS["zoo"] == generate.GENERATED + generate.zoo(), "run `python -m sphinx docs docs/_build`"
+
+
+def test_measured_times_of_the_list_are_those_of_the_file(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    generate = importlib.import_module("generate")
+    fast = {"median_ms": 12.3, "peak_mib": 45}
+    setting = {"machine": "A machine", "threads": 2, "size": 512}
+    results = {
+        "segmenter-t-mask": {"setting": setting, "engines": {"PyTorch": fast, "OpenVINO": {"failed": "no"}}},
+        "swin-t-upernet": {"setting": setting | {"threads": 4}, "engines": {"OpenVINO": fast}},
+        "not published": {"setting": setting, "engines": {"PyTorch": fast}},
+    }
+    (tmp_path / "engines.json").write_text(json.dumps(results))
+    lines = generate.measured(tmp_path / "engines.json")
+    assert "| `segmenter_vit-t_mask_8x1_512x512_160k_ade20k` | 12 ms, 45 MiB | - |" in lines
+    assert sum(line.startswith("| `") for line in lines) == 2 and sum("A machine" in line for line in lines) == 2
+    (tmp_path / "engines.json").write_text("{}")
+    assert generate.measured(tmp_path / "engines.json") == []
 
 
 @pytest.mark.parametrize(("page", "words", "code"), [block for block in blocks("python") if block.values[1]])

@@ -52,7 +52,7 @@ def published_row(name: str) -> dict[str, Any]:
     for family in FAMILIES:
         if name in published_rows(family):
             return published_rows(family)[name]
-    raise ValueError(f"{name!r} is not a published config: see the tables in the README")
+    raise ValueError(f"{name!r} is not a published config: `segtransformers models` lists them")
 
 
 def published_table(family: str) -> str:
