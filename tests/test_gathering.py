@@ -10,7 +10,7 @@ import torch
 from operator_cases import case
 from reference_cases import FOLDER, relative_error
 
-from segtransformers.operators import dcnv3_gather, dcnv4_gather, gathers_in_exports, ms_deform_attn_gather
+from segtransformers.operators import dcnv3_gather, dcnv4_gather, gathering, gathers_in_exports, ms_deform_attn_gather
 from segtransformers.operators.check import ERROR_BOUNDS
 
 CASES = sorted(folder.name for folder in (FOLDER / "operators").iterdir())
@@ -27,6 +27,16 @@ def test_equal_to_the_original(name):
     _, _, _, keys, tensors, settings = case(name)
     output = form_of(name)(**{key: tensors[key] for key in keys}, **settings)
     assert relative_error(output, tensors["output"]) < 1e-10
+
+
+@pytest.mark.parametrize("queries_at_once", [1, 3])
+@pytest.mark.parametrize("name", ["ms_deform_attn-3-levels", "dcnv3-3x3-offset-scale-2", "dcnv4-3x3"])
+def test_parts_of_the_queries_are_put_together(name, queries_at_once, monkeypatch):
+    _, _, _, keys, tensors, settings = case(name)
+    inputs = {key: tensors[key] for key in keys}
+    whole = form_of(name)(**inputs, **settings)
+    monkeypatch.setattr(gathering, "_queries_at_once", lambda queries, size: queries_at_once)
+    torch.testing.assert_close(form_of(name)(**inputs, **settings), whole, rtol=1e-13, atol=1e-13)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

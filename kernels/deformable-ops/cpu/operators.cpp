@@ -5,10 +5,6 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#if defined(__x86_64__)
-#include <cpuid.h>
-#endif
-
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -22,6 +18,7 @@
 
 #include "../common/call.h"
 #include "../torch-ext/torch_binding.h"
+#include "instructions.h"
 #include "problem.h"
 
 namespace deformable_ops {
@@ -47,37 +44,10 @@ bool is_float64(const Problem& problem) {
          (problem.coordinates == Coordinates::offsets && problem.references.type == Scalar::float64);
 }
 
-#if defined(__x86_64__)
-// Instruction sets that the processor has and the operating system saves. By cpuid, because __builtin_cpu_supports needs
-// a part of the compiler's runtime library that some compilers lack.
-struct Instructions {
-  bool avx2 = false, avx512 = false;
-
-  Instructions() {
-    unsigned a = 0, b = 0, c = 0, d = 0;
-    if (!__get_cpuid(1, &a, &b, &c, &d)) return;
-    const bool fma = c >> 12 & 1, xsave = c >> 27 & 1, f16c = c >> 29 & 1;
-    if (!xsave || !fma || !f16c || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return;
-    unsigned saved, high;  // the registers that the system saves, by bits
-    __asm__ volatile("xgetbv" : "=a"(saved), "=d"(high) : "c"(0));
-    constexpr unsigned kYmm = 0x6, kZmm = 0xe6;
-    avx2 = (saved & kYmm) == kYmm && (b >> 5 & 1);
-    constexpr unsigned kF = 1u << 16, kDq = 1u << 17, kBw = 1u << 30, kVl = 1u << 31;
-    constexpr unsigned kAll = kF | kDq | kBw | kVl;
-    avx512 = avx2 && (saved & kZmm) == kZmm && (b & kAll) == kAll;
-  }
-};
-#endif
-
 const Kernels& kernels_for(bool float64) {
 #if defined(__x86_64__)
-  // the tests set DEFORMABLE_OPS_INSTRUCTIONS to baseline or avx2
-  static const char* const most = std::getenv("DEFORMABLE_OPS_INSTRUCTIONS");
-  static const Instructions found;
-  static const bool avx2 = found.avx2 && (most == nullptr || std::strcmp(most, "baseline") != 0);
-  static const bool avx512 = avx2 && found.avx512 && (most == nullptr || std::strcmp(most, "avx2") != 0);
-  if (avx512) return avx512_kernels(float64);
-  if (avx2) return avx2_kernels(float64);
+  if (instructions() == Instructions::avx512) return avx512_kernels(float64);
+  if (instructions() == Instructions::avx2) return avx2_kernels(float64);
 #endif
   return baseline_kernels(float64);
 }

@@ -12,11 +12,14 @@
 #define DEFORMABLE_OPS_ARCH avx2
 #define DEFORMABLE_OPS_VECTOR_BYTES 32
 #define DEFORMABLE_OPS_F16C  // GCC does not define its own macros after a pragma
+#include "dense_loops.h"
 #include "sampling.h"
 
 namespace deformable_ops {
 
 const Kernels& avx2_kernels(bool float64) { return float64 ? avx2::kernels_of<double>() : avx2::kernels_of<float>(); }
+
+const DenseLoops& avx2_dense() { return avx2::dense_loops(); }
 
 }  // namespace deformable_ops
 

@@ -13,6 +13,7 @@
 #define DEFORMABLE_OPS_ARCH avx512
 #define DEFORMABLE_OPS_VECTOR_BYTES 64
 #define DEFORMABLE_OPS_F16C  // GCC does not define its own macros after a pragma
+#include "dense_loops.h"
 #include "sampling.h"
 
 namespace deformable_ops {
@@ -20,6 +21,8 @@ namespace deformable_ops {
 const Kernels& avx512_kernels(bool float64) {
   return float64 ? avx512::kernels_of<double>() : avx512::kernels_of<float>();
 }
+
+const DenseLoops& avx512_dense() { return avx512::dense_loops(); }
 
 }  // namespace deformable_ops
 

@@ -3,6 +3,7 @@
 // For every processor, with the compiler's default instruction set (SSE2 on x86-64, NEON on arm64).
 #define DEFORMABLE_OPS_ARCH baseline
 #define DEFORMABLE_OPS_VECTOR_BYTES 32
+#include "dense_loops.h"
 #include "sampling.h"
 
 namespace deformable_ops {
@@ -10,5 +11,7 @@ namespace deformable_ops {
 const Kernels& baseline_kernels(bool float64) {
   return float64 ? baseline::kernels_of<double>() : baseline::kernels_of<float>();
 }
+
+const DenseLoops& baseline_dense() { return baseline::dense_loops(); }
 
 }  // namespace deformable_ops

@@ -3,11 +3,22 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "../cpu/dense_operators.h"
 #include "registration.h"
 
 // spatial_shapes is SymInt[], because with int[] torch.compile would recompile for every size. The arguments are
 // described in torch-ext/deformable_ops/functions.py.
 STABLE_TORCH_LIBRARY_EXPAND(TORCH_EXTENSION_NAME, ops) {
+  // dense operators for inference on a CPU
+  ops.def(
+      "winograd_inputs(Tensor pixels, Tensor zeros, int image, int first_row, Tensor(a!) planes) -> ()");
+  ops.def(
+      "winograd_outputs(Tensor planes, Tensor bias, int image, int first_row, bool relu, Tensor(a!) pixels) -> ()");
+  ops.def("add_resized(Tensor pixels, Tensor(a!) target) -> ()");
+  ops.def("resize_planes(Tensor planes, SymInt height, SymInt width) -> Tensor");
+  ops.def("add_resized_taps(Tensor products, int first_channel, Tensor(a!) target) -> ()");
+  ops.def("softmax_rows(Tensor(a!) logits) -> ()");
+
   ops.def(
       "ms_deform_attn(Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, Tensor attention_weights) "
       "-> Tensor");
@@ -47,11 +58,23 @@ STABLE_TORCH_LIBRARY_EXPAND(TORCH_EXTENSION_NAME, ops) {
   DEFORMABLE_OPS_ONE(dcnv4)                                       \
   DEFORMABLE_OPS_ONE(dcnv4_backward)
 
+#define DEFORMABLE_OPS_IMPLEMENT_DENSE          \
+  using Code = deformable_ops::DenseOperators;  \
+  DEFORMABLE_OPS_ONE(winograd_inputs)           \
+  DEFORMABLE_OPS_ONE(winograd_outputs)          \
+  DEFORMABLE_OPS_ONE(add_resized)               \
+  DEFORMABLE_OPS_ONE(resize_planes)             \
+  DEFORMABLE_OPS_ONE(add_resized_taps)          \
+  DEFORMABLE_OPS_ONE(softmax_rows)
+
 // Every variant has the CPU code, because a model may run on the CPU also if torch was built for CUDA.
 #if defined(DEFORMABLE_OPS_EMULATED)  // tests of the CUDA code, see tests/emulation.h
 STABLE_TORCH_LIBRARY_IMPL_EXPAND(TORCH_EXTENSION_NAME, CPU, ops) { DEFORMABLE_OPS_IMPLEMENT(Cuda) }
 #else
-STABLE_TORCH_LIBRARY_IMPL_EXPAND(TORCH_EXTENSION_NAME, CPU, ops) { DEFORMABLE_OPS_IMPLEMENT(Cpu) }
+STABLE_TORCH_LIBRARY_IMPL_EXPAND(TORCH_EXTENSION_NAME, CPU, ops) {
+  { DEFORMABLE_OPS_IMPLEMENT(Cpu) }
+  { DEFORMABLE_OPS_IMPLEMENT_DENSE }
+}
 #endif
 
 #if defined(CUDA_KERNEL)

@@ -127,6 +127,19 @@ def compiled(operator: str, value: torch.Tensor) -> Callable | None:
     return None
 
 
+def dense_operators(value: torch.Tensor) -> ModuleType | None:
+    """Return the kernel's dense operators for inference if they serve `value`'s device and dtype, or None.
+
+    These are minimal filtering, resizes and softmax for float32 on a CPU, see `deformable_ops/dense.py` of the kernel.
+    """
+    is_served = value.device.type == "cpu" and value.dtype == torch.float32
+    if not is_served or (_state.mode or default_mode()) == "off" or torch.compiler.is_compiling() or _is_exporting():
+        return None
+    kernel = find_kernel()
+    is_built = kernel is not None and "cpu" in kernel.devices
+    return getattr(kernel.functions, "dense", None) if is_built else None
+
+
 def choose(
     operator: str, value: torch.Tensor, *, fallback: Callable, reference: Callable, gather: Callable | None = None
 ) -> Callable:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 BORDER = 2  # pixels of zeros: a cell that is outside of a level has four corners there
 CORNERS = 4
+SAMPLE_BYTES = 2**23  # of samples at once, so that they stay in the cache of the processor until they are summed
 
 
 def split_position(position: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -67,14 +68,29 @@ def gathered_samples(
     head = _integers(0, heads, value.device)[:, None].expand(-1, taps).flatten()
     index = cell * heads + (image + (by_tap(starts) * heads + head))
 
-    samples = table.flatten(0, 1).index_select(0, index.flatten())
     lower = weights * rows[1]
     upper = weights - lower
     upper_right, lower_right = upper * columns[1], lower * columns[1]
     factors = torch.stack([upper - upper_right, upper_right, lower - lower_right, lower_right], dim=-1)
-    factors = factors.reshape(-1, 1, taps * CORNERS).to(samples.dtype)
-    output = factors @ samples.reshape(-1, taps * CORNERS, channels)
+    factors = factors.reshape(-1, 1, taps * CORNERS).to(table.dtype)
+    index, table = index.flatten(), table.flatten(0, 1)
+    step = _queries_at_once(index.shape[0], taps * table.shape[1] * table.element_size())
+    outputs = []
+    for start in range(0, factors.shape[0], step):  # not `split`, whose long list of sizes ONNX Runtime may not find
+        samples = table.index_select(0, index[start * taps : (start + step) * taps])
+        outputs.append(factors[start : start + step] @ samples.reshape(-1, taps * CORNERS, channels))
+    output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return output.reshape(batch, queries, heads * channels)
+
+
+def _queries_at_once(queries: int, size: int) -> int:
+    """Return how many queries have samples of `SAMPLE_BYTES` together.
+
+    Args:
+        queries: a symbol if the exported file takes any size; its samples are not divided then.
+        size: bytes of the samples of a query.
+    """
+    return max(SAMPLE_BYTES // size, 1) if isinstance(queries, int) else queries
 
 
 def _padded_width(width: int) -> int:

@@ -48,6 +48,14 @@ def linear(features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
     return output.permute(0, 2, 3, 1).reshape(*features.shape[:-1], weight.shape[0])
 
 
+def product_into(features: torch.Tensor, weight: torch.Tensor, output: torch.Tensor) -> None:
+    """Write `features` `(N, C)` times the transposed `weight` `(M, C)` into `output` `(N, M)`."""
+    if _by_convolution(features):
+        output.copy_(linear(features, weight, None))
+    else:
+        torch.mm(features, weight.t(), out=output)
+
+
 def left_product(matrix: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
     """Multiply a matrix `(m, k)` with each of `(N, k, n)`, in oneDNN where that is faster."""
     if _by_convolution(batch):
@@ -79,4 +87,4 @@ def _replacement(module: nn.Module) -> nn.Module | None:
     return new
 
 
-__all__ = ["OneDnnLinear", "left_product", "linear", "mkl_is_slow", "use_onednn_for_linear"]
+__all__ = ["OneDnnLinear", "left_product", "linear", "mkl_is_slow", "product_into", "use_onednn_for_linear"]

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers.models.upernet.modeling_upernet import UperNetConvModule
 
+from ...operators import dispatcher
 from ..layers.resize import resize
 from ..upernet.modeling_seg_upernet import SegUperNetDecodeHead
 from ..upernet.upsampled_convolution import is_plain_conv3x3, shifted_resize_matrix
@@ -52,6 +53,13 @@ class ResizedConvolution(nn.Module):
     def _add(self, index: int, feature_map: torch.Tensor, output: torch.Tensor) -> None:
         """Add the contribution of one coarser feature map to the output `(B, H, W, out_channels)`."""
         batch, _, height, width = feature_map.shape
+        dense = dispatcher.dense_operators(feature_map)
+        if dense is not None:
+            pixels = feature_map.permute(0, 2, 3, 1)
+            for step, start in enumerate(range(0, self.out_channels, CHANNELS_PER_STEP)):
+                products = linear(pixels, getattr(self, f"taps_{index}_{step}"), None)
+                dense.add_resized_taps(products.unflatten(3, (9, -1)), start, output)
+            return
         rows = shifted_resize_matrix(height, output.shape[1], like=feature_map)
         columns = shifted_resize_matrix(width, output.shape[2], like=feature_map)
         pixels = feature_map.permute(0, 2, 3, 1)
@@ -90,10 +98,19 @@ class FastUperNetDecodeHead(nn.Module):
         for lateral_conv, fpn_conv, feature_map in zip(
             reversed(self.lateral_convs), reversed(self.fpn_convs), reversed(finer), strict=True
         ):
-            merged = lateral_conv(feature_map).add_(resize(merged, feature_map.shape[2:]))
+            merged = _add_resized(lateral_conv(feature_map), merged)
             pyramid.insert(0, fpn_conv(merged))
         # channels first again, which interpolate is faster with and callers expect
         return self.classifier(self.fpn_bottleneck(pyramid)).contiguous()
+
+
+def _add_resized(lateral: torch.Tensor, coarser: torch.Tensor) -> torch.Tensor:
+    """Resize a coarser feature map `(B, C, h, w)` to `lateral` `(B, C, H, W)` and add it in place."""
+    dense = dispatcher.dense_operators(lateral)
+    if dense is None or not lateral.is_contiguous(memory_format=torch.channels_last):
+        return lateral.add_(resize(coarser, lateral.shape[2:]))
+    dense.add_resized(coarser.permute(0, 2, 3, 1).contiguous(), lateral.permute(0, 2, 3, 1))
+    return lateral
 
 
 def use_fast_upernet_head(model: nn.Module) -> int:

@@ -1,0 +1,195 @@
+// Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+//
+// Checks and threads of the dense operators. functions.py describes their arguments.
+#include "dense_operators.h"
+
+#include <algorithm>
+#include <vector>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include "../common/call.h"
+#include "dense.h"
+#include "instructions.h"
+
+namespace deformable_ops {
+namespace {
+
+const DenseLoops& loops() {
+#if defined(__x86_64__)
+  if (instructions() == Instructions::avx512) return avx512_dense();
+  if (instructions() == Instructions::avx2) return avx2_dense();
+#endif
+  return baseline_dense();
+}
+
+// Return the numbers of a contiguous float32 tensor on the CPU, or fail.
+float* numbers_of(const char* name, const Tensor& tensor, int64_t rank) {
+  if (!tensor.is_cpu() || tensor.scalar_type() != ScalarType::Float) fail(name, " must be float32 on the CPU");
+  if (tensor.dim() != rank) fail(name, " must have ", rank, " dimensions, got the shape ", shape_of(tensor));
+  if (!tensor.is_contiguous()) fail(name, " must be contiguous");
+  return static_cast<float*>(tensor.data_ptr());
+}
+
+void check_channels(const char* name, int64_t channels) {
+  if (channels % kChannelMultiple != 0) {
+    fail(name, " must have a multiple of ", kChannelMultiple, " channels, got ", channels);
+  }
+}
+
+constexpr int64_t kGrain = 1;
+
+// Ask for huge pages: the pages of a large new tensor are made at the first write, which takes as long as the writing.
+void use_huge_pages(const Tensor& tensor) {
+#if defined(__linux__)
+  constexpr uintptr_t kPage = 1 << 21;
+  const uintptr_t start = reinterpret_cast<uintptr_t>(tensor.data_ptr());
+  const uintptr_t first = (start + kPage - 1) / kPage * kPage;
+  const uintptr_t last = (start + tensor.numel() * tensor.element_size()) / kPage * kPage;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
+
+// Bilinear, with align_corners False, in the arithmetic of torch's interpolate.
+std::vector<Neighbours> neighbours(int64_t size, int64_t new_size) {
+  std::vector<Neighbours> found(new_size);
+  const float scale = static_cast<float>(size) / static_cast<float>(new_size);
+  for (int64_t i = 0; i < new_size; ++i) {
+    const float source = std::max(scale * (static_cast<float>(i) + 0.5f) - 0.5f, 0.0f);
+    const int64_t first = std::min(static_cast<int64_t>(source), size - 1);
+    const float weight = std::min(std::max(source - static_cast<float>(first), 0.0f), 1.0f);
+    found[i] = {static_cast<int32_t>(first), static_cast<int32_t>(std::min(first + 1, size - 1)), weight};
+  }
+  return found;
+}
+
+// A resize and what it points to.
+struct ResizeCall {
+  std::vector<Neighbours> rows, columns;
+  Resize task;
+
+  ResizeCall(const float* source, float* target, int64_t height, int64_t width, int64_t new_height, int64_t new_width,
+             int64_t channels) {
+    if (height < 1 || width < 1 || new_height < 1 || new_width < 1 || height > kMaxTokens || width > kMaxTokens) {
+      fail("cannot resize ", height, " by ", width, " pixels to ", new_height, " by ", new_width);
+    }
+    rows = neighbours(height, new_height);
+    columns = neighbours(width, new_width);
+    task = {source, target, height, width, new_height, new_width, channels, rows.data(), columns.data()};
+  }
+  ResizeCall(const ResizeCall&) = delete;  // `task` points to the vectors
+};
+
+Winograd winograd_of(const char* row_name, const Tensor& pixels, const Tensor& row, int64_t image, int64_t first_row,
+                     const Tensor& planes) {
+  float* const numbers = numbers_of("pixels", pixels, 4);
+  const int64_t height = pixels.size(1), width = pixels.size(2), channels = pixels.size(3);
+  check_channels("pixels", channels);
+  if (image < 0 || image >= pixels.size(0)) fail("image must be below ", pixels.size(0), ", got ", image);
+  if (!planes.is_cpu() || planes.scalar_type() != ScalarType::Float || planes.dim() != 3 ||
+      planes.size(0) != kTaps * kTaps || planes.size(2) != channels || planes.stride(2) != 1 ||
+      planes.stride(1) != channels) {
+    fail("planes must be float32 (36, tiles, ", channels, ") with contiguous planes, got the shape ", shape_of(planes));
+  }
+  const int64_t tile_columns = (width + kTile - 1) / kTile, rows = (height + kTile - 1) / kTile;
+  if (first_row < 0 || tile_columns == 0 || planes.size(1) % tile_columns != 0 ||
+      first_row + planes.size(1) / tile_columns > rows) {
+    fail("planes have ", planes.size(1), " tiles from row ", first_row, ", which are not whole rows of ", rows, " by ",
+         tile_columns, " tiles");
+  }
+  const float* const shared = numbers_of(row_name, row, 1);
+  if (row.size(0) != channels) fail(row_name, " must have ", channels, " numbers, got the shape ", shape_of(row));
+  return {numbers + image * height * width * channels,
+          height,
+          width,
+          channels,
+          first_row,
+          tile_columns,
+          static_cast<float*>(planes.data_ptr()),
+          planes.stride(0),
+          shared,
+          false};
+}
+
+}  // namespace
+
+void DenseOperators::winograd_inputs(Tensor pixels, Tensor zeros, int64_t image, int64_t first_row, Tensor planes) {
+  const Winograd task = winograd_of("zeros", pixels, zeros, image, first_row, planes);
+  torch::stable::parallel_for(0, planes.size(1), kGrain, [&](int64_t begin, int64_t end) {
+    loops().winograd_inputs(task, begin, end);
+  });
+}
+
+void DenseOperators::winograd_outputs(Tensor planes, Tensor bias, int64_t image, int64_t first_row, bool relu,
+                                      Tensor pixels) {
+  Winograd task = winograd_of("bias", pixels, bias, image, first_row, planes);
+  task.relu = relu;
+  torch::stable::parallel_for(0, planes.size(1), kGrain, [&](int64_t begin, int64_t end) {
+    loops().winograd_outputs(task, begin, end);
+  });
+}
+
+void DenseOperators::add_resized(Tensor pixels, Tensor target) {
+  const float* const source = numbers_of("pixels", pixels, 4);
+  float* const sums = numbers_of("target", target, 4);
+  check_channels("pixels", pixels.size(3));
+  if (target.size(0) != pixels.size(0) || target.size(3) != pixels.size(3)) {
+    fail("target ", shape_of(target), " must have the batch size and channels of pixels ", shape_of(pixels));
+  }
+  const ResizeCall call(source, sums, pixels.size(1), pixels.size(2), target.size(1), target.size(2), pixels.size(3));
+  torch::stable::parallel_for(0, target.size(0) * target.size(1), kGrain, [&](int64_t begin, int64_t end) {
+    loops().add_resized(call.task, begin, end);
+  });
+}
+
+Tensor DenseOperators::resize_planes(Tensor planes, int64_t height, int64_t width) {
+  const float* const source = numbers_of("planes", planes, 4);
+  if (height < 1 || width < 1) fail("cannot resize planes ", shape_of(planes), " to ", height, " by ", width);
+  const Tensor output = torch::stable::new_empty(planes, {planes.size(0), planes.size(1), height, width});
+  use_huge_pages(output);
+  const ResizeCall call(source, static_cast<float*>(output.data_ptr()), planes.size(2), planes.size(3), height, width,
+                        planes.size(1));
+  const int64_t rows = planes.size(0) * planes.size(1) * height;
+  torch::stable::parallel_for(0, rows, kGrain, [&](int64_t begin, int64_t end) {
+    std::vector<float> lines(2 * width);
+    loops().resize_planes(call.task, begin, end, lines.data());
+  });
+  return output;
+}
+
+void DenseOperators::add_resized_taps(Tensor products, int64_t first_channel, Tensor target) {
+  const float* const source = numbers_of("products", products, 5);
+  float* const sums = numbers_of("target", target, 4);
+  const int64_t channels = products.size(4);
+  check_channels("products", channels);
+  if (products.size(3) != 9) fail("products must be (batch, height, width, 9, channels), got ", shape_of(products));
+  if (target.size(0) != products.size(0) || first_channel < 0 || first_channel + channels > target.size(3)) {
+    fail("target ", shape_of(target), " has no place for products ", shape_of(products), " at channel ", first_channel);
+  }
+  const int64_t batch = products.size(0), height = products.size(1);
+  const Tensor lines = torch::stable::new_empty(products, {batch, height, 3, target.size(2), channels});
+  const ResizeCall call(source, sums + first_channel, height, products.size(2), target.size(1), target.size(2),
+                        channels);
+  const ResizedTaps task = {call.task, static_cast<float*>(lines.data_ptr()), target.size(3)};
+  torch::stable::parallel_for(0, batch * height * 3, kGrain, [&](int64_t begin, int64_t end) {
+    loops().tap_lines(task, begin, end);
+  });
+  torch::stable::parallel_for(0, batch * target.size(1), kGrain, [&](int64_t begin, int64_t end) {
+    loops().add_tap_lines(task, begin, end);
+  });
+}
+
+void DenseOperators::softmax_rows(Tensor logits) {
+  float* const numbers = numbers_of("logits", logits, 2);
+  constexpr int64_t kMost = 1024;
+  const int64_t size = logits.size(1);
+  if (size < 1 || size > kMost) fail("logits must have 1 to ", kMost, " columns, got the shape ", shape_of(logits));
+  constexpr int64_t kRows = 256;
+  torch::stable::parallel_for(0, logits.size(0), kRows, [&](int64_t begin, int64_t end) {
+    loops().softmax(numbers, size, begin, end);
+  });
+}
+
+}  // namespace deformable_ops

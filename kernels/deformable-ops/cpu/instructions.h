@@ -1,0 +1,49 @@
+// Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+//
+// The instruction set whose code runs on this processor.
+#pragma once
+
+#include <cstdlib>
+#include <cstring>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+namespace deformable_ops {
+
+enum class Instructions { baseline, avx2, avx512 };
+
+// Return what the processor has and the operating system saves. By cpuid, because __builtin_cpu_supports needs a part of
+// the compiler's runtime library that some compilers lack.
+inline Instructions find_instructions() {
+#if defined(__x86_64__)
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (!__get_cpuid(1, &a, &b, &c, &d)) return Instructions::baseline;
+  const bool fma = c >> 12 & 1, xsave = c >> 27 & 1, f16c = c >> 29 & 1;
+  if (!xsave || !fma || !f16c || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return Instructions::baseline;
+  unsigned saved, high;  // the registers that the system saves, by bits
+  __asm__ volatile("xgetbv" : "=a"(saved), "=d"(high) : "c"(0));
+  constexpr unsigned kYmm = 0x6, kZmm = 0xe6;
+  if ((saved & kYmm) != kYmm || !(b >> 5 & 1)) return Instructions::baseline;
+  constexpr unsigned kF = 1u << 16, kDq = 1u << 17, kBw = 1u << 30, kVl = 1u << 31;
+  constexpr unsigned kAll = kF | kDq | kBw | kVl;
+  return (saved & kZmm) == kZmm && (b & kAll) == kAll ? Instructions::avx512 : Instructions::avx2;
+#else
+  return Instructions::baseline;
+#endif
+}
+
+// Return the instruction set to use. The tests set DEFORMABLE_OPS_INSTRUCTIONS to baseline or avx2.
+inline Instructions instructions() {
+  static const Instructions chosen = [] {
+    const char* const most = std::getenv("DEFORMABLE_OPS_INSTRUCTIONS");
+    const Instructions found = find_instructions();
+    if (most != nullptr && std::strcmp(most, "baseline") == 0) return Instructions::baseline;
+    if (most != nullptr && std::strcmp(most, "avx2") == 0 && found == Instructions::avx512) return Instructions::avx2;
+    return found;
+  }();
+  return chosen;
+}
+
+}  // namespace deformable_ops

@@ -1,0 +1,85 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""Dense operators for inference in float32 on a CPU: minimal filtering, bilinear resizes and softmax.
+
+Pixels are `(B, H, W, C)`: channels are last, and C is a multiple of 16. All tensors are contiguous. These functions have
+no gradients, and most write into a given tensor, so that a loop can use the same memory again.
+"""
+
+import torch
+
+from ._ops import add_op_namespace_prefix, ops
+
+
+def winograd_inputs(
+    pixels: torch.Tensor, zeros: torch.Tensor, image: int, first_row: int, planes: torch.Tensor
+) -> None:
+    """Transform tiles of an image for minimal filtering F(4x4, 3x3) with padding 1.
+
+    Source: Fast Algorithms for Convolutional Neural Networks (https://arxiv.org/abs/1509.09308). The interpolation
+    points are 0, 3/4, -3/4, 3/2, -3/2 and infinity. Tiles of 4x4 output pixels are numbered row by row. Pixels outside
+    of the image are zero.
+
+    Args:
+        pixels: `(B, H, W, C)`.
+        zeros: `(C,)`, for pixels outside.
+        image: index in the batch.
+        first_row: row of tiles.
+        planes: `(36, tiles, C)`, written: plane `i * 6 + k` has row i and column k of the transformed tiles. The number
+            of tiles is a multiple of the tiles in a row. The planes may be apart from each other in memory.
+
+    Raises:
+        RuntimeError: if shapes or dtypes do not fit together.
+    """
+    ops.winograd_inputs(pixels, zeros, image, first_row, planes)
+
+
+def winograd_outputs(
+    planes: torch.Tensor, bias: torch.Tensor, image: int, first_row: int, relu: bool, pixels: torch.Tensor
+) -> None:
+    """Transform products of [`winograd_inputs`] and transformed filters to output pixels.
+
+    Args:
+        planes: `(36, tiles, C)`, the products.
+        bias: `(C,)`.
+        relu: whether negative numbers become zero.
+        pixels: `(B, H, W, C)`; the tiles' pixels are written.
+    """
+    ops.winograd_outputs(planes, bias, image, first_row, relu, pixels)
+
+
+def add_resized(pixels: torch.Tensor, target: torch.Tensor) -> None:
+    """Resize `pixels` `(B, h, w, C)` bilinearly, with align_corners False, and add them to `target` `(B, H, W, C)`."""
+    ops.add_resized(pixels, target)
+
+
+def resize_planes(planes: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Resize `(B, C, h, w)` bilinearly, with align_corners False. Channels are first, and any number is allowed."""
+    return ops.resize_planes(planes, height, width)
+
+
+def add_resized_taps(products: torch.Tensor, first_channel: int, target: torch.Tensor) -> None:
+    """Add a 3x3 convolution with padding 1 of a resized feature map, computed from products at its own resolution.
+
+    Args:
+        products: `(B, h, w, 9, C)`, of each pixel with each tap of the kernel, row by row of the kernel.
+        first_channel: where the C output channels are in `target`.
+        target: `(B, H, W, channels)`. The resize from (h, w) to (H, W) is bilinear, with align_corners False.
+    """
+    ops.add_resized_taps(products, first_channel, target)
+
+
+def softmax_rows(logits: torch.Tensor) -> None:
+    """Replace each row of `(N, size)` by its softmax. `size` is at most 1024."""
+    ops.softmax_rows(logits)
+
+
+def _fake_nothing(*_):
+    return None
+
+
+for _name in ("winograd_inputs", "winograd_outputs", "add_resized", "add_resized_taps", "softmax_rows"):
+    torch.library.register_fake(add_op_namespace_prefix(_name), _fake_nothing)
+torch.library.register_fake(
+    add_op_namespace_prefix("resize_planes"),
+    lambda planes, height, width: planes.new_empty((*planes.shape[:2], height, width)),
+)
