@@ -6,10 +6,6 @@
 #include <algorithm>
 #include <vector>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include "../common/call.h"
 #include "dense.h"
 #include "instructions.h"
@@ -40,17 +36,6 @@ void check_channels(const char* name, int64_t channels) {
 }
 
 constexpr int64_t kGrain = 1;
-
-// Ask for huge pages: the pages of a large new tensor are made at the first write, which takes as long as the writing.
-void use_huge_pages(const Tensor& tensor) {
-#if defined(__linux__)
-  constexpr uintptr_t kPage = 1 << 21;
-  const uintptr_t start = reinterpret_cast<uintptr_t>(tensor.data_ptr());
-  const uintptr_t first = (start + kPage - 1) / kPage * kPage;
-  const uintptr_t last = (start + tensor.numel() * tensor.element_size()) / kPage * kPage;
-  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#endif
-}
 
 // Bilinear, with align_corners False, in the arithmetic of torch's interpolate.
 std::vector<Neighbours> neighbours(int64_t size, int64_t new_size) {
@@ -148,7 +133,6 @@ Tensor DenseOperators::resize_planes(Tensor planes, int64_t height, int64_t widt
   const float* const source = numbers_of("planes", planes, 4);
   if (height < 1 || width < 1) fail("cannot resize planes ", shape_of(planes), " to ", height, " by ", width);
   const Tensor output = torch::stable::new_empty(planes, {planes.size(0), planes.size(1), height, width});
-  use_huge_pages(output);
   const ResizeCall call(source, static_cast<float*>(output.data_ptr()), planes.size(2), planes.size(3), height, width,
                         planes.size(1));
   const int64_t rows = planes.size(0) * planes.size(1) * height;

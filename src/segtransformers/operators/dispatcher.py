@@ -136,8 +136,9 @@ def dense_operators(value: torch.Tensor) -> ModuleType | None:
     if not is_served or (_state.mode or default_mode()) == "off" or torch.compiler.is_compiling() or _is_exporting():
         return None
     kernel = find_kernel()
-    is_built = kernel is not None and "cpu" in kernel.devices
-    return getattr(kernel.functions, "dense", None) if is_built else None
+    if kernel is None or "cpu" not in kernel.devices:
+        return None
+    return getattr(kernel.functions, "dense", None)  # a build of older sources has none
 
 
 def choose(

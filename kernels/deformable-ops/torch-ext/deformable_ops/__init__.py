@@ -5,4 +5,13 @@ from . import dense, layers
 from ._ops import add_op_namespace_prefix, ops
 from .functions import dcnv3, dcnv4, ms_deform_attn, ms_deform_attn_fused
 
-__all__ = ["add_op_namespace_prefix", "dcnv3", "dcnv4", "dense", "layers", "ms_deform_attn", "ms_deform_attn_fused", "ops"]
+__all__ = [
+    "add_op_namespace_prefix",
+    "dcnv3",
+    "dcnv4",
+    "dense",
+    "layers",
+    "ms_deform_attn",
+    "ms_deform_attn_fused",
+    "ops",
+]

@@ -1,13 +1,15 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """Dense operators for inference in float32 on a CPU: minimal filtering, bilinear resizes and softmax.
 
-Pixels are `(B, H, W, C)`: channels are last, and C is a multiple of 16. All tensors are contiguous. These functions have
+Pixels are `(B, H, W, C)`: channels are last, and C is a multiple of `CHANNEL_MULTIPLE`. All tensors are contiguous. These functions have
 no gradients, and most write into a given tensor, so that a loop can use the same memory again.
 """
 
 import torch
 
 from ._ops import add_op_namespace_prefix, ops
+
+CHANNEL_MULTIPLE = 16
 
 
 def winograd_inputs(

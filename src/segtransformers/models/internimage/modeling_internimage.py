@@ -49,12 +49,13 @@ class InternImageEmbeddings(nn.Module):
         self.act = nn.GELU()
         self.conv2 = nn.Conv2d(channels // 2, channels, kernel_size=3, stride=2, padding=1)
         self.norm2 = nn.LayerNorm(channels, eps=config.layer_norm_eps)
+        self.memory_format = torch.contiguous_format  # of the output
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """From `(B, num_channels, H, W)` to `(B, C, ceil(H / 4), ceil(W / 4))`."""
         features = self.act(self.norm1(_channels_last(self.conv1(pixel_values))))
         features = self.norm2(_channels_last(self.conv2(_channels_first(features))))
-        return _channels_first(features).contiguous()
+        return _channels_first(features).contiguous(memory_format=self.memory_format)
 
 
 class InternImageDownsample(nn.Module):
@@ -90,6 +91,7 @@ class InternImageDeformableConvolution(nn.Module):
         self.act = nn.GELU()
         self.offset = nn.Linear(channels, groups * self.num_points * 2)
         self.mask = nn.Linear(channels, groups * self.num_points)
+        self.softmax = nn.Softmax(dim=-1)
         self.center_gate = nn.Linear(channels, groups) if config.center_feature_scale else None
         self.input_proj = nn.Linear(channels, channels)
         self.output_proj = nn.Linear(channels, channels, bias=config.output_bias)
@@ -101,7 +103,7 @@ class InternImageDeformableConvolution(nn.Module):
         guide = _channels_last(self.depthwise(_channels_first(features)))
         guide = self.act(self.depthwise_norm(guide))
         offset = without_autocast(self.offset, guide)
-        mask = self.mask(guide).unflatten(3, (self.groups, self.num_points)).softmax(-1)
+        mask = self.softmax(self.mask(guide).unflatten(3, (self.groups, self.num_points)))
         sampled = self.convolution(
             value,
             offset,
@@ -269,6 +271,7 @@ class InternImageStage(nn.Module):
         self.block_norms = nn.ModuleList(nn.LayerNorm(channels, eps=config.layer_norm_eps) for _ in self.norm_block_ids)
         has_norm = not config.post_norm or config.center_feature_scale
         self.norm = nn.LayerNorm(channels, eps=config.layer_norm_eps) if has_norm else None
+        self.memory_format = torch.contiguous_format  # of the output
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
         """From and to `(B, C, h, w)`."""
@@ -280,7 +283,7 @@ class InternImageStage(nn.Module):
                 features = norms[index](features)
         if self.norm is not None:
             features = self.norm(features)
-        return _channels_first(features).contiguous()
+        return _channels_first(features).contiguous(memory_format=self.memory_format)
 
 
 class InternImagePreTrainedModel(SegmentationModelMixin, PreTrainedModel):

@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 STRIDES = (4, 8, 16, 32)  # of a backbone's feature maps, in pixels
@@ -15,6 +16,26 @@ def resize(features: torch.Tensor, size: Sequence[int], align_corners: bool = Fa
     if tuple(features.shape[2:]) == tuple(size):
         return features
     return F.interpolate(features, size=tuple(size), mode="bilinear", align_corners=align_corners)
+
+
+class Resize(nn.Module):
+    """[`resize`] as a layer, so that `optimize_for_inference` can replace it."""
+
+    def __init__(self, align_corners: bool = False):
+        super().__init__()
+        self.align_corners = align_corners
+
+    def forward(self, features: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+        """Map `(B, C, h, w)` to `(B, C, *size)`."""
+        return resize(features, size, self.align_corners)
+
+
+class AddResized(nn.Module):
+    """Add a feature map that is resized to the size of another one."""
+
+    def forward(self, features: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        """Map `(B, C, H, W)` and `(B, C, h, w)` to `(B, C, H, W)`."""
+        return features + resize(other, features.shape[2:])
 
 
 def pad_to_multiple(pixel_values: torch.Tensor, divisor: int = STRIDES[-1], center: bool = False) -> torch.Tensor:
@@ -36,4 +57,4 @@ def crop_to_image(features: torch.Tensor, stride: int, height: int, width: int) 
     return features[:, :, : math.ceil(height / stride), : math.ceil(width / stride)]
 
 
-__all__ = ["STRIDES", "crop_to_image", "pad_to_multiple", "resize"]
+__all__ = ["STRIDES", "AddResized", "Resize", "crop_to_image", "pad_to_multiple", "resize"]

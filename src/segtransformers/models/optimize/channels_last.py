@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Feature maps of ViT-Adapter and ViT-CoMer with channels last on a CPU.
+"""Feature maps of ViT-Adapter, ViT-CoMer and InternImage with channels last on a CPU.
 
 Tokens are feature maps whose channels come last in memory. Where all layers keep that order, nothing is transposed
 between convolutions and token layers. On a CPU such a transposition costs more than much of the arithmetic.
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..internimage.modeling_internimage import InternImageBackbone
 from ..pyramid.modeling_pyramid import PyramidBackbone
 from .replacement import is_on_cpu, is_plain
 
@@ -55,25 +56,31 @@ class DoublingConvolution(nn.Module):
 
 
 def use_channels_last(model: nn.Module) -> int:
-    """Let pyramid backbones on a CPU compute with channels last."""
+    """Let pyramid backbones and InternImage on a CPU compute with channels last."""
     if not is_on_cpu(model):
         return 0
     count = 0
-    backbones: list[Any] = [module for module in model.modules() if isinstance(module, PyramidBackbone)]
+    backbones: list[Any] = [
+        module for module in model.modules() if isinstance(module, (PyramidBackbone, InternImageBackbone))
+    ]
     for backbone in backbones:
+        count += 1
+        for module in backbone.modules():
+            if is_plain(module, nn.Conv2d):  # also the depthwise ones, whose inputs else are transposed and back
+                module.to(memory_format=torch.channels_last)
+        if isinstance(backbone, InternImageBackbone):
+            for part in (backbone.embeddings, *backbone.stages):
+                part.memory_format = torch.channels_last
+            continue
         if backbone.channels_last:  # it was optimized on its own
             continue
         backbone.channels_last = True
-        for name, part in backbone.spatial_prior.named_children():
-            if name != "stem":
-                part.to(memory_format=torch.channels_last)
-        backbone.spatial_prior.stem.append(ToChannelsLast())
+        backbone.spatial_prior.stem.insert(0, ToChannelsLast())
         if is_plain(backbone.upsample, nn.ConvTranspose2d):
             backbone.upsample = DoublingConvolution(backbone.upsample)
         for index, norm in enumerate(backbone.norms):
             if is_plain(norm, nn.BatchNorm2d) and norm.track_running_stats:
                 backbone.norms[index] = ChannelAffine(norm)
-        count += 1
     return count
 
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from ..layers.initialization import LOAD_AGAIN, SegmentationModelMixin
 from .channels_last import use_channels_last
+from .dense_layers import use_dense_operators
 from .norm_folding import fold_norms
 from .onednn_linear import use_onednn_for_linear
 from .position_bias import share_position_bias_memory
@@ -23,6 +24,7 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 OPTIMIZATIONS: dict[str, Callable[[nn.Module], int]] = {
     "norm_folding": fold_norms,
     "channels_last": use_channels_last,
+    "dense_operators": use_dense_operators,
     "upernet_head": use_fast_upernet_head,
     "winograd": use_winograd,
     "position_bias": share_position_bias_memory,

@@ -8,9 +8,9 @@ from torch import nn
 from transformers.models.upernet.modeling_upernet import UperNetConvModule
 
 from ...operators import dispatcher
-from ..layers.resize import resize
 from ..upernet.modeling_seg_upernet import SegUperNetDecodeHead
 from ..upernet.upsampled_convolution import is_plain_conv3x3, shifted_resize_matrix
+from .dense_layers import FastAddResized
 from .onednn_linear import left_product, linear
 from .replacement import is_on_cpu, is_plain, replace_modules
 
@@ -86,6 +86,7 @@ class FastUperNetDecodeHead(nn.Module):
         self.lateral_convs, self.fpn_convs = head.lateral_convs, head.fpn_convs
         coarsest = head.bottleneck.conv.in_channels - sum(pooled)
         self.bottleneck = ResizedConvolution(head.bottleneck.conv, [coarsest, *pooled])
+        self.add_resized = FastAddResized(inplace=True)
         self.fpn_bottleneck = ResizedConvolution(head.fpn_bottleneck.conv, [width] * (fine + 1))
         for convolutions in (self.lateral_convs, self.fpn_convs, self.classifier):
             convolutions.to(memory_format=torch.channels_last)
@@ -98,19 +99,10 @@ class FastUperNetDecodeHead(nn.Module):
         for lateral_conv, fpn_conv, feature_map in zip(
             reversed(self.lateral_convs), reversed(self.fpn_convs), reversed(finer), strict=True
         ):
-            merged = _add_resized(lateral_conv(feature_map), merged)
+            merged = self.add_resized(lateral_conv(feature_map), merged)
             pyramid.insert(0, fpn_conv(merged))
         # channels first again, which interpolate is faster with and callers expect
         return self.classifier(self.fpn_bottleneck(pyramid)).contiguous()
-
-
-def _add_resized(lateral: torch.Tensor, coarser: torch.Tensor) -> torch.Tensor:
-    """Resize a coarser feature map `(B, C, h, w)` to `lateral` `(B, C, H, W)` and add it in place."""
-    dense = dispatcher.dense_operators(lateral)
-    if dense is None or not lateral.is_contiguous(memory_format=torch.channels_last):
-        return lateral.add_(resize(coarser, lateral.shape[2:]))
-    dense.add_resized(coarser.permute(0, 2, 3, 1).contiguous(), lateral.permute(0, 2, 3, 1))
-    return lateral
 
 
 def use_fast_upernet_head(model: nn.Module) -> int:

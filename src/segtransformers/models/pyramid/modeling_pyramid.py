@@ -19,7 +19,7 @@ from ..layers.deformable_attention import SamplingGeometry
 from ..layers.hidden_states import hidden_states_selection, select_hidden_states
 from ..layers.input_checks import check_image_size
 from ..layers.keywords import check_transformers_kwargs
-from ..layers.resize import STRIDES, crop_to_image, pad_to_multiple, resize
+from ..layers.resize import STRIDES, AddResized, crop_to_image, pad_to_multiple
 from ..layers.token_grid import Grid, grid_of, split_levels
 from ..trunk import TrunkBackbone
 from .configuration_pyramid import PyramidConfig
@@ -107,6 +107,7 @@ class PyramidBackbone(TrunkBackbone):
         )
         self.upsample = nn.ConvTranspose2d(hidden_size, hidden_size, kernel_size=2, stride=2)
         self.norms = nn.ModuleList(nn.BatchNorm2d(hidden_size) for _ in STRIDES)
+        self.add_resized = AddResized()
         self.channels_last = False  # memory format of the feature maps
         self.post_init()
 
@@ -217,7 +218,7 @@ class PyramidBackbone(TrunkBackbone):
         levels = [level.contiguous(memory_format=memory_format) for level in split_levels(pyramid, grids)]
         feature_maps = [self.upsample(levels[0]) + finest, *levels]
         for index, trunk_map in enumerate(trunk_maps):
-            feature_maps[index] = feature_maps[index] + resize(trunk_map, feature_maps[index].shape[2:])
+            feature_maps[index] = self.add_resized(feature_maps[index], trunk_map)
         return [norm(feature_map) for norm, feature_map in zip(self.norms, feature_maps, strict=True)]
 
 

@@ -20,7 +20,7 @@ from transformers.utils import can_return_tuple
 
 from ..layers.initialization import SegmentationModelMixin
 from ..layers.input_checks import check_labels, check_masks, check_pixel_values
-from ..layers.resize import STRIDES, resize
+from ..layers.resize import STRIDES, Resize
 from ..layers.sliding_windows import SlidingWindow, slide
 from ..losses import build_losses, check_losses, total_loss
 from .configuration_segmentation import BackboneSegmentationConfig
@@ -95,6 +95,7 @@ class BackboneForSemanticSegmentation(SegmentationPreTrainedModel):
         config.check_channels(self.backbone.channels)
         self.decode_head = self.build_decode_head(self.backbone.channels)
         self.auxiliary_head = self.build_auxiliary_head(self.backbone.channels)
+        self.resize_logits = Resize(getattr(config, "align_corners", False))
         self.pixel_losses = config.pixel_losses()
         self.auxiliary_pixel_losses = config.auxiliary_pixel_losses()
         self.post_init()
@@ -233,7 +234,8 @@ class BackboneForSemanticSegmentation(SegmentationPreTrainedModel):
 
     def _enlarge(self, logits: torch.Tensor, size: torch.Size) -> torch.Tensor:
         """Resize the head's logits to the size of the image."""
-        return resize(logits.contiguous(), size)  # many channels are slow to resize where they come last in memory
+        # many channels are slow to resize where they come last in memory
+        return self.resize_logits(logits.contiguous(), size)
 
     def _is_enlarged_by_resize(self, size: torch.Size) -> bool:
         """Return whether `_enlarge` to this (height, width) is the bilinear resize of `total_loss`."""

@@ -102,9 +102,6 @@ class SegUperNetForSemanticSegmentation(BackboneForSemanticSegmentation):
     def build_auxiliary_head(self, in_channels: list[int]) -> nn.Module | None:
         return SegUperNetAuxiliaryHead(self.config, in_channels) if self.config.use_auxiliary_head else None
 
-    def _enlarge(self, logits: torch.Tensor, size: torch.Size) -> torch.Tensor:
-        return resize(logits.contiguous(), size, self.config.align_corners)
-
     def _is_enlarged_by_resize(self, size: torch.Size) -> bool:
         return not self.config.align_corners
 

@@ -59,9 +59,12 @@ class ViTCoMerFeaturePyramid(nn.Module):
     def forward(self, pyramid: torch.Tensor, grids: list[Grid]) -> torch.Tensor:
         """Map `(B, 16n + 4n + n, C)` to the same shape."""
         levels = split_levels(self.fc1(pyramid), grids)
-        levels = [self.act(fields(level)).flatten(2) for fields, level in zip(self.levels, levels, strict=True)]
+        levels = [
+            self.act(fields(level)).flatten(2).transpose(1, 2)
+            for fields, level in zip(self.levels, levels, strict=True)
+        ]
         # the original applies its activation to every level and then once more to all of them
-        return self.fc2(self.act(torch.cat(levels, dim=2).transpose(1, 2)))
+        return self.fc2(self.act(torch.cat(levels, dim=1)))
 
 
 class ViTCoMerToTrunk(DeformableCrossAttention):

@@ -1,0 +1,82 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""Resizes and softmax of a model by the kernel's dense operators, where a kernel is found."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from ...operators import dispatcher
+from ..layers.resize import AddResized, Resize, resize
+from .replacement import is_on_cpu, is_plain, replace_modules
+
+MOST_CLASSES = 32  # PyTorch's softmax is slow for short rows only
+
+
+class FastResize(Resize):
+    """[`Resize`] of feature maps with channels first."""
+
+    def forward(self, features: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+        """Map `(B, C, h, w)` to `(B, C, *size)`."""
+        dense = dispatcher.dense_operators(features)
+        if dense is None or self.align_corners or tuple(size) == tuple(features.shape[2:]):
+            return super().forward(features, size)
+        return dense.resize_planes(features.contiguous(), *size)
+
+
+class FastAddResized(AddResized):
+    """[`AddResized`] of feature maps with channels last.
+
+    Args:
+        inplace: whether to add to the first argument.
+    """
+
+    def __init__(self, inplace: bool = False):
+        super().__init__()
+        self.inplace = inplace
+
+    def forward(self, features: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        """Map `(B, C, H, W)` and `(B, C, h, w)` to `(B, C, H, W)`."""
+        dense = dispatcher.dense_operators(features)
+        size = features.shape[2:]
+        if (
+            dense is None
+            or features.shape[1] % dense.CHANNEL_MULTIPLE
+            or other.shape[2:] == size
+            or not features.is_contiguous(memory_format=torch.channels_last)
+        ):
+            return features.add_(resize(other, size)) if self.inplace else super().forward(features, other)
+        output = features if self.inplace else features.clone(memory_format=torch.channels_last)
+        dense.add_resized(other.permute(0, 2, 3, 1).contiguous(), output.permute(0, 2, 3, 1))
+        return output
+
+
+class FastSoftmax(nn.Softmax):
+    """`nn.Softmax` over a last dimension of few numbers."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Map `(..., size)` to the same shape."""
+        dense = dispatcher.dense_operators(input)
+        if dense is None or input.shape[-1] > MOST_CLASSES:
+            return super().forward(input)
+        output = input.clone(memory_format=torch.contiguous_format)
+        dense.softmax_rows(output.view(-1, input.shape[-1]))
+        return output
+
+
+def use_dense_operators(model: nn.Module) -> int:
+    """Replace resizes and softmax layers on a CPU."""
+    return replace_modules(model, _replacement) if is_on_cpu(model) else 0
+
+
+def _replacement(module: nn.Module) -> nn.Module | None:
+    if is_plain(module, Resize):
+        return FastResize(module.align_corners)
+    if is_plain(module, AddResized):
+        return FastAddResized()
+    if is_plain(module, nn.Softmax) and module.dim == -1:
+        return FastSoftmax(dim=-1)
+    return None
+
+
+__all__ = ["FastAddResized", "FastResize", "FastSoftmax", "use_dense_operators"]
