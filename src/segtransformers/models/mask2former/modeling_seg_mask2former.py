@@ -20,7 +20,7 @@ from typing_extensions import Unpack
 
 from ..layers.deformable_attention import DeformableAttention
 from ..layers.input_checks import check_labels, check_pixel_values
-from ..layers.resize import STRIDES, crop_to_image, pad_to_multiple, resize
+from ..layers.resize import STRIDES, Resize, crop_to_image, pad_to_multiple
 from ..layers.sliding_windows import SlidingWindow, slide
 from ..layers.token_grid import Grid, grid_of
 from ..segmentation.modeling_segmentation import SegmentationPreTrainedModel
@@ -162,6 +162,7 @@ class SegMask2FormerForSemanticSegmentation(SegMask2FormerPreTrainedModel):
         self.pixel_decoder = SegMask2FormerPixelDecoder(config, self.backbone.channels[-NUM_FEATURE_MAPS:])
         self.transformer_module = SegMask2FormerTransformerModule(config)
         self.class_predictor = nn.Linear(config.hidden_dim, config.num_labels + 1)
+        self.resize_logits = Resize()
         self.post_init()
 
     @classmethod
@@ -306,12 +307,12 @@ class SegMask2FormerForSemanticSegmentation(SegMask2FormerPreTrainedModel):
         """
         probabilities = prediction.class_logits[-1].softmax(-1)[..., :-1].to(masks.dtype)
         if self.config.resize_mask_logits:
-            masks = resize(masks, self._padded(size))[:, :, : size[0], : size[1]]
+            masks = self.resize_logits(masks, self._padded(size))[:, :, : size[0], : size[1]]
         # bmm rather than einsum, whose result has a memory layout that interpolate is slow with
         semantic = torch.bmm(probabilities.transpose(1, 2), masks.sigmoid().flatten(2)).unflatten(2, masks.shape[2:])
         if self.config.resize_mask_logits:
             return semantic
-        return resize(semantic, self._padded(size))[:, :, : size[0], : size[1]]
+        return self.resize_logits(semantic, self._padded(size))[:, :, : size[0], : size[1]]
 
     def _loss(
         self,

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..layers.deformable_attention import DeformableAttention, SamplingGeometry
-from ..layers.resize import resize
+from ..layers.resize import AddResized, resize
 from ..layers.token_grid import Grid, flatten_levels, grid_of, split_levels
 from .configuration_seg_mask2former import SegMask2FormerConfig
 
@@ -99,6 +99,7 @@ class SegMask2FormerPixelDecoder(nn.Module):
         self.adapter_1 = nn.Sequential(
             nn.Conv2d(in_channels[0], width, kernel_size=1, bias=False), nn.GroupNorm(groups, width)
         )
+        self.add_resized = AddResized()
         self.layer_1 = nn.Sequential(
             nn.Conv2d(width, width, kernel_size=3, padding=1, bias=False),
             nn.GroupNorm(groups, width),
@@ -130,7 +131,7 @@ class SegMask2FormerPixelDecoder(nn.Module):
         levels = split_levels(self.encoder(tokens, positions, geometry), grids)
         # one name for all of these: they are the head's largest tensors, and only one has to stay in memory
         features = self.adapter_1(finest)
-        features = features + resize(levels[-1], features.shape[2:])
+        features = self.add_resized(features, levels[-1])
         features = self.layer_1(features)
         return self.mask_projection(features), levels
 

@@ -23,7 +23,7 @@ from .replacement import is_on_cpu, is_plain, replace_modules, runs_float32_on_c
 
 A, B = 0.75, 1.5
 TILE, SUMS = 4, 6  # sides of a tile of output and input pixels
-MIN_CHANNELS = 384  # of input and output: the products grow with both, the sums with one of them
+MIN_CHANNELS = 256  # of input and output: the products grow with both, the sums with one of them
 MIN_PIXELS = 4096  # without compiled operators
 MIN_PIXELS_COMPILED = 1024
 TILES_PER_STEP = 256  # so that the sums and products of a step stay in a CPU's cache
