@@ -1,6 +1,6 @@
 // Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 //
-// Tasks of the dense operators for inference in float32, and the functions that compute parts of them. dense_loops.h has
+// Tasks of the dense operators for inference, and the functions that compute parts of them. dense_loops.h has
 // the loops, compiled once for each instruction set. Pixels are stored with channels last, (batch, height, width,
 // channels), unless stated otherwise. No part of the standard library with code in headers may be used here, because
 // the linker could take the copy that was compiled for the longest vectors.
@@ -32,8 +32,8 @@ struct Neighbours {
 };
 
 struct Resize {
-  const float* source;
-  float* target;
+  const void* source;
+  void* target;
   int64_t height, width, new_height, new_width, channels;
   const Neighbours *rows, *columns;
 };
@@ -41,10 +41,11 @@ struct Resize {
 // The sum over the nine taps of a 3x3 kernel of their products, resized and shifted, see functions.py.
 struct ResizedTaps {
   Resize resize;         // source: (batch, height, width, 9, channels); target: (batch, new_height, new_width, ...)
-  float* lines;          // (batch, height, 3, new_width, channels): resized along the columns, by the tap's row
+  float* lines;  // (batch, height, 3, new_width, channels): resized along the columns, by the tap's row
   int64_t pixel_stride;  // elements between the target's pixels
 };
 
+// The arithmetic is float32. Resizes, their products and softmax read and write float32 or bfloat16.
 struct DenseLoops {
   // Transform the tiles [begin, end), counted from the first one of `first_row`.
   void (*winograd_inputs)(const Winograd&, int64_t begin, int64_t end);
@@ -58,13 +59,13 @@ struct DenseLoops {
   // Add the lines to the rows [begin, end) of all images.
   void (*add_tap_lines)(const ResizedTaps&, int64_t begin, int64_t end);
   // Replace the rows [begin, end) of `size` numbers by their softmax.
-  void (*softmax)(float* numbers, int64_t size, int64_t begin, int64_t end);
+  void (*softmax)(void* numbers, int64_t size, int64_t begin, int64_t end);
 };
 
-const DenseLoops& baseline_dense();
+const DenseLoops& baseline_dense(bool bfloat16);
 #if defined(__x86_64__)
-const DenseLoops& avx2_dense();
-const DenseLoops& avx512_dense();
+const DenseLoops& avx2_dense(bool bfloat16);
+const DenseLoops& avx512_dense(bool bfloat16);
 #endif
 
 }  // namespace deformable_ops

@@ -13,7 +13,30 @@ namespace DEFORMABLE_OPS_ARCH {
 typedef VectorOf<float>::type Floats;
 constexpr int64_t kLanes = kVectorBytes / sizeof(float);
 
+// bfloat16 numbers are the upper halves of floats.
+typedef uint16_t Halves __attribute__((vector_size(2 * kLanes)));
+typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
+
 DEFORMABLE_OPS_INLINE Floats load(const float* source) { return load_vector<Floats>(source); }
+
+DEFORMABLE_OPS_INLINE Floats load(const uint16_t* source) {
+  return (Floats)(__builtin_convertvector(load_vector<Halves>(source), Words) << 16);
+}
+
+DEFORMABLE_OPS_INLINE void save(float* target, Floats numbers) { store_vector(target, numbers); }
+
+// Round to nearest, ties to even. NaN stays NaN.
+DEFORMABLE_OPS_INLINE void save(uint16_t* target, Floats numbers) {
+  const Words bits = (Words)numbers;
+  const Words rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  const Words is_nan = (Words)(numbers != numbers);
+  store_vector(target, __builtin_convertvector((rounded & ~is_nan) | (is_nan & 0x7fc0), Halves));
+}
+
+DEFORMABLE_OPS_INLINE float number(float value) { return value; }
+DEFORMABLE_OPS_INLINE float number(uint16_t value) { return from_bfloat16(value); }
+DEFORMABLE_OPS_INLINE void save_number(float* target, float value) { *target = value; }
+DEFORMABLE_OPS_INLINE void save_number(uint16_t* target, float value) { *target = to_bfloat16(value); }
 
 // ---- minimal filtering ---------------------------------------------------------------------------------------------
 
@@ -107,27 +130,30 @@ inline void winograd_outputs(const Winograd& task, int64_t begin, int64_t end) {
 
 // ---- bilinear resizing ---------------------------------------------------------------------------------------------
 
-inline void add_resized(const Resize& task, int64_t begin, int64_t end) {
+template <typename T>
+void add_resized(const Resize& task, int64_t begin, int64_t end) {
+  const T* const source = static_cast<const T*>(task.source);
   const int64_t line = task.width * task.channels;
   for (int64_t row = begin; row < end; ++row) {
     const int64_t image = row / task.new_height;
     const Neighbours& y = task.rows[row % task.new_height];
-    const float* const upper = task.source + (image * task.height + y.first) * line;
-    const float* const lower = task.source + (image * task.height + y.second) * line;
-    float* target = task.target + row * task.new_width * task.channels;
+    const T* const upper = source + (image * task.height + y.first) * line;
+    const T* const lower = source + (image * task.height + y.second) * line;
+    T* target = static_cast<T*>(task.target) + row * task.new_width * task.channels;
     for (int64_t column = 0; column < task.new_width; ++column, target += task.channels) {
       const Neighbours& x = task.columns[column];
       const int64_t left = x.first * task.channels, right = x.second * task.channels;
       for (int64_t channel = 0; channel < task.channels; channel += kLanes) {
         const Floats first = load(upper + left + channel) * (1 - x.weight) + load(upper + right + channel) * x.weight;
         const Floats second = load(lower + left + channel) * (1 - x.weight) + load(lower + right + channel) * x.weight;
-        store_vector(target + channel, load(target + channel) + (first * (1 - y.weight) + second * y.weight));
+        save(target + channel, load(target + channel) + (first * (1 - y.weight) + second * y.weight));
       }
     }
   }
 }
 
-inline void resize_planes(const Resize& task, int64_t begin, int64_t end, float* lines) {
+template <typename T>
+void resize_planes(const Resize& task, int64_t begin, int64_t end, float* lines) {
   int64_t present[2] = {-1, -1};  // the lines of the source, resized along the columns, that `lines` holds
   const auto resized_line = [&](int64_t line, int64_t keep) {
     for (int64_t i = 0; i < 2; ++i) {
@@ -136,10 +162,10 @@ inline void resize_planes(const Resize& task, int64_t begin, int64_t end, float*
     const int64_t place = present[0] == keep ? 1 : 0;
     present[place] = line;
     float* const target = lines + place * task.new_width;
-    const float* const source = task.source + line * task.width;
+    const T* const source = static_cast<const T*>(task.source) + line * task.width;
     for (int64_t column = 0; column < task.new_width; ++column) {
       const Neighbours& x = task.columns[column];
-      target[column] = source[x.first] * (1 - x.weight) + source[x.second] * x.weight;
+      target[column] = number(source[x.first]) * (1 - x.weight) + number(source[x.second]) * x.weight;
     }
     return target;
   };
@@ -148,13 +174,13 @@ inline void resize_planes(const Resize& task, int64_t begin, int64_t end, float*
     const Neighbours& y = task.rows[row % task.new_height];
     const float* const upper = resized_line(first_line + y.first, first_line + y.second);
     const float* const lower = resized_line(first_line + y.second, first_line + y.first);
-    float* const target = task.target + row * task.new_width;
+    T* const target = static_cast<T*>(task.target) + row * task.new_width;
     int64_t column = 0;
     for (; column + kLanes <= task.new_width; column += kLanes) {
-      store_vector(target + column, load(upper + column) * (1 - y.weight) + load(lower + column) * y.weight);
+      save(target + column, load(upper + column) * (1 - y.weight) + load(lower + column) * y.weight);
     }
     for (; column < task.new_width; ++column) {
-      target[column] = upper[column] * (1 - y.weight) + lower[column] * y.weight;
+      save_number(target + column, upper[column] * (1 - y.weight) + lower[column] * y.weight);
     }
   }
 }
@@ -163,15 +189,17 @@ inline void resize_planes(const Resize& task, int64_t begin, int64_t end, float*
 
 constexpr int64_t kKernel = 3;
 
-inline void tap_lines(const ResizedTaps& task, int64_t begin, int64_t end) {
+template <typename T>
+void tap_lines(const ResizedTaps& task, int64_t begin, int64_t end) {
   const Resize& resize = task.resize;
   const int64_t pixel = kKernel * kKernel * resize.channels;
   for (int64_t index = begin; index < end; ++index) {
     const int64_t line = index / kKernel, tap_row = index % kKernel;
-    const float* const source = resize.source + line * resize.width * pixel + tap_row * kKernel * resize.channels;
+    const T* const source =
+        static_cast<const T*>(resize.source) + line * resize.width * pixel + tap_row * kKernel * resize.channels;
     float* target = task.lines + index * resize.new_width * resize.channels;
     for (int64_t column = 0; column < resize.new_width; ++column, target += resize.channels) {
-      const float* products[2 * kKernel];
+      const T* products[2 * kKernel];
       float weights[2 * kKernel];
       int count = 0;
       for (int64_t tap = 0; tap < kKernel; ++tap) {
@@ -192,7 +220,8 @@ inline void tap_lines(const ResizedTaps& task, int64_t begin, int64_t end) {
   }
 }
 
-inline void add_tap_lines(const ResizedTaps& task, int64_t begin, int64_t end) {
+template <typename T>
+void add_tap_lines(const ResizedTaps& task, int64_t begin, int64_t end) {
   const Resize& resize = task.resize;
   const int64_t length = resize.new_width * resize.channels;
   for (int64_t row = begin; row < end; ++row) {
@@ -210,12 +239,12 @@ inline void add_tap_lines(const ResizedTaps& task, int64_t begin, int64_t end) {
         weights[count++] = i == 0 ? 1 - neighbours.weight : neighbours.weight;
       }
     }
-    float* target = resize.target + row * resize.new_width * task.pixel_stride;
+    T* target = static_cast<T*>(resize.target) + row * resize.new_width * task.pixel_stride;
     for (int64_t start = 0; start < length; start += resize.channels, target += task.pixel_stride) {
       for (int64_t channel = 0; channel < resize.channels; channel += kLanes) {
         Floats sum = load(target + channel);
         for (int i = 0; i < count; ++i) sum += load(lines[i] + start + channel) * weights[i];
-        store_vector(target + channel, sum);
+        save(target + channel, sum);
       }
     }
   }
@@ -223,18 +252,19 @@ inline void add_tap_lines(const ResizedTaps& task, int64_t begin, int64_t end) {
 
 // ---- softmax -------------------------------------------------------------------------------------------------------
 
-inline void softmax(float* numbers, int64_t size, int64_t begin, int64_t end) {
+template <typename T>
+void softmax(void* numbers, int64_t size, int64_t begin, int64_t end) {
   constexpr int64_t kBuffer = 1024;
   float buffer[kBuffer + kLanes];
   const int64_t rows_at_once = kBuffer / size;
   for (int64_t first = begin; first < end; first += rows_at_once) {
     const int64_t rows = end - first < rows_at_once ? end - first : rows_at_once;
-    float* const source = numbers + first * size;
+    T* const source = static_cast<T*>(numbers) + first * size;
     for (int64_t row = 0; row < rows; ++row) {
-      const float* const line = source + row * size;
-      float most = line[0];
-      for (int64_t i = 1; i < size; ++i) most = line[i] > most ? line[i] : most;
-      for (int64_t i = 0; i < size; ++i) buffer[row * size + i] = line[i] - most;
+      const T* const line = source + row * size;
+      float most = number(line[0]);
+      for (int64_t i = 1; i < size; ++i) most = number(line[i]) > most ? number(line[i]) : most;
+      for (int64_t i = 0; i < size; ++i) buffer[row * size + i] = number(line[i]) - most;
     }
     exponential(buffer, rows * size);
     for (int64_t row = 0; row < rows; ++row) {
@@ -242,14 +272,15 @@ inline void softmax(float* numbers, int64_t size, int64_t begin, int64_t end) {
       float sum = line[0];
       for (int64_t i = 1; i < size; ++i) sum += line[i];
       const float factor = 1 / sum;
-      for (int64_t i = 0; i < size; ++i) source[row * size + i] = line[i] * factor;
+      for (int64_t i = 0; i < size; ++i) save_number(source + row * size + i, line[i] * factor);
     }
   }
 }
 
-inline const DenseLoops& dense_loops() {
-  static constexpr DenseLoops table = {&winograd_inputs, &winograd_outputs, &add_resized, &resize_planes,
-                                       &tap_lines,       &add_tap_lines,    &softmax};
+template <typename T>
+const DenseLoops& dense_loops() {
+  static constexpr DenseLoops table = {&winograd_inputs, &winograd_outputs,  &add_resized<T>, &resize_planes<T>,
+                                       &tap_lines<T>,    &add_tap_lines<T>, &softmax<T>};
   return table;
 }
 

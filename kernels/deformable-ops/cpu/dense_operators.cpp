@@ -13,20 +13,34 @@
 namespace deformable_ops {
 namespace {
 
-const DenseLoops& loops() {
+const DenseLoops& loops(ScalarType type = ScalarType::Float) {
+  const bool bfloat16 = type == ScalarType::BFloat16;
 #if defined(__x86_64__)
-  if (instructions() == Instructions::avx512) return avx512_dense();
-  if (instructions() == Instructions::avx2) return avx2_dense();
+  if (instructions() == Instructions::avx512) return avx512_dense(bfloat16);
+  if (instructions() == Instructions::avx2) return avx2_dense(bfloat16);
 #endif
-  return baseline_dense();
+  return baseline_dense(bfloat16);
 }
 
-// Return the numbers of a contiguous float32 tensor on the CPU, or fail.
-float* numbers_of(const char* name, const Tensor& tensor, int64_t rank) {
-  if (!tensor.is_cpu() || tensor.scalar_type() != ScalarType::Float) fail(name, " must be float32 on the CPU");
+// Return the memory of a contiguous tensor on the CPU, or fail.
+void* memory_of(const char* name, const Tensor& tensor, int64_t rank, ScalarType type) {
+  if (!tensor.is_cpu() || tensor.scalar_type() != type) {
+    fail(name, " must be ", type == ScalarType::Float ? "float32" : "bfloat16", " on the CPU");
+  }
   if (tensor.dim() != rank) fail(name, " must have ", rank, " dimensions, got the shape ", shape_of(tensor));
   if (!tensor.is_contiguous()) fail(name, " must be contiguous");
-  return static_cast<float*>(tensor.data_ptr());
+  return tensor.data_ptr();
+}
+
+float* numbers_of(const char* name, const Tensor& tensor, int64_t rank) {
+  return static_cast<float*>(memory_of(name, tensor, rank, ScalarType::Float));
+}
+
+// Return the type of a tensor, float32 or bfloat16, or fail.
+ScalarType type_of(const char* name, const Tensor& tensor) {
+  const ScalarType type = tensor.scalar_type();
+  if (type != ScalarType::Float && type != ScalarType::BFloat16) fail(name, " must be float32 or bfloat16");
+  return type;
 }
 
 void check_channels(const char* name, int64_t channels) {
@@ -55,7 +69,7 @@ struct ResizeCall {
   std::vector<Neighbours> rows, columns;
   Resize task;
 
-  ResizeCall(const float* source, float* target, int64_t height, int64_t width, int64_t new_height, int64_t new_width,
+  ResizeCall(const void* source, void* target, int64_t height, int64_t width, int64_t new_height, int64_t new_width,
              int64_t channels) {
     if (height < 1 || width < 1 || new_height < 1 || new_width < 1 || height > kMaxTokens || width > kMaxTokens) {
       fail("cannot resize ", height, " by ", width, " pixels to ", new_height, " by ", new_width);
@@ -117,35 +131,37 @@ void DenseOperators::winograd_outputs(Tensor planes, Tensor bias, int64_t image,
 }
 
 void DenseOperators::add_resized(Tensor pixels, Tensor target) {
-  const float* const source = numbers_of("pixels", pixels, 4);
-  float* const sums = numbers_of("target", target, 4);
+  const ScalarType type = type_of("pixels", pixels);
+  const void* const source = memory_of("pixels", pixels, 4, type);
+  void* const sums = memory_of("target", target, 4, type);
   check_channels("pixels", pixels.size(3));
   if (target.size(0) != pixels.size(0) || target.size(3) != pixels.size(3)) {
     fail("target ", shape_of(target), " must have the batch size and channels of pixels ", shape_of(pixels));
   }
   const ResizeCall call(source, sums, pixels.size(1), pixels.size(2), target.size(1), target.size(2), pixels.size(3));
   torch::stable::parallel_for(0, target.size(0) * target.size(1), kGrain, [&](int64_t begin, int64_t end) {
-    loops().add_resized(call.task, begin, end);
+    loops(type).add_resized(call.task, begin, end);
   });
 }
 
 Tensor DenseOperators::resize_planes(Tensor planes, int64_t height, int64_t width) {
-  const float* const source = numbers_of("planes", planes, 4);
+  const ScalarType type = type_of("planes", planes);
+  const void* const source = memory_of("planes", planes, 4, type);
   if (height < 1 || width < 1) fail("cannot resize planes ", shape_of(planes), " to ", height, " by ", width);
   const Tensor output = torch::stable::new_empty(planes, {planes.size(0), planes.size(1), height, width});
-  const ResizeCall call(source, static_cast<float*>(output.data_ptr()), planes.size(2), planes.size(3), height, width,
-                        planes.size(1));
+  const ResizeCall call(source, output.data_ptr(), planes.size(2), planes.size(3), height, width, planes.size(1));
   const int64_t rows = planes.size(0) * planes.size(1) * height;
   torch::stable::parallel_for(0, rows, kGrain, [&](int64_t begin, int64_t end) {
     std::vector<float> lines(2 * width);
-    loops().resize_planes(call.task, begin, end, lines.data());
+    loops(type).resize_planes(call.task, begin, end, lines.data());
   });
   return output;
 }
 
 void DenseOperators::add_resized_taps(Tensor products, int64_t first_channel, Tensor target) {
-  const float* const source = numbers_of("products", products, 5);
-  float* const sums = numbers_of("target", target, 4);
+  const ScalarType type = type_of("products", products);
+  const void* const source = memory_of("products", products, 5, type);
+  char* const sums = static_cast<char*>(memory_of("target", target, 4, type));
   const int64_t channels = products.size(4);
   check_channels("products", channels);
   if (products.size(3) != 9) fail("products must be (batch, height, width, 9, channels), got ", shape_of(products));
@@ -153,26 +169,28 @@ void DenseOperators::add_resized_taps(Tensor products, int64_t first_channel, Te
     fail("target ", shape_of(target), " has no place for products ", shape_of(products), " at channel ", first_channel);
   }
   const int64_t batch = products.size(0), height = products.size(1);
-  const Tensor lines = torch::stable::new_empty(products, {batch, height, 3, target.size(2), channels});
-  const ResizeCall call(source, sums + first_channel, height, products.size(2), target.size(1), target.size(2),
+  const Tensor lines =
+      torch::stable::new_empty(products, {batch, height, 3, target.size(2), channels}, ScalarType::Float);
+  const ResizeCall call(source, sums + first_channel * target.element_size(), height, products.size(2), target.size(1), target.size(2),
                         channels);
   const ResizedTaps task = {call.task, static_cast<float*>(lines.data_ptr()), target.size(3)};
   torch::stable::parallel_for(0, batch * height * 3, kGrain, [&](int64_t begin, int64_t end) {
-    loops().tap_lines(task, begin, end);
+    loops(type).tap_lines(task, begin, end);
   });
   torch::stable::parallel_for(0, batch * target.size(1), kGrain, [&](int64_t begin, int64_t end) {
-    loops().add_tap_lines(task, begin, end);
+    loops(type).add_tap_lines(task, begin, end);
   });
 }
 
 void DenseOperators::softmax_rows(Tensor logits) {
-  float* const numbers = numbers_of("logits", logits, 2);
+  const ScalarType type = type_of("logits", logits);
+  void* const numbers = memory_of("logits", logits, 2, type);
   constexpr int64_t kMost = 1024;
   const int64_t size = logits.size(1);
   if (size < 1 || size > kMost) fail("logits must have 1 to ", kMost, " columns, got the shape ", shape_of(logits));
   constexpr int64_t kRows = 256;
   torch::stable::parallel_for(0, logits.size(0), kRows, [&](int64_t begin, int64_t end) {
-    loops().softmax(numbers, size, begin, end);
+    loops(type).softmax(numbers, size, begin, end);
   });
 }
 

@@ -19,7 +19,9 @@ namespace deformable_ops {
 
 const Kernels& avx2_kernels(bool float64) { return float64 ? avx2::kernels_of<double>() : avx2::kernels_of<float>(); }
 
-const DenseLoops& avx2_dense() { return avx2::dense_loops(); }
+const DenseLoops& avx2_dense(bool bfloat16) {
+  return bfloat16 ? avx2::dense_loops<uint16_t>() : avx2::dense_loops<float>();
+}
 
 }  // namespace deformable_ops
 

@@ -22,7 +22,9 @@ const Kernels& avx512_kernels(bool float64) {
   return float64 ? avx512::kernels_of<double>() : avx512::kernels_of<float>();
 }
 
-const DenseLoops& avx512_dense() { return avx512::dense_loops(); }
+const DenseLoops& avx512_dense(bool bfloat16) {
+  return bfloat16 ? avx512::dense_loops<uint16_t>() : avx512::dense_loops<float>();
+}
 
 }  // namespace deformable_ops
 

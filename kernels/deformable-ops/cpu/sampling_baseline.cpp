@@ -12,6 +12,8 @@ const Kernels& baseline_kernels(bool float64) {
   return float64 ? baseline::kernels_of<double>() : baseline::kernels_of<float>();
 }
 
-const DenseLoops& baseline_dense() { return baseline::dense_loops(); }
+const DenseLoops& baseline_dense(bool bfloat16) {
+  return bfloat16 ? baseline::dense_loops<uint16_t>() : baseline::dense_loops<float>();
+}
 
 }  // namespace deformable_ops

@@ -130,9 +130,10 @@ def compiled(operator: str, value: torch.Tensor) -> Callable | None:
 def dense_operators(value: torch.Tensor) -> ModuleType | None:
     """Return the kernel's dense operators for inference if they serve `value`'s device and dtype, or None.
 
-    These are minimal filtering, resizes and softmax for float32 on a CPU, see `deformable_ops/dense.py` of the kernel.
+    These are minimal filtering (float32), resizes and softmax (float32 and bfloat16) on a CPU, see
+    `deformable_ops/dense.py` of the kernel.
     """
-    is_served = value.device.type == "cpu" and value.dtype == torch.float32
+    is_served = value.device.type == "cpu" and value.dtype in (torch.float32, torch.bfloat16)
     if not is_served or (_state.mode or default_mode()) == "off" or torch.compiler.is_compiling() or _is_exporting():
         return None
     kernel = find_kernel()

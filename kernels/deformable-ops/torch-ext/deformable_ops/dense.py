@@ -1,8 +1,9 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Dense operators for inference in float32 on a CPU: minimal filtering, bilinear resizes and softmax.
+"""Dense operators for inference on a CPU: minimal filtering, bilinear resizes and softmax.
 
-Pixels are `(B, H, W, C)`: channels are last, and C is a multiple of `CHANNEL_MULTIPLE`. All tensors are contiguous. These functions have
-no gradients, and most write into a given tensor, so that a loop can use the same memory again.
+Pixels are `(B, H, W, C)`: channels are last, and C is a multiple of `CHANNEL_MULTIPLE`. All tensors are contiguous.
+Minimal filtering is for float32. The others take float32 and bfloat16 and compute in float32. These functions have no
+gradients, and most write into a given tensor, so that a loop can use the same memory again.
 """
 
 import torch

@@ -30,14 +30,17 @@ OPTIMIZATIONS: dict[str, Callable[[nn.Module], int]] = {
     "position_bias": share_position_bias_memory,
     "onednn_linear": use_onednn_for_linear,
 }
+FLOAT32_ONLY = ("winograd", "onednn_linear")
 
 
-def optimize_for_inference(model: Model, *, inplace: bool = False, without: Collection[str] = ()) -> Model:
+def optimize_for_inference(
+    model: Model, *, inplace: bool = False, without: Collection[str] = (), dtype: torch.dtype | None = None
+) -> Model:
     """Make a model faster for inference by replacing layers. Results are the same up to rounding.
 
     Batch norms are folded into convolutions, and on a CPU layers are replaced by faster ones. Their weights are laid
-    out once. Layers with hooks, adapters, quantized or offloaded weights stay. So do all layers of a model in half
-    precision, because folded weights would round differently.
+    out once. Layers with hooks, adapters, quantized or offloaded weights stay. So do all layers of a model that is in
+    half precision already, because folded weights would round differently; `dtype` rounds them after folding.
 
     The result cannot be trained, saved or given an adapter, and it gives no gradients. Keep the original for these.
 
@@ -45,13 +48,15 @@ def optimize_for_inference(model: Model, *, inplace: bool = False, without: Coll
         model: a model or backbone of this package. It is set to evaluation mode.
         inplace: whether to change `model` itself instead of a copy. This saves the memory of the copy.
         without: names from [`OPTIMIZATIONS`] to leave out, to measure what each is worth.
+        dtype: of the result, for example `torch.bfloat16` on a CPU with AMX or AVX512-BF16. None keeps that of the
+            model.
 
     Returns:
         the optimized model. A model that is optimized already is returned as it is.
 
     Raises:
         TypeError: if `model` is not a model of this package.
-        ValueError: if `without` has an unknown name.
+        ValueError: if `without` has an unknown name, or if `dtype` is another one than that of an optimized model.
     """
     if not isinstance(model, SegmentationModelMixin):
         raise TypeError(
@@ -61,13 +66,17 @@ def optimize_for_inference(model: Model, *, inplace: bool = False, without: Coll
     if unknown:
         raise ValueError(f"without has unknown names {sorted(unknown)}: choose from {list(OPTIMIZATIONS)}")
     if model.is_optimized:
+        if dtype not in (None, model.dtype):
+            raise ValueError(f"the model is optimized for {model.dtype} already: {LOAD_AGAIN}")
         return model
     optimized: Any = model if inplace else copy.deepcopy(model)
     optimized.eval().requires_grad_(False)
     if all(tensor.dtype in (torch.float32, torch.float64) for tensor in optimized.parameters()):
         for name, replace_layers in OPTIMIZATIONS.items():
-            if name not in without:
+            if name not in without and not (name in FLOAT32_ONLY and dtype not in (None, torch.float32)):
                 replace_layers(optimized)
+    if dtype is not None:
+        optimized.to(dtype)
     for module in optimized.modules():  # the backbone can be used without the rest
         if isinstance(module, SegmentationModelMixin):
             module.is_optimized = True
