@@ -127,11 +127,15 @@ def compiled(operator: str, value: torch.Tensor) -> Callable | None:
     return None
 
 
-def dense_operators(value: torch.Tensor) -> ModuleType | None:
+def dense_operators(value: torch.Tensor, *channels: int) -> ModuleType | None:
     """Return the kernel's dense operators for inference if they serve `value`'s device and dtype, or None.
 
     These are minimal filtering (float32), resizes and softmax (float32 and bfloat16) on a CPU, see
     `deformable_ops/dense.py` of the kernel.
+
+    Args:
+        value: an input.
+        channels: numbers of channels, for operators on pixels with channels last.
     """
     is_served = value.device.type == "cpu" and value.dtype in (torch.float32, torch.bfloat16)
     if not is_served or (_state.mode or default_mode()) == "off" or torch.compiler.is_compiling() or _is_exporting():
@@ -139,7 +143,8 @@ def dense_operators(value: torch.Tensor) -> ModuleType | None:
     kernel = find_kernel()
     if kernel is None or "cpu" not in kernel.devices:
         return None
-    return getattr(kernel.functions, "dense", None)  # a build of older sources has none
+    dense = getattr(kernel.functions, "dense", None)  # a build of older sources has none
+    return dense if dense is None or all(count % dense.CHANNEL_MULTIPLE == 0 for count in channels) else None
 
 
 def choose(

@@ -37,11 +37,10 @@ class FastAddResized(AddResized):
 
     def forward(self, features: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         """Map `(B, C, H, W)` and `(B, C, h, w)` to `(B, C, H, W)`."""
-        dense = dispatcher.dense_operators(features)
+        dense = dispatcher.dense_operators(features, features.shape[1])
         size = features.shape[2:]
         if (
             dense is None
-            or features.shape[1] % dense.CHANNEL_MULTIPLE
             or other.shape[2:] == size
             or not features.is_contiguous(memory_format=torch.channels_last)
         ):

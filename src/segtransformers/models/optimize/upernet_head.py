@@ -53,7 +53,7 @@ class ResizedConvolution(nn.Module):
     def _add(self, index: int, feature_map: torch.Tensor, output: torch.Tensor) -> None:
         """Add the contribution of one coarser feature map to the output `(B, H, W, out_channels)`."""
         batch, _, height, width = feature_map.shape
-        dense = dispatcher.dense_operators(feature_map)
+        dense = dispatcher.dense_operators(feature_map, self.out_channels)
         if dense is not None:
             pixels = feature_map.permute(0, 2, 3, 1)
             for step, start in enumerate(range(0, self.out_channels, CHANNELS_PER_STEP)):

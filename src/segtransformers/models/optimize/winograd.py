@@ -6,7 +6,8 @@ gives 4x4 output pixels: 36 sums of the input are multiplied with 36 sums of the
 the output. Channels are last, so that sums run over long rows and the products are matrix products.
 
 The sums are evaluations of polynomials at 0, A, -A, B, -B and infinity. A = 3/4 and B = 3/2 are exact in floating point
-and round less than the usual 1 and 2: the error of a layer was 1.5 times that of a direct convolution.
+and round less than the usual 1 and 2. A layer of 512 channels had an error of 7e-7 with compiled sums and 1.3e-6 with
+PyTorch's, in relative L2; a direct convolution has 5e-7.
 """
 
 from collections.abc import Sequence
@@ -40,9 +41,8 @@ class WinogradConvolution(nn.Module):
     def __init__(self, convolution: nn.Conv2d):
         super().__init__()
         weight = convolution.weight.detach()
-        bias = weight.new_zeros(weight.shape[0]) if convolution.bias is None else convolution.bias.detach()
         self.register_buffer("weight", weight)
-        self.register_buffer("bias", bias)
+        self.register_buffer("bias", None if convolution.bias is None else convolution.bias.detach())
         self.register_buffer("filters", transformed_filters(weight))
         dispatcher.prepare()
 
@@ -50,7 +50,7 @@ class WinogradConvolution(nn.Module):
         """Map `(B, C_in, H, W)` to `(B, C_out, H, W)`."""
         batch, _, height, width = features.shape
         if runs_float32_on_cpu(features) and (torch.get_num_threads() > 1 or not mkl_is_slow()):
-            dense = dispatcher.dense_operators(features)
+            dense = dispatcher.dense_operators(features, *self.weight.shape[:2])
             if batch * height * width >= (MIN_PIXELS if dense is None else MIN_PIXELS_COMPILED):
                 return winograd_convolution(features, self.filters, self.bias, dense)
         return F.conv2d(features, self.weight, self.bias, padding=1)
@@ -72,7 +72,7 @@ def transformed_filters(weight: torch.Tensor) -> torch.Tensor:
 
 
 def winograd_convolution(
-    features: torch.Tensor, filters: torch.Tensor, bias: torch.Tensor, dense: ModuleType | None = None
+    features: torch.Tensor, filters: torch.Tensor, bias: torch.Tensor | None, dense: ModuleType | None = None
 ) -> torch.Tensor:
     """Compute a 3x3 convolution with padding 1.
 
@@ -80,7 +80,7 @@ def winograd_convolution(
         features: `(B, C_in, H, W)`.
         filters: [`transformed_filters`].
         bias: `(C_out,)`.
-        dense: compiled operators; None computes the sums in PyTorch.
+        dense: the kernel's operators ([`dispatcher.dense_operators`]); None computes the sums in PyTorch.
 
     Returns:
         `(B, C_out, H, W)` with channels last.
@@ -92,6 +92,7 @@ def winograd_convolution(
     rows_per_step = min(max(TILES_PER_STEP // tile_columns, 1), tile_rows)
     output = pixels.new_empty((batch, height, width, out_channels))
     zeros = pixels.new_zeros(channels)
+    bias = pixels.new_zeros(out_channels) if bias is None else bias
     most = rows_per_step * tile_columns
     sum_memory = pixels.new_empty((SUMS**2, most * channels + PADDING))
     product_memory = pixels.new_empty((SUMS**2, most * out_channels + PADDING))

@@ -1,0 +1,155 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""The dense operators beside PyTorch's own in float64."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+A, B = 0.75, 1.5
+
+
+@pytest.fixture
+def dense(ops):
+    return ops.dense
+
+
+def filters(weight):
+    """Transform `(C_out, C_in, 3, 3)` to `(36, C_in, C_out)`: values of each row's polynomial at the points."""
+    points = torch.tensor([0, A, -A, B, -B], dtype=torch.float64)
+    differences = points[:, None] - points + torch.eye(5, dtype=torch.float64)
+    rows = torch.stack([points**power for power in range(3)], dim=1) / differences.prod(1, keepdim=True)
+    matrix = torch.cat([rows, torch.tensor([[0, 0, 1]], dtype=torch.float64)])
+    return torch.einsum("ia,kb,ocab->ikco", matrix, matrix, weight).flatten(0, 1).contiguous()
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("size", [(1, 1), (4, 8), (13, 6)])
+def test_minimal_filtering(dense, size, relu):
+    """The planes of a step hold some rows of tiles, and are apart from each other in memory."""
+    batch, channels, out_channels = 2, 32, 48
+    pixels, bias = torch.randn(batch, *size, channels), torch.randn(out_channels)
+    weight = torch.randn(out_channels, channels, 3, 3, dtype=torch.float64)
+    kernels, output = filters(weight).float(), torch.full((batch, *size, out_channels), torch.nan)
+    rows, columns = -(-size[0] // 4), -(-size[1] // 4)
+    for image in range(batch):
+        for row in range(rows):
+            sums = torch.empty(36, columns * channels + 8)[:, : columns * channels].unflatten(1, (columns, channels))
+            dense.winograd_inputs(pixels, torch.zeros(channels), image, row, sums)
+            dense.winograd_outputs((sums @ kernels), bias, image, row, relu, output)
+    expected = F.conv2d(pixels.permute(0, 3, 1, 2).double(), weight, bias.double(), padding=1).permute(0, 2, 3, 1)
+    expected = expected.relu() if relu else expected
+    assert (output - expected).norm() / expected.norm() < 1e-6
+
+
+def rounding(dtype):
+    return {"rtol": 2**-7, "atol": 2**-7} if dtype == torch.bfloat16 else {"rtol": 1e-5, "atol": 2e-5}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [(1, 1), (7, 5), (20, 36), (3, 64)])
+def test_resizes(dense, size, dtype):
+    planes = torch.randn(2, 3, 5, 9, dtype=dtype)
+    expected = F.interpolate(planes.double(), size=size, mode="bilinear", align_corners=False)
+    output = dense.resize_planes(planes, *size)
+    assert output.dtype == dtype
+    torch.testing.assert_close(output.double(), expected, **rounding(dtype))
+
+    pixels, target = torch.randn(2, 5, 9, 32, dtype=dtype), torch.randn(2, *size, 32, dtype=dtype)
+    resized = F.interpolate(pixels.permute(0, 3, 1, 2).double(), size=size, mode="bilinear", align_corners=False)
+    expected = target.double() + resized.permute(0, 2, 3, 1)
+    dense.add_resized(pixels, target)
+    torch.testing.assert_close(target.double(), expected, **rounding(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [(1, 1), (10, 18), (13, 7)])
+def test_resized_products_of_a_kernel(dense, size, dtype):
+    features, weight = (
+        torch.randn(2, 16, 5, 9, dtype=torch.float64),
+        torch.randn(32, 16, 3, 3, dtype=torch.float64) / 12,
+    )
+    products = torch.einsum("bchw,ocij->bhwijo", features, weight).flatten(3, 4).contiguous().to(dtype)
+    target = torch.randn(2, *size, 64, dtype=dtype)
+    resized = F.interpolate(features, size=size, mode="bilinear", align_corners=False)
+    expected = target.double()
+    expected[..., 16:48] += F.conv2d(resized, weight, padding=1).permute(0, 2, 3, 1)
+    dense.add_resized_taps(products, 16, target)
+    bound = 0.05 if dtype == torch.bfloat16 else 1e-5  # nine rounded products are summed
+    torch.testing.assert_close(target.double(), expected, rtol=bound, atol=bound)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [1, 9, 100, 1024])
+def test_softmax(dense, size, dtype):
+    logits = (20 * torch.randn(37, size)).to(dtype)
+    expected = logits.double().softmax(1)
+    dense.softmax_rows(logits)
+    torch.testing.assert_close(logits.double(), expected, rtol=2**-8 if dtype == torch.bfloat16 else 1e-5, atol=1e-7)
+
+
+def test_numbers_that_are_not_finite_stay(dense):
+    planes = torch.tensor([[[[1.0, torch.nan], [torch.inf, 2.0]]]])
+    for dtype in (torch.float32, torch.bfloat16):
+        assert dense.resize_planes(planes.to(dtype), 2, 2).isnan()[0, 0, 0, 1]
+    output = torch.zeros(1, 1, 1, 16)
+    dense.winograd_outputs(torch.full((36, 1, 16), torch.nan), torch.zeros(16), 0, 0, True, output)
+    assert output.isnan().all()
+    logits = torch.tensor([[1.0, torch.nan]])
+    dense.softmax_rows(logits)
+    assert logits.isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("resize_planes", lambda: (torch.zeros(1, 2, 3, 4, dtype=torch.float64), 2, 2), "float32 or bfloat16"),
+        ("resize_planes", lambda: (torch.zeros(1, 2, 3, 4), 0, 2), "cannot resize planes"),
+        ("resize_planes", lambda: (torch.zeros(1, 2, 3), 2, 2), "4 dimensions"),
+        ("add_resized", lambda: (torch.zeros(1, 2, 2, 8), torch.zeros(1, 4, 4, 8)), "multiple of 16 channels"),
+        ("add_resized", lambda: (torch.zeros(1, 2, 2, 16), torch.zeros(2, 4, 4, 16)), "batch size and channels"),
+        ("add_resized", lambda: (torch.zeros(1, 2, 2, 16), torch.zeros(1, 16, 4, 4).permute(0, 2, 3, 1)), "contiguous"),
+        ("add_resized_taps", lambda: (torch.zeros(1, 2, 2, 8, 16), 0, torch.zeros(1, 4, 4, 16)), "height, width, 9"),
+        ("add_resized_taps", lambda: (torch.zeros(1, 2, 2, 9, 16), 8, torch.zeros(1, 4, 4, 16)), "has no place"),
+        ("softmax_rows", lambda: (torch.zeros(2, 1025),), "1 to 1024 columns"),
+        (
+            "winograd_inputs",
+            lambda: (torch.zeros(1, 8, 8, 16), torch.zeros(16), 0, 1, torch.zeros(36, 4, 16)),
+            "whole rows of 2 by 2 tiles",
+        ),
+        (
+            "winograd_inputs",
+            lambda: (torch.zeros(1, 8, 8, 16), torch.zeros(16), 1, 0, torch.zeros(36, 4, 16)),
+            "image must be below 1",
+        ),
+        (
+            "winograd_outputs",
+            lambda: (torch.zeros(16, 4, 16), torch.zeros(16), 0, 0, False, torch.zeros(1, 8, 8, 16)),
+            "planes must be float32",
+        ),
+    ],
+)
+def test_arguments_that_do_not_fit(dense, name, arguments, message):
+    with pytest.raises(RuntimeError, match=message):
+        getattr(dense, name)(*arguments())
+
+
+def test_shapes_for_compilation(dense):
+    planes = torch.zeros(2, 3, 4, 5, device="meta")
+    assert dense.resize_planes(planes, 8, 10).shape == (2, 3, 8, 10)
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="this machine has one instruction set only")
+@pytest.mark.parametrize("instructions", ["baseline", "avx2"])
+def test_other_instruction_sets(instructions):
+    """The kernel chooses the instruction set once per process, so this test starts another process."""
+    if "DEFORMABLE_OPS_INSTRUCTIONS" in os.environ:
+        pytest.skip("this process runs the tests with another instruction set")
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", str(Path(__file__))]
+    environment = {**os.environ, "DEFORMABLE_OPS_INSTRUCTIONS": instructions}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-3000:]

@@ -1,0 +1,116 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""Optimized models with the kernel's dense operators, and in bfloat16."""
+
+import pytest
+import torch
+from model_tests import randomise
+from test_internimage import small_internimage
+from test_optimize import outputs
+from test_seg_mask2former import small_head as small_mask2former
+from test_seg_upernet import small_head as small_upernet
+from test_vit_adapter import small_config
+from test_vit_comer import small_comer
+from torch import nn
+
+from segtransformers import SegMask2FormerForSemanticSegmentation, SegUperNetForSemanticSegmentation
+from segtransformers.models.optimize import optimize_for_inference, winograd
+from segtransformers.models.optimize.dense_layers import FastAddResized, FastResize, FastSoftmax
+from segtransformers.models.optimize.winograd import WinogradConvolution
+from segtransformers.operators import compiled_operators, dispatcher
+
+MODELS = {
+    "vit-adapter-upernet": lambda: SegUperNetForSemanticSegmentation(small_upernet(small_config(), hidden_size=32)),
+    "vit-comer-upernet": lambda: SegUperNetForSemanticSegmentation(small_upernet(small_comer(), hidden_size=32)),
+    "internimage-upernet": lambda: SegUperNetForSemanticSegmentation(
+        small_upernet(small_internimage(), hidden_size=32)
+    ),
+    "vit-adapter-mask2former": lambda: SegMask2FormerForSemanticSegmentation(small_mask2former(small_config())),
+}
+
+
+@pytest.fixture
+def dense(kernel_build, monkeypatch):
+    """The operators of a fresh build, in models of any size. Their calls are counted by name."""
+    monkeypatch.setenv("LOCAL_KERNELS", f"{dispatcher.KERNEL_ID}={kernel_build / 'build'}")
+    monkeypatch.setattr(winograd, "MIN_CHANNELS", 1)
+    monkeypatch.setattr(winograd, "MIN_PIXELS_COMPILED", 1)
+    dispatcher.reset()
+    kernel = dispatcher.find_kernel()
+    assert kernel is not None, dispatcher._state.problems
+    operators, calls = kernel.functions.dense, {}
+
+    def counted(name):
+        function = getattr(operators, name)
+
+        def call(*arguments):
+            calls[name] = calls.get(name, 0) + 1
+            return function(*arguments)
+
+        monkeypatch.setattr(operators, name, call)
+
+    for name in ("winograd_inputs", "winograd_outputs", "add_resized", "add_resized_taps", "resize_planes"):
+        counted(name)
+    counted("softmax_rows")
+    yield calls
+    dispatcher.reset()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_outputs_stay_the_same(name, dense):
+    model = randomise(MODELS[name]()).eval()
+    images = torch.randn(2, 3, 75, 130)
+    with compiled_operators("off"):
+        (expected,) = outputs(model, images)
+    assert not dense
+    (actual,) = outputs(optimize_for_inference(model), images)
+    assert ((actual - expected).norm() / expected.norm()).item() < 1e-5
+    upernet = {"winograd_inputs", "winograd_outputs", "add_resized", "add_resized_taps", "resize_planes"}
+    expected_calls = {"vit-adapter-mask2former": {"resize_planes"}}.get(name, upernet)
+    assert set(dense) >= expected_calls and ("softmax_rows" in dense) == (name == "internimage-upernet")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_bfloat16(name, dense):
+    """Folded weights are rounded once, and the model's numbers stay as near as those of the plain model in bfloat16."""
+    model = randomise(MODELS[name]()).eval()
+    images = torch.randn(1, 3, 64, 96)
+    (expected,) = outputs(model, images)
+    optimized = optimize_for_inference(model, dtype=torch.bfloat16)
+    assert optimized.dtype == torch.bfloat16 and model.dtype == torch.float32
+    assert not any(isinstance(module, WinogradConvolution) for module in optimized.modules())
+    (actual,) = outputs(optimized, images.bfloat16())
+    (plain,) = outputs(model.bfloat16(), images.bfloat16())
+    assert actual.dtype == torch.bfloat16 and "resize_planes" in dense
+    error, plain_error = ((output.float() - expected).norm() / expected.norm() for output in (actual, plain))
+    assert error < 2 * plain_error + 0.01
+
+
+def test_an_optimized_model_keeps_its_dtype():
+    model = optimize_for_inference(MODELS["vit-adapter-upernet"](), dtype=torch.bfloat16)
+    assert optimize_for_inference(model, dtype=torch.bfloat16) is model
+    with pytest.raises(ValueError, match=r"optimized for torch.bfloat16 already: load the model again"):
+        optimize_for_inference(model, dtype=torch.float32)
+
+
+@torch.no_grad()
+def test_layers_leave_their_inputs_alone(dense):
+    """Layers that are called with other tensors than those of our models still are what they replace."""
+    features, other = torch.randn(1, 16, 8, 8).to(memory_format=torch.channels_last), torch.randn(1, 16, 4, 4)
+    copies = features.clone(), other.clone()
+    torch.testing.assert_close(FastAddResized()(features, other), features + FastResize()(other, (8, 8)))
+    torch.testing.assert_close(FastAddResized()(features, features), features + features)
+    logits = torch.randn(2, 3, 9)
+    torch.testing.assert_close(FastSoftmax(dim=-1)(logits.transpose(1, 2)), logits.transpose(1, 2).softmax(-1))
+    assert torch.equal(features, copies[0]) and torch.equal(other, copies[1])
+    corners = FastResize(align_corners=True)(other, (8, 8))
+    torch.testing.assert_close(corners, nn.functional.interpolate(other, (8, 8), mode="bilinear", align_corners=True))
+
+
+@torch.no_grad()
+def test_odd_numbers_of_channels_and_other_devices_are_served_by_pytorch(dense):
+    features = torch.randn(1, 9, 8, 8).to(memory_format=torch.channels_last)
+    FastAddResized()(features, torch.randn(1, 9, 4, 4))
+    WinogradConvolution(nn.Conv2d(9, 9, 3, padding=1))(features)
+    FastResize()(features.double(), (16, 16))
+    FastSoftmax(dim=-1)(torch.randn(3, 9, device="meta"))
+    assert not dense
