@@ -39,11 +39,7 @@ class FastAddResized(AddResized):
         """Map `(B, C, H, W)` and `(B, C, h, w)` to `(B, C, H, W)`."""
         dense = dispatcher.dense_operators(features, features.shape[1])
         size = features.shape[2:]
-        if (
-            dense is None
-            or other.shape[2:] == size
-            or not features.is_contiguous(memory_format=torch.channels_last)
-        ):
+        if dense is None or other.shape[2:] == size or not features.is_contiguous(memory_format=torch.channels_last):
             return features.add_(resize(other, size)) if self.inplace else super().forward(features, other)
         output = features if self.inplace else features.clone(memory_format=torch.channels_last)
         dense.add_resized(other.permute(0, 2, 3, 1).contiguous(), output.permute(0, 2, 3, 1))
