@@ -186,6 +186,19 @@ def test_second_push(hub, publishable, local_symbols, tmp_path, caplog):
     assert repository.heads["main"] == before["main"]  # the card is the same
 
 
+@pytest.mark.slow
+def test_portable_build_is_pushed_and_loaded(hub, tmp_path):
+    """The command's own build, with the real limits of symbols. It takes minutes to compile."""
+    pytest.importorskip("ziglang")
+    result = CliRunner().invoke(app, ["push-kernels", NAME])
+    assert result.exit_code == 0, result.output
+    commit = hub.repositories[f"kernels:{NAME}"].heads["v1"]
+    names = {path.split("/")[1] for path in hub.repositories[f"kernels:{NAME}"].trees[commit] if "metadata" in path}
+    assert {name.split("-")[3] for name in names} == {"cpu", "cu120", "cu130"}
+    ViTAdapterBackbone(small_config()).save_pretrained(tmp_path / "model")
+    assert "kernelized" in in_a_process(LOAD, hub, tmp_path, NAME, commit, str(tmp_path / "model"))
+
+
 def test_build_for_this_machine_is_refused(hub, publishable, tmp_path):
     library = next((publishable / "build").glob("*/*.so"))
     if kernel_publishing.newest_symbol(library) is None:
