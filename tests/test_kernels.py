@@ -260,6 +260,8 @@ print({event.key for event in calls.key_averages()})
 
 def test_use_kernels_of_transformers(kernel, build, tmp_path):
     """On a CPU transformers knows no kernel for the layer, and ours runs as without the option."""
+    if not hasattr(kernels, "KernelizeFallback"):
+        pytest.skip("transformers imports names that this version of kernels lacks")
     adapter()[0].float().save_pretrained(tmp_path)
     environment = {**os.environ, "LOCAL_KERNELS": f"{dispatcher.KERNEL_ID}={build}"}
     command = [sys.executable, "-c", USE_KERNELS, str(tmp_path)]

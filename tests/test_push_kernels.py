@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from segtransformers import ViTAdapterBackbone
 from segtransformers.cli import app
 from segtransformers.hub import kernel_publishing
-from segtransformers.hub.publishing import PublishingError
+from segtransformers.hub.publishing import PublishingError, can_push_kernels
 from segtransformers.operators import dispatcher
 
 WRITER = next(token for token, name in TOKENS.items() if name == "writer")
@@ -103,6 +103,8 @@ def local_symbols(monkeypatch):
 @pytest.fixture
 def hub(monkeypatch):
     """A Hub with nothing, and huggingface_hub in this process as a client of it that may write."""
+    if not can_push_kernels():
+        pytest.skip(f"huggingface_hub {huggingface_hub.__version__} makes no commits in repositories of kernels")
     original = huggingface_hub.HfApi.__init__
 
     def init(self, **options):
@@ -256,6 +258,15 @@ def test_failed_push_says_what_the_repository_holds(hub, publishable, local_symb
     hub.failing["POST /api/kernels/writer/deformable-ops/commit/v1"] = 500
     with pytest.raises(PublishingError, match="was created and is empty: 500"):
         kernel_publishing.push_kernels(publishable, PROJECT, NAME)
+
+
+def test_too_old_client_is_refused_before_the_repository_is_made(monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "__version__", "2.2.0")
+    result = CliRunner().invoke(app, ["push-kernels", NAME])
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "error: pushing a kernel needs huggingface_hub 2.3 or newer, not 2.2.0: pip install -U huggingface_hub\n"
+    )
 
 
 def test_project_has_what_the_hub_asks_for():

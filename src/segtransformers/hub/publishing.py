@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import huggingface_hub
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo, get_token
 from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
@@ -13,6 +14,8 @@ from ..files import check_folder_readable
 from ..remote_code import MODULE
 
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
+
+FIRST_WITH_KERNELS = (2, 3)  # version of huggingface_hub; older ones make no commits in repositories of kernels
 
 
 class PublishingError(ValueError):
@@ -36,6 +39,11 @@ class Destination:
     files: list[str]
 
 
+def can_push_kernels() -> bool:
+    """Return whether the installed huggingface_hub can commit to repositories of kernels."""
+    return tuple(int(part) for part in huggingface_hub.__version__.split(".")[:2]) >= FIRST_WITH_KERNELS
+
+
 def check_destination(
     repo_id: str, private: bool = False, create_pr: bool = False, repo_type: str = "model"
 ) -> Destination:
@@ -49,8 +57,14 @@ def check_destination(
 
     Raises:
         PublishingError: if the name is invalid, nobody is logged in, the Hub cannot be reached, the repository is
-            public despite `private`, or a pull request is asked for and the repository does not exist.
+            public despite `private`, a pull request is asked for and the repository does not exist, or huggingface_hub
+            is too old for kernels.
     """
+    if repo_type == "kernel" and not can_push_kernels():
+        raise PublishingError(
+            f"pushing a kernel needs huggingface_hub {'.'.join(map(str, FIRST_WITH_KERNELS))} or newer, not "
+            f"{huggingface_hub.__version__}: pip install -U huggingface_hub"
+        )
     api = HfApi()
     try:
         validate_repo_id(repo_id)

@@ -190,6 +190,7 @@ def exports_gathers() -> bool:
     return _state.gathers and _is_exporting()
 
 
+@torch.compiler.assume_constant_result  # called, not traced: in a trace of torch 2.10 is_exporting is always true
 def _is_exporting() -> bool:
     return torch.compiler.is_exporting() or torch.jit.is_tracing()
 
