@@ -1,6 +1,7 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """Output of the commands: `--quiet`, `--json`, tables and bars on a terminal, plain text elsewhere."""
 
+import importlib.util
 import io
 import json
 import os
@@ -167,6 +168,23 @@ def test_quiet_leaves_results_and_errors(data, tmp_path):
         assert done.stdout.strip(), name
     failed = run("segment", tmp_path / "missing.png", "-q")
     assert failed.exit_code == 1 and failed.stderr.startswith("error: ")
+
+
+def test_training_of_data_without_parts(tmp_path, monkeypatch):
+    """One line says what is held out, and a log gets no progress bars. Without accelerate, an error says what to do."""
+    write_scenes(tmp_path / "data", 3, size=(64, 96), split="all")
+    for kind in ("images", "masks"):
+        for file in (tmp_path / "data" / kind / "all").iterdir():
+            file.rename(tmp_path / "data" / kind / file.name)
+        (tmp_path / "data" / kind / "all").rmdir()
+    done = run("train", "--data", tmp_path / "data", "--output", tmp_path / "trained", *TRAINING)
+    assert done.exit_code == 0 and "1 of 3" in done.stderr, done.stderr
+    assert "no splits" not in done.stderr and "it/s" not in done.stderr and "'train_loss'" in done.stdout
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "accelerate" else found(name))
+    done = run("train", "--data", tmp_path / "data", "--output", tmp_path / "other", *TRAINING)
+    assert done.exit_code == 1 and done.stderr.endswith("pip install 'segtransformers[train]'\n")
+    assert not (tmp_path / "other").exists()
 
 
 def test_without_quiet_there_are_messages(tmp_path):

@@ -3,6 +3,7 @@
 
 import contextlib
 import dataclasses
+import importlib.util
 import os
 import shlex
 from collections.abc import Iterator
@@ -189,6 +190,8 @@ def train(
     """
     options = TrainOptions(**{name: value for name, value in locals().items() if name != "context"})
     with _one_line():
+        if importlib.util.find_spec("accelerate") is None:
+            raise UserError("training needs accelerate, which is not installed: pip install 'segtransformers[train]'")
         if bands is None and colour_bands is not None:
             raise UserError("--colour-bands needs --bands, the bands that the model takes")
         if recipe is not None:

@@ -1,8 +1,10 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """The data of `segtransformers train`: parts for training and evaluation, and a check of every sample."""
 
+import contextlib
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..escaping import one_line
@@ -31,7 +33,8 @@ def load_parts(
     """
     from ..datasets.pairs import MissingSplitError
 
-    parts = [load_data(data, split, *options)]
+    with _without_warning_of_missing_parts():  # what is held out is said below
+        parts = [load_data(data, split, *options)]
     if parts[0].split is None:
         parts = _divided(parts[0])
     else:
@@ -66,6 +69,20 @@ def check_samples(parts: "list[SegmentationDataset]") -> None:
         error_line(error)
     if errors:
         raise UserError(errors[0] if len(errors) == 1 else f"{len(errors)} samples cannot be used")
+
+
+@contextlib.contextmanager
+def _without_warning_of_missing_parts() -> Iterator[None]:
+    logger = logging.getLogger("segtransformers.datasets.loading")
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "has no splits" not in record.getMessage()
+
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
 
 
 def _divided(data: "SegmentationDataset") -> "list[SegmentationDataset]":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ..files import scratch_folder, write_failure
-from ..terminal import write_line
+from ..terminal import is_terminal, write_line
 from .checkpoints import has_checkpoints, last_checkpoint, remove_incomplete, save_model
 from .common import load_model, why_not_loaded
 from .errors import UserError, note
@@ -56,7 +56,7 @@ class TrainingRun:
 
         self.options, self.recipe, self.parts, self.model, self.pseudo = options, recipe, parts, model, pseudo
         self.command = command
-        if is_quiet():
+        if is_quiet() or not is_terminal(sys.stderr):  # a bar would fill a log with lines
             changes = {"disable_tqdm": True, **changes}
         self.keeps_best = options.keep_best or options.early_stopping is not None
         if len(parts) == 1:
