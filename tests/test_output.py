@@ -122,6 +122,7 @@ def test_json_of_the_other_commands(documents, data):
     trained = documents["train"][1]
     assert trained["steps"] == 2 and trained["results"]["images"] == 2
     assert documents["info"][1]["packages"].keys() >= {"torch", "transformers"}
+    assert documents["info"][1]["cache"] == os.environ["SEGTRANSFORMERS_CACHE"]
     assert {"name", "miou", "license"} <= documents["models"][1][0].keys()
     assert "upernet_deit_adapter_tiny_512_160k_ade20k" in {one["name"] for one in documents["recipes"][1]}
     assert 0 < documents["autolabel"][1]["labelled"] <= 1

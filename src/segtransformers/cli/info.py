@@ -1,17 +1,18 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""`segtransformers info`: versions, devices and operators."""
+"""`segtransformers info`: versions, devices, operators and the cache."""
 
 import contextlib
 import importlib.metadata
 import platform
 
+from ..cache import user_cache
 from .output import document, result
 
 PACKAGES = ("segtransformers", "torch", "torchvision", "transformers", "timm", "kernels")
 
 
 def info() -> None:
-    """Print the versions of the packages, the devices, and the implementation of each operator."""
+    """Print the versions of the packages, the devices, the implementation of each operator, and the cache's folder."""
     import torch
 
     from ..operators import dispatcher
@@ -26,7 +27,8 @@ def info() -> None:
         devices.append("mps")
     operators = dispatcher.describe()
     facts = {"python": f"{platform.python_version()}  {platform.platform()}", **packages}
-    facts |= {"devices": ", ".join(devices), "operators": operators}
+    cache = str(user_cache())
+    facts |= {"devices": ", ".join(devices), "operators": operators, "cache": cache}
     for name, text in facts.items():
         result(f"{name:<15} {text}")
     document(
@@ -36,5 +38,6 @@ def info() -> None:
             "packages": packages,
             "devices": devices,
             "operators": operators,
+            "cache": cache,
         }
     )
