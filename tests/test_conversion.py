@@ -102,6 +102,19 @@ def test_converted_model_equals_the_original(tmp_path, capsys, checkpoint, confi
     assert relative_error(CASE.sampled("segmentation_logits", logits), expected) < 1e-6
 
 
+def test_output_for_scripts(tmp_path, capsys, checkpoint, config_file):
+    """--json prints the record of the conversion, --quiet the folder."""
+    torch.save(checkpoint, tmp_path / "original.pth")
+    arguments = ("--checkpoint", tmp_path / "original.pth", "--config", config_file, "--output")
+    status, printed, _ = convert(capsys, *arguments, tmp_path / "one", "--json")
+    document = json.loads(printed)
+    assert status == 0 and document["output"] == str(tmp_path / "one") and document["pushed"] is None
+    record = json.loads((tmp_path / "one" / "conversion.json").read_text(encoding="utf-8"))
+    assert record.items() <= document.items()
+    status, printed, error = convert(capsys, *arguments, tmp_path / "two", "--quiet")
+    assert (status, printed, error) == (0, f"written to {tmp_path / 'two'}\n", "")
+
+
 def test_script_runs_from_the_command_line(tmp_path, checkpoint, config_file):
     torch.save(checkpoint, tmp_path / "original.pth")
     arguments = ["--checkpoint", tmp_path / "original.pth", "--config", config_file, "--output", tmp_path / "converted"]

@@ -72,6 +72,7 @@ def invocations(data, folder) -> dict[str, tuple]:
         "export": ("export", "--output", folder / "model.pt2", "--size", "64", "64", "--no-check"),
         "autolabel": ("autolabel", "--model", "packaged", "--images", images, "--output", folder / "labelled"),
         "train": ("train", "--data", data, "--output", folder / "trained", *TRAINING),
+        "average": ("average", packaged_model_path(), packaged_model_path(), "--output", folder / "mean"),
         "info": ("info",),
         "models": ("models", "--family", "segmenter"),
         "recipes": ("recipes",),
@@ -126,6 +127,7 @@ def test_json_of_the_other_commands(documents, data):
     assert {"name", "miou", "license"} <= documents["models"][1][0].keys()
     assert "upernet_deit_adapter_tiny_512_160k_ade20k" in {one["name"] for one in documents["recipes"][1]}
     assert 0 < documents["autolabel"][1]["labelled"] <= 1
+    assert len(documents["average"][1]["models"]) == 2
 
 
 def test_json_has_errors_of_single_images_and_of_data(tmp_path, data):

@@ -80,8 +80,8 @@ app.command()(build_kernels)
 app.command()(with_output_options(models, quiet=False))
 app.command()(with_output_options(recipes, quiet=False))
 app.command()(with_output_options(autolabel))
-app.command()(average)
-app.command()(push)
+app.command()(with_output_options(average))
+app.command()(with_output_options(push))
 app.command()(push_kernels)
 # `convert` passes its options on to the conversion scripts, `train` to transformers' TrainingArguments
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})(

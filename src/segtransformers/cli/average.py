@@ -8,6 +8,7 @@ import typer
 
 from .common import check_folder
 from .errors import UserError, one_line_errors
+from .output import document, result
 
 
 def average(
@@ -31,4 +32,5 @@ def average(
         if output.is_dir() and any(output.iterdir()):  # other weights in it might be loaded in place of the average
             raise UserError(f"--output {output} is not empty: choose another folder")
         average_models(models, output)
-        typer.echo(f"the average of {len(models)} models is in {output}")
+        result(f"the average of {len(models)} models is in {output}")
+        document({"output": str(output), "models": [str(model) for model in models]})

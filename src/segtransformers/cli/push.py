@@ -9,6 +9,7 @@ import typer
 
 from .common import check_input_file
 from .errors import UserError, one_line_errors
+from .output import document, result
 
 
 def push(
@@ -49,7 +50,9 @@ def push(
                 base_model=base_model,
                 measured=results,
             )
-        typer.echo(f"pushed to {push_folder(folder, destination.repo_id, private, create_pr)}")
+        address = push_folder(folder, destination.repo_id, private, create_pr)
+        result(f"pushed to {address}")
+        document({"repository": destination.repo_id, "address": str(address)})
 
 
 def _read_results(path: Path) -> dict[str, Any]:
