@@ -17,9 +17,9 @@ from segtransformers.operators import dispatcher
 ROOT = Path(__file__).parents[1]
 
 
-def gpu_day(output: Path, *options: str) -> subprocess.CompletedProcess:
+def gpu_day(output: Path, *options: str, path: Path = ROOT / "src") -> subprocess.CompletedProcess:
     command = [sys.executable, str(ROOT / "scripts" / "gpu_day"), "--output", str(output), *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(path)}
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
@@ -50,13 +50,53 @@ def test_operators_are_checked_timed_and_resumed(kernel_build, tmp_path):
     assert all(entry["us"] > 0 for entry in times.values())
     assert set(results["c: DCNv4, backward"]["data"]["times"]) >= {"float16, ours", "float16, floor"}
 
-    # the same command continues: one result is missing
+    bounds = ran.stdout.partition("| bound | measured | wanted | result |")[2]
+    assert "| c: attention, forward: float32, times as fast as mmcv |  | 1.5 | not measured |" in bounds
+    assert "| c: attention, forward: float16, times as fast as mmcv |  | 2.5 | not measured |" in bounds
+    assert "| c: attention, backward: float16, times as fast as mmcv |  | 3 | not measured |" in bounds
+    assert "| c: DCNv4, forward: bfloat16, share of the gather floor |  | 0.5 | not measured |" in bounds
+
+    # the same command continues: one result is missing, and in one item the process ended
     saved = json.loads((output / "results.json").read_text())
     del saved["results"]["c: DCNv3, forward"]
+    saved["results"]["b: errors against float64"] = {"state": "running", "seconds": 0}
     (output / "results.json").write_text(json.dumps(saved))
     ran = gpu_day(output, *options, "--parts", "bc", "--minutes", "0")
-    assert ran.returncode == 0 and "b: errors against float64: done before" in ran.stdout
+    assert ran.returncode == 0 and "c: DCNv3, backward: done before" in ran.stdout
     assert "c: DCNv3, forward: left for the next run" in ran.stdout and "| c: DCNv3, forward | left |" in ran.stdout
+    assert ran.stdout.index("c: DCNv4, backward: done before") < ran.stdout.index("b: errors against float64: left")
+
+
+# Hides every package but torch and those that torch needs.
+TORCH_ALONE = """
+import sys
+from importlib.machinery import PathFinder
+
+class TorchAlone(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name.partition(".")[0] in {"transformers", "kernels", "timm", "scipy", "segtransformers", "pytest"}:
+            return None
+        return PathFinder.find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = TorchAlone
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in str(finder).lower()]
+"""
+
+
+def test_operators_need_torch_alone(kernel_build, tmp_path):
+    """Parts a to c run, and the others are skipped with the reason."""
+    (tmp_path / "hooks").mkdir()
+    (tmp_path / "hooks" / "sitecustomize.py").write_text(TORCH_ALONE)
+    options = ["--dry-run", "--library", str(kernel_build), "--minutes", "30"]
+    ran = gpu_day(tmp_path / "day", *options, path=tmp_path / "hooks")
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    results = results_of(tmp_path / "day")
+    assert results["b: errors against float64"]["state"] == results["c: attention, forward"]["state"] == "done"
+    assert results["a: tests"]["reason"].startswith("the tests need pytest and kernels and transformers")
+    others = {item["reason"] for key, item in results.items() if key[0] in "def"}
+    assert others == {"this needs transformers and kernels and timm and scipy"}
+    assert results["g: TensorRT engine of the packaged model"]["state"] == "skipped"
 
 
 @pytest.mark.slow
@@ -80,7 +120,7 @@ def test_wrong_operators_fail(kernel_build, tmp_path):
     ("options", "message"),
     [
         (["--parts", "xyz"], "--parts must be letters from a to g"),
-        (["--mmcv", "nowhere.tar.gz"], "--mmcv nowhere.tar.gz is no file: pip download"),
+        (["--mmcv", "nowhere.tar.gz"], "--mmcv nowhere.tar.gz is no file: --help has"),
     ],
 )
 def test_wrong_options_are_errors(tmp_path, options, message):

@@ -7,11 +7,16 @@
 The machine needs a CUDA build of torch, nvcc and one GPU, and no network. Parts a to c need torch alone; the others
 need segtransformers' dependencies, and are skipped with the reason where these are missing. The most important items
 come first. Each prints a short table and is written to OUTPUT/results.json at once: the same command continues after an
-interruption or at the end of the minutes, and --again repeats. Parts: (a) build, tests and compute-sanitizer, (b)
-errors against float64, (c) operators beside mmcv's and grid_sample, (d) whole models, (e) a training step, (f) labels
-of the packaged model beside the CPU's, (g) a TensorRT engine.
+interruption or at the end of the minutes, and --again repeats. Items that failed, or in which the process ended, are
+repeated after all others. The last table has all bounds with pass or FAIL.
 
-mmcv's source distribution is downloaded beforehand: `pip download --no-deps --no-binary mmcv mmcv==2.2.0`.
+Parts: (a) build, tests and compute-sanitizer, (b) errors against float64, (c) operators beside mmcv's and grid_sample,
+(d) whole models, (e) a training step, (f) labels of the packaged model beside the CPU's, (g) a TensorRT engine.
+
+mmcv's source distribution is downloaded beforehand (its setup.py needs an old setuptools, and pip 25.3 or newer):
+
+    echo "setuptools<81" > constraints.txt
+    pip download --no-deps --no-binary mmcv --build-constraint constraints.txt mmcv==2.2.0
 
 --dry-run needs no GPU: everything runs but the launches. Operators run on the CPU, in the build of --library, on small
 shapes; whole models are made on the meta device.
@@ -43,16 +48,19 @@ def machine() -> dict:
 
 def run(day: Day, items: list[Item]) -> int:
     """Run the items that are not done, and return the number of failed ones."""
-    end, failed = time.perf_counter() + 60 * day.options.minutes, 0
-    for item in items:
-        before = day.results.get(item.key)
-        if before is not None and before["state"] == "done" and not day.options.again:
+    failed = 0
+    states = {item.key: day.results.get(item.key, {"state": "left"})["state"] for item in items}
+    # a broken item may end the process again, so the others come first
+    for item in sorted(items, key=lambda item: states[item.key] in ("failed", "running")):
+        if states[item.key] == "done" and not day.options.again:
             print(f"{item.key}: done before")
             continue
-        if time.perf_counter() + item.seconds > end:
+        if time.perf_counter() + item.seconds > day.end:
             print(f"{item.key}: left for the next run (about {item.seconds} s)")
             continue
         print(f"\n== {item.key} ==", flush=True)
+        day.results[item.key] = {"state": "running", "seconds": 0}
+        day.save(machine())
         began = time.perf_counter()
         try:
             result = {"state": "done", "data": item.run()}
@@ -66,19 +74,35 @@ def run(day: Day, items: list[Item]) -> int:
         result["seconds"] = round(time.perf_counter() - began, 1)
         day.results[item.key] = result
         day.save(machine())
+        if result["state"] == "failed" and not usable(day):
+            print("the GPU refuses further work in this process: run the same command again")
+            break
     return failed
 
 
+def usable(day: Day) -> bool:
+    """Return False after an error in a kernel, such as an invalid address, which ends all use of the GPU."""
+    import torch
+
+    try:
+        if day.device == "cuda":
+            torch.cuda.synchronize()
+    except RuntimeError:
+        return False
+    return True
+
+
 def summary(day: Day, items: list[Item]) -> str:
-    """Return a table of all items with their state, and of the bounds that are not met."""
+    """Return a table of all items with their state, and one of the bounds."""
     lines = ["", "| item | state | seconds |", "|---|---|---|"]
-    missed = []
+    bounds = ["", "| bound | measured | wanted | result |", "|---|---|---|---|"]
     for item in items:
         result = day.results.get(item.key, {"state": "left", "seconds": 0})
         lines.append(f"| {item.key} | {result['state']} | {result['seconds']} |")
-        missed += [f"{item.key}: {text}" for text in (result.get("data") or {}).get("missed", [])]
-    lines += ["", "Bounds that are not met: " + ("none" if not missed else ""), *missed]
-    return "\n".join(lines)
+        for each in (result.get("data") or {}).get("bounds", []):
+            measured = "" if each["measured"] is None else f"{each['measured']:.3g}"
+            bounds.append(f"| {item.key}: {each['name']} | {measured} | {each['wanted']:g} | {each['result']} |")
+    return "\n".join([*lines, *bounds])
 
 
 def main() -> None:
@@ -94,7 +118,7 @@ def main() -> None:
     if not set(options.parts) <= set("abcdefg"):
         parser.error(f"--parts must be letters from a to g, got {options.parts!r}")
     if options.mmcv is not None and not options.mmcv.is_file():
-        parser.error(f"--mmcv {options.mmcv} is no file: pip download --no-deps --no-binary mmcv mmcv==2.2.0")
+        parser.error(f"--mmcv {options.mmcv} is no file: --help has the command that downloads it")
     import day_models
     import day_operators
     import torch

@@ -4,6 +4,7 @@
 import argparse
 import json
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,8 +21,8 @@ class Item:
         part: a letter.
         name: of the item in its part.
         seconds: roughly what it takes on a GPU.
-        run: does the work, prints a table and returns the data for results.json. A list "missed" names bounds that are
-            not met.
+        run: does the work, prints a table and returns the data for results.json. A list "bounds" has those of
+            [`bound`].
     """
 
     part: str
@@ -41,6 +42,7 @@ class Day:
         self.options = options
         self.dry = options.dry_run
         self.device = "cpu" if self.dry else "cuda"
+        self.end = time.perf_counter() + 60 * options.minutes
         self.output = options.output.resolve()
         self.output.mkdir(parents=True, exist_ok=True)
         self.path = self.output / "results.json"
@@ -56,6 +58,10 @@ class Day:
                 )
             self.results = saved["results"]
 
+    def timeout(self) -> float:
+        """Return the seconds after which a program is ended: those that are left, and a minute at least."""
+        return max(60.0, self.end - time.perf_counter())
+
     def save(self, machine: dict) -> None:
         """Write the results so that an interruption leaves the old or the new file."""
         text = json.dumps({"dry_run": self.dry, "machine": machine, "results": self.results}, indent=2)
@@ -64,9 +70,19 @@ class Day:
         os.replace(temporary, self.path)
 
 
+def bound(name: str, measured: float | None, wanted: float) -> dict:
+    """Return a bound for the results: `measured`, None if nothing was measured, must be `wanted` or more."""
+    result = "not measured" if measured is None else "pass" if measured >= wanted else "FAIL"
+    return {"name": name, "measured": measured, "wanted": wanted, "result": result}
+
+
 def table(columns: list[str], rows: list[list]) -> None:
     """Print rows under their columns."""
-    cells = [columns, *[[f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]]
+
+    def text(cell) -> str:
+        return "-" if cell is None else f"{cell:.3g}" if isinstance(cell, float) else str(cell)
+
+    cells = [columns, *[list(map(text, row)) for row in rows]]
     widths = [max(len(row[column]) for row in cells) for column in range(len(columns))]
     for row in cells:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip(), flush=True)

@@ -16,7 +16,7 @@ from types import ModuleType
 import cases
 import operator_shapes
 import torch
-from day import Day, Item, Skipped, table
+from day import Day, Item, Skipped, bound, table
 from gpu_timing import copy_bandwidth, medians, relative_error, replay
 from mmcv_kernel import compile_mmcv
 
@@ -25,7 +25,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # largest relative errors of outputs and gradients against float64, as in segtransformers.operators.check
 ERROR_BOUNDS = {torch.float64: 1e-11, torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
 # smallest speed-ups over mmcv's kernel
-FORWARD = {torch.float32: 1.5, torch.float16: 2.5, torch.bfloat16: 2.5}
+FORWARD = {torch.float32: 1.5, torch.float16: 2.5}
 BACKWARD = 3.0
 FLOOR = 0.5  # smallest share of the speed at which the rows could be gathered
 
@@ -39,7 +39,8 @@ def items(day: Day) -> list[Item]:
     ]
     shapes = SMALL if day.dry else operator_shapes.CASES
     for name, make in shapes.items():
-        found.append(Item("c", f"{name}, forward", 6, partial(times, day, make, backward=False)))
+        seconds = 6 if "DCN" in name else 30  # torch.compile of grid_sample
+        found.append(Item("c", f"{name}, forward", seconds, partial(times, day, make, backward=False)))
         found.append(Item("c", f"{name}, backward", 6, partial(times, day, make, backward=True)))
     found.append(Item("a", "compute-sanitizer", 90, partial(sanitizer, day)))
     return found
@@ -106,7 +107,7 @@ def tests(day: Day) -> dict:
     if day.dry:
         command.append("--collect-only")
     environment = {**os.environ, "DEFORMABLE_OPS_FOLDER": str(library(day))}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=day.timeout())
     (day.output / "tests.txt").write_text(result.stdout + result.stderr, encoding="utf-8")
     last = result.stdout.strip().splitlines()[-1] if result.stdout.strip() else result.stderr[-300:]
     found = re.findall(r"(\d+)(?:/\d+)? (passed|failed|skipped|errors?|tests)", last)
@@ -126,7 +127,7 @@ def sanitizer(day: Day) -> dict:
     if day.dry:
         raise Skipped("a dry run launches nothing")
     environment = {**os.environ, "DEFORMABLE_OPS_FOLDER": str(library(day))}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=day.timeout())
     print(result.stdout[-1500:] + result.stderr[-500:])
     if result.returncode != 0:
         raise RuntimeError("compute-sanitizer found errors")
@@ -142,16 +143,16 @@ def errors(day: Day) -> dict:
     torch.manual_seed(0)
     rows, data, missed = [], {}, []
     for name in ("ms_deform_attn", "ms_deform_attn_fused", "dcnv3", "dcnv4"):
-        for dtype, bound in ERROR_BOUNDS.items():
+        for dtype, largest in ERROR_BOUNDS.items():
             worst = [0.0, 0.0]
             for channels in (32, 16, 7):
                 for index, error in enumerate(errors_of(ops, name, dtype, channels, day.device)):
                     worst[index] = max(worst[index], error) if error == error else float("inf")
             key = f"{name}, {str(dtype).removeprefix('torch.')}"
-            rows.append([key, *worst, bound])
-            data[key] = {"output": worst[0], "gradients": worst[1], "bound": bound}
-            if not max(worst) <= bound:
-                missed.append(f"{key}: {max(worst):.1e} > {bound:.0e}")
+            rows.append([key, *worst, largest])
+            data[key] = {"output": worst[0], "gradients": worst[1], "bound": largest}
+            if not max(worst) <= largest:
+                missed.append(f"{key}: {max(worst):.1e} > {largest:.0e}")
     table(["operator", "output", "gradients", "bound"], rows)
     if missed:
         raise RuntimeError("; ".join(missed))
@@ -228,7 +229,7 @@ def sampled(value, spatial_shapes, sampling_locations, attention_weights) -> tor
 
 def mmcv(day: Day) -> dict:
     if day.options.mmcv is None:
-        raise Skipped("mmcv's sources were not given: pip download --no-deps --no-binary mmcv mmcv==2.2.0, then --mmcv")
+        raise Skipped("mmcv's sources were not given: --help has the command that downloads them, then pass --mmcv")
     script = load_script(PROJECT / "build.py")
     began = time.perf_counter()
     compile_mmcv(day.options.mmcv, day.output / "mmcv", script, day.dry)
@@ -250,7 +251,7 @@ def times(day: Day, make: Callable[[], dict], backward: bool) -> dict:
     torch.manual_seed(0)
     ops, others = operators(day), mmcv_operators(day)
     rates = bandwidths(day)
-    rows, data, missed = [], {}, []
+    rows, data, bounds = [], {}, []
     rounds, calls = (1, 1) if day.dry else (15, 10)
     with torch.no_grad():
         case = {key: to_device(value, day.device) for key, value in make().items()}
@@ -265,16 +266,15 @@ def times(day: Day, make: Callable[[], dict], backward: bool) -> dict:
                 rows.append([kind, key, 1e6 * time_, time_ / ours, moved / time_ / rates["copy"], floor / time_])
                 data[f"{kind}, {key}"] = {"us": 1e6 * time_, "share_of_copy": moved / time_ / rates["copy"]}
             data[f"{kind}, floor"] = {"us": 1e6 * floor}
-            if not day.dry:
-                wanted = BACKWARD if backward else FORWARD[dtype]
-                if "mmcv" in seconds and seconds["mmcv"] < wanted * seconds["ours"]:
-                    missed.append(
-                        f"{kind}: {seconds['mmcv'] / seconds['ours']:.2f} times as fast as mmcv, not {wanted}"
-                    )
-                if not backward and floor < FLOOR * ours:
-                    missed.append(f"{kind}: {floor / ours:.0%} of the gather floor, not {FLOOR:.0%}")
+            if "spatial_shapes" in case and dtype != torch.bfloat16:  # mmcv has neither DCNv3 and DCNv4 nor bfloat16
+                speedup = seconds["mmcv"] / seconds["ours"] if "mmcv" in seconds else None
+                bounds.append(
+                    bound(f"{kind}, times as fast as mmcv", speedup, BACKWARD if backward else FORWARD[dtype])
+                )
+            if not backward:
+                bounds.append(bound(f"{kind}, share of the gather floor", None if day.dry else floor / ours, FLOOR))
     table(["value", "implementation", "us", "x ours", "of copy", "of floor"], rows)
-    return {"times": data, "bandwidths": rates, "missed": missed}
+    return {"times": data, "bandwidths": rates, "bounds": bounds}
 
 
 def to_device(value, device: str):

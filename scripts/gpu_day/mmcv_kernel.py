@@ -59,15 +59,18 @@ def compile_mmcv(archive: Path, folder: Path, script: ModuleType, dry: bool) -> 
         dry: unpack and write the sources only.
 
     Raises:
-        ValueError: if the archive has no deformable attention.
+        ValueError: if the archive cannot be read or has no deformable attention.
         RuntimeError: if nvcc is missing or fails.
     """
     (folder / "THC").mkdir(parents=True, exist_ok=True)
     (folder / "binding.cpp").write_text(BINDING)
     (folder / "THC" / "THCAtomics.cuh").write_text(ATOMICS)
-    with tarfile.open(archive) as opened:
-        members = [member for member in opened.getmembers() if f"/{SOURCES}/" in member.name and member.isfile()]
-        opened.extractall(folder, members=members, filter="data")
+    try:
+        with tarfile.open(archive) as opened:
+            members = [member for member in opened.getmembers() if f"/{SOURCES}/" in member.name and member.isfile()]
+            opened.extractall(folder, members=members, filter="data")
+    except tarfile.TarError as error:
+        raise ValueError(f"{archive} is no tar.gz file ({error}): pass mmcv's source distribution") from None
     found = sorted(folder.glob(f"*/{SOURCES}/pytorch/cuda/ms_deform_attn_cuda.cu"))
     if not found:
         raise ValueError(
