@@ -18,6 +18,7 @@ from ..published.names import similar_names
 from .errors import UserError, describe, note
 
 if TYPE_CHECKING:
+    import torch
     from PIL import Image
     from transformers import PreTrainedModel
 
@@ -49,18 +50,25 @@ MarginOption = Annotated[
     int | None,
     typer.Option(metavar="PIXELS", min=0, help="Leave out this border of each window, if others overlap it."),
 ]
+PrecisionOption = Annotated[
+    str,
+    typer.Option(help="fp32, bf16, fp16 on a GPU, or auto: bf16 where it is fast, else fp32."),
+]
 
 
-def load_model(name: str, device: str | None, optimize: bool = False) -> "tuple[PreTrainedModel, Any]":
+def load_model(
+    name: str, device: str | None, optimize: bool = False, precision: str = "fp32"
+) -> "tuple[PreTrainedModel, Any]":
     """Load a model in float32, whatever dtype its file has, and its image processor.
 
     Args:
         name: see [`named_model`].
         device: such as cpu or cuda; None takes a GPU if there is one.
         optimize: whether to run `optimize_for_inference` on the model.
+        precision: of the optimized model, see [`chosen_dtype`].
 
     Raises:
-        UserError: if the device does not exist, or the model cannot be loaded.
+        UserError: if the device does not exist, the precision is not possible there, or the model cannot be loaded.
     """
     import torch
     from transformers import AutoImageProcessor
@@ -71,12 +79,15 @@ def load_model(name: str, device: str | None, optimize: bool = False) -> "tuple[
 
     logging.disable_progress_bar()
     if Path(name).suffix in FORMATS:
+        if precision not in ("fp32", "auto"):
+            raise UserError(f"--precision {precision}: an exported file keeps the precision of its export")
         return load_exported(Path(name), device)
     folder = named_model(name)
     try:
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError:
         raise UserError(f"--device {device}: torch has no such device; use cpu, cuda or cuda:1, for example") from None
+    dtype = chosen_dtype(precision, chosen)
     source = model_source(folder)
     try:
         model = load_trained_model(source, dtype=torch.float32)
@@ -92,8 +103,27 @@ def load_model(name: str, device: str | None, optimize: bool = False) -> "tuple[
     if optimize:
         from ..models.optimize import optimize_if_ours
 
-        model = optimize_if_ours(model, inplace=True)
+        model = optimize_if_ours(model, inplace=True, dtype=dtype)
     return model, processor
+
+
+def chosen_dtype(precision: str, device: "torch.device") -> "torch.dtype":
+    """Return the dtype of `--precision` on a device.
+
+    Raises:
+        UserError: if the precision is unknown or not possible there.
+    """
+    from ..inference.precision import inference_dtype
+
+    try:
+        return inference_dtype(precision, device)
+    except ValueError as error:
+        raise UserError(f"--{error}") from None
+
+
+def network_dtype(name: str, network: Any, precision: str) -> "torch.dtype | None":
+    """Return the dtype of `--precision` for a loaded model, or None for an exported file, which has its own."""
+    return None if Path(name).suffix in FORMATS else chosen_dtype(precision, network.device)
 
 
 def load_exported(path: Path, device: str | None) -> tuple[Any, Any]:

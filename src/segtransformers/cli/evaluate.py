@@ -20,6 +20,7 @@ from .common import (
     FlipOption,
     MarginOption,
     MultiScaleOption,
+    PrecisionOption,
     ScalesOption,
     StrideOption,
     WindowOption,
@@ -27,6 +28,7 @@ from .common import (
     check_folder,
     inference_protocol,
     load_model,
+    network_dtype,
 )
 from .data_options import (
     ClassesOption,
@@ -94,6 +96,7 @@ def evaluate(
         int | None, typer.Option(min=0, help="Processes that read images ahead; by default 2 with a GPU, else 0.")
     ] = None,
     device: DeviceOption = None,
+    precision: PrecisionOption = "fp32",
 ) -> None:
     """Measure IoU, Dice, precision and recall of a model on a data set.
 
@@ -119,7 +122,7 @@ def evaluate(
             check_folder(save_predictions, f"--save-predictions {save_predictions}")
         if published is not None:
             published_row(published)  # an unknown name is an error before any work
-        network, processor = load_model(model, device or device_of_process)
+        network, processor = load_model(model, device or device_of_process, precision=precision)
         protocol = inference_protocol(processor, multi_scale, scales, flip, window, stride, blend, margin)
         samples = load_data(
             data,
@@ -159,6 +162,7 @@ def evaluate(
             num_workers=(2 if network.device.type == "cuda" else 0) if workers is None else workers,
             progress=not is_quiet(),
             optimize=True,
+            dtype=network_dtype(model, network, precision),
             calibrate=calibrate,
         )
         if rank > 0:

@@ -23,14 +23,14 @@ Task = tuple[int, "RasterJob", list[slice]]  # index of the raster, and its piec
 
 
 def run_workers(
-    tasks: Sequence[Task], name: str, device: str | None, workers: int
+    tasks: Sequence[Task], name: str, device: str | None, precision: str, workers: int
 ) -> Generator[tuple[int, str | None], None, None]:
     """Segment pieces of rasters in several processes.
 
     Args:
         tasks: the rasters.
         name: of the model.
-        device: of the command line.
+        device, precision: of the command line.
         workers: number of processes.
 
     Yields:
@@ -48,7 +48,8 @@ def run_workers(
         [(index, job, share_of(pieces, rank, workers)) for index, job, pieces in tasks] for rank in range(workers)
     ]
     processes = [
-        context.Process(target=_work, args=(share, name, device, threads, messages), daemon=True)  # ends with this one
+        # daemons end with this process
+        context.Process(target=_work, args=(share, name, device, precision, threads, messages), daemon=True)
         for share in shares
     ]
     missing = {index: sum(piece.stop - piece.start for piece in pieces) for index, _, pieces in tasks}
@@ -91,7 +92,7 @@ def _report(messages: Any, index: int, rows: int) -> None:
     messages.put((index, rows, None))
 
 
-def _work(share: list[Task], name: str, device: str | None, threads: int, messages: Any) -> None:
+def _work(share: list[Task], name: str, device: str | None, precision: str, threads: int, messages: Any) -> None:
     """Segment pieces in a process of its own. Messages are the raster, its rows that are done, and an error.
 
     A message without a raster is an error of the whole process.
@@ -103,7 +104,7 @@ def _work(share: list[Task], name: str, device: str | None, threads: int, messag
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(threads)
     try:
-        network, processor = load_model(name, device, optimize=True)
+        network, processor = load_model(name, device, optimize=True, precision=precision)
     except FAILURES as error:
         messages.put((None, 0, one_line(describe(error))))
         return

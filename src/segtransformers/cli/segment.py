@@ -22,6 +22,7 @@ from .common import (
     FlipOption,
     MarginOption,
     MultiScaleOption,
+    PrecisionOption,
     ScalesOption,
     StrideOption,
     WindowOption,
@@ -109,6 +110,7 @@ def segment(
     resume: ResumeOption = False,
     workers: WorkersOption = 1,
     device: DeviceOption = None,
+    precision: PrecisionOption = "fp32",
     multi_scale: MultiScaleOption = False,
     scales: ScalesOption = None,
     flip: FlipOption = False,
@@ -149,7 +151,7 @@ def segment(
             is_single,
             model,
             results,
-            RasterOptions(bands, probability_type, resume, workers, device),
+            RasterOptions(bands, probability_type, resume, workers, device, precision),
             (multi_scale, scales, flip, window, stride, blend, margin),
         )
         return
@@ -169,7 +171,7 @@ def segment(
         # nothing is downloaded for images that do not exist
         has_photos = bool(images) and any(os.path.isfile(path) for path, _ in found)
         name = model or _default_model(has_photos)
-        network, processor = load_model(name, device, optimize=True)
+        network, processor = load_model(name, device, optimize=True, precision=precision)
         protocol = inference_protocol(processor, multi_scale, scales, flip, window, stride, blend, margin)
         protocol.sliding_window(network)  # a margin that does not fit the windows of the model is an error
         _check_kinds_of_results(network.config, folders)

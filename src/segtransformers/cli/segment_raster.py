@@ -17,7 +17,7 @@ from ..escaping import one_line, printable, short_repr
 from ..files import check_readable, write_failure
 from ..model_names import full_model_name
 from ..terminal import progress_bar
-from .common import check_folder, check_input_file, inference_protocol, load_model
+from .common import check_folder, check_input_file, inference_protocol, load_model, network_dtype
 from .errors import UserError, describe, error_line, note, one_line_errors
 from .image_files import find_images, result_names
 from .output import document
@@ -25,6 +25,8 @@ from .processes import process_group
 from .shares import print_shares, result_files, shares
 
 if TYPE_CHECKING:
+    import torch
+
     from ..inference.raster_segmentation import ClassPixels, RasterJob
 
 GEOTIFF_ENDINGS = (".tif", ".tiff")
@@ -66,13 +68,14 @@ WorkersOption = Annotated[
 
 @dataclass(frozen=True)
 class RasterOptions:
-    """Options of `segment` that only rasters have, and the device."""
+    """Options of `segment` that only rasters have, the device and the precision."""
 
     bands: str | None
     value_type: str
     resume: bool
     workers: int
     device: str | None
+    precision: str
 
     def band_numbers(self) -> tuple[int, ...] | None:
         if self.bands is None:
@@ -229,7 +232,7 @@ class _RasterRun:
         self.done: list[dict[str, Any]] = []
         self.failures: list[dict[str, str]] = []
         self.failed = 0
-        network, self.processor = load_model(name, options.device or device_of_process)
+        network, self.processor = load_model(name, options.device or device_of_process, precision=options.precision)
         protocol = inference_protocol(self.processor, *protocol_options)
         window = raster_window(network, protocol)  # a margin that does not fit is an error of all rasters
         numbers = options.band_numbers()
@@ -241,8 +244,9 @@ class _RasterRun:
         if rank == 0 and protocol.window is None and getattr(config, "sliding_window", lambda: None)() is None:
             sides = " x ".join(map(str, window.size))
             note(f"the model runs whole images; rasters are run in windows of {sides} pixels (--window)")
-        self.subject = _subject(network, self.processor)
-        self.network = optimize_if_ours(network, inplace=True)  # after its description
+        dtype = network_dtype(name, network, options.precision)
+        self.subject = _subject(network, self.processor, dtype)
+        self.network = optimize_if_ours(network, inplace=True, dtype=dtype)  # after its description
 
     def run(self) -> int:
         """Segment all rasters, and return the number of those that failed."""
@@ -356,7 +360,9 @@ class _RasterRun:
                 else:
                     self._finish(index, pieces is None)
         tasks = [(index, self.jobs[index], pieces) for index, pieces in begun.items()]
-        with contextlib.closing(run_workers(tasks, self.name, self.options.device, self.options.workers)) as finished:
+        with contextlib.closing(
+            run_workers(tasks, self.name, self.options.device, self.options.precision, self.options.workers)
+        ) as finished:
             for index, message in finished:
                 with self._errors_of(self.jobs[index]):
                     if message is not None:
@@ -408,14 +414,14 @@ class _RasterRun:
         return found[0]
 
 
-def _subject(network: Any, processor: Any) -> dict[str, Any]:
+def _subject(network: Any, processor: Any, dtype: "torch.dtype | None") -> dict[str, Any]:
     """Describe all but the raster that results depend on, as JSON can hold it."""
     from ..evaluation.subject import describe_model, describe_processor
 
     return {
         "model": describe_model(network),
         "image_processor": describe_processor(processor),
-        "dtype": str(network.dtype),
+        "dtype": str(dtype or network.dtype),
         "device": network.device.type,
     }
 

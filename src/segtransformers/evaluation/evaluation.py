@@ -47,6 +47,7 @@ def evaluate_segmentation(
     progress: bool = False,
     optimize: bool = False,
     calibrate: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> dict[str, Any]:
     """Segment every image of a data set and compare the result with its labels.
 
@@ -70,6 +71,8 @@ def evaluate_segmentation(
         optimize: whether to run [`optimize_for_inference`] on `model` itself, which then serves only for inference.
         calibrate: whether to measure the temperature at which the probabilities fit the labels best, on a sample of the
             pixels. Nothing is written into the config; `save_temperature` does that.
+
+        dtype: of the optimized model, with `optimize`: see [`optimize_for_inference`].
 
     Returns:
         a dict that JSON can hold: `mean_iou`, `mean_accuracy`, `overall_accuracy`, `mean_dice`, `mean_precision` and
@@ -96,7 +99,7 @@ def evaluate_segmentation(
         subject: dict[str, Any] = {
             "model": describe_model(model),
             "data": describe_data(data),
-            "protocol": describe_protocol(model, processor, protocol),
+            "protocol": describe_protocol(model, processor, protocol, dtype),
         }
         if calibration is not None:
             subject["calibrated_temperatures"] = calibration.temperatures
@@ -114,7 +117,7 @@ def evaluate_segmentation(
 
     subject, done = _in_first_process(begin)
     if optimize:  # only now, so that the results describe the model as it was loaded
-        model = optimize_if_ours(model, inplace=True)
+        model = optimize_if_ours(model, inplace=True, dtype=dtype)
     own = sorted(set(range(len(data))) - set(done))[rank::world]
     counted = len(done) if rank == 0 else 0
 

@@ -87,10 +87,13 @@ def describe_data(data: "SegmentationDataset") -> dict[str, Any]:
     }
 
 
-def describe_protocol(model: PreTrainedModel, processor: Any, protocol: InferenceProtocol) -> dict[str, Any]:
+def describe_protocol(
+    model: PreTrainedModel, processor: Any, protocol: InferenceProtocol, dtype: torch.dtype | None = None
+) -> dict[str, Any]:
     """Describe the views, the windows in use, the image processor, the dtype and the device type.
 
-    `window_is_own` says whether the windows are the caller's instead of the checkpoint's.
+    `window_is_own` says whether the windows are the caller's instead of the checkpoint's. `dtype` is that of the
+    computation, if it is not the model's.
     """
     window = protocol.sliding_window(model)
     is_blended = (protocol.blend, protocol.margin) != ("mean", 0)
@@ -106,7 +109,7 @@ def describe_protocol(model: PreTrainedModel, processor: Any, protocol: Inferenc
         # only where they have an effect, so that the resume logs of older versions still fit
         **({"blend": window.blend, "margin": window.margin} if window is not None and is_blended else {}),
         "image_processor": preparation,
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": str(dtype or model.dtype).removeprefix("torch."),
         "device": model.device.type,
     }
 

@@ -84,9 +84,11 @@ def optimize_for_inference(
     return optimized
 
 
-def optimize_if_ours(model: Model, *, inplace: bool = False) -> Model:
-    """Optimize a model of this package, and return any other model as it is."""
-    return optimize_for_inference(model, inplace=inplace) if isinstance(model, SegmentationModelMixin) else model
+def optimize_if_ours(model: Model, *, inplace: bool = False, dtype: torch.dtype | None = None) -> Model:
+    """Optimize a model of this package, and return any other model as it is, in the dtype if one is given."""
+    if isinstance(model, SegmentationModelMixin):
+        return optimize_for_inference(model, inplace=inplace, dtype=dtype)
+    return model if dtype is None else (model if inplace else copy.deepcopy(model)).to(dtype)
 
 
 class _NoAdapters(dict):
