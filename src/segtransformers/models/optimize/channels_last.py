@@ -5,6 +5,7 @@ Tokens are feature maps whose channels come last in memory. Where all layers kee
 between convolutions and token layers. On a CPU such a transposition costs more than much of the arithmetic.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from torch.nn import functional as F
 
 from ..internimage.modeling_internimage import InternImageBackbone
 from ..pyramid.modeling_pyramid import PyramidBackbone
-from .replacement import is_on_cpu, is_plain
+from ..vit_comer.modeling_vit_comer import JoinLevels
+from .replacement import is_on_cpu, is_plain, replace_modules
 
 
 class ChannelAffine(nn.Module):
@@ -55,6 +57,13 @@ class DoublingConvolution(nn.Module):
         return pixels.reshape(batch, 2 * height, 2 * width, -1).permute(0, 3, 1, 2)
 
 
+class JoinChannelsLast(JoinLevels):
+    """[`JoinLevels`] of feature maps with channels last, whose pixels are rows of the result."""
+
+    def forward(self, levels: Sequence[torch.Tensor]) -> torch.Tensor:
+        return torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)
+
+
 def use_channels_last(model: nn.Module) -> int:
     """Let pyramid backbones and InternImage on a CPU compute with channels last."""
     if not is_on_cpu(model):
@@ -75,6 +84,7 @@ def use_channels_last(model: nn.Module) -> int:
         if backbone.channels_last:  # it was optimized on its own
             continue
         backbone.channels_last = True
+        replace_modules(backbone, lambda module: JoinChannelsLast() if is_plain(module, JoinLevels) else None)
         backbone.spatial_prior.stem.insert(0, ToChannelsLast())
         if is_plain(backbone.upsample, nn.ConvTranspose2d):
             backbone.upsample = DoublingConvolution(backbone.upsample)

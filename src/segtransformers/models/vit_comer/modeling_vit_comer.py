@@ -6,6 +6,8 @@ Behaviour follows `segmentation/mmseg_custom/models/backbones/vit_comer.py` of T
 differs from the paper.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from transformers import initialization as init
@@ -42,6 +44,17 @@ class ViTCoMerReceptiveFields(nn.Module):
         return self.norm(torch.cat([self.narrow(first), self.wide(second)], dim=1))
 
 
+class JoinLevels(nn.Module):
+    """Join feature maps `(B, C, h, w)` to tokens `(B, sum(h * w), C)`.
+
+    They are joined with channels first: torch's batch norm on a CPU has wrong gradients for a view into the tokens of
+    one image (torch 2.14).
+    """
+
+    def forward(self, levels: Sequence[torch.Tensor]) -> torch.Tensor:
+        return torch.cat([level.flatten(2) for level in levels], dim=2).transpose(1, 2)
+
+
 class ViTCoMerFeaturePyramid(nn.Module):
     """Multi-receptive-field feature pyramid, which replaces the pyramid's tokens without a residual.
 
@@ -54,17 +67,15 @@ class ViTCoMerFeaturePyramid(nn.Module):
         self.fc1 = nn.Linear(config.hidden_size, width)
         self.levels = nn.ModuleList(ViTCoMerReceptiveFields(width) for _ in range(NUM_LEVELS))
         self.act = nn.GELU()
+        self.join = JoinLevels()
         self.fc2 = nn.Linear(width, config.hidden_size)
 
     def forward(self, pyramid: torch.Tensor, grids: list[Grid]) -> torch.Tensor:
         """Map `(B, 16n + 4n + n, C)` to the same shape."""
         levels = split_levels(self.fc1(pyramid), grids)
-        levels = [
-            self.act(fields(level)).flatten(2).transpose(1, 2)
-            for fields, level in zip(self.levels, levels, strict=True)
-        ]
+        levels = [self.act(fields(level)) for fields, level in zip(self.levels, levels, strict=True)]
         # the original applies its activation to every level and then once more to all of them
-        return self.fc2(self.act(torch.cat(levels, dim=1)))
+        return self.fc2(self.act(self.join(levels)))
 
 
 class ViTCoMerToTrunk(DeformableCrossAttention):
