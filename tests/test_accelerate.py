@@ -2,6 +2,8 @@
 """`accelerate` gives models of other packages our deformable attention: equal outputs, and undone without a trace."""
 
 import copy
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -105,6 +107,7 @@ def d_fine():
     return transformers.DFineModel(config), "last_hidden_state"
 
 
+ROOT = Path(__file__).parents[1]
 MODELS = [deformable_detr, mask2former, rt_detr, rt_detr_v2, rt_detr_v2_discrete, d_fine]
 
 
@@ -269,3 +272,25 @@ def test_modes_hold_in_accelerated_models():
         with accelerate(model), compiled_operators("off"), OperatorCalls() as calls:
             assert relative_error(run(model, output), expected) < 1e-5
     assert not calls.compiled()
+
+
+@pytest.mark.parametrize("page", ["kernels/deformable-ops/CARD.md", "docs/operators.md"])
+def test_ten_lines_of_the_card_and_the_docs_run(page, tmp_path):
+    """The example as it stands, on a small model: equal outputs, none by grid_sample, and the model is restored."""
+    if not (ROOT / page).is_file():
+        pytest.skip("the documentation is not in this distribution")
+    blocks = re.findall(r"```python[^\n]*\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    (code,) = [block for block in blocks if "import accelerate" in block]
+    assert len(code.splitlines()) <= 10
+    config = deformable_detr()[0].config
+    config.decoder_layers = 2  # transformers ties the heads of several layers
+    detector = transformers.DeformableDetrForObjectDetection(config)
+    detector.save_pretrained(tmp_path)
+    names = {"model": detector.eval(), "pixel_values": torch.randn(1, 3, 64, 96)}
+    with torch.no_grad(), OperatorCalls() as calls:
+        exec(code.replace("your/deformable-detr", str(tmp_path)), names)
+    assert "aten::grid_sampler_2d" not in calls.names
+    with torch.no_grad():
+        expected = detector(names["pixel_values"]).logits
+    assert relative_error(names["outputs"].logits, expected) < 1e-5
+    assert not any("forward" in vars(module) for module in names["model"].modules())
