@@ -74,7 +74,7 @@ def test_source_distribution_has_what_its_tests_need(built):
     assert not any(name.startswith((".hypothesis", "docs/_build", "docs/generated", ".ci")) for name in names)
 
 
-# slow: the tests that it runs take a minute
+# slow: it runs hundreds of tests in another process, for minutes
 @pytest.mark.slow
 def test_tests_run_from_the_source_distribution(built, tmp_path):
     """Parts that need files beside the tests: recorded cases, published rows, docs, examples, the Space, kernels."""
