@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..escaping import one_line, printable
-from ..files import check_readable, complete_file
+from ..escaping import printable
+from ..files import check_readable
 from ..model_names import SMALL_MODEL, full_model_name, model_folder
 from ..packaged import example_image_path
-from ..terminal import progress_bar
 from .common import (
     BlendOption,
     DeviceOption,
@@ -29,11 +28,12 @@ from .common import (
     check_folder,
     inference_protocol,
     load_model,
-    read_image_file,
 )
 from .errors import UserError, error_line, note, one_line_errors
 from .image_files import file_extensions, find_images, result_names
 from .output import document, message
+from .processes import from_all_processes, in_first_process, number_of_processes, process_group
+from .segment_images import MEASURES, Task, log_file, segment_images, unfinished_tasks
 from .segment_raster import (
     BandsOption,
     GeotiffOption,
@@ -45,17 +45,14 @@ from .segment_raster import (
     WorkersOption,
     is_raster_command,
     segment_rasters,
+    share_of,
 )
-from .shares import print_shares, result_files, shares
 
 if TYPE_CHECKING:
-    import numpy as np
-    from PIL import Image
     from transformers import PreTrainedModel
 
     from ..inference import InferenceProtocol
 
-MEASURES = ("--confidence", "--entropy", "--probability-margin")
 DEFAULT_OUTPUT = Path("segmentation.png")
 
 
@@ -155,11 +152,11 @@ def segment(
             (multi_scale, scales, flip, window, stride, blend, margin),
         )
         return
-    with one_line_errors(ValueError):
-        if probabilities is not None or polygons is not None or bands is not None or resume or workers > 1:
+    with process_group() as (rank, device_of_process), one_line_errors(ValueError):
+        if probabilities is not None or polygons is not None or bands is not None or workers > 1:
             raise UserError(
-                "--probabilities, --polygons, --bands, --resume and --workers need one raster, and an --output that "
-                "ends in .tif, or --geotiff and a folder as --output"
+                "--probabilities, --polygons, --bands and --workers need one raster, and an --output that ends in "
+                ".tif, or --geotiff and a folder as --output"
             )
         if output is None and label_maps is None and colour_maps is None and not any(measures.values()):
             output = DEFAULT_OUTPUT
@@ -167,54 +164,44 @@ def segment(
         folders = {option: folder for option, folder in options.items() if folder is not None}
         found = find_images(images or [example_image_path()], list(folders.values()))
         single = not images or (len(images) == 1 and not images[0].is_dir())
+        if single and resume:
+            raise UserError("--resume needs several images or a folder")
         targets = _targets(found, folders, single)
         # nothing is downloaded for images that do not exist
         has_photos = bool(images) and any(os.path.isfile(path) for path, _ in found)
         name = model or _default_model(has_photos)
-        network, processor = load_model(name, device, optimize=True, precision=precision)
+        network, processor = load_model(name, device or device_of_process, optimize=True, precision=precision)
         protocol = inference_protocol(processor, multi_scale, scales, flip, window, stride, blend, margin)
         protocol.sliding_window(network)  # a margin that does not fit the windows of the model is an error
         _check_kinds_of_results(network.config, folders)
-    _note_replaced(targets)  # not before an error that leaves them as they are
-    message(f"model: {printable(full_model_name(name), None)}, {network.config.num_labels} classes")
-    done: list[dict[str, Any]] = []
-    failures: list[dict[str, str]] = []
-    with progress_bar(len(found), "image", shown=len(found) > 1) as bar:
-        for (path, _), files in zip(found, targets, strict=True):
-            try:
-                labels = _segment_image(network, processor, path, files, protocol)
-                done.append(_print_shares(path, files, labels, network.config))
-            except UserError as error:
-                error_line(error)
-                failures.append({"image": str(path), "error": one_line(error)})
-            bar.update()
-    document({"model": full_model_name(name), "images": done, "failed": failures})
-    if failures and len(found) > 1:
-        error_line(f"{len(failures)} of {len(found)} images failed")
+        tasks: list[Task] = [(path, files) for (path, _), files in zip(found, targets, strict=True)]
+        log = None if single else log_file(tasks)
+        if log is not None:
+            subject = {**_subject(network, processor, protocol), "options": sorted(folders)}
+            tasks = in_first_process(lambda: unfinished_tasks(tasks, log, subject, resume))
+        if rank == 0:
+            if len(tasks) < len(found):
+                message(f"{len(found) - len(tasks)} of {len(found)} images have results already")
+            _note_replaced([files for _, files in tasks])  # not before an error that leaves them as they are
+            message(f"model: {printable(full_model_name(name), None)}, {network.config.num_labels} classes")
+        own = share_of(tasks, rank, number_of_processes())
+        done, failures = segment_images(network, processor, own, protocol, shown=rank == 0 and len(tasks) > 1)
+        done, failures = from_all_processes(done), from_all_processes(failures)
+        if rank == 0:
+            document({"model": full_model_name(name), "images": done, "failed": failures})
+            if log is not None and not failures:
+                log.unlink(missing_ok=True)
+            if failures and len(found) > 1:
+                error_line(f"{len(failures)} of {len(found)} images failed")
     if failures:
         raise typer.Exit(1)
 
 
-def _segment_image(
-    network: "PreTrainedModel", processor: Any, path: Path, files: dict[str, Path], protocol: "InferenceProtocol"
-) -> "np.ndarray":
-    """Segment an image, write the files of its results by option, and return its label map."""
-    image = read_image_file(path)
-    wanted = [option for option in files if option in MEASURES]
-    labels, maps = _predict(network, processor, image, path, protocol, wanted)
-    for kind, target in files.items():
-        _save(maps[kind] if kind in maps else _drawn(kind, image, labels, network.config), target)
-    return labels
+def _subject(network: "PreTrainedModel", processor: Any, protocol: "InferenceProtocol") -> dict[str, Any]:
+    """Describe all but the images that results depend on."""
+    from ..evaluation.subject import describe_model, describe_protocol
 
-
-def _print_shares(path: Path, files: dict[str, Path], labels: "np.ndarray", config: Any) -> dict[str, Any]:
-    """Print the share of each class, and return it with the files for the JSON document."""
-    from ..visualization import class_areas
-
-    areas = class_areas(labels)
-    written = ", ".join(printable(target, None) for target in files.values())
-    print_shares(f"{printable(path, None)} -> {written}", areas, config, total=1)
-    return {"image": str(path), **result_files(files), "classes": shares(areas, config, total=1)}
+    return {"model": describe_model(network), "protocol": describe_protocol(network, processor, protocol)}
 
 
 def _check_kinds_of_results(config: Any, folders: Collection[str]) -> None:
@@ -287,55 +274,3 @@ def _note_replaced(targets: Sequence[dict[str, Path]]) -> None:
     if replaced:
         more = f" and {len(replaced) - 1} more files" if len(replaced) > 1 else ""
         note(f"{replaced[0]}{more} will be replaced")
-
-
-def _drawn(kind: str, image: "Image.Image", labels: "np.ndarray", config: Any) -> "Image.Image":
-    """Return the image to save for an option."""
-    from ..image_processing import label_map_classes
-    from ..visualization import distinct_colours, draw_segmentation, label_image, palette_image
-
-    names, palette = label_map_classes(config), getattr(config, "palette", None)
-    if kind == "--label-maps":
-        return label_image(labels, len(names))
-    if kind == "--colour-maps":
-        return palette_image(labels, palette or distinct_colours(len(names)))
-    return draw_segmentation(image, labels, names, palette)
-
-
-def _predict(
-    model: "PreTrainedModel",
-    processor: Any,
-    image: "Image.Image",
-    path: Path,
-    protocol: "InferenceProtocol",
-    options: Sequence[str],
-) -> "tuple[np.ndarray, dict[str, Image.Image]]":
-    """Return the label map, and grey images of the measures that some options ask for."""
-    from PIL import Image
-
-    from ..inference import segment_image, uncertainty_maps
-
-    try:
-        if not options:
-            return segment_image(model, processor, image, protocol).cpu().numpy(), {}
-        measures = {option: option.removeprefix("--").replace("-", "_") for option in options}
-        labels, maps = uncertainty_maps(model, processor, image, measures.values(), protocol)
-        grey = {
-            option: Image.fromarray((maps[measure] * 255).round().byte().cpu().numpy())
-            for option, measure in measures.items()
-        }
-        return labels.cpu().numpy(), grey
-    except (ValueError, RuntimeError, MemoryError) as error:
-        raise UserError(f"cannot segment {printable(path, 200)}: {error or 'too little memory'}") from None
-
-
-def _save(image: "Image.Image", target: Path) -> None:
-    from PIL import Image
-
-    try:
-        with complete_file(target) as file:
-            # Pillow finds no extension in names such as "..png"
-            image.save(file, format=Image.registered_extensions()[target.suffix.lower()])
-    except (OSError, ValueError, KeyError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot write {printable(target, 200)}: {reason}") from None

@@ -5,6 +5,7 @@ Heavy modules are imported inside functions, so that the help and mistyped optio
 """
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from .common import check_folder, check_input_file, inference_protocol, load_mod
 from .errors import UserError, describe, error_line, note, one_line_errors
 from .image_files import find_images, result_names
 from .output import document
-from .processes import process_group
+from .processes import in_first_process, process_group
 from .shares import print_shares, result_files, shares
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ GeotiffOption = Annotated[
     ),
 ]
 ResumeOption = Annotated[
-    bool, typer.Option("--resume", help="Continue rasters that were interrupted, and leave finished ones as they are.")
+    bool, typer.Option("--resume", help="Continue an interrupted run, and leave finished results as they are.")
 ]
 WorkersOption = Annotated[
     int, typer.Option(min=1, help="Processes that share the rows of each raster; each loads the model.")
@@ -270,10 +271,10 @@ class _RasterRun:
     def _run_in_turn(self) -> None:
         for index, job in enumerate(self.jobs):
             with self._errors_of(job):
-                pieces = self._in_first_process(lambda index=index: self._begin(index))
+                pieces = in_first_process(functools.partial(self._begin, index), FAILURES)
                 if pieces is not None:
                     self._write(job, pieces)
-                self._in_first_process(lambda index=index, done=pieces is None: self._finish(index, done))
+                in_first_process(functools.partial(self._finish, index, pieces is None), FAILURES)
 
     def _begin(self, index: int) -> list[slice] | None:
         from ..inference.raster_segmentation import begin_raster
@@ -397,22 +398,6 @@ class _RasterRun:
         if self.targets[0].polygons is not None and decision_of(network.config).multi_label:
             raise UserError("--polygons: classes of a multi-label model overlap, so there is no polygon of one class")
 
-    def _in_first_process(self, make: Any) -> Any:
-        """Call `make` in the first process, and return its result, or raise its error, in every process."""
-        found: list[Any] = [None]
-        if self.rank == 0:
-            try:
-                found = [make()]
-            except FAILURES as error:
-                found = [error]
-        if self.world > 1:
-            from torch import distributed
-
-            distributed.broadcast_object_list(found)
-        if isinstance(found[0], Exception):
-            raise found[0]
-        return found[0]
-
 
 def _subject(network: Any, processor: Any, dtype: "torch.dtype | None") -> dict[str, Any]:
     """Describe all but the raster that results depend on, as JSON can hold it."""
@@ -442,6 +427,6 @@ def raster_write_failure(error: BaseException) -> str | None:
     return str(error) if isinstance(error, WriteError) else write_failure(error)
 
 
-def share_of(pieces: Sequence[slice], rank: int, world: int) -> list[slice]:
+def share_of(pieces: Sequence[Any], rank: int, world: int) -> list[Any]:
     """Return the pieces of one of several processes: a run of rows, in which few windows are computed twice."""
     return list(pieces[len(pieces) * rank // world : len(pieces) * (rank + 1) // world])
