@@ -189,7 +189,7 @@ def segment(
         done, failures = from_all_processes(done), from_all_processes(failures)
         if rank == 0:
             document({"model": full_model_name(name), "images": done, "failed": failures})
-            if log is not None and not failures:
+            if log is not None:
                 log.unlink(missing_ok=True)
             if failures and len(found) > 1:
                 error_line(f"{len(failures)} of {len(found)} images failed")

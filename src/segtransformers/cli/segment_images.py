@@ -2,7 +2,7 @@
 """Segmentation of image files for `segtransformers segment`.
 
 While the network runs, the next image is read and the results of the last one are written. Processes of torchrun or
-accelerate launch share the images. A resume log lies beside the results until all are written.
+accelerate launch share the images. A resume log lies beside the results until the run is complete.
 """
 
 import json
