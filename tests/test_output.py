@@ -190,6 +190,16 @@ def test_training_of_data_without_parts(tmp_path, monkeypatch):
     assert not (tmp_path / "other").exists()
 
 
+def test_training_on_a_terminal(monkeypatch, data, tmp_path):
+    """A bar of the steps with loss and mean IoU, the log above it, and no bars of transformers."""
+    words = ("train", "--data", data, "--output", tmp_path / "trained", *TRAINING, "--logging_steps", "1")
+    out, err = on_terminal(monkeypatch, *words, columns=120)
+    shown = ANSI.sub("", err)
+    assert "2/2 steps" in shown and re.search(r"loss \d\S*, mIoU \d", shown) and "it/s" not in shown
+    assert re.search(r"[\r\n]step 2: .*eval_mean_iou 0\.\d+", shown) and "{'" not in out + shown
+    assert "mIoU" in ANSI.sub("", out) and "─" in out
+
+
 def test_without_quiet_there_are_messages(tmp_path):
     arguments = ("segment", example_image_path(), "--model", "packaged", "--output", tmp_path / "out.png")
     assert run(*arguments).stdout.startswith("model: packaged")

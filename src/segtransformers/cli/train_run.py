@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ..files import scratch_folder, write_failure
-from ..terminal import is_terminal, write_line
+from ..terminal import write_line
 from .checkpoints import has_checkpoints, last_checkpoint, remove_incomplete, save_model
 from .common import load_model, why_not_loaded
 from .errors import UserError, note
 from .evaluate import print_results, write_results
-from .output import document, is_quiet, message, result
+from .output import document, message, result
 from .train_options import TrainOptions
 from .train_report import listed_weights
 
@@ -56,8 +56,7 @@ class TrainingRun:
 
         self.options, self.recipe, self.parts, self.model, self.pseudo = options, recipe, parts, model, pseudo
         self.command = command
-        if is_quiet() or not is_terminal(sys.stderr):  # a bar would fill a log with lines
-            changes = {"disable_tqdm": True, **changes}
+        changes = {"disable_tqdm": True, **changes}  # `training_progress` takes the place of transformers' bars
         self.keeps_best = options.keep_best or options.early_stopping is not None
         if len(parts) == 1:
             changes = {"eval_strategy": "no", **changes}
@@ -265,12 +264,10 @@ class TrainingRun:
         return None if colours is None or bands is None else [bands.index(band) for band in colours]
 
     def _trainer(self, network: Any, processor: Any, data: Any) -> "SegmentationTrainer":
-        from transformers import PrinterCallback
-
         from .. import training
 
         try:
-            trainer = training.SegmentationTrainer(
+            return training.SegmentationTrainer(
                 network,
                 self.arguments,
                 recipe=self.recipe,
@@ -283,9 +280,6 @@ class TrainingRun:
             )
         except RuntimeError as error:  # a tracker of --report_to is not installed
             raise UserError(last_line(error)) from None
-        if is_quiet():
-            trainer.remove_callback(PrinterCallback)
-        return trainer
 
     def _distillation(self, network: Any, processor: Any) -> Any:
         """Load the model of `--teacher`, if there is one."""
@@ -313,10 +307,12 @@ class TrainingRun:
         """Train, from the last checkpoint with `--resume`, and turn errors into lines with advice."""
         import torch
 
+        from .train_progress import training_progress
+
         options, arguments = self.options, self.arguments
         checkpoint = last_checkpoint(options.output, network) if options.resume else arguments.resume_from_checkpoint
         try:
-            with _whole_lines(not arguments.disable_tqdm and self.is_main):
+            with _whole_lines(not arguments.disable_tqdm and self.is_main), training_progress(trainer):
                 trainer.train(resume_from_checkpoint=checkpoint)
         except KeyboardInterrupt as interrupt:
             if self.is_main:
