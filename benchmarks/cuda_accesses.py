@@ -1,7 +1,7 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """Count what a GPU would read and write for the CUDA kernels, by the addresses that the emulation sees.
 
-    python benchmarks/cuda_accesses.py [--only NAME] [--output benchmarks/cuda_accesses.md]
+    python benchmarks/cuda_accesses.py [--only NAME] [--output benchmarks/results/cuda_accesses.md]
 
 This needs no GPU. The kernels are compiled for the CPU with the emulation of their tests, which groups the accesses of
 a warp into requests and counts the sectors of 32 bytes of each. The occupancy follows from the registers and shared
@@ -25,13 +25,19 @@ PARTS = {0: "rows", 1: "coordinates", 2: "coordinates", 3: "coordinates", 4: "ou
 PARTS |= {6: "additions", 7: "gradients", 8: "gradients", 9: "gradients"}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SECTOR = 32
-NOTES = [
-    "Coordinates and their gradients: neighbouring threads compute neighbouring items, so a request touches one point",
-    "of many items. The next rounds of the warp use the rest: loads in the first cache, stores in the second.",
-    "",
-    "Additions of half precision: a lane adds its 8 channels as two vectors of 16 bytes, so each request fills half of",
-    "its sectors. An exchange between two lanes would fill them for four shuffles per corner: to measure on a GPU.",
-]
+NOTES = """\
+Coordinates and their gradients are the worst by `used`: neighbouring threads compute neighbouring items, so a request
+touches one point of many items. `again` is near 1: nothing is fetched from memory twice, because the next rounds of the
+warp use the rest of the sectors. The first cache has those of loads, and the second cache merges stores. Loads by
+neighbouring addresses would need another pass through shared memory in each round, and save `unused` at most. This is
+left until a GPU can measure it.
+
+Additions of half precision were the worst by `unused`: a lane has 8 channels and adds them as two vectors of 16 bytes,
+and each request filled half of its sectors (24.5 sectors per request and 51% used, at 32 channels). Now the channels of
+a lane are two halves, so the vectors of neighbouring lanes fill sectors, without another register. In return these
+kernels load rows as 2 x 8 bytes. At 16 channels (DCNv3, DCNv4) both loads touch the same sector, and the first cache
+serves the second one. Other numbers of channels, such as 24, are as before: no released model has them.
+"""
 
 
 def attention(size: int, heads: int, channels: int, is_extractor: bool = False) -> dict:
@@ -147,20 +153,31 @@ def report(rows: list[tuple[str, str, Launch]], table: Path) -> str:
         "Written by `benchmarks/cuda_accesses.py` from the addresses that the emulation of the tests sees. No kernel",
         "has run on a GPU yet. A request is an instruction of a warp, and a sector has 32 bytes. `used` is the share",
         "of the sectors' bytes that the threads ask for: over 100% if threads ask for the same. `again` is the number",
-        "of times that a byte is requested: caches must serve all but one. Attention runs with softmax fused, and",
-        "locations in float32.",
+        "of times that a byte is requested: caches must serve all but one. `of all` is the share in the sectors of the",
+        "launch, and `unused` the share of these bytes that no thread asks for: the most that another order of the",
+        "accesses could save. Attention runs with softmax fused, and locations in float32.",
         "",
-        "| case | value | kernel | accesses | sectors per request | used | again |",
-        "|---|---|---|---|---|---|---|",
+        "| case | value | kernel | accesses | sectors per request | used | again | of all | unused |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    worst = (9.0, "")
+    least_used, most_unused = (9.0, ""), (0.0, "")
     for name, dtype, launch in rows:
+        total = sum(count.sectors for count in launch.parts.values())
         for part, count in launch.parts.items():
             used = count.requested / (SECTOR * count.sectors)
-            worst = min(worst, (used, f"{part} of {name}, {dtype}, {launch.direction}"))
+            unused = max(0.0, 1 - used) * count.sectors / total
+            place = f"{part} of {name}, {dtype}, {launch.direction}"
+            least_used, most_unused = min(least_used, (used, place)), max(most_unused, (unused, place))
             numbers = f"{count.sectors / count.requests:.1f} | {used:.0%} | {count.requested / count.needed:.1f}"
+            numbers += f" | {count.sectors / total:.0%} | {unused:.0%}"
             lines.append(f"| {name} | {dtype} | {launch.direction} | {part} | {numbers} |")
-    lines += ["", f"Worst: {worst[1]}, where {worst[0]:.0%} of the sectors' bytes are used.", "", *NOTES, ""]
+    lines += [
+        "",
+        f"Worst by `used`: {least_used[1]}, with {least_used[0]:.0%}.",
+        f"Worst by `unused`: {most_unused[1]}, with {most_unused[0]:.0%}.",
+        "",
+        NOTES,
+    ]
     lines += [
         "Occupancy of compute capability 9.0 in blocks of 256 threads, which launches with enough blocks have:",
         "",
@@ -178,7 +195,7 @@ def report(rows: list[tuple[str, str, Launch]], table: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="run the cases whose name contains this")
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".md"))
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "cuda_accesses.md")
     parser.add_argument("--registers", type=Path, default=Path(__file__).with_name("cuda_registers.md"))
     arguments = parser.parse_args()
     torch.manual_seed(0)

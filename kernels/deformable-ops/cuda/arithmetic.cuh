@@ -77,6 +77,14 @@ struct Stored {
     DEFORMABLE_OPS_ACCESS("row", source, 16);
     return {__ldg(reinterpret_cast<const uint4*>(source))};
   }
+
+  // two halves of 8 bytes, each aligned to 8 bytes
+  DEFORMABLE_OPS_DEVICE Stored load(const V* first, const V* second) {
+    DEFORMABLE_OPS_ACCESS("row", first, 8);
+    DEFORMABLE_OPS_ACCESS("row", second, 8);
+    const uint2 one = __ldg(reinterpret_cast<const uint2*>(first)), two = __ldg(reinterpret_cast<const uint2*>(second));
+    return {make_uint4(one.x, one.y, two.x, two.y)};
+  }
 };
 
 template <typename V>
@@ -271,14 +279,15 @@ DEFORMABLE_OPS_DEVICE void add_four(float* target, const float* x) {
 #endif
 }
 
-// target[i] += x[i]
-template <typename T, int kElements>
+// target[i] += x[i]; with kApart, each four elements are kApart after those before
+template <int kApart, typename T, int kElements>
 DEFORMABLE_OPS_DEVICE void add(T* target, const T (&x)[kElements]) {
   if constexpr (kElements % 4 == 0) {
 #pragma unroll
     for (int i = 0; i < kElements; i += 4) {
-      DEFORMABLE_OPS_ACCESS("add", target + i, 4 * sizeof(T));
-      add_four(target + i, x + i);
+      T* const four = target + (kApart > 0 ? i / 4 * kApart : i);
+      DEFORMABLE_OPS_ACCESS("add", four, 4 * sizeof(T));
+      add_four(four, x + i);
     }
   } else {
 #pragma unroll

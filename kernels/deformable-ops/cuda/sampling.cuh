@@ -310,16 +310,26 @@ DEFORMABLE_OPS_DEVICE V* row_at(V* rows, int32_t row_bytes, int32_t token) {
   return reinterpret_cast<V*>(reinterpret_cast<uintptr_t>(rows) + static_cast<int64_t>(token) * row_bytes);
 }
 
-template <typename V, int kElements>
+// Load a lane's elements of a row: neighbours, or with kApart two halves with that distance.
+template <int kApart, typename V, int kElements>
+DEFORMABLE_OPS_DEVICE void load_row(const V* source, Stored<V, kElements>& stored) {
+  if constexpr (kApart > 0) {
+    stored = Stored<V, kElements>::load(source, source + kApart);
+  } else {
+    stored = Stored<V, kElements>::load(source);
+  }
+}
+
+template <int kApart, typename V, int kElements>
 DEFORMABLE_OPS_DEVICE void load_corners(const V* rows, int32_t row_bytes, bool active, const Corners& corners,
                                         Stored<V, kElements> (&stored)[4]) {
 #pragma unroll
   for (int corner = 0; corner < 4; ++corner) {
     stored[corner] = Stored<V, kElements>::zero();
     if (active && corners.token[corner] >= 0) {
-      stored[corner] = Stored<V, kElements>::load(row_at(rows, row_bytes, corners.token[corner]));
+      load_row<kApart>(row_at(rows, row_bytes, corners.token[corner]), stored[corner]);
     } else {
-      DEFORMABLE_OPS_ACCESS("row", nullptr, 16);
+      for (int i = 0; i < (kApart > 0 ? 2 : 1); ++i) DEFORMABLE_OPS_ACCESS("row", nullptr, 16);
     }
   }
 }
@@ -352,7 +362,7 @@ DEFORMABLE_OPS_DEVICE void forward_items(const Task& task, int64_t image, int32_
         for (int i = 0; i < 2; ++i) {
           const int slot = (point + i) * thread.items + thread.group;
           const Corners corners = slots.corners[slot];
-          load_corners(rows + channel, row_bytes, active, corners, stored[i]);
+          load_corners<0>(rows + channel, row_bytes, active, corners, stored[i]);
           factors[i] = slots.factors[slot];
         }
 #pragma unroll
@@ -457,11 +467,17 @@ DEFORMABLE_OPS_DEVICE void backward_items(const Task& task, int64_t image, int32
   T* sums = static_cast<T*>(problem.grad_value.data) + head;
   const V* grad_output = static_cast<const V*>(problem.grad_output.data) + thread.row(task) * problem.channels;
 
+  // A lane has eight channels in half precision, and adds their gradients as two vectors of 16 bytes. Its channels are
+  // two halves, so that the vectors of neighbouring lanes fill sectors of 32 bytes.
+  constexpr int kApart = kLanes > 0 && kElements == 8 ? 4 * kLanes : 0;
+  constexpr int kStep = kApart > 0 ? 4 : kElements;
   T own[kElements] = {};
   const auto load_own = [&](int64_t channel, bool active) {
-    unpack(active ? Stored<V, kElements>::load(grad_output + channel) : Stored<V, kElements>::zero(), own);
+    Stored<V, kElements> stored = Stored<V, kElements>::zero();
+    if (active) load_row<kApart>(grad_output + channel, stored);
+    unpack(stored, own);
   };
-  if constexpr (kLanes > 0) load_own(thread.lane * kElements, thread.exists);
+  if constexpr (kLanes > 0) load_own(thread.lane * kStep, thread.exists);
 
   T mean = T(0);  // weighted mean of the gradients of the softmax's output
   for (int first = 0; first < per_query; first += points) {
@@ -475,14 +491,14 @@ DEFORMABLE_OPS_DEVICE void backward_items(const Task& task, int64_t image, int32
       for (int two = 0; two < 4; two += 2) {
         T dots[2][4] = {};
         for (int64_t start = 0; start < problem.channels; start += thread.lanes * kElements) {
-          const int64_t channel = start + thread.lane * kElements;
+          const int64_t channel = start + thread.lane * kStep;
           const bool active = thread.exists && channel < problem.channels;
           if constexpr (kLanes == 0) load_own(channel, active);
           Stored<V, kElements> stored[2][4];
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
             const Corners corners = slots.corners[(four + two + i) * thread.items + thread.group];
-            load_corners(rows + channel, row_bytes, active, corners, stored[i]);
+            load_corners<kApart>(rows + channel, row_bytes, active, corners, stored[i]);
           }
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
@@ -500,7 +516,7 @@ DEFORMABLE_OPS_DEVICE void backward_items(const Task& task, int64_t image, int32
                 part[c] = weights.x[corner] * own[c];
               }
               if (active && corners.token[corner] >= 0) {
-                add(row_at(sums + channel, sums_bytes, corners.token[corner]), part);
+                add<kApart>(row_at(sums + channel, sums_bytes, corners.token[corner]), part);
               } else {
                 for (int c = 0; c < kElements; c += kElements % 4 == 0 ? 4 : 1) DEFORMABLE_OPS_ACCESS("add", nullptr, 16);
               }

@@ -43,6 +43,9 @@ struct dim3 {
   explicit dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
 };
 
+struct alignas(8) uint2 {
+  uint32_t x, y;
+};
 struct alignas(16) uint4 {
   uint32_t x, y, z, w;
 };
@@ -65,16 +68,15 @@ inline double __hiloint2double(int high, int low) {
   return x;
 }
 
-// Abort the program on a load of 16 bytes from an address that is not a multiple of 16, as on a GPU.
-inline void check_alignment(const void* pointer) {
-  if (reinterpret_cast<uintptr_t>(pointer) % 16 == 0) return;
-  std::fprintf(stderr, "emulation: misaligned load\n");
-  std::abort();
-}
-inline uint4 __ldg(const uint4* source) {
-  check_alignment(source);
-  uint4 words;
-  std::memcpy(&words, source, 16);
+// Load a vector. As on a GPU, its address must be a multiple of its size, or the program is aborted.
+template <typename T>
+T __ldg(const T* source) {
+  if (reinterpret_cast<uintptr_t>(source) % sizeof(T) != 0) {
+    std::fprintf(stderr, "emulation: misaligned load\n");
+    std::abort();
+  }
+  T words;
+  std::memcpy(&words, source, sizeof(T));
   return words;
 }
 
