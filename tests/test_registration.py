@@ -2,6 +2,7 @@
 """`import segtransformers` is cheap, and transformers knows our classes afterwards, in every order of imports."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -40,6 +41,59 @@ def run_python(code: str) -> str:
     return done.stdout
 
 
+# Runs each code in a fork, so that the libraries below transformers are imported once for all. The result of a fork
+# goes to the last line of its file.
+FORKS = """
+import os, sys, traceback
+import scipy.special, timm, torch, torchvision
+assert not any(name.partition(".")[0] in ("transformers", "segtransformers") for name in sys.modules)
+for line in sys.stdin:
+    path, code = eval(line)
+    process = os.fork()
+    if process == 0:
+        output = os.open(path, os.O_WRONLY | os.O_CREAT)
+        os.dup2(output, 1), os.dup2(output, 2)
+        try:
+            exec(compile(code, "<test>", "exec"), {"__name__": "__main__"})
+            print("done", flush=True)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(0)
+    os.waitpid(process, 0)
+    print(flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def run_fork(tmp_path_factory):
+    """Return a function as [`run_python`] whose processes have torch and timm, but nothing of transformers."""
+    if not hasattr(os, "fork"):
+        yield run_python
+        return
+    folder = tmp_path_factory.mktemp("forks")
+    command = [sys.executable, "-c", FORKS]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+
+        def run(code: str) -> str:
+            path = folder / f"{len(list(folder.iterdir()))}.txt"
+            process.stdin.write(f"{(str(path), code)!r}\n")
+            process.stdin.flush()
+            process.stdout.readline()
+            text = path.read_text()
+            assert text.endswith("done\n"), text
+            return text
+
+        yield run
+        process.stdin.close()
+
+
+def test_a_failed_fork_fails_its_test(run_fork):
+    with pytest.raises(AssertionError, match=r"1 / 0|ZeroDivisionError"):
+        run_fork("1 / 0")
+
+
 def test_the_import_takes_neither_torch_nor_transformers():
     code = "import json, sys; before = set(sys.modules); import segtransformers as s; dir(s); "
     code += "s.packaged_model_path(); print(json.dumps(sorted(set(sys.modules) - before)))"
@@ -60,11 +114,11 @@ def test_the_import_takes_neither_torch_nor_transformers():
         "import segtransformers; import transformers.image_processing_backends",
     ],
 )
-def test_classes_are_registered_in_every_order(first):
-    run_python(first + "\n" + CHECK)
+def test_classes_are_registered_in_every_order(run_fork, first):
+    run_fork(first + "\n" + CHECK)
 
 
-def test_registration_follows_a_reload_of_transformers():
+def test_registration_follows_a_reload_of_transformers(run_fork):
     reload = """
 import importlib.machinery
 import segtransformers
@@ -75,10 +129,10 @@ importlib.reload(segtransformers)
 assert configuration_auto.__spec__.loader is configuration_auto.__loader__
 assert isinstance(configuration_auto.__loader__, importlib.machinery.SourceFileLoader)
 """
-    run_python(reload)
+    run_fork(reload)
 
 
-def test_registration_from_several_threads():
+def test_registration_from_several_threads(run_fork):
     threads = """
 import importlib, threading
 import segtransformers
@@ -105,7 +159,7 @@ assert not errors, errors
     run_python(threads + CHECK)
 
 
-def test_registration_waits_for_an_auto_module_that_another_thread_imports():
+def test_registration_waits_for_an_auto_module_that_another_thread_imports(run_fork):
     slow_import = """
 import importlib.machinery, sys, threading, time
 import transformers
@@ -126,10 +180,10 @@ begun.wait()
 import segtransformers
 thread.join()
 """
-    run_python(slow_import + CHECK)
+    run_fork(slow_import + CHECK)
 
 
-def test_names_that_somebody_else_has_registered_do_not_break_the_import():
+def test_names_that_somebody_else_has_registered_do_not_break_the_import(run_fork):
     taken = """
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -138,7 +192,7 @@ class Theirs(PreTrainedConfig):
 
 AutoConfig.register("seg_upernet", Theirs)
 """
-    run_python(taken + CHECK)
+    run_fork(taken + CHECK)
 
 
 def test_the_auto_classes_import_no_model_before_one_is_used():
