@@ -15,15 +15,14 @@ written beside it as Markdown.
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
-from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+from results import commit, machine_name, today
 
 GRID_SAMPLE = "ONNX Runtime, GridSample"  # for models with deformable layers
 FILES = {
@@ -145,28 +144,17 @@ def measure(name: str, options: argparse.Namespace) -> dict:
     return {kind: rows[kind] for kind in options.engines if kind in rows}
 
 
-def machine() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-    return f"{name}, {os.cpu_count()} cores"
-
-
 def setting(options: argparse.Namespace) -> dict:
     """Describe the machine and the software of a measurement."""
     from segtransformers.operators import dispatcher
 
-    folder = Path(__file__).parent
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=folder, capture_output=True, text=True, check=False
-    ).stdout.strip()
     return {
-        "date": date.today().isoformat(),
-        "machine": machine(),
+        "date": today(),
+        "machine": machine_name(),
         "threads": options.threads,
         "size": options.size,
         "rounds": options.rounds,
-        "commit": commit,
+        "commit": commit(),
         "packages": {package: version(package) for package in PACKAGES},
         "operators": dispatcher.describe(),
     }

@@ -7,10 +7,11 @@
     python benchmarks/models.py --ablate                           # the optimized model without each optimization
     python benchmarks/models.py --no-peers --models swin-t-upernet convnext-t-upernet swin-t-mask2former
     python benchmarks/models.py --compile --json results.json
+    python benchmarks/compare.py old.json new.json                 # two such files
 
-"plain" is the model as it is loaded, "optimized" the result of `optimize_for_inference`. "transformers" is its own
-UperNet or Mask2Former with the same weights around the same backbone, with the operators that run without a compiler.
-All logits are compared before anything is timed. Then every round runs each implementation once, so that other load on
+"plain" is the model as it is loaded, "optimized" the result of `optimize_for_inference`, and "optimized, bf16" that in
+bfloat16, on a CPU with instructions for it. "transformers" is its own UperNet or Mask2Former with the same weights around
+the same backbone, with the operators that run without a compiler; models without such a twin have peers only. All logits are compared before anything is timed. Then every round runs each implementation once, so that other load on
 the machine hits all of them alike. The table has medians of wall-clock time and of time summed over the cores. Memory
 is measured in a process for each implementation: the peak of a forward pass over the loaded model (Linux, or a GPU).
 Peers have random weights and other outputs; they show what else the time buys.
@@ -21,7 +22,6 @@ import argparse
 import copy
 import gc
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -32,10 +32,12 @@ from pathlib import Path
 
 import torch
 import transformers
+from results import commit, machine_name, today
 from torch import nn
-from twins import Ours, OursChannelsLast, Runner, eomt, smp_upernet, twin_of
+from twins import Ours, OursBfloat16, OursChannelsLast, Runner, eomt, has_twin, segformer, smp_upernet, twin_of
 
 from segtransformers.conversion.convert import empty_model
+from segtransformers.inference.precision import has_fast_bfloat16
 from segtransformers.models.optimize import OPTIMIZATIONS, optimize_for_inference
 from segtransformers.operators import dispatcher
 from segtransformers.published import published_rows
@@ -74,6 +76,22 @@ MODELS = {
     "swin-t-upernet": Model("mmseg_zoo", "upernet_swin_tiny_patch4_window7_512x512_160k_ade20k_pretrain_224x224_1K"),
     "convnext-t-upernet": Model("mmseg_zoo", "upernet_convnext_tiny_fp16_512x512_160k_ade20k"),
     "swin-t-mask2former": Model("mmseg_zoo", "mask2former_swin-t_8xb2-160k_ade20k-512x512"),
+    "segmenter-b-mask": Model(
+        "segmenter",
+        "segmenter_vit-b_mask_8x1_512x512_160k_ade20k",
+        {
+            "Segformer-B5": lambda size, labels: segformer(labels),
+            "EoMT-B": lambda size, labels: eomt(768, 12, 12, size, labels),
+        },
+    ),
+    "dinov2-b-linear": Model(
+        "dinov2",
+        "dinov2_vitb14_ade20k_linear",
+        {
+            "Segformer-B5": lambda size, labels: segformer(labels),
+            "EoMT-B": lambda size, labels: eomt(768, 12, 12, size, labels),
+        },
+    ),
     "vit-adapter-b-mask2former": Model(
         "vit_adapter",
         "mask2former_beit_adapter_base_512_40k_cocostuff10k_ss",
@@ -85,6 +103,7 @@ MODELS = {
         {"EoMT-L": lambda size, labels: eomt(1024, 24, 16, size, labels)},
     ),
 }
+BFLOAT16 = "optimized, bf16"
 DEFAULT = ("vit-adapter-t-upernet", "internimage-t-upernet", "vit-adapter-b-mask2former")
 
 
@@ -126,12 +145,15 @@ def implementations(name: str, options: argparse.Namespace, only: str | None = N
         makers["channels last"] = lambda: OursChannelsLast(copy.deepcopy(model()).to(memory_format=torch.channels_last))
     if not options.training:
         makers["optimized"] = lambda: Ours(optimize_for_inference(model()))
+    is_float32_on_cpu = options.device == "cpu" and options.dtype == "float32"
+    if is_float32_on_cpu and not (options.training or options.ablate) and has_fast_bfloat16(torch.device("cpu")):
+        makers[BFLOAT16] = lambda: OursBfloat16(optimize_for_inference(model(), dtype=torch.bfloat16))
     if options.ablate:
         for left_out in OPTIMIZATIONS:
             makers[f"without {left_out}"] = lambda left_out=left_out: Ours(
                 optimize_for_inference(model(), without=[left_out])
             )
-    else:
+    elif has_twin(model()):
         makers["transformers"] = lambda: twin_of(model())
     for peer, make in {} if options.no_peers or options.ablate else MODELS[name].peers.items():
         makers[peer] = lambda make=make: make(options.size, 150).to(options.device, getattr(torch, options.dtype))
@@ -188,7 +210,7 @@ def agreement(name: str, runners: dict[str, Runner], arguments: dict, options: a
     """
     outputs = {}
     for key, runner in runners.items():
-        if key in MODELS[name].peers:
+        if key in (*MODELS[name].peers, BFLOAT16):
             continue
         runner.eval()
         with torch.no_grad():
@@ -279,13 +301,14 @@ def measure(name: str, options: argparse.Namespace) -> dict:
     medians = {
         key: [statistics.median(column) for column in zip(*rounds, strict=True)] for key, rounds in times.items()
     }
-    reference = "optimized" if options.ablate else "transformers"
+    reference = "optimized" if options.ablate else "transformers" if "transformers" in medians else "plain"
     base = medians[reference][0]
     rows = {}
     for key, (median, cores) in medians.items():
         rows[key] = {
             "parameters": parameters[key],
             "median_ms": 1000 * median,
+            "quartiles_ms": [1000 * value for value in statistics.quantiles([one for one, _ in times[key]])[::2]],
             "core_ms": 1000 * cores,
             "rounds": len(times[key]),
             "images_per_second": options.batch / median,
@@ -302,12 +325,7 @@ def measure(name: str, options: argparse.Namespace) -> dict:
 
 
 def machine(options: argparse.Namespace) -> str:
-    if options.device == "cuda":
-        return torch.cuda.get_device_name()
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-    return f"{name}, {options.threads} threads"
+    return torch.cuda.get_device_name() if options.device == "cuda" else f"{machine_name()}, {options.threads} threads"
 
 
 def main() -> None:
@@ -341,6 +359,8 @@ def main() -> None:
         print(json.dumps(peak(*options.peak_of, options)))
         return
     setting = {
+        "date": today(),
+        "commit": commit(),
         "machine": machine(options),
         "torch": torch.__version__,
         "transformers": transformers.__version__,

@@ -14,12 +14,14 @@ from transformers import (
     Mask2FormerConfig,
     Mask2FormerForUniversalSegmentation,
     PreTrainedModel,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
     UperNetConfig,
     UperNetForSemanticSegmentation,
 )
 from transformers.models.mask2former import modeling_mask2former
 
-from segtransformers import SegMask2FormerForSemanticSegmentation
+from segtransformers import SegMask2FormerForSemanticSegmentation, SegUperNetForSemanticSegmentation
 from segtransformers.models.losses import CrossEntropy, total_loss
 from segtransformers.models.mask2former.loss_seg_mask2former import semantic_targets
 from segtransformers.operators import dcnv3_reference, dispatcher
@@ -77,6 +79,11 @@ class Ours(Runner):
         return outputs.logits if labels is None else outputs.loss
 
 
+class OursBfloat16(Ours):
+    def forward(self, pixel_values, labels=None):
+        return super().forward(pixel_values.bfloat16(), labels)
+
+
 class OursChannelsLast(Ours):
     def forward(self, pixel_values, labels=None):
         return super().forward(pixel_values.contiguous(memory_format=torch.channels_last), labels)
@@ -127,6 +134,21 @@ class Logits(Runner):
     def forward(self, pixel_values, labels=None):
         logits = self.model(pixel_values)
         return logits if labels is None else total_loss([CrossEntropy(average_over="all_pixels")], logits, labels, 255)
+
+
+class ResizedLogits(Runner):
+    """A model of transformers whose logits have a quarter of the image's sides."""
+
+    def forward(self, pixel_values, labels=None):
+        outputs = self.model(pixel_values, labels=labels)
+        if labels is not None:
+            return outputs.loss
+        return F.interpolate(outputs.logits, size=pixel_values.shape[2:], mode="bilinear", align_corners=False)
+
+
+def has_twin(model: PreTrainedModel) -> bool:
+    """Return whether transformers has a model with the parameters of `model`."""
+    return isinstance(model, (SegMask2FormerForSemanticSegmentation, SegUperNetForSemanticSegmentation))
 
 
 def twin_of(model: PreTrainedModel) -> Runner:
@@ -199,6 +221,14 @@ def eomt(hidden_size: int, depth: int, heads: int, size: int, num_labels: int) -
         num_labels=num_labels,
     )
     return Universal(EomtForUniversalSegmentation(config))
+
+
+def segformer(num_labels: int) -> Runner:
+    """Segformer-B5 (https://arxiv.org/abs/2105.15203)."""
+    config = SegformerConfig(
+        depths=[3, 6, 40, 3], hidden_sizes=[64, 128, 320, 512], decoder_hidden_size=768, num_labels=num_labels
+    )
+    return ResizedLogits(SegformerForSemanticSegmentation(config))
 
 
 def smp_upernet(encoder: str, num_labels: int) -> Runner:
