@@ -10,8 +10,9 @@
     python benchmarks/compare.py old.json new.json                 # two such files
 
 "plain" is the model as it is loaded, "optimized" the result of `optimize_for_inference`, and "optimized, bf16" that in
-bfloat16, on a CPU with instructions for it. "transformers" is its own UperNet or Mask2Former with the same weights around
-the same backbone, with the operators that run without a compiler; models without such a twin have peers only. All logits are compared before anything is timed. Then every round runs each implementation once, so that other load on
+bfloat16, on a CPU with instructions for it. "transformers" is its own UperNet or Mask2Former with the same weights
+around the same backbone, with the operators that run without a compiler; models without such a twin have peers only.
+All logits are compared before anything is timed. Then every round runs each implementation once, so that other load on
 the machine hits all of them alike. The table has medians of wall-clock time and of time summed over the cores. Memory
 is measured in a process for each implementation: the peak of a forward pass over the loaded model (Linux, or a GPU).
 Peers have random weights and other outputs; they show what else the time buys.
