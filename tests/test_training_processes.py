@@ -93,7 +93,6 @@ def data_parallel(folder: str) -> None:
     one.evaluate()
     report(folder, "one image", one)
     synchronised_norms(folder)
-    distributed.destroy_process_group()
 
 
 def partly_trained(kind: str):
@@ -128,6 +127,11 @@ def unused_parameters(folder: str) -> None:
             assert wrapped.find_unused_parameters == (kind == "swin")
         if run.is_world_process_zero():
             (Path(folder) / f"{kind}-{checkpointing}.json").write_text(json.dumps(losses(run)))
+
+
+def trained(folder: str) -> None:
+    data_parallel(folder)
+    unused_parameters(folder)
     distributed.destroy_process_group()
 
 
@@ -235,20 +239,27 @@ TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 ACCELERATE = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
 
 
-def test_two_processes_train_as_one_with_the_joined_batch(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """The results of two processes, started once for the two tests that compare them."""
+    folder = tmp_path_factory.mktemp("two processes")
+    launch_case("trained", folder)
+    return folder
+
+
+def test_two_processes_train_as_one_with_the_joined_batch(results, tmp_path, monkeypatch):
     """Losses, gradients and evaluation agree. Plain DDP would raise for unused parameters."""
-    launch_case("data_parallel", tmp_path)
     fixed_points(monkeypatch)
     for kind in KINDS:
         single = run_of(kind, str(tmp_path), per_device=4)
         single.train()
         expected = figures(single)
         for accumulation in ACCUMULATIONS[kind]:
-            found = json.loads((tmp_path / f"{kind}-{accumulation}.json").read_text())
+            found = json.loads((results / f"{kind}-{accumulation}.json").read_text())
             np.testing.assert_allclose(found["losses"], expected["losses"], rtol=1e-5)
             np.testing.assert_allclose(found["norms"], expected["norms"], rtol=1e-4)
             np.testing.assert_allclose(found["iou"], expected["iou"], atol=2e-3)  # rounding may change a pixel or two
-    one = json.loads((tmp_path / "one image.json").read_text())
+    one = json.loads((results / "one image.json").read_text())
     single = run_of(
         "segmenter", str(tmp_path), 2, eval_dataset=EvaluationDataset(Scenes(1), processor()), eval_strategy="no"
     )
@@ -256,16 +267,15 @@ def test_two_processes_train_as_one_with_the_joined_batch(tmp_path, monkeypatch)
     assert one["iou"] == figures(single)["iou"]
     single = run_of("upernet", str(tmp_path), per_device=4, model=settled_model("upernet"), eval_strategy="no")
     single.train()
-    np.testing.assert_allclose(json.loads((tmp_path / "synchronised.json").read_text()), losses(single), rtol=1e-4)
+    np.testing.assert_allclose(json.loads((results / "synchronised.json").read_text()), losses(single), rtol=1e-4)
 
 
-def test_two_processes_train_models_with_unused_parameters(tmp_path):
-    launch_case("unused_parameters", tmp_path)
+def test_two_processes_train_models_with_unused_parameters(results, tmp_path):
     for kind in dict(UNUSED):
         single = run_of("upernet", str(tmp_path), per_device=4, model=partly_trained(kind), eval_strategy="no")
         single.train()
         for checkpointing in [checkpointing for other, checkpointing in UNUSED if other == kind]:
-            found = json.loads((tmp_path / f"{kind}-{checkpointing}.json").read_text())
+            found = json.loads((results / f"{kind}-{checkpointing}.json").read_text())
             np.testing.assert_allclose(found, losses(single), rtol=1e-4)
 
 
