@@ -38,14 +38,29 @@ HIDDEN = (
 )
 GENERATED = "<!-- written by docs/generate.py -->\n\n"
 
+BENCHMARKS = """\
+# Benchmarks
+
+Times of whole models, measured by `python benchmarks/models.py` of a checkout. The implementations take turns
+in one run, so ratios mean more than milliseconds. `plain` is a model as it is loaded, `optimized` the result of
+`optimize_for_inference`, which the commands use, `transformers` its own UperNet or Mask2Former with the same
+weights around the same backbone, with operators that need no compiler. Other rows are models of about the same size.
+Memory is the peak over the loaded model. Weights are random. [The published models](zoo.md) have the times of
+exported files in other engines.
+"""
+STAGES = (
+    "The arithmetic is that of the plain model at the speed of a large matrix product, so minimal filtering can be "
+    "faster. Bytes are those of inputs, outputs and weights, at the speed of a copy."
+)
+
 
 def write_pages(docs: Path) -> None:
-    """Write all generated pages: `zoo.md`, which is kept in git, and the folder `generated`.
+    """Write all generated pages: `zoo.md` and `benchmarks.md`, which are kept in git, and the folder `generated`.
 
     Files whose text is unchanged are left alone.
     """
     (docs / "generated" / "api").mkdir(parents=True, exist_ok=True)
-    pages = {"zoo.md": zoo(), "generated/commands.md": commands()}
+    pages = {"zoo.md": zoo(), "benchmarks.md": benchmarks(), "generated/commands.md": commands()}
     for module in API:
         pages[f"generated/api/{module.removeprefix(TOP).strip('.') or 'top'}.md"] = api(module)
     for name, text in pages.items():
@@ -110,6 +125,52 @@ def measured(file: Path) -> list[str]:
             lines.append(f"| `{name}` | {' | '.join(cells)} |")
         lines.append("")
     return lines
+
+
+def benchmarks() -> str:
+    """Return the page of the results of `benchmarks/models.py` and `benchmarks/stages.py`."""
+    folder = ROOT / "benchmarks" / "results"
+    lines = [BENCHMARKS]
+    for file in sorted(folder.glob("models*.json")):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        batch = "one image" if found["batch"] == 1 else f"{found['batch']} images"
+        software = f"torch {found['torch']}, transformers {found['transformers']}, commit {found['commit']}"
+        lines += [
+            f"## {batch} of {found['size']}x{found['size']} pixels, {found['dtype']}",
+            "",
+            f"{found['machine']}; {software}; {found['date']}.",
+            f"{found['operators'].split(' (')[0].capitalize()}.",
+            "",
+            "| model | implementation | median (quartiles) | images a second | speed | memory |",
+            "|---|---|---:|---:|---:|---:|",
+        ]
+        for one in found["results"]:
+            for name, row in one["implementations"].items():
+                ratio = next(f"{value:.2f}x {key[11:]}" for key, value in row.items() if key.startswith("speed_over_"))
+                low, high = row["quartiles_ms"]
+                memory = f"{row['peak_over_loaded_mib']:.0f} MiB" if "peak_over_loaded_mib" in row else "-"
+                lines.append(
+                    f"| {one['model']} | {name} | {row['median_ms']:.0f} ms ({low:.0f} to {high:.0f}) | "
+                    f"{row['images_per_second']:.2f} | {ratio} | {memory} |"
+                )
+        lines.append("")
+    for file in sorted(folder.glob("stages*.json")):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        lines += [
+            f"## Stages of {found['model']}",
+            "",
+            f"{found['machine']}, {found['threads']} threads, {found['size']}x{found['size']} pixels, commit",
+            f"{found['commit']}, by `benchmarks/stages.py`. {STAGES}",
+            "",
+            "| stage | time | arithmetic | bytes |",
+            "|---|---:|---:|---:|",
+        ]
+        lines += [
+            f"| {stage} | {row['median_ms']:.0f} ms | {row['arithmetic_ms']:.0f} ms | {row['bytes_ms']:.0f} ms |"
+            for stage, row in found["stages"].items()
+        ]
+        lines.append("")
+    return "\n".join(lines)
 
 
 def _published_of_benchmarks() -> dict[str, tuple[str, str]]:

@@ -168,7 +168,8 @@ def test_a_pushed_model_loads_in_a_new_process(folder):
 def test_the_list_of_published_models_is_the_data(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
     generate = importlib.import_module("generate")
-    assert TEXTS["zoo"] == generate.GENERATED + generate.zoo(), "run `python -m sphinx docs docs/_build`"
+    for name, page in (("zoo", generate.zoo()), ("benchmarks", generate.benchmarks())):
+        assert TEXTS[name] == generate.GENERATED + page, "run `python -m sphinx docs docs/_build`"
 
 
 def test_measured_times_of_the_list_are_those_of_the_file(monkeypatch, tmp_path):
