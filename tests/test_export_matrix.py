@@ -33,7 +33,7 @@ def in_turn(quick):
     return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in MODELS]
 
 
-@pytest.mark.parametrize("name", in_turn(["segmenter-mask_transformer"]))
+@pytest.mark.parametrize("name", in_turn(["vit_adapter-upernet"]))
 def test_onnx_with_any_number_of_images(name, tmp_path):
     model, processor = small(name)
     file = tmp_path / "model.onnx"

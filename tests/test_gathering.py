@@ -29,13 +29,14 @@ def test_equal_to_the_original(name):
     assert relative_error(output, tensors["output"]) < 1e-10
 
 
-@pytest.mark.parametrize("queries_at_once", [1, 3])
+@pytest.mark.parametrize("size", [1, 10_000])
 @pytest.mark.parametrize("name", ["ms_deform_attn-3-levels", "dcnv3-3x3-offset-scale-2", "dcnv4-3x3"])
-def test_parts_of_the_queries_are_put_together(name, queries_at_once, monkeypatch):
+def test_parts_of_the_queries_are_put_together(name, size, monkeypatch):
     _, _, _, keys, tensors, settings = case(name)
     inputs = {key: tensors[key] for key in keys}
     whole = form_of(name)(**inputs, **settings)
-    monkeypatch.setattr(gathering, "_queries_at_once", lambda queries, size: queries_at_once)
+    monkeypatch.setattr(gathering, "SAMPLE_BYTES", size)
+    assert len(gathering._parts(100, 1000)) == (100 if size == 1 else 10)
     torch.testing.assert_close(form_of(name)(**inputs, **settings), whole, rtol=1e-13, atol=1e-13)
 
 

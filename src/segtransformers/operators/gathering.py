@@ -74,23 +74,27 @@ def gathered_samples(
     factors = torch.stack([upper - upper_right, upper_right, lower - lower_right, lower_right], dim=-1)
     factors = factors.reshape(-1, 1, taps * CORNERS).to(table.dtype)
     index, table = index.flatten(), table.flatten(0, 1)
-    step = _queries_at_once(index.shape[0], taps * table.shape[1] * table.element_size())
     outputs = []
-    for start in range(0, factors.shape[0], step):  # not `split`, whose long list of sizes ONNX Runtime may not find
-        samples = table.index_select(0, index[start * taps : (start + step) * taps])
-        outputs.append(factors[start : start + step] @ samples.reshape(-1, taps * CORNERS, channels))
+    for part in _parts(factors.shape[0], taps * table.shape[1] * table.element_size()):
+        samples = table.index_select(0, index[part.start * taps : part.stop * taps] if part else index)
+        outputs.append((factors[part] if part else factors) @ samples.reshape(-1, taps * CORNERS, channels))
     output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return output.reshape(batch, queries, heads * channels)
 
 
-def _queries_at_once(queries: int, size: int) -> int:
-    """Return how many queries have samples of `SAMPLE_BYTES` together.
+def _parts(queries: int, size: int) -> list[slice | None]:
+    """Divide queries into parts whose samples have `SAMPLE_BYTES` together. None stands for all queries.
+
+    Slices are used because ONNX Runtime does not find the long list of sizes of a split.
 
     Args:
-        queries: a symbol if the exported file takes any size; its samples are not divided then.
+        queries: a symbol if the exported file takes any number of images or any size; it is not divided then.
         size: bytes of the samples of a query.
     """
-    return max(SAMPLE_BYTES // size, 1) if isinstance(queries, int) else queries
+    step = max(SAMPLE_BYTES // size, 1)
+    if not isinstance(queries, int) or step >= queries:
+        return [None]
+    return [slice(start, min(start + step, queries)) for start in range(0, queries, step)]
 
 
 def _padded_width(width: int) -> int:
