@@ -309,7 +309,7 @@ def measure(name: str, options: argparse.Namespace) -> dict:
         rows[key] = {
             "parameters": parameters[key],
             "median_ms": 1000 * median,
-            "quartiles_ms": [1000 * value for value in statistics.quantiles([one for one, _ in times[key]])[::2]],
+            "quartiles_ms": _quartiles([1000 * one for one, _ in times[key]]),
             "core_ms": 1000 * cores,
             "rounds": len(times[key]),
             "images_per_second": options.batch / median,
@@ -323,6 +323,11 @@ def measure(name: str, options: argparse.Namespace) -> dict:
             flush=True,
         )
     return {"model": name, "row": MODELS[name].row, "agreement": agrees, "implementations": rows}
+
+
+def _quartiles(milliseconds: list[float]) -> list[float]:
+    found = statistics.quantiles(milliseconds) if len(milliseconds) > 1 else milliseconds * 3
+    return [found[0], found[2]]
 
 
 def machine(options: argparse.Namespace) -> str:

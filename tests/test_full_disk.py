@@ -123,8 +123,13 @@ def test_evaluate_and_segment(model, tmp_path):
         assert not (tmp_path / "results.json").exists()
     assert run(*words, "--resume").exit_code == 0 and (tmp_path / "results.json").exists()
     images = data / "images" / "validation"
+    words = ["segment", images, "--model", model, "--output", tmp_path / "drawn", "--device", "cpu"]
     with largest_file(100):
-        done = run("segment", images, "--model", model, "--output", tmp_path / "drawn", "--device", "cpu")
+        done = run(*words)
+    assert_one_error(done, "segment.resume.json: File too large")
+    assert not (tmp_path / "drawn").exists()
+    with largest_file(1500):  # the resume log fits
+        done = run(*words)
     lines = done.stderr.splitlines()
     assert done.exit_code == 1 and lines[-1] == "error: 2 of 2 images failed" and "File too large" in lines[0], lines
     assert not (tmp_path / "drawn").exists()

@@ -33,7 +33,7 @@ from .errors import UserError, error_line, note, one_line_errors
 from .image_files import file_extensions, find_images, result_names
 from .output import document, message
 from .processes import from_all_processes, in_first_process, number_of_processes, process_group
-from .segment_images import MEASURES, Task, log_file, segment_images, unfinished_tasks
+from .segment_images import MEASURES, Task, log_file, remove_log, segment_images, unfinished_tasks
 from .segment_raster import (
     BandsOption,
     GeotiffOption,
@@ -190,7 +190,7 @@ def segment(
         if rank == 0:
             document({"model": full_model_name(name), "images": done, "failed": failures})
             if log is not None:
-                log.unlink(missing_ok=True)
+                remove_log(log)
             if failures and len(found) > 1:
                 error_line(f"{len(failures)} of {len(found)} images failed")
     if failures:

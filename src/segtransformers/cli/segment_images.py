@@ -5,6 +5,7 @@ While the network runs, the next image is read and the results of the last one a
 accelerate launch share the images. A resume log lies beside the results until the run is complete.
 """
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -119,10 +120,21 @@ def unfinished_tasks(tasks: Sequence[Task], log: Path, subject: dict[str, Any], 
                 "command without --resume, which begins anew"
             )
         return [task for task in tasks if not all(target.exists() for target in task[1].values())]
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with complete_file(log) as file:
-        file.write_text(json.dumps(subject), encoding="utf-8")
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with complete_file(log) as file:
+            file.write_text(json.dumps(subject), encoding="utf-8")
+    except OSError as error:
+        remove_log(log)
+        raise UserError(f"cannot write {printable(log, 200)}: {error.strerror or error}") from None
     return list(tasks)
+
+
+def remove_log(log: Path) -> None:
+    """Delete the resume log, and its folder if nothing else is in it."""
+    with contextlib.suppress(OSError):
+        log.unlink(missing_ok=True)
+        log.parent.rmdir()
 
 
 def log_file(tasks: Sequence[Task]) -> Path:
@@ -193,4 +205,4 @@ def _save(image: "Image.Image", target: Path) -> None:
         raise UserError(f"cannot write {printable(target, 200)}: {reason}") from None
 
 
-__all__ = ["LOG_NAME", "MEASURES", "Task", "log_file", "segment_images", "unfinished_tasks"]
+__all__ = ["LOG_NAME", "MEASURES", "Task", "log_file", "remove_log", "segment_images", "unfinished_tasks"]

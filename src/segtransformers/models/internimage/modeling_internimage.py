@@ -38,6 +38,10 @@ def _channels_first(features: torch.Tensor) -> torch.Tensor:
     return features.permute(0, 3, 1, 2)
 
 
+def _contiguous(feature_map: torch.Tensor, channels_last: bool) -> torch.Tensor:
+    return feature_map.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
 class InternImageEmbeddings(nn.Module):
     """Two convolutions of stride 2, each with a norm: the stem."""
 
@@ -49,13 +53,13 @@ class InternImageEmbeddings(nn.Module):
         self.act = nn.GELU()
         self.conv2 = nn.Conv2d(channels // 2, channels, kernel_size=3, stride=2, padding=1)
         self.norm2 = nn.LayerNorm(channels, eps=config.layer_norm_eps)
-        self.memory_format = torch.contiguous_format  # of the output
+        self.channels_last = False  # memory format of the output
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """From `(B, num_channels, H, W)` to `(B, C, ceil(H / 4), ceil(W / 4))`."""
         features = self.act(self.norm1(_channels_last(self.conv1(pixel_values))))
         features = self.norm2(_channels_last(self.conv2(_channels_first(features))))
-        return _channels_first(features).contiguous(memory_format=self.memory_format)
+        return _contiguous(_channels_first(features), self.channels_last)
 
 
 class InternImageDownsample(nn.Module):
@@ -271,7 +275,7 @@ class InternImageStage(nn.Module):
         self.block_norms = nn.ModuleList(nn.LayerNorm(channels, eps=config.layer_norm_eps) for _ in self.norm_block_ids)
         has_norm = not config.post_norm or config.center_feature_scale
         self.norm = nn.LayerNorm(channels, eps=config.layer_norm_eps) if has_norm else None
-        self.memory_format = torch.contiguous_format  # of the output
+        self.channels_last = False  # memory format of the output
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
         """From and to `(B, C, h, w)`."""
@@ -283,7 +287,7 @@ class InternImageStage(nn.Module):
                 features = norms[index](features)
         if self.norm is not None:
             features = self.norm(features)
-        return _channels_first(features).contiguous(memory_format=self.memory_format)
+        return _contiguous(_channels_first(features), self.channels_last)
 
 
 class InternImagePreTrainedModel(SegmentationModelMixin, PreTrainedModel):

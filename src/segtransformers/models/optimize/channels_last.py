@@ -79,7 +79,7 @@ def use_channels_last(model: nn.Module) -> int:
                 module.to(memory_format=torch.channels_last)
         if isinstance(backbone, InternImageBackbone):
             for part in (backbone.embeddings, *backbone.stages):
-                part.memory_format = torch.channels_last
+                part.channels_last = True
             continue
         if backbone.channels_last:  # it was optimized on its own
             continue
