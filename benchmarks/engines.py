@@ -22,7 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from results import commit, machine_name, today
+from results import commit, machine_name, operators, today
 
 GRID_SAMPLE = "ONNX Runtime, GridSample"  # for models with deformable layers
 FILES = {
@@ -146,8 +146,6 @@ def measure(name: str, options: argparse.Namespace) -> dict:
 
 def setting(options: argparse.Namespace) -> dict:
     """Describe the machine and the software of a measurement."""
-    from segtransformers.operators import dispatcher
-
     return {
         "date": today(),
         "machine": machine_name(),
@@ -156,7 +154,7 @@ def setting(options: argparse.Namespace) -> dict:
         "rounds": options.rounds,
         "commit": commit(),
         "packages": {package: version(package) for package in PACKAGES},
-        "operators": dispatcher.describe(),
+        "operators": operators(),
     }
 
 

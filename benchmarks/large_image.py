@@ -14,12 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from models import MODELS, our_model
-from results import commit, machine_name, today
+from results import commit, machine_name, operators, today
 
 from segtransformers import SegmentationImageProcessor
 from segtransformers.inference import InferenceProtocol, segment_image
 from segtransformers.models.optimize import optimize_for_inference
-from segtransformers.operators import dispatcher
 
 
 def main() -> None:
@@ -58,7 +57,7 @@ def main() -> None:
     found = {
         "date": today(), "commit": commit(), "machine": machine_name(), "threads": options.threads,
         "model": options.model, "size": list(labels.shape), "window": options.window, "stride": options.stride,
-        "precision": options.precision, "operators": dispatcher.describe(),
+        "precision": options.precision, "operators": operators(),
         "windows": len(calls), "window_seconds": alone, "total_seconds": total,
         "total_over_windows": total / (len(calls) * alone), "share_outside_network": 1 - sum(calls) / total,
     }  # fmt: skip

@@ -33,14 +33,13 @@ from pathlib import Path
 
 import torch
 import transformers
-from results import commit, machine_name, today
+from results import commit, machine_name, operators, today
 from torch import nn
 from twins import Ours, OursBfloat16, OursChannelsLast, Runner, eomt, has_twin, segformer, smp_upernet, twin_of
 
 from segtransformers.conversion.convert import empty_model
 from segtransformers.inference.precision import has_fast_bfloat16
 from segtransformers.models.optimize import OPTIMIZATIONS, optimize_for_inference
-from segtransformers.operators import dispatcher
 from segtransformers.published import published_rows
 
 MIB = 2**20
@@ -370,7 +369,7 @@ def main() -> None:
         "machine": machine(options),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "operators": dispatcher.describe(),
+        "operators": operators(),
         **{name: getattr(options, name) for name in ("device", "dtype", "batch", "size", "compile", "training")},
     }
     how = ", torch.compile" if options.compile else ""

@@ -3,9 +3,12 @@
 
 import os
 import platform
+import re
 import subprocess
 from datetime import date
 from pathlib import Path
+
+from segtransformers.operators import dispatcher
 
 
 def machine_name() -> str:
@@ -24,8 +27,13 @@ def commit() -> str:
     ).stdout.strip()
 
 
+def operators() -> str:
+    """Describe the operators in use, without the folder of their build."""
+    return re.sub(r"; [^()]*\)", ")", dispatcher.describe())
+
+
 def today() -> str:
     return date.today().isoformat()
 
 
-__all__ = ["commit", "machine_name", "today"]
+__all__ = ["commit", "machine_name", "operators", "today"]
