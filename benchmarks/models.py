@@ -59,6 +59,10 @@ class Model:
     peers: dict[str, Callable[[int, int], Runner]] = field(default_factory=dict)
 
 
+def eomt_base(size: int, labels: int) -> Runner:
+    return eomt(768, 12, 12, size, labels)
+
+
 MODELS = {
     "vit-adapter-t-upernet": Model(
         "vit_adapter",
@@ -79,23 +83,17 @@ MODELS = {
     "segmenter-b-mask": Model(
         "segmenter",
         "segmenter_vit-b_mask_8x1_512x512_160k_ade20k",
-        {
-            "Segformer-B5": lambda size, labels: segformer(labels),
-            "EoMT-B": lambda size, labels: eomt(768, 12, 12, size, labels),
-        },
+        {"Segformer-B5": lambda size, labels: segformer(labels), "EoMT-B": eomt_base},
     ),
     "dinov2-b-linear": Model(
         "dinov2",
         "dinov2_vitb14_ade20k_linear",
-        {
-            "Segformer-B5": lambda size, labels: segformer(labels),
-            "EoMT-B": lambda size, labels: eomt(768, 12, 12, size, labels),
-        },
+        {"Segformer-B5": lambda size, labels: segformer(labels), "EoMT-B": eomt_base},
     ),
     "vit-adapter-b-mask2former": Model(
         "vit_adapter",
         "mask2former_beit_adapter_base_512_40k_cocostuff10k_ss",
-        {"EoMT-B": lambda size, labels: eomt(768, 12, 12, size, labels)},
+        {"EoMT-B": eomt_base},
     ),
     "vit-adapter-l-mask2former": Model(
         "vit_adapter",

@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""What all benchmarks write into their results."""
+"""Machine, commit, date and operators, as all benchmarks write them into their results."""
 
 import os
 import platform

@@ -1,10 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""The dense operators beside PyTorch's own in float64."""
-
-import os
-import subprocess
-import sys
-from pathlib import Path
+"""The dense operators beside PyTorch's own in float64. test_numbers.py runs these tests with other instruction sets."""
 
 import pytest
 import torch
@@ -141,15 +136,3 @@ def test_arguments_that_do_not_fit(dense, name, arguments, message):
 def test_shapes_for_compilation(dense):
     planes = torch.zeros(2, 3, 4, 5, device="meta")
     assert dense.resize_planes(planes, 8, 10).shape == (2, 3, 8, 10)
-
-
-@pytest.mark.skipif(sys.platform == "darwin", reason="this machine has one instruction set only")
-@pytest.mark.parametrize("instructions", ["baseline", "avx2"])
-def test_other_instruction_sets(instructions):
-    """The kernel chooses the instruction set once per process, so this test starts another process."""
-    if "DEFORMABLE_OPS_INSTRUCTIONS" in os.environ:
-        pytest.skip("this process runs the tests with another instruction set")
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", str(Path(__file__))]
-    environment = {**os.environ, "DEFORMABLE_OPS_INSTRUCTIONS": instructions}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout[-3000:]

@@ -386,7 +386,7 @@ class TrainingRun:
 
     @property
     def _compares(self) -> bool:
-        """Whether this process sees all predictions of the evaluation, with one class for each pixel."""
+        """True if this process sees all predictions of the evaluation, with one class for each pixel."""
         from .train_report import are_file_names
 
         is_alone = self.options.report and self.arguments.world_size == 1

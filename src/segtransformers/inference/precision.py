@@ -30,7 +30,7 @@ def inference_dtype(precision: str, device: torch.device) -> torch.dtype:
 def has_fast_bfloat16(device: torch.device) -> bool:
     """Return whether a device has instructions for bfloat16: AMX or AVX512-BF16 of a CPU, tensor cores of a GPU."""
     if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     # older versions of torch cannot say it
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))

@@ -1,5 +1,8 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Compiled deformable attention, DCNv3 and DCNv4: weighted sums of bilinear samples at learned positions."""
+"""Compiled deformable attention, DCNv3 and DCNv4: weighted sums of bilinear samples at learned positions.
+
+`dense` has operators for the rest of a model, for inference on a CPU.
+"""
 
 from . import dense, layers
 from ._ops import add_op_namespace_prefix, ops

@@ -61,6 +61,7 @@ class JoinChannelsLast(JoinLevels):
     """[`JoinLevels`] of feature maps with channels last, whose pixels are rows of the result."""
 
     def forward(self, levels: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Map `(B, C, h, w)` of each level to `(B, sum(h * w), C)`."""
         return torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)
 
 
@@ -73,17 +74,18 @@ def use_channels_last(model: nn.Module) -> int:
         module for module in model.modules() if isinstance(module, (PyramidBackbone, InternImageBackbone))
     ]
     for backbone in backbones:
+        is_internimage = isinstance(backbone, InternImageBackbone)
+        parts = [backbone.embeddings, *backbone.stages] if is_internimage else [backbone]
+        if parts[0].channels_last:  # it was optimized on its own
+            continue
         count += 1
+        for part in parts:
+            part.channels_last = True
         for module in backbone.modules():
             if is_plain(module, nn.Conv2d):  # also the depthwise ones, whose inputs else are transposed and back
                 module.to(memory_format=torch.channels_last)
-        if isinstance(backbone, InternImageBackbone):
-            for part in (backbone.embeddings, *backbone.stages):
-                part.channels_last = True
+        if is_internimage:
             continue
-        if backbone.channels_last:  # it was optimized on its own
-            continue
-        backbone.channels_last = True
         replace_modules(backbone, lambda module: JoinChannelsLast() if is_plain(module, JoinLevels) else None)
         backbone.spatial_prior.stem.insert(0, ToChannelsLast())
         if is_plain(backbone.upsample, nn.ConvTranspose2d):

@@ -44,7 +44,6 @@ class WinogradConvolution(nn.Module):
         self.register_buffer("weight", weight)
         self.register_buffer("bias", None if convolution.bias is None else convolution.bias.detach())
         self.register_buffer("filters", transformed_filters(weight))
-        dispatcher.prepare()
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Map `(B, C_in, H, W)` to `(B, C_out, H, W)`."""

@@ -52,6 +52,7 @@ class JoinLevels(nn.Module):
     """
 
     def forward(self, levels: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Map `(B, C, h, w)` of each level to `(B, sum(h * w), C)`."""
         return torch.cat([level.flatten(2) for level in levels], dim=2).transpose(1, 2)
 
 
