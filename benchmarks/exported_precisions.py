@@ -2,7 +2,7 @@
 """Mean IoU, size and time of the packaged model's exported files in every precision, on the drawn scenes.
 
     python benchmarks/exported_precisions.py --json precisions.json
-    python benchmarks/exported_precisions.py --scenes 50 --formats .onnx --precisions float32 int8
+    python benchmarks/exported_precisions.py --scenes 50 --runtimes onnxruntime --precisions float32 int8
 
 The scenes are those of the packaged model's `metrics.json`. Calibration images of int8 are scenes with other seeds.
 """
@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,8 @@ from transformers import AutoModelForSemanticSegmentation
 
 from segtransformers import SegmentationImageProcessor
 from segtransformers.datasets.scenes import draw_scene
-from segtransformers.export import ExportedModel, ExportError, export_model
+from segtransformers.export import ExportedModel, ExportError, ExportOptions, export_model
+from segtransformers.export.options import PRECISIONS, RUNTIME_FORMATS, files_of
 from segtransformers.metrics import MeanIoU
 from segtransformers.packaged import packaged_model_path
 
@@ -43,19 +45,45 @@ def mean_iou(model, processor, scenes: int) -> tuple[float, float]:
     return 100 * float(metric.figures()["mean_iou"]), seconds / scenes
 
 
+def measured(
+    model, processor, runtime: str, precision: str, images: list[Path], folder: Path, scenes: int
+) -> dict[str, Any] | None:
+    """Return the row of a file, or None if the format has no such precision."""
+    file = folder / f"model{RUNTIME_FORMATS[runtime]}"
+    options: dict[str, Any] = {"precision": precision, "compiled": runtime == "aot-inductor"}
+    if precision == "int8":
+        options["calibration"] = images
+    try:
+        ExportOptions(**options).check_format(file.suffix)
+    except ValueError:
+        return None
+    row: dict[str, Any] = {"runtime": runtime, "precision": precision}
+    try:
+        error = export_model(model, processor, file, size=EVALUATION_SIZE, **options)
+        iou, seconds = mean_iou(ExportedModel(file), processor, scenes)
+        parts = files_of(file)
+        megabytes = sum(part.stat().st_size for part in parts) / 1e6
+        row.update(error=error, mean_iou=round(iou, 3), ms=round(1000 * seconds), megabytes=round(megabytes, 1))
+        for part in parts:
+            part.unlink()
+    except (ExportError, ImportError) as failure:
+        row["failed"] = str(failure)
+    return row
+
+
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=200)
-    parser.add_argument("--formats", nargs="+", default=[".onnx", ".xml"])
-    parser.add_argument("--precisions", nargs="+", default=["float32", "float16-weights", "float16", "int8"])
+    parser.add_argument("--runtimes", nargs="+", choices=RUNTIME_FORMATS, default=list(RUNTIME_FORMATS))
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     folder = packaged_model_path()
     model = AutoModelForSemanticSegmentation.from_pretrained(folder, dtype=torch.float32).eval()
     processor = SegmentationImageProcessor.from_pretrained(folder)
     iou, seconds = mean_iou(model, processor, options.scenes)
-    rows = [{"file": "PyTorch", "mean_iou": round(iou, 3), "ms": round(1000 * seconds)}]
+    rows = [{"runtime": "PyTorch model", "mean_iou": round(iou, 3), "ms": round(1000 * seconds)}]
     print(rows[-1], flush=True)
     with tempfile.TemporaryDirectory() as temporary:
         images = []
@@ -63,24 +91,12 @@ def main() -> None:
             image, _ = draw_scene(CALIBRATION_SEED + index, EVALUATION_SIZE)
             images.append(Path(temporary) / f"{index}.png")
             (image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))).save(images[-1])
-        for suffix in options.formats:
+        for runtime in options.runtimes:
             for precision in options.precisions:
-                file = Path(temporary) / f"{precision}{suffix}"
-                calibration = images if precision == "int8" else []
-                row: dict = {"file": suffix, "precision": precision}
-                try:
-                    row["error"] = export_model(
-                        model, processor, file, size=EVALUATION_SIZE, precision=precision, calibration=calibration
-                    )
-                    iou, seconds = mean_iou(ExportedModel(file), processor, options.scenes)
-                    megabytes = sum(part.stat().st_size for part in file.parent.glob(f"{precision}.*")) / 1e6
-                    row.update(mean_iou=round(iou, 3), ms=round(1000 * seconds), megabytes=round(megabytes, 1))
-                except (ExportError, ImportError) as error:
-                    row["failed"] = str(error)
-                for part in file.parent.glob(f"{precision}.*"):
-                    part.unlink()
-                rows.append(row)
-                print(row, flush=True)
+                row = measured(model, processor, runtime, precision, images, Path(temporary), options.scenes)
+                if row is not None:
+                    rows.append(row)
+                    print(row, flush=True)
     if options.json:
         options.json.write_text(json.dumps({"scenes": options.scenes, "rows": rows}, indent=2) + "\n")
 

@@ -4,6 +4,7 @@
 import importlib.util
 import json
 import re
+import shutil
 import sys
 
 import numpy as np
@@ -46,15 +47,30 @@ def packaged(folder):
     return packaged_model_path()
 
 
-@pytest.mark.parametrize(
-    ("model", "scenes"),
-    [(scene_model, 3), pytest.param(packaged, 200, marks=pytest.mark.slow)],  # slow: 200 scenes, twice
+SLOW = pytest.mark.slow  # 200 scenes, twice
+needs_compiler = pytest.mark.skipif(
+    sys.platform == "win32" or shutil.which("g++") is None, reason="needs the C++ compiler g++"
 )
-def test_a_file_in_the_commands_is_the_model(model, scenes, tmp_path):
+
+
+@pytest.mark.parametrize(
+    ("model", "scenes", "output", "options"),
+    [
+        (scene_model, 3, "model.onnx", []),
+        (scene_model, 3, "model.pt2", []),
+        pytest.param(packaged, 200, "model.onnx", [], marks=SLOW),
+        pytest.param(packaged, 200, "model.xml", [], marks=SLOW),
+        pytest.param(packaged, 200, "model.pt2", [], marks=SLOW),
+        pytest.param(packaged, 200, "model.pt2", ["--runtime", "aot-inductor"], marks=[SLOW, needs_compiler]),
+    ],
+)
+def test_a_file_in_the_commands_is_the_model(model, scenes, output, options, tmp_path):
     """Mean IoU, the label map of the command, and that of the demo."""
-    source, file = model(tmp_path / "model"), tmp_path / "model.onnx"
+    if output.endswith(".xml"):
+        pytest.importorskip("openvino", reason="openvino is not installed (extra `openvino`)")
+    source, file = model(tmp_path / "model"), tmp_path / output
     data = write_scenes(tmp_path / "scenes", scenes, size=(96, 144))
-    succeed("export", "--model", source, "--output", file)
+    succeed("export", "--model", source, "--output", file, *options)
     figures = {}
     for name in (source, file):
         results = tmp_path / f"results-{len(figures)}.json"

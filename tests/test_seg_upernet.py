@@ -11,6 +11,7 @@ from segtransformers import SegUperNetConfig, SegUperNetForSemanticSegmentation
 from segtransformers.conversion import convert_checkpoint, upernet, vit_adapter
 from segtransformers.conversion.mapping import find_rule, prefixed
 from segtransformers.models.losses import build_losses, total_loss
+from segtransformers.models.upernet.upsampled_convolution import upsampled_convolution
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 
@@ -291,6 +292,31 @@ def test_export_with_windows_and_a_dynamic_batch():
     program = torch.export.export(model, (images,), dynamic_shapes=shapes, strict=False)
     more = torch.randn(3, 3, 64, 96)
     torch.testing.assert_close(program.module()(more).logits, model(more).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_the_resized_convolution_exports_with_any_batch_and_size(memory_format):
+    """EVA-02 and ConvNeXt give feature maps with channels last, the other backbones mostly not."""
+
+    class Convolution(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.randn(4, 6, 3, 3))
+
+        def forward(self, fine, coarse):
+            return upsampled_convolution([fine, coarse], self.weight, None)
+
+    def feature_maps(batch, height, width):
+        sizes = ((height, width), (height // 2, width // 2))
+        return tuple(torch.randn(batch, 3, *size).to(memory_format=memory_format) for size in sizes)
+
+    batch, rows, columns = (torch.export.Dim(name, min=2, max=64) for name in ("batch", "rows", "columns"))
+    shapes = {"fine": {0: batch, 2: 2 * rows, 3: 2 * columns}, "coarse": {0: batch, 2: rows, 3: columns}}
+    module = Convolution()
+    program = torch.export.export(module, feature_maps(2, 12, 16), dynamic_shapes=shapes, strict=False).module()
+    for size in ((3, 12, 16), (2, 8, 20)):
+        arguments = feature_maps(*size)
+        torch.testing.assert_close(program(*arguments), module(*arguments), rtol=1e-5, atol=1e-5)
 
 
 def test_losses_of_the_config_train_the_heads():

@@ -112,14 +112,15 @@ def _resized_taps_channels_last(
     feature_map: torch.Tensor, weight: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor
 ) -> torch.Tensor:
     """Compute [`_resized_taps`] without changing the order of the memory."""
+    # sizes come from shapes, because len() of a tensor is a constant in exported programs
     batch, _, height, _ = feature_map.shape
     taps = F.linear(feature_map.permute(0, 2, 3, 1), weight.permute(2, 3, 0, 1).flatten(0, 2))
     taps = taps.unflatten(3, (3, 3, -1)).permute(0, 3, 1, 4, 2, 5)  # (B, 3, h, 3, w, channels)
     taps = taps.flatten(3, 4).flatten(0, 2)
-    lines = torch.bmm(columns.expand(len(taps), -1, -1), taps)  # (B * 3 * h, W, channels)
+    lines = torch.bmm(columns.expand(taps.shape[0], -1, -1), taps)  # (B * 3 * h, W, channels)
     lines = lines.view(batch, 3 * height, -1)
     resized = torch.bmm(rows.expand(batch, -1, -1), lines)
-    return resized.unflatten(2, (len(columns), -1)).permute(0, 3, 1, 2)
+    return resized.unflatten(2, (columns.shape[0], -1)).permute(0, 3, 1, 2)
 
 
 def shifted_resize_matrix(size: int, new_size: int, like: torch.Tensor, align_corners: bool = False) -> torch.Tensor:
