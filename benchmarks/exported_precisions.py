@@ -12,12 +12,15 @@ import json
 import sys
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from engines import PACKAGES
 from PIL import Image
+from results import commit, machine_name, today
 from transformers import AutoModelForSemanticSegmentation
 
 from segtransformers import SegmentationImageProcessor
@@ -98,7 +101,16 @@ def main() -> None:
                     rows.append(row)
                     print(row, flush=True)
     if options.json:
-        options.json.write_text(json.dumps({"scenes": options.scenes, "rows": rows}, indent=2) + "\n")
+        setting = {
+            "date": today(),
+            "machine": machine_name(),
+            "threads": torch.get_num_threads(),
+            "commit": commit(),
+            "packages": {package: version(package) for package in PACKAGES},
+        }
+        options.json.write_text(
+            json.dumps({"setting": setting, "scenes": options.scenes, "rows": rows}, indent=2) + "\n"
+        )
 
 
 if __name__ == "__main__":
