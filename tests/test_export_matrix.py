@@ -12,7 +12,7 @@ import torch
 from export_cases import MODELS, SIZE, allowed_norms, assert_close, expected, run_onnx, small
 from tensorrt_support import refusals
 
-from segtransformers.export import ExportedModel, ExportOptions, describe, export_model, read_description
+from segtransformers.export import ExportedModel, ExportOptions, describe, export_model, read_description, traced
 from segtransformers.export.options import TOLERANCES
 from segtransformers.export.running import runner
 from segtransformers.packaged import example_image_path
@@ -80,6 +80,7 @@ def test_torch_export(name, dynamic_batch, tmp_path):
     "name",
     [
         "vit_adapter-upernet",
+        "vit_adapter_windowed-upernet",
         "vit_comer-upernet",
         "internimage-mask2former",
         "flash_internimage-upernet",
@@ -99,6 +100,36 @@ def test_dynamic_height_and_width(name, tmp_path):
         images = torch.randn(batch, 3, *size)
         assert_close(run_onnx(file, images), expected(model, images))
     run_by_openvino(file, model, torch.randn(2, 3, 96, 128))
+
+
+def has_position_tables(name):
+    """Return whether a model has tables of relative positions, which are resized outside of the graph."""
+    return any(word in name for word in ("beit", "eva01", "one_peace"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [case for case in in_turn(["segmenter-linear", "dinov2-linear"]) if not has_position_tables(case.values[0])],
+)
+def test_a_program_takes_any_size(name):
+    """Also those at which the model takes another path: its own token grid, and sides that need no padding."""
+    model, _ = small(name)
+    model.config.inference_mode = "whole"
+    program = traced(model, SIZE, options=ExportOptions(dynamic_batch=True, dynamic_size=True)).module()
+    for batch, *size in ((1, 64, 64), (2, 128, 160), (1, 224, 224)):
+        images = torch.randn(batch, 3, *size)
+        with torch.no_grad():
+            assert_close(program(images), expected(model, images))
+
+
+@pytest.mark.parametrize(
+    "name", [case for case in in_turn(["vit_adapter_beit-upernet"]) if has_position_tables(case.values[0])]
+)
+def test_tables_of_positions_need_one_size(name, tmp_path):
+    model, processor = small(name)
+    with pytest.raises(ValueError, match="is exported for images of one size: leave out dynamic_size"):
+        export_model(model, processor, tmp_path / "model.onnx", size=SIZE, dynamic_size=True)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

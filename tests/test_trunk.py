@@ -27,6 +27,7 @@ from segtransformers.models.trunk.architectures import describe_trunk
 from segtransformers.models.trunk.positions import (
     RelativePositionBias,
     offset_interpolation,
+    positions_of_same_count,
     resize_positions,
     resize_relative_position_table,
 )
@@ -531,3 +532,9 @@ def test_patch_size_can_be_chosen(patch_size):
     assert embeddings.patch_embed.proj.kernel_size == (patch_size, patch_size)
     assert embeddings.pos_embed.shape[1] == 1 + 49
     assert backbone.eval()(torch.randn(1, 3, 64, 96)).feature_maps[2].shape[2:] == (4, 6)
+
+
+@pytest.mark.parametrize(("tokens", "is_kept"), [(12, True), (10, False), (20, False)])
+def test_positions_of_the_same_count_are_kept_in_programs_of_any_size(tokens, is_kept):
+    positions, resized = torch.randn(1, 12, 4), torch.randn(1, tokens, 4)
+    assert torch.equal(positions_of_same_count(positions, resized), positions if is_kept else resized)

@@ -5,16 +5,13 @@ While a model is traced, deformable layers and BEiT's attention use operators th
 its input and output as JSON, see [`describe`].
 """
 
-import contextlib
 import copy
 import importlib
 import json
-import logging
 import math
 import os
 import tempfile
 import threading
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +31,7 @@ from .errors import ExportError, reason, require
 from .layers import replace_layers
 from .options import SIZE_MULTIPLE, TOLERANCES, ExportOptions
 from .programs import check_compiler, write_compiled_program, write_program
+from .quiet import quiet
 from .running import runner
 
 EXAMPLE_SIZE = (96, 160)  # torch.export takes equal numbers of steps, or of images, for one number
@@ -249,7 +247,7 @@ def _write(
     text = json.dumps(description)
     if file.suffix == ".pt2":
         if options.compiled:
-            with _EXPORTING, _quiet("torch"):
+            with _EXPORTING, quiet("torch"):
                 write_compiled_program(program, file, text)
         else:
             write_program(program, file, text)
@@ -279,7 +277,7 @@ def calibration_inputs(processor: Any, size: Sequence[int], options: ExportOptio
 
 
 def _write_onnx(program: torch.export.ExportedProgram, file: Path, description: str, options: ExportOptions) -> None:
-    with _EXPORTING, _quiet("onnxscript", "onnx_ir", "torch.onnx"):
+    with _EXPORTING, quiet("onnxscript", "onnx_ir", "torch.onnx"):
         try:
             exported = torch.onnx.export(
                 program,
@@ -317,29 +315,17 @@ def _largest_error(
         for checked in sizes:
             images = _images(model, batch_size, checked, options)
             expected = forward(images).cpu().numpy()
-            found = run(images.cpu().numpy())
+            try:
+                found = run(images.cpu().numpy())
+            except Exception as error:  # the errors of runtimes have no base class of their own
+                shape = f"{batch_size} images of {checked[0]}x{checked[1]} pixels"
+                raise ExportError(f"the exported file cannot run {shape}: {reason(error)}") from error
             if options.result == "labels":
                 errors.append(float((found != expected).mean()))
             else:
                 difference = np.abs(found.astype(np.float32) - expected).max()
                 errors.append(float(difference / np.abs(expected).max()))
     return max(errors)
-
-
-@contextlib.contextmanager
-def _quiet(*names: str) -> Iterator[None]:
-    """Hide the warnings of exporters, which are about their own code. The file is checked anyway."""
-    loggers = [logging.getLogger(name) for name in names]
-    before = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
 
 
 __all__ = [

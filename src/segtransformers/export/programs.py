@@ -16,6 +16,7 @@ import torch
 
 from .description import METADATA
 from .errors import ExportError, reason
+from .quiet import quiet
 
 # The number of threads of the machine that compiles would stand in the file otherwise. Freezing lays out weights once.
 COMPILER_OPTIONS = {"freezing": True, "cpp.dynamic_threads": True}
@@ -179,9 +180,11 @@ def load_program(path: Path) -> tuple[Callable[[torch.Tensor], torch.Tensor], to
         from torch._inductor import aoti_load_package
 
         _check_cpu(metadata)
-        return aoti_load_package(os.fspath(path)), torch.device(metadata.get("AOTI_DEVICE_KEY", "cpu"))
-    program = torch.export.load(path)
-    return program.module(), next(iter(program.state_dict.values())).device
+        with quiet("torch._inductor"):  # without a compiler it calls the file outdated
+            program = aoti_load_package(os.fspath(path))
+        return program, torch.device(metadata.get("AOTI_DEVICE_KEY", "cpu"))
+    exported = torch.export.load(path)
+    return exported.module(), next(iter(exported.state_dict.values())).device
 
 
 __all__ = ["check_compiler", "load_program", "write_compiled_program", "write_program"]

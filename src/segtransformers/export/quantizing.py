@@ -1,7 +1,8 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """Quantization to int8 by the runtimes' own quantizers."""
 
-import logging
+import contextlib
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import onnx
 
 from .errors import ExportError, reason, require
+from .quiet import quiet
 
 QUANTIZED = ("Conv", "Gemm", "MatMul")
 QUANTIZED_BY_OPENVINO = ("Convolution", "GroupConvolution", "MatMul")
@@ -30,7 +32,8 @@ def quantize_onnx(source: Path, target: Path, name: str, images: Iterable[np.nda
     """Write a quantized ONNX file, with `QuantizeLinear` and `DequantizeLinear` around each quantized operator.
 
     Convolutions and products with constant weights are quantized, weights by output channel. Products of two
-    activations stay in float32, because attention and sampling weights lose too much.
+    activations stay in float32, because attention and sampling weights lose too much. So do the results of products,
+    some of which are the offsets of deformable layers.
 
     Args:
         name: of the input.
@@ -44,36 +47,34 @@ def quantize_onnx(source: Path, target: Path, name: str, images: Iterable[np.nda
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     prepared = source.with_name("prepared.onnx")
-    root = logging.getLogger()
-    before = root.level
-    root.setLevel(logging.ERROR)
     try:
-        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
-        graph = onnx.load(prepared, load_external_data=False).graph
-        constants = {tensor.name for tensor in graph.initializer}
-        kept = [
-            node.name
-            for node in graph.node
-            if node.op_type in QUANTIZED and not any(one in constants for one in node.input[:2])
-        ]
-        quantize_static(
-            str(prepared),
-            str(target),
-            _Images(name, images),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=list(QUANTIZED),
-            nodes_to_exclude=kept,
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.MinMax,
-        )
+        with quiet("root"):
+            quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+            graph = onnx.load(prepared, load_external_data=False).graph
+            constants = {tensor.name for tensor in graph.initializer}
+            kept = [
+                node.name
+                for node in graph.node
+                if node.op_type in QUANTIZED and not any(one in constants for one in node.input[:2])
+            ]
+            quantize_static(
+                str(prepared),
+                str(target),
+                _Images(name, images),
+                quant_format=QuantFormat.QDQ,
+                op_types_to_quantize=list(QUANTIZED),
+                nodes_to_exclude=kept,
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                calibrate_method=CalibrationMethod.MinMax,
+                extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},
+            )
     except OSError:  # a full disk
         raise
     except Exception as error:  # the quantizer raises errors of many kinds
         raise ExportError(f"onnxruntime cannot quantize the model: {reason(error)}") from error
     finally:
-        root.setLevel(before)
         prepared.unlink(missing_ok=True)
 
 
@@ -93,13 +94,15 @@ def quantize_openvino(model: Any, images: Iterable[np.ndarray]) -> Any:
     kept = [node.get_friendly_name() for node in model.get_ops() if not _has_constant_weights(node)]
     try:
         data = list(images)
-        return nncf.quantize(
-            model,
-            nncf.Dataset(data),
-            subset_size=len(data),
-            model_type=nncf.ModelType.TRANSFORMER,
-            ignored_scope=nncf.IgnoredScope(names=kept, validate=False),
-        )
+        # its progress and its log would mix with the results that a command prints
+        with quiet("nncf"), contextlib.redirect_stdout(sys.stderr):
+            return nncf.quantize(
+                model,
+                nncf.Dataset(data),
+                subset_size=len(data),
+                model_type=nncf.ModelType.TRANSFORMER,
+                ignored_scope=nncf.IgnoredScope(names=kept, validate=False),
+            )
     except Exception as error:  # NNCF raises errors of many kinds
         raise ExportError(f"NNCF cannot quantize the model: {reason(error)}") from error
 

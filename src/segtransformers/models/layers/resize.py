@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .token_grid import has_variable_size
+
 STRIDES = (4, 8, 16, 32)  # of a backbone's feature maps, in pixels
 
 
@@ -49,7 +51,11 @@ def pad_to_multiple(pixel_values: torch.Tensor, divisor: int = STRIDES[-1], cent
     # not `-side % divisor`: inductor has no such expression for dynamic sizes
     bottom, right = (divisor - height % divisor) % divisor, (divisor - width % divisor) % divisor
     top, left = (bottom // 2, right // 2) if center else (0, 0)
-    return F.pad(pixel_values, (left, right - left, top, bottom - top)) if bottom or right else pixel_values
+    # variable sides of exported programs are multiples of 32
+    is_variable = has_variable_size((height, width)) and STRIDES[-1] % divisor != 0
+    if is_variable or bottom or right:
+        return F.pad(pixel_values, (left, right - left, top, bottom - top))
+    return pixel_values
 
 
 def crop_to_image(features: torch.Tensor, stride: int, height: int, width: int) -> torch.Tensor:

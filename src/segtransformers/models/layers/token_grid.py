@@ -13,6 +13,14 @@ def grid_of(feature_map: torch.Tensor) -> Grid:
     return feature_map.shape[2], feature_map.shape[3]
 
 
+def has_variable_size(grid: Grid) -> bool:
+    """Return whether a program is being exported that takes images with other token grids, too.
+
+    A comparison of variable sizes would restrict such a program to one of its results.
+    """
+    return torch.compiler.is_exporting() and not all(isinstance(side, int) for side in grid)
+
+
 def flatten_levels(feature_maps: Sequence[torch.Tensor]) -> torch.Tensor:
     """Join feature maps `(B, C, h, w)` to tokens `(B, sum(h * w), C)`."""
     return torch.cat([feature_map.flatten(2).transpose(1, 2) for feature_map in feature_maps], dim=1)
@@ -24,4 +32,4 @@ def split_levels(tokens: torch.Tensor, grids: Sequence[Grid]) -> list[torch.Tens
     return [level.unflatten(2, grid) for level, grid in zip(levels, grids, strict=True)]
 
 
-__all__ = ["Grid", "flatten_levels", "grid_of", "split_levels"]
+__all__ = ["Grid", "flatten_levels", "grid_of", "has_variable_size", "split_levels"]

@@ -15,7 +15,7 @@ from timm.models.eva import EvaAttention as TimmEvaAttention
 from torch import nn
 from torch.nn import functional as F
 
-from ..layers.token_grid import Grid
+from ..layers.token_grid import Grid, has_variable_size
 
 
 def split_windows(tokens: torch.Tensor, grid: Grid, window: int) -> torch.Tensor:
@@ -29,7 +29,11 @@ def split_windows(tokens: torch.Tensor, grid: Grid, window: int) -> torch.Tensor
 def join_windows(windows: torch.Tensor, grid: Grid, window: int) -> torch.Tensor:
     """Undo [`split_windows`]."""
     tokens = windows.unflatten(0, (-1, *_window_counts(grid, window))).unflatten(3, (window, window)).transpose(2, 3)
-    return tokens.flatten(3, 4).flatten(1, 2)[:, : grid[0], : grid[1]].flatten(1, 2)
+    tokens = tokens.flatten(3, 4).flatten(1, 2)
+    if has_variable_size(grid):  # a slice would be left out where the traced image fills its windows
+        rows, columns = (torch.arange(side, device=tokens.device) for side in grid)
+        return tokens.index_select(1, rows).index_select(2, columns).flatten(1, 2)
+    return tokens[:, : grid[0], : grid[1]].flatten(1, 2)
 
 
 def _window_counts(grid: Grid, window: int) -> tuple[int, int]:

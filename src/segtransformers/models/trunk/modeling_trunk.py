@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from timm.layers import LayerScale, PatchEmbed, RmsNorm
 from timm.layers.pos_embed_sincos import (
+    RotaryEmbeddingDinoV3,
     RotaryEmbeddingMixed,
     get_mixed_freqs,
     get_mixed_grid,
@@ -27,12 +28,12 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
-from ..layers.token_grid import Grid
+from ..layers.token_grid import Grid, has_variable_size
 from .architectures import build_architecture
 from .attention import BeitTrunkAttention, EvaTrunkAttention
 from .blocks import BeitTrunkBlock, EvaTrunkBlock, trunk_block
 from .configuration_trunk import TrunkConfig
-from .positions import offset_interpolation, resize_positions
+from .positions import offset_interpolation, positions_of_same_count, resize_positions
 
 
 @dataclass(frozen=True)
@@ -118,16 +119,19 @@ class TrunkEmbeddings(nn.Module):
         if self.pos_embed is not None:
             count = math.prod(self.grid)
             prefix_positions = self.pos_embed[:, :-count]
-            positions = self.pos_embed[:, -count:]
-            if not self.keep_positions_of_same_count or patches.shape[1] != count:
+            own = positions = self.pos_embed[:, -count:]
+            is_variable = has_variable_size(grid)
+            if is_variable or not self.keep_positions_of_same_count or patches.shape[1] != count:
                 positions = resize_positions(
-                    positions,
+                    own,
                     self.grid,
                     grid,
                     self.position_interpolation,
                     self.position_interpolation_offset,
                     self.position_interpolation_antialias,
                 )
+            if is_variable and self.keep_positions_of_same_count:
+                positions = positions_of_same_count(own, positions)
             patches = patches + positions.to(patches.dtype)
         if self.prefix_names:
             prefix = torch.cat([getattr(self, name) for name in self.prefix_names], dim=1)
@@ -135,6 +139,12 @@ class TrunkEmbeddings(nn.Module):
                 prefix = prefix + prefix_positions
             patches = torch.cat([prefix.expand(patches.shape[0], -1, -1).to(patches.dtype), patches], dim=1)
         return self.norm_pre(patches), grid
+
+
+def _has_centered_grid(rope: nn.Module) -> bool:
+    """Return whether timm's rotary embedding is DINOv3's with the settings of the published models."""
+    settings = (getattr(rope, name, None) for name in ("grid_indexing", "normalize_coords", "grid_offset"))
+    return isinstance(rope, RotaryEmbeddingDinoV3) and tuple(settings) == ("ij", "separate", 0.0)
 
 
 class TrunkRotary(nn.Module):
@@ -150,7 +160,20 @@ class TrunkRotary(nn.Module):
 
     def forward(self, grid: Grid) -> torch.Tensor:
         """Return sines and cosines `(h * w, .)`."""
+        if torch.compiler.is_exporting() and _has_centered_grid(self.rope):
+            return self._centered(grid)
         return self.rope.get_embed(shape=list(grid))
+
+    def _centered(self, grid: Grid) -> torch.Tensor:
+        """Compute DINOv3's embedding like timm, which divides by `float(side)`: programs take this as a constant."""
+        periods: Any = self.rope.periods
+        sides = [(torch.arange(side, dtype=torch.float32, device=periods.device) + 0.5) / side for side in grid]
+        points = 2 * torch.stack(torch.meshgrid(sides, indexing="ij"), dim=-1).flatten(0, 1) - 1
+        angles = (2 * math.pi * points[..., None].to(periods.dtype) / periods).flatten(1)
+        parts = [angles.sin(), angles.cos()]
+        if self.rope.rotate_half:
+            return torch.cat([part for part in parts for _ in range(2)], dim=1)
+        return torch.cat([part.repeat_interleave(2, dim=1) for part in parts], dim=1)
 
 
 class TrunkLearnedRotary(nn.Module):

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..layers.token_grid import Grid
+from ..layers.token_grid import Grid, has_variable_size
 
 
 def num_relative_positions(grid: Grid) -> int:
@@ -111,7 +111,15 @@ def offset_interpolation(
     Returns:
         `(2 * h - 1, 2 * h' - 1)` and `(2 * w - 1, 2 * w' - 1)` for a grid `(h, w)` and a table for `(h', w')`, float32
         or wider; None where the two grids are equal.
+
+    Raises:
+        ValueError: in an export for images of any size, because the matrices are constants of a program.
     """
+    if has_variable_size(grid):
+        raise ValueError(
+            "a model with tables of relative positions (BEiT) is exported for images of one size: leave out "
+            "dynamic_size (--dynamic-size)"
+        )
     if grid == table_grid:
         return None
     dtype = torch.promote_types(dtype, torch.float32)
@@ -217,22 +225,41 @@ def resize_positions(
         offset: the sampling positions are those of the scale factors `(side + offset) / old side`. Bicubic only.
         antialias: whether to antialias where the new grid is smaller.
     """
-    if old_grid == new_grid:
+    is_variable = has_variable_size(new_grid)
+    if not is_variable and old_grid == new_grid:
         return positions
     feature_map = positions.transpose(1, 2).unflatten(2, old_grid)
     feature_map = feature_map if feature_map.dtype == torch.float64 else feature_map.float()
     # many runtimes, TensorRT for one, resize only bilinearly, so exported files hold products with the weights
     is_exporting = torch.compiler.is_exporting() and interpolation == "bicubic" and not antialias
     if offset or is_exporting:
+        shift: float | torch.Tensor = offset
+        if is_variable and offset:
+            sides = zip(old_grid, new_grid, strict=True)
+            changes = [(torch.full((), new, dtype=feature_map.dtype) - old).abs() for old, new in sides]
+            shift = offset * (changes[0] + changes[1]).clamp(max=1).to(feature_map.device)
         rows, columns = (
-            _cubic_weights(old, new, offset, feature_map) for old, new in zip(old_grid, new_grid, strict=True)
+            _cubic_weights(old, new, shift, feature_map) for old, new in zip(old_grid, new_grid, strict=True)
         )
         return (rows @ feature_map @ columns.t()).flatten(2).transpose(1, 2)
     resized = F.interpolate(feature_map, size=new_grid, mode=interpolation, align_corners=False, antialias=antialias)
     return resized.flatten(2).transpose(1, 2)
 
 
-def _cubic_weights(known: int, wanted: int, offset: float, like: torch.Tensor) -> torch.Tensor:
+def positions_of_same_count(positions: torch.Tensor, resized: torch.Tensor) -> torch.Tensor:
+    """Return `positions` if `resized` has as many tokens, or else `resized`, by arithmetic for programs of any size.
+
+    Args:
+        positions: `(1, tokens, C)`.
+        resized: `(1, other tokens, C)`.
+    """
+    count, wanted = positions.shape[1], resized.shape[1]
+    index = torch.arange(wanted, dtype=torch.int32, device=positions.device).clamp(max=count - 1)
+    is_same = torch.full((), wanted, dtype=torch.float32, device=positions.device) == float(count)
+    return torch.where(is_same, positions.index_select(1, index).to(resized.dtype), resized)
+
+
+def _cubic_weights(known: int, wanted: int, offset: float | torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """Return the weights `(wanted, known)` of a bicubic resize by the factor `(wanted + offset) / known`.
 
     `F.interpolate` has such weights only together with a size that it computes from the factor, and this cannot be
