@@ -69,7 +69,9 @@ CHROMIUM, DRIVER = find("chromium", "chromium-browser", "google-chrome"), find("
 @contextlib.contextmanager
 def serving(words, log, **environment):
     """Serve the page with a Python command and yield its address. The server must not print a traceback."""
-    environment = {**os.environ, "SEGTRANSFORMERS_KERNELS": "off", **environment}
+    temporary = log.parent / "temporary"
+    temporary.mkdir()
+    environment = {**os.environ, "SEGTRANSFORMERS_KERNELS": "off", "TMPDIR": str(temporary), **environment}
     with open(log, "w") as output:
         server = subprocess.Popen([sys.executable, *words], stdout=output, stderr=subprocess.STDOUT, env=environment)
     try:
@@ -82,6 +84,8 @@ def serving(words, log, **environment):
     finally:
         server.terminate()
         server.wait()
+    left = {path.name for path in temporary.iterdir()}
+    assert not {name for name in left if name.startswith(("gradio", "segtransformers", "aotinductor"))}, left
 
 
 @pytest.fixture(scope="module")

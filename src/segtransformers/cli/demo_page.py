@@ -18,12 +18,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported, which reads it in several places
+# both before gradio is imported, which reads them in several places
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+# gradio would leave the visitors' images in its folder
+os.environ.setdefault("GRADIO_TEMP_DIR", (_folder := tempfile.TemporaryDirectory(prefix="segtransformers-demo-")).name)
 
 import gradio
 import torch
 from PIL import Image
 
+from ..command_process import prepare_process
 from ..escaping import html_text, one_line
 from ..image_processing import label_map_classes
 from ..inference import InferenceProtocol, segment_image, view_sizes
@@ -319,6 +323,8 @@ def launch(
         UserError: if the first model cannot be loaded.
         OSError: if the port is taken.
     """
+    if wait:
+        prepare_process()  # also in a Space, whose files must go with its process
     demo = Demo(named_models(models), device)
     demo.load(next(iter(demo.models)))
     page = build_page(demo)
