@@ -2,8 +2,10 @@
 """Programs compiled by AOTInductor, in the function `export_model` and in the commands."""
 
 import json
+import os
 import shutil
 import sys
+import tempfile
 import zipfile
 
 import numpy as np
@@ -24,6 +26,21 @@ needs_compiler = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     return scene_model(tmp_path_factory.mktemp("source") / "model")
+
+
+@pytest.fixture
+def temporary(tmp_path, monkeypatch):
+    """A folder for temporary files, for one test only."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+def unpacked(folder):
+    """Return the folders of unpacked programs."""
+    return [*folder.glob("segtransformers*"), *folder.glob("aotinductor*")]
 
 
 # slow: the C++ compiler takes 20 seconds for a small model
@@ -50,7 +67,7 @@ def test_the_commands_run_a_compiled_program(source, tmp_path):
 
 @pytest.mark.slow
 @needs_compiler
-def test_compiled_with_dynamic_shapes(tmp_path):
+def test_compiled_with_dynamic_shapes(temporary, tmp_path):
     model, processor = small("segmenter-linear")
     model.config.inference_mode = "whole"
     file = tmp_path / "model.pt2"
@@ -65,6 +82,9 @@ def test_compiled_with_dynamic_shapes(tmp_path):
         assert_close(exported(images, sliding_window=False).logits, wanted)
     with pytest.raises(ValueError, match="takes images of 3 channels, got 4"):
         exported(torch.randn(1, 4, 64, 64))
+    assert len(unpacked(temporary)) == 1  # that of the export is gone
+    del exported
+    assert not unpacked(temporary)
 
 
 @pytest.mark.slow
@@ -139,8 +159,8 @@ def test_a_full_disk_leaves_no_compiled_program(source, tmp_path, monkeypatch):
         ({}, "torch .* cannot load the file, perhaps because of its version: "),
     ],
 )
-def test_a_program_for_another_machine_is_an_error(cpu, message, tmp_path):
-    """PyTorch itself would run the instructions until one crashes the process."""
+def test_a_program_for_another_machine_is_an_error(cpu, message, temporary, tmp_path):
+    """PyTorch itself would run the instructions until one crashes the process, and leave a folder of a damaged file."""
     file = tmp_path / "model.pt2"
     model, processor = small("segmenter-linear")
     metadata = {
@@ -153,3 +173,4 @@ def test_a_program_for_another_machine_is_an_error(cpu, message, tmp_path):
     assert read_description(file)["classes"]
     with pytest.raises(ExportError, match=message):
         ExportedModel(file)
+    assert not unpacked(temporary) and os.environ["TMPDIR"] == str(temporary)

@@ -195,6 +195,11 @@ def export_model(
         raise ValueError(f"label maps of 8 bits hold 256 classes, but the model has {len(names)}")
     if chosen.result == "labels" and getattr(model.config, "is_multi_label", False):
         raise ValueError("a model of overlapping classes has no label maps: export its logits")
+    if check and output.suffix == ".onnx" and chosen.precision == "bfloat16":
+        raise ValueError(
+            "onnxruntime has no convolutions in bfloat16 on CPUs, so it cannot check the file: leave the check out "
+            "(--no-check), or choose float16"
+        )
     if output.suffix != ".pt2":
         _check_packages(output.suffix, chosen, check)
     elif chosen.compiled:

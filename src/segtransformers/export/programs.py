@@ -7,6 +7,9 @@ import os
 import platform
 import shutil
 import sys
+import tempfile
+import threading
+import weakref
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +24,7 @@ from .quiet import quiet
 # The number of threads of the machine that compiles would stand in the file otherwise. Freezing lays out weights once.
 COMPILER_OPTIONS = {"freezing": True, "cpp.dynamic_threads": True}
 
+_UNPACKING = threading.Lock()  # TMPDIR belongs to the whole process
 
 CPU = "segmentation_cpu.json"  # name of the CPU's description in a compiled program
 # of the flags in /proc/cpuinfo, those that decide which instructions a compiler writes
@@ -169,6 +173,31 @@ def _check_cpu(metadata: dict[str, str]) -> None:
         )
 
 
+def _load_compiled(path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Load a compiled program, whose unpacked files disappear with it.
+
+    PyTorch unpacks it into the folder that TMPDIR names, and would leave the files there if it cannot load them.
+    """
+    from torch._inductor import aoti_load_package  # loads the compiler's modules
+
+    with _UNPACKING:
+        folder, before = tempfile.mkdtemp(prefix="segtransformers-program-"), os.environ.get("TMPDIR")
+        os.environ["TMPDIR"] = folder
+        try:
+            with quiet("torch._inductor"):  # without a compiler it calls the file outdated
+                program = aoti_load_package(os.fspath(path))
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        finally:
+            if before is None:
+                del os.environ["TMPDIR"]
+            else:
+                os.environ["TMPDIR"] = before
+    weakref.finalize(program, shutil.rmtree, folder, ignore_errors=True)
+    return program
+
+
 def load_program(path: Path) -> tuple[Callable[[torch.Tensor], torch.Tensor], torch.device]:
     """Load a .pt2 file as a function, with the device of its input. Compiled programs do not check their input.
 
@@ -177,12 +206,8 @@ def load_program(path: Path) -> tuple[Callable[[torch.Tensor], torch.Tensor], to
     """
     metadata = compiled_metadata(path)
     if metadata is not None:
-        from torch._inductor import aoti_load_package
-
         _check_cpu(metadata)
-        with quiet("torch._inductor"):  # without a compiler it calls the file outdated
-            program = aoti_load_package(os.fspath(path))
-        return program, torch.device(metadata.get("AOTI_DEVICE_KEY", "cpu"))
+        return _load_compiled(path), torch.device(metadata.get("AOTI_DEVICE_KEY", "cpu"))
     exported = torch.export.load(path)
     return exported.module(), next(iter(exported.state_dict.values())).device
 
