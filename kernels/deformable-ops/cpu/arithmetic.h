@@ -332,29 +332,33 @@ DEFORMABLE_OPS_INLINE void store_row(const Array& array, int64_t offset, int64_t
 
 // ---- softmax -------------------------------------------------------------------------------------------------------
 
-// exp for x <= 0, with a relative error below 2e-7 for float, and that of the library for double. NaN stays NaN.
+// exp for x <= 0, with a relative error below 2e-7. NaN stays NaN.
+DEFORMABLE_OPS_INLINE VectorOf<float>::type exponential(VectorOf<float>::type x) {
+  typedef VectorOf<float>::type Vector;
+  const Vector zero = {};
+  const Vector bounded = x < -87.0f ? zero - 87.0f : x;       // smaller x give zero, not a subnormal number
+  const Vector shifted = bounded * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23: rounds to an integer
+  const Vector power = shifted - 12582912.0f;
+  const Vector rest = (bounded - power * 0.693359375f) + power * 2.12194440e-4f;
+  Vector series = rest * 1.9875691500e-4f + 1.3981999507e-3f;
+  series = series * rest + 8.3334519073e-3f;
+  series = series * rest + 4.1665795894e-2f;
+  series = series * rest + 1.6666665459e-1f;
+  series = series * rest + 5.0000001201e-1f;
+  series = (series * rest) * rest + rest + 1.0f;
+  VectorOf<float>::integers bits;
+  __builtin_memcpy(&bits, &shifted, sizeof(bits));
+  bits = (bits << 23) + 0x3f800000;  // the integer as an exponent
+  Vector scale;
+  __builtin_memcpy(&scale, &bits, sizeof(scale));
+  return x < -87.0f ? zero : series * scale;
+}
+
+// The same for an array, and with the precision of the library for double.
 DEFORMABLE_OPS_INLINE void exponential(float* numbers, int64_t count) {
   typedef VectorOf<float>::type Vector;
-  typedef VectorOf<float>::integers Integers;
-  const Vector zero = {};
   for (int64_t i = 0; i < count; i += kVectorBytes / sizeof(float)) {
-    const Vector x = load_vector<Vector>(numbers + i);
-    const Vector bounded = x < -87.0f ? zero - 87.0f : x;       // smaller x give zero, not a subnormal number
-    const Vector shifted = bounded * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23: rounds to an integer
-    const Vector power = shifted - 12582912.0f;
-    const Vector rest = (bounded - power * 0.693359375f) + power * 2.12194440e-4f;
-    Vector series = rest * 1.9875691500e-4f + 1.3981999507e-3f;
-    series = series * rest + 8.3334519073e-3f;
-    series = series * rest + 4.1665795894e-2f;
-    series = series * rest + 1.6666665459e-1f;
-    series = series * rest + 5.0000001201e-1f;
-    series = (series * rest) * rest + rest + 1.0f;
-    Integers bits;
-    __builtin_memcpy(&bits, &shifted, sizeof(bits));
-    bits = (bits << 23) + 0x3f800000;  // the integer as an exponent
-    Vector scale;
-    __builtin_memcpy(&scale, &bits, sizeof(scale));
-    store_vector<Vector>(numbers + i, x < -87.0f ? zero : series * scale);
+    store_vector<Vector>(numbers + i, exponential(load_vector<Vector>(numbers + i)));
   }
 }
 

@@ -8,6 +8,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 
 namespace deformable_ops {
@@ -44,6 +48,24 @@ inline Instructions instructions() {
     return found;
   }();
   return chosen;
+}
+
+// Return whether AMX can multiply bfloat16 numbers in this process. Linux gives a process the registers on request.
+inline bool has_matrix_unit() {
+#if defined(__x86_64__) && defined(__linux__) && defined(SYS_arch_prctl)
+  static const bool has = [] {
+    unsigned a = 0, b = 0, c = 0, d = 0, saved, high;
+    if (instructions() != Instructions::avx512 || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+    __asm__ volatile("xgetbv" : "=a"(saved), "=d"(high) : "c"(0));
+    constexpr unsigned kBfloat16 = 1u << 22, kTiles = 1u << 24, kTileRegisters = 3u << 17;
+    if (!(d & kBfloat16) || !(d & kTiles) || (saved & kTileRegisters) != kTileRegisters) return false;
+    constexpr int kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+  }();
+  return has;
+#else
+  return false;
+#endif
 }
 
 }  // namespace deformable_ops

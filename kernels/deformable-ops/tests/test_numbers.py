@@ -70,7 +70,7 @@ def test_other_instruction_sets_equal_the_original(instructions):
     if "DEFORMABLE_OPS_INSTRUCTIONS" in os.environ:
         pytest.skip("this process runs the tests with another instruction set")
     command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider"]
-    command += [str(Path(__file__).with_name(name)) for name in ("test_numbers.py", "test_dense.py")]
+    command += [str(Path(__file__).with_name(name)) for name in ("test_numbers.py", "test_dense.py", "test_matrix.py")]
     environment = {**os.environ, "DEFORMABLE_OPS_INSTRUCTIONS": instructions}
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-3000:]

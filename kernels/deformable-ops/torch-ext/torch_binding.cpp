@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "../cpu/dense_operators.h"
+#include "../cpu/matrix_operators.h"
 #include "registration.h"
 
 // spatial_shapes is SymInt[], because with int[] torch.compile would recompile for every size. The arguments are
@@ -18,6 +19,13 @@ STABLE_TORCH_LIBRARY_EXPAND(TORCH_EXTENSION_NAME, ops) {
   ops.def("resize_planes(Tensor planes, SymInt height, SymInt width) -> Tensor");
   ops.def("add_resized_taps(Tensor products, int first_channel, Tensor(a!) target) -> ()");
   ops.def("softmax_rows(Tensor(a!) logits) -> ()");
+  ops.def("has_matrix_unit() -> bool");
+  ops.def("pack_weight(Tensor weight) -> Tensor");
+  ops.def(
+      "product(Tensor rows, Tensor weight, Tensor? bias, int activation, bool accumulate, Tensor(a!) output) -> ()");
+  ops.def(
+      "attention(Tensor query, Tensor key, Tensor value, float scale, Tensor? keys_of_columns, Tensor? prefix) "
+      "-> Tensor");
 
   ops.def(
       "ms_deform_attn(Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, Tensor attention_weights) "
@@ -67,6 +75,12 @@ STABLE_TORCH_LIBRARY_EXPAND(TORCH_EXTENSION_NAME, ops) {
   DEFORMABLE_OPS_ONE(add_resized_taps)          \
   DEFORMABLE_OPS_ONE(softmax_rows)
 
+#define DEFORMABLE_OPS_IMPLEMENT_MATRIX         \
+  using Code = deformable_ops::MatrixOperators; \
+  DEFORMABLE_OPS_ONE(pack_weight)               \
+  DEFORMABLE_OPS_ONE(product)                   \
+  DEFORMABLE_OPS_ONE(attention)
+
 // Every variant has the CPU code, because a model may run on the CPU also if torch was built for CUDA.
 #if defined(DEFORMABLE_OPS_EMULATED)  // tests of the CUDA code, see tests/emulation.h
 STABLE_TORCH_LIBRARY_IMPL_EXPAND(TORCH_EXTENSION_NAME, CPU, ops) { DEFORMABLE_OPS_IMPLEMENT(Cuda) }
@@ -74,6 +88,11 @@ STABLE_TORCH_LIBRARY_IMPL_EXPAND(TORCH_EXTENSION_NAME, CPU, ops) { DEFORMABLE_OP
 STABLE_TORCH_LIBRARY_IMPL_EXPAND(TORCH_EXTENSION_NAME, CPU, ops) {
   { DEFORMABLE_OPS_IMPLEMENT(Cpu) }
   { DEFORMABLE_OPS_IMPLEMENT_DENSE }
+  { DEFORMABLE_OPS_IMPLEMENT_MATRIX }
+}
+STABLE_TORCH_LIBRARY_IMPL_EXPAND(TORCH_EXTENSION_NAME, CompositeExplicitAutograd, ops) {
+  using Code = deformable_ops::MatrixOperators;
+  DEFORMABLE_OPS_ONE(has_matrix_unit)
 }
 #endif
 

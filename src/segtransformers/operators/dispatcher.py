@@ -147,6 +147,23 @@ def dense_operators(value: torch.Tensor, *channels: int) -> ModuleType | None:
     return dense if dense is None or all(count % dense.CHANNEL_MULTIPLE == 0 for count in channels) else None
 
 
+def matrix_operators(value: torch.Tensor) -> ModuleType | None:
+    """Return the kernel's products by a matrix unit if they serve `value`'s device and dtype, or None.
+
+    These are float32 products and attention on a CPU with AMX, without gradients, see `deformable_ops/matrix.py` of the
+    kernel.
+    """
+    if value.dtype != torch.float32 or value.device.type != "cpu" or (_state.mode or default_mode()) == "off":
+        return None
+    if _is_exporting() or (torch.is_grad_enabled() and value.requires_grad):
+        return None
+    if not _state.searched and torch.compiler.is_compiling():
+        return None
+    kernel = _state.kernel if _state.searched else find_kernel()
+    matrix = getattr(kernel.functions, "matrix", None) if kernel is not None and "cpu" in kernel.devices else None
+    return matrix if matrix is not None and matrix.HAS_MATRIX_UNIT else None
+
+
 def choose(
     operator: str, value: torch.Tensor, *, fallback: Callable, reference: Callable, gather: Callable | None = None
 ) -> Callable:

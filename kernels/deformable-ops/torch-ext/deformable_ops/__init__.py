@@ -1,10 +1,10 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """Compiled deformable attention, DCNv3 and DCNv4: weighted sums of bilinear samples at learned positions.
 
-`dense` has operators for the rest of a model, for inference on a CPU.
+`dense` and `matrix` have operators for the rest of a model, for inference on a CPU.
 """
 
-from . import dense, layers
+from . import dense, layers, matrix
 from ._ops import add_op_namespace_prefix, ops
 from .functions import dcnv3, dcnv4, ms_deform_attn, ms_deform_attn_fused
 
@@ -14,6 +14,7 @@ __all__ = [
     "dcnv4",
     "dense",
     "layers",
+    "matrix",
     "ms_deform_attn",
     "ms_deform_attn_fused",
     "ops",

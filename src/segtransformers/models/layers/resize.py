@@ -40,6 +40,14 @@ class AddResized(nn.Module):
         return features + resize(other, features.shape[2:])
 
 
+class AddUpsampled(nn.Module):
+    """Add a feature map that a layer upsamples to the size of another one."""
+
+    def forward(self, features: torch.Tensor, other: torch.Tensor, upsample: nn.Module) -> torch.Tensor:
+        """Map `(B, C, H, W)` and `(B, C, h, w)` to `(B, C, H, W)`."""
+        return upsample(other) + features
+
+
 def pad_to_multiple(pixel_values: torch.Tensor, divisor: int = STRIDES[-1], center: bool = False) -> torch.Tensor:
     """Pad `(B, C, H, W)` with zeros until both sides are multiples of `divisor`.
 
@@ -63,4 +71,4 @@ def crop_to_image(features: torch.Tensor, stride: int, height: int, width: int) 
     return features[:, :, : math.ceil(height / stride), : math.ceil(width / stride)]
 
 
-__all__ = ["STRIDES", "AddResized", "Resize", "crop_to_image", "pad_to_multiple", "resize"]
+__all__ = ["STRIDES", "AddResized", "AddUpsampled", "Resize", "crop_to_image", "pad_to_multiple", "resize"]

@@ -57,13 +57,14 @@ class SegMask2FormerPixelDecoderLayer(GradientCheckpointingLayer):
         )
         self.self_attn_layer_norm = nn.LayerNorm(config.hidden_dim)
         self.fc1 = nn.Linear(config.hidden_dim, config.encoder_feedforward_dim)
+        self.activation = nn.ReLU()
         self.fc2 = nn.Linear(config.encoder_feedforward_dim, config.hidden_dim)
         self.final_layer_norm = nn.LayerNorm(config.hidden_dim)
 
     def forward(self, tokens: torch.Tensor, positions: torch.Tensor, geometry: SamplingGeometry) -> torch.Tensor:
         """Map `(B, sum(h * w), C)` to the same shape; positions `(1, sum(h * w), C)` are added to the queries only."""
         tokens = self.self_attn_layer_norm(tokens + self.self_attn(tokens + positions, tokens, geometry))
-        return self.final_layer_norm(tokens + self.fc2(F.relu(self.fc1(tokens))))
+        return self.final_layer_norm(tokens + self.fc2(self.activation(self.fc1(tokens))))
 
 
 class SegMask2FormerPixelDecoderEncoder(nn.Module):
@@ -206,6 +207,7 @@ class SegMask2FormerDecoderLayer(GradientCheckpointingLayer):
         self.self_attn = SegMask2FormerSelfAttention(config)
         self.self_attn_layer_norm = nn.LayerNorm(width)
         self.fc1 = nn.Linear(width, config.dim_feedforward)
+        self.activation = nn.ReLU()
         self.fc2 = nn.Linear(config.dim_feedforward, width)
         self.final_layer_norm = nn.LayerNorm(width)
 
@@ -228,7 +230,7 @@ class SegMask2FormerDecoderLayer(GradientCheckpointingLayer):
         attended = self.cross_attn(queries + query_positions, pixels + pixel_positions, pixels, allowed)
         queries = self.cross_attn_layer_norm(queries + attended)
         queries = self.self_attn_layer_norm(queries + self.self_attn(queries + query_positions, queries))
-        return self.final_layer_norm(queries + self.fc2(F.relu(self.fc1(queries))))
+        return self.final_layer_norm(queries + self.fc2(self.activation(self.fc1(queries))))
 
 
 class SegMask2FormerMaskPredictor(nn.Module):

@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from ..internimage.modeling_internimage import InternImageBackbone
+from ..layers.resize import AddResized
 from ..pyramid.modeling_pyramid import PyramidBackbone
 from ..vit_comer.modeling_vit_comer import JoinLevels
-from .replacement import is_on_cpu, is_plain, replace_modules
+from .dense_layers import FastAddResized
+from .replacement import is_on_cpu, is_plain, linear_layer, replace_modules
 
 
 class ChannelAffine(nn.Module):
@@ -23,17 +24,20 @@ class ChannelAffine(nn.Module):
 
     Args:
         norm: with running statistics.
+        inplace: whether to write to the input where no gradient is computed.
     """
 
-    def __init__(self, norm: nn.BatchNorm2d):
+    def __init__(self, norm: nn.BatchNorm2d, inplace: bool = False):
         super().__init__()
+        self.inplace = inplace
         scale = norm.weight / (norm.running_var + norm.eps).sqrt()
         self.register_buffer("scale", scale.detach()[:, None, None])
         self.register_buffer("shift", (norm.bias - norm.running_mean * scale).detach()[:, None, None])
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Map `(B, C, h, w)` to the same shape."""
-        return torch.addcmul(self.shift, features, self.scale)
+        is_written = self.inplace and not (torch.is_grad_enabled() and features.requires_grad)
+        return torch.addcmul(self.shift, features, self.scale, out=features if is_written else None)
 
 
 class DoublingConvolution(nn.Module):
@@ -46,13 +50,13 @@ class DoublingConvolution(nn.Module):
     def __init__(self, upsample: nn.ConvTranspose2d):
         super().__init__()
         taps = upsample.weight.detach().permute(2, 3, 1, 0)  # (2, 2, C_out, C_in)
-        self.register_buffer("weight", taps.flatten(0, 2).contiguous())
-        self.register_buffer("bias", None if upsample.bias is None else upsample.bias.detach().repeat(4))
+        bias = None if upsample.bias is None else upsample.bias.detach().repeat(4)
+        self.product = linear_layer(taps.flatten(0, 2).contiguous(), bias)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Map `(B, C_in, h, w)` to `(B, C_out, 2 * h, 2 * w)`."""
         batch, _, height, width = features.shape
-        pixels = F.linear(features.permute(0, 2, 3, 1), self.weight, self.bias)
+        pixels = self.product(features.permute(0, 2, 3, 1))
         pixels = pixels.view(batch, height, width, 2, 2, -1).transpose(2, 3)
         return pixels.reshape(batch, 2 * height, 2 * width, -1).permute(0, 3, 1, 2)
 
@@ -87,12 +91,14 @@ def use_channels_last(model: nn.Module) -> int:
         if is_internimage:
             continue
         replace_modules(backbone, lambda module: JoinChannelsLast() if is_plain(module, JoinLevels) else None)
+        if is_plain(backbone.add_resized, AddResized):
+            backbone.add_resized = FastAddResized(inplace=True)
         backbone.spatial_prior.stem.insert(0, ToChannelsLast())
         if is_plain(backbone.upsample, nn.ConvTranspose2d):
             backbone.upsample = DoublingConvolution(backbone.upsample)
         for index, norm in enumerate(backbone.norms):
             if is_plain(norm, nn.BatchNorm2d) and norm.track_running_stats:
-                backbone.norms[index] = ChannelAffine(norm)
+                backbone.norms[index] = ChannelAffine(norm, inplace=True)
     return count
 
 

@@ -28,7 +28,7 @@ class FastAddResized(AddResized):
     """[`AddResized`] of feature maps with channels last.
 
     Args:
-        inplace: whether to add to the first argument.
+        inplace: whether to add to the first argument where no gradient is computed.
     """
 
     def __init__(self, inplace: bool = False):
@@ -37,6 +37,8 @@ class FastAddResized(AddResized):
 
     def forward(self, features: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         """Map `(B, C, H, W)` and `(B, C, h, w)` to `(B, C, H, W)`."""
+        if torch.is_grad_enabled() and features.requires_grad:
+            return super().forward(features, other)
         dense = dispatcher.dense_operators(features, features.shape[1])
         size = features.shape[2:]
         if dense is None or other.shape[2:] == size or not features.is_contiguous(memory_format=torch.channels_last):

@@ -12,6 +12,8 @@ from transformers import PreTrainedModel
 from ..layers.initialization import LOAD_AGAIN, SegmentationModelMixin
 from .channels_last import use_channels_last
 from .dense_layers import use_dense_operators
+from .matrix_attention import use_matrix_attention
+from .matrix_unit import use_matrix_unit
 from .norm_folding import fold_norms
 from .onednn_linear import use_onednn_for_linear
 from .position_bias import share_position_bias_memory
@@ -28,9 +30,11 @@ OPTIMIZATIONS: dict[str, Callable[[nn.Module], int]] = {
     "upernet_head": use_fast_upernet_head,
     "winograd": use_winograd,
     "position_bias": share_position_bias_memory,
+    "matrix_attention": use_matrix_attention,
+    "matrix_unit": use_matrix_unit,
     "onednn_linear": use_onednn_for_linear,
 }
-FLOAT32_ONLY = ("winograd", "onednn_linear")
+FLOAT32_ONLY = ("winograd", "matrix_attention", "matrix_unit", "onednn_linear")
 
 
 def optimize_for_inference(

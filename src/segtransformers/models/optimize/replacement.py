@@ -44,6 +44,15 @@ def replace_modules(model: nn.Module, replacement: Callable[[nn.Module], nn.Modu
     return count
 
 
+def linear_layer(weight: torch.Tensor, bias: torch.Tensor | None = None) -> nn.Linear:
+    """Build a linear layer of weights `(out_features, in_features)`, which may be replaced in turn."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias, requires_grad=False)
+    return layer
+
+
 def is_on_cpu(model: nn.Module) -> bool:
     """Return whether all parameters are on a CPU. The faster layers were measured there."""
     return all(parameter.device.type == "cpu" for parameter in model.parameters())
@@ -54,4 +63,4 @@ def runs_float32_on_cpu(features: torch.Tensor) -> bool:
     return features.dtype == torch.float32 and features.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-__all__ = ["is_on_cpu", "is_plain", "replace_modules", "runs_float32_on_cpu"]
+__all__ = ["is_on_cpu", "is_plain", "linear_layer", "replace_modules", "runs_float32_on_cpu"]

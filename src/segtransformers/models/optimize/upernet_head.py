@@ -11,8 +11,8 @@ from ...operators import dispatcher
 from ..upernet.modeling_seg_upernet import SegUperNetDecodeHead
 from ..upernet.upsampled_convolution import is_plain_conv3x3, shifted_resize_matrix
 from .dense_layers import FastAddResized
-from .onednn_linear import left_product, linear
-from .replacement import is_on_cpu, is_plain, replace_modules
+from .onednn_linear import left_product
+from .replacement import is_on_cpu, is_plain, linear_layer, replace_modules
 
 CHANNELS_PER_STEP = 64  # of the output, so that the products with a small feature map stay in a CPU's cache
 
@@ -35,10 +35,14 @@ class ResizedConvolution(nn.Module):
         )
         self.finest.weight = nn.Parameter(first.contiguous(memory_format=torch.channels_last), requires_grad=False)
         self.finest.bias = convolution.bias
-        for index, part in enumerate(rest):
-            taps = [step.permute(2, 3, 0, 1).flatten(0, 2).contiguous() for step in part.split(CHANNELS_PER_STEP)]
-            for step, matrix in enumerate(taps):
-                self.register_buffer(f"taps_{index}_{step}", matrix)  # (3 * 3 * channels, C_i)
+        # of each coarser feature map, layers from C_i to 3 * 3 * channels
+        self.taps = nn.ModuleList(
+            nn.ModuleList(
+                linear_layer(step.permute(2, 3, 0, 1).flatten(0, 2).contiguous())
+                for step in part.split(CHANNELS_PER_STEP)
+            )
+            for part in rest
+        )
 
     def forward(self, feature_maps: Sequence[torch.Tensor]) -> torch.Tensor:
         """Map `(B, C_i, h_i, w_i)` to `(B, out_channels, h_0, w_0)`."""
@@ -46,26 +50,25 @@ class ResizedConvolution(nn.Module):
         output = self.finest(finest.contiguous(memory_format=torch.channels_last))
         output = output.contiguous(memory_format=torch.channels_last)
         pixels = output.permute(0, 2, 3, 1)
-        for index, feature_map in enumerate(coarser):
-            self._add(index, feature_map, pixels)
+        for taps, feature_map in zip(self.taps, coarser, strict=True):
+            self._add(taps, feature_map, pixels)
         return output.relu_()
 
-    def _add(self, index: int, feature_map: torch.Tensor, output: torch.Tensor) -> None:
+    def _add(self, taps: nn.Module, feature_map: torch.Tensor, output: torch.Tensor) -> None:
         """Add the contribution of one coarser feature map to the output `(B, H, W, out_channels)`."""
         batch, _, height, width = feature_map.shape
         dense = dispatcher.dense_operators(feature_map, self.out_channels)
         if dense is not None:
             pixels = feature_map.permute(0, 2, 3, 1)
-            for step, start in enumerate(range(0, self.out_channels, CHANNELS_PER_STEP)):
-                products = linear(pixels, getattr(self, f"taps_{index}_{step}"), None)
+            for tap, start in zip(taps.children(), range(0, self.out_channels, CHANNELS_PER_STEP), strict=True):
+                products = tap(pixels)
                 dense.add_resized_taps(products.unflatten(3, (9, -1)), start, output)
             return
         rows = shifted_resize_matrix(height, output.shape[1], like=feature_map)
         columns = shifted_resize_matrix(width, output.shape[2], like=feature_map)
         pixels = feature_map.permute(0, 2, 3, 1)
-        for step, start in enumerate(range(0, self.out_channels, CHANNELS_PER_STEP)):
-            products = linear(pixels, getattr(self, f"taps_{index}_{step}"), None)
-            products = products.view(batch, height, width, 3, 3, -1).permute(0, 3, 1, 4, 2, 5)
+        for tap, start in zip(taps.children(), range(0, self.out_channels, CHANNELS_PER_STEP), strict=True):
+            products = tap(pixels).view(batch, height, width, 3, 3, -1).permute(0, 3, 1, 4, 2, 5)
             lines = left_product(columns, products.reshape(batch * 3 * height, 3 * width, -1))
             lines = left_product(rows, lines.view(batch, 3 * height, -1)).view(*output.shape[:3], -1)
             output[..., start : start + CHANNELS_PER_STEP] += lines

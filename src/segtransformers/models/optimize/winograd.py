@@ -43,15 +43,20 @@ class WinogradConvolution(nn.Module):
         weight = convolution.weight.detach()
         self.register_buffer("weight", weight)
         self.register_buffer("bias", None if convolution.bias is None else convolution.bias.detach())
-        self.register_buffer("filters", transformed_filters(weight))
+        filters = transformed_filters(weight)
+        matrix = dispatcher.matrix_operators(filters)
+        self.is_packed = matrix is not None
+        self.register_buffer("filters", filters if matrix is None else matrix.pack_weight(filters))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Map `(B, C_in, H, W)` to `(B, C_out, H, W)`."""
         batch, _, height, width = features.shape
         if runs_float32_on_cpu(features) and (torch.get_num_threads() > 1 or not mkl_is_slow()):
             dense = dispatcher.dense_operators(features, *self.weight.shape[:2])
-            if batch * height * width >= (MIN_PIXELS if dense is None else MIN_PIXELS_COMPILED):
-                return winograd_convolution(features, self.filters, self.bias, dense)
+            matrix = dispatcher.matrix_operators(features) if self.is_packed else None
+            is_usable = not self.is_packed or (dense is not None and matrix is not None)
+            if is_usable and batch * height * width >= (MIN_PIXELS if dense is None else MIN_PIXELS_COMPILED):
+                return winograd_convolution(features, self.filters, self.weight.shape[0], self.bias, dense, matrix)
         return F.conv2d(features, self.weight, self.bias, padding=1)
 
 
@@ -71,22 +76,27 @@ def transformed_filters(weight: torch.Tensor) -> torch.Tensor:
 
 
 def winograd_convolution(
-    features: torch.Tensor, filters: torch.Tensor, bias: torch.Tensor | None, dense: ModuleType | None = None
+    features: torch.Tensor,
+    filters: torch.Tensor,
+    out_channels: int,
+    bias: torch.Tensor | None,
+    dense: ModuleType | None = None,
+    matrix: ModuleType | None = None,
 ) -> torch.Tensor:
     """Compute a 3x3 convolution with padding 1.
 
     Args:
         features: `(B, C_in, H, W)`.
-        filters: [`transformed_filters`].
+        filters: [`transformed_filters`], packed if `matrix` is given.
         bias: `(C_out,)`.
         dense: the kernel's operators ([`dispatcher.dense_operators`]); None computes the sums in PyTorch.
+        matrix: the kernel's products ([`dispatcher.matrix_operators`]); None multiplies in PyTorch.
 
     Returns:
         `(B, C_out, H, W)` with channels last.
     """
     pixels = features.permute(0, 2, 3, 1).contiguous()
     batch, height, width, channels = pixels.shape
-    out_channels = filters.shape[1]
     tile_rows, tile_columns = -(-height // TILE), -(-width // TILE)
     rows_per_step = min(max(TILES_PER_STEP // tile_columns, 1), tile_rows)
     output = pixels.new_empty((batch, height, width, out_channels))
@@ -104,8 +114,11 @@ def winograd_convolution(
                 _sum_inputs(pixels[image], first_row, sums.unflatten(1, (-1, tile_columns)))
             else:
                 dense.winograd_inputs(pixels, zeros, image, first_row, sums)
-            for one, kernel, product in zip(sums, filters, products, strict=True):
-                product_into(one, kernel, product)
+            if matrix is None:
+                for one, kernel, product in zip(sums, filters, products, strict=True):
+                    product_into(one, kernel, product)
+            else:
+                matrix.product(sums, filters, products[:, None])
             if dense is None:
                 _sum_products(products.unflatten(1, (-1, tile_columns)), bias, output[image], first_row)
             else:

@@ -19,7 +19,7 @@ from ..layers.deformable_attention import SamplingGeometry
 from ..layers.hidden_states import hidden_states_selection, select_hidden_states
 from ..layers.input_checks import check_image_size
 from ..layers.keywords import check_transformers_kwargs
-from ..layers.resize import STRIDES, AddResized, crop_to_image, pad_to_multiple
+from ..layers.resize import STRIDES, AddResized, AddUpsampled, crop_to_image, pad_to_multiple
 from ..layers.token_grid import Grid, grid_of, split_levels
 from ..trunk import TrunkBackbone
 from .configuration_pyramid import PyramidConfig
@@ -107,7 +107,7 @@ class PyramidBackbone(TrunkBackbone):
         )
         self.upsample = nn.ConvTranspose2d(hidden_size, hidden_size, kernel_size=2, stride=2)
         self.norms = nn.ModuleList(nn.BatchNorm2d(hidden_size) for _ in STRIDES)
-        self.add_resized = AddResized()
+        self.add_upsampled, self.add_resized = AddUpsampled(), AddResized()
         self.channels_last = False  # memory format of the feature maps
         self.post_init()
 
@@ -216,7 +216,7 @@ class PyramidBackbone(TrunkBackbone):
         # level becomes a tensor of its own
         memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
         levels = [level.contiguous(memory_format=memory_format) for level in split_levels(pyramid, grids)]
-        feature_maps = [self.upsample(levels[0]) + finest, *levels]
+        feature_maps = [self.add_upsampled(finest, levels[0], self.upsample), *levels]
         for index, trunk_map in enumerate(trunk_maps):
             feature_maps[index] = self.add_resized(feature_maps[index], trunk_map)
         return [norm(feature_map) for norm, feature_map in zip(self.norms, feature_maps, strict=True)]

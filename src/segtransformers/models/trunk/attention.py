@@ -40,6 +40,26 @@ def _window_counts(grid: Grid, window: int) -> tuple[int, int]:
     return (grid[0] + window - 1) // window, (grid[1] + window - 1) // window
 
 
+class DotProductAttention(nn.Module):
+    """Scaled dot-product attention as a layer, so that `optimize_for_inference` can replace it."""
+
+    def forward(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, logit_bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Map `(B, heads, N, head_dim)` each to `(B, N, heads * head_dim)`.
+
+        Args:
+            logit_bias: `(1, heads, N, N)`; the queries come before the keys.
+        """
+        if logit_bias is not None and torch.compiler.is_exporting():
+            # the exporter to ONNX rejects the strides that fused attention with a bias returns
+            logits = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+            attended = (logits + logit_bias).softmax(-1) @ value
+        else:
+            attended = F.scaled_dot_product_attention(query, key, value, attn_mask=logit_bias)
+        return attended.transpose(1, 2).flatten(2)
+
+
 class WindowAttention(nn.Module):
     """Attention among the tokens of each window of `window x window` tokens.
 
@@ -61,6 +81,7 @@ class WindowAttention(nn.Module):
         self.q_norm, self.k_norm = attention.q_norm, attention.k_norm
         self.norm = attention.norm
         self.proj = attention.proj
+        self.attend = DotProductAttention()
 
     def forward(self, tokens: torch.Tensor, grid: Grid) -> torch.Tensor:
         """Map `(B, h * w, C)` on a grid `(h, w)` to the same shape."""
@@ -71,8 +92,8 @@ class WindowAttention(nn.Module):
             qkv = split_windows(self.qkv(tokens), grid, window)
         # each (B * rows * columns, heads, window^2, head_dim)
         query, key, value = qkv.unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
-        attended = F.scaled_dot_product_attention(self.q_norm(query), self.k_norm(key), value)
-        return self.proj(self.norm(join_windows(attended.transpose(1, 2).flatten(2), grid, window)))
+        attended = self.attend(self.q_norm(query), self.k_norm(key), value)
+        return self.proj(self.norm(join_windows(attended, grid, window)))
 
 
 class BeitTrunkAttention(nn.Module):
@@ -89,6 +110,7 @@ class BeitTrunkAttention(nn.Module):
         self.num_heads = attention.num_heads
         self.q_bias, self.v_bias = attention.q_bias, attention.v_bias
         self.qkv, self.proj = attention.qkv, attention.proj
+        self.attend = DotProductAttention()
 
     def forward(self, tokens: torch.Tensor, logit_bias: torch.Tensor | None = None) -> torch.Tensor:
         """Map `(B, N, C)` to the same shape.
@@ -96,8 +118,7 @@ class BeitTrunkAttention(nn.Module):
         Args:
             logit_bias: `(1, heads, N, N)`; the queries come before the keys.
         """
-        attended = _attended(*_query_key_value(self, tokens), logit_bias)
-        return self.proj(attended.transpose(1, 2).flatten(2))
+        return self.proj(self.attend(*_query_key_value(self, tokens), logit_bias))
 
 
 class EvaTrunkAttention(nn.Module):
@@ -121,6 +142,7 @@ class EvaTrunkAttention(nn.Module):
         self.q_norm, self.k_norm = attention.q_norm, attention.k_norm
         self.norm = attention.norm
         self.proj = attention.proj
+        self.attend = DotProductAttention()
 
     def forward(
         self, tokens: torch.Tensor, rope: torch.Tensor | None = None, logit_bias: torch.Tensor | None = None
@@ -135,23 +157,11 @@ class EvaTrunkAttention(nn.Module):
         query, key = self.q_norm(query), self.k_norm(key)
         if rope is not None:
             query, key = (self._rotated(part, rope).type_as(value) for part in (query, key))
-        attended = _attended(query, key, value, logit_bias)
-        return self.proj(self.norm(attended.transpose(1, 2).flatten(2)))
+        return self.proj(self.norm(self.attend(query, key, value, logit_bias)))
 
     def _rotated(self, part: torch.Tensor, rope: torch.Tensor) -> torch.Tensor:
         prefix, patches = part[:, :, : self.num_prefix_tokens], part[:, :, self.num_prefix_tokens :]
         return torch.cat([prefix, apply_rot_embed_cat(patches, rope, half=self.rotate_half)], dim=2)
-
-
-def _attended(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, logit_bias: torch.Tensor | None
-) -> torch.Tensor:
-    """Return `(B, heads, N, head_dim)` for queries, keys and values of this shape."""
-    if logit_bias is not None and torch.compiler.is_exporting():
-        # the exporter to ONNX rejects the strides that fused attention with a bias returns
-        logits = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
-        return (logits + logit_bias).softmax(-1) @ value
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=logit_bias)
 
 
 def _query_key_value(
@@ -170,4 +180,11 @@ def _query_key_value(
     return query, key, value
 
 
-__all__ = ["BeitTrunkAttention", "EvaTrunkAttention", "WindowAttention", "join_windows", "split_windows"]
+__all__ = [
+    "BeitTrunkAttention",
+    "DotProductAttention",
+    "EvaTrunkAttention",
+    "WindowAttention",
+    "join_windows",
+    "split_windows",
+]

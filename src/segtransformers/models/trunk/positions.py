@@ -83,6 +83,16 @@ class RelativePositionBias(nn.Module):
         others = torch.cat([from_patch.expand(-1, count, 1), patches, filler.expand(-1, count, -1)], dim=2)
         return torch.cat([first, others], dim=1)[None, ..., : 1 + count]
 
+    def keys_of_columns(self, offsets: torch.Tensor, grid: Grid) -> torch.Tensor:
+        """Order the biases of all offsets by the query's column, `(heads, w, (2 * h - 1) * w)`.
+
+        The keys of a query at row y and column x lie in one piece, from `(h - 1 - y) * w` to `(2 * h - 1 - y) * w`.
+
+        Args:
+            offsets: from `offset_biases`.
+        """
+        return offsets.flip(1, 2).unfold(2, grid[1], 1).flip(2).transpose(1, 2).flatten(2)
+
     def write(self, bias: torch.Tensor, table: torch.Tensor, offsets: torch.Tensor, grid: Grid) -> None:
         """Write the bias into memory `(1, heads, tokens, tokens)`, each element once.
 
@@ -90,8 +100,7 @@ class RelativePositionBias(nn.Module):
             offsets: from `offset_biases`.
         """
         height, width = grid
-        # the keys of all queries in one column lie in one piece, from the top row of offsets to the bottom one
-        keys = offsets.flip(1, 2).unfold(2, width, 1).flip(2).transpose(1, 2).flatten(2)
+        keys = self.keys_of_columns(offsets, grid)
         prefix = self.num_prefix_tokens
         patches = bias[0, :, prefix:, prefix:].unflatten(1, grid)
         for row in range(height):

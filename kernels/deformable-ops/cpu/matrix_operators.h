@@ -1,0 +1,22 @@
+// Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <optional>
+
+namespace deformable_ops {
+
+// Products of float32 matrices by a processor's matrix unit, see matrix.h; matrix.py describes the arguments.
+struct MatrixOperators {
+  using Tensor = torch::stable::Tensor;
+  static bool has_matrix_unit();
+  static Tensor pack_weight(Tensor weight);
+  static void product(Tensor rows, Tensor weight, std::optional<Tensor> bias, int64_t activation, bool accumulate,
+                      Tensor output);
+  static Tensor attention(Tensor query, Tensor key, Tensor value, double scale, std::optional<Tensor> keys_of_columns,
+                          std::optional<Tensor> prefix);
+};
+
+}  // namespace deformable_ops

@@ -1,0 +1,140 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""A trunk's attention by a CPU's matrix unit, without logits and position biases of all tokens in memory."""
+
+from typing import Any, NamedTuple
+
+import torch
+from timm.layers import Attention as PlainAttention
+from timm.models.eva import EvaAttention
+from torch import nn
+
+from ...operators import dispatcher
+from ..trunk.attention import BeitTrunkAttention, DotProductAttention, EvaTrunkAttention
+from ..trunk.blocks import BeitTrunkBlock, EvaTrunkBlock, PlainTrunkBlock
+from ..trunk.positions import RelativePositionBias
+from .position_bias import SharedRelativePositionBias
+from .replacement import is_on_cpu, is_plain, linear_layer, replace_modules
+
+
+class OffsetBiases(NamedTuple):
+    """Relative position biases as the kernel's attention takes them, see `deformable_ops/matrix.py`."""
+
+    keys_of_columns: torch.Tensor
+    prefix: torch.Tensor | None
+
+
+class OffsetBias(nn.Module):
+    """[`RelativePositionBias`] for [`MatrixAttention`], which adds the biases while it computes the logits.
+
+    Args:
+        position_bias: the layer to replace.
+    """
+
+    def __init__(self, position_bias: nn.Module):
+        super().__init__()
+        self.position_bias: Any = position_bias
+
+    def forward(
+        self,
+        table: torch.Tensor,
+        grid: tuple[int, int],
+        interpolation: tuple[torch.Tensor, torch.Tensor] | None,
+    ) -> OffsetBiases | torch.Tensor:
+        """See [`RelativePositionBias`]."""
+        if dispatcher.matrix_operators(table) is None:
+            return self.position_bias(table, grid, interpolation)
+        layer = self.position_bias
+        while isinstance(layer, SharedRelativePositionBias):
+            layer = layer.position_bias
+        keys = layer.keys_of_columns(layer.offset_biases(table, interpolation), grid)
+        return OffsetBiases(keys.contiguous(), table[-3:].contiguous() if layer.num_prefix_tokens else None)
+
+
+class MatrixAttention(DotProductAttention):
+    """[`DotProductAttention`] by the matrix unit."""
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        logit_bias: torch.Tensor | OffsetBiases | None = None,
+    ) -> torch.Tensor:
+        """Map `(B, heads, N, head_dim)` each to `(B, N, heads * head_dim)`."""
+        matrix = dispatcher.matrix_operators(query)
+        if matrix is None or isinstance(logit_bias, torch.Tensor):
+            return super().forward(query, key, value, logit_bias)
+        query, key, value = (part if part.stride(-1) == 1 else part.contiguous() for part in (query, key, value))
+        return matrix.attention(query, key, value, query.shape[-1] ** -0.5, *(logit_bias or ())).flatten(2)
+
+
+class TokenAttention(nn.Module):
+    """timm's attention of a plain ViT in evaluation mode, around [`MatrixAttention`].
+
+    Args:
+        attention: timm's attention, whose layers are taken over.
+    """
+
+    def __init__(self, attention: PlainAttention):
+        super().__init__()
+        self.num_heads = attention.num_heads
+        self.qkv, self.proj = attention.qkv, attention.proj
+        self.q_norm, self.k_norm, self.norm = attention.q_norm, attention.k_norm, attention.norm
+        self.attend = MatrixAttention()
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Map `(B, N, C)` to the same shape."""
+        qkv = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        query, key, value = qkv.unbind(0)
+        return self.proj(self.norm(self.attend(self.q_norm(query), self.k_norm(key), value)))
+
+
+def use_matrix_attention(model: nn.Module) -> int:
+    """Replace the attention of trunks on a CPU with a matrix unit."""
+    if not is_on_cpu(model) or dispatcher.matrix_operators(torch.empty(0)) is None:
+        return 0
+    for block in model.modules():
+        if isinstance(block, (BeitTrunkBlock, EvaTrunkBlock)) and _attends(block) and _has_position_bias(block):
+            block.position_bias = OffsetBias(block.position_bias)
+        elif type(block) is EvaTrunkBlock and is_plain(block.attn, EvaAttention) and _is_common(block.attn):
+            block.attn = EvaTrunkAttention(block.attn, block.attn.num_prefix_tokens)
+        elif type(block) is PlainTrunkBlock and is_plain(block.attn, PlainAttention) and _is_common(block.attn):
+            block.attn = TokenAttention(block.attn)
+        if _attends(block):
+            _join_biases(block.attn)
+    return replace_modules(
+        model, lambda module: MatrixAttention() if is_plain(module, DotProductAttention) else None
+    ) + sum(isinstance(module, TokenAttention) for module in model.modules())
+
+
+def _join_biases(attention: Any) -> None:
+    """Give the joint projection of query, key and value the biases that are added to its parts."""
+    if attention.qkv is None or attention.q_bias is None or not is_plain(attention.qkv, nn.Linear):
+        return
+    if attention.qkv.bias is None:
+        biases = attention.q_bias, torch.zeros_like(attention.q_bias), attention.v_bias
+        attention.qkv = linear_layer(attention.qkv.weight.detach(), torch.cat(biases).detach())
+        attention.q_bias = attention.v_bias = None
+
+
+def _attends(block: nn.Module) -> bool:
+    """Return whether a block attends by biases and layers that may be replaced."""
+    attention = getattr(block, "attn", None)
+    if not (isinstance(attention, (BeitTrunkAttention, EvaTrunkAttention)) and is_plain(attention, type(attention))):
+        return False
+    return is_plain(attention.attend, DotProductAttention)
+
+
+def _has_position_bias(block: BeitTrunkBlock | EvaTrunkBlock) -> bool:
+    layer = block.position_bias
+    return type(layer) is SharedRelativePositionBias or (layer is not None and is_plain(layer, RelativePositionBias))
+
+
+def _is_common(attention: nn.Module) -> bool:
+    """Return whether an attention has none of the parts that newer versions of timm add, such as a gate."""
+    known = {"qkv", "q_proj", "k_proj", "v_proj", "q_norm", "k_norm", "norm", "proj", "attn_drop", "proj_drop"}
+    heads = getattr(attention, "num_kv_heads", None)
+    return {name for name, _ in attention.named_children()} <= known and heads in (None, attention.num_heads)
+
+
+__all__ = ["MatrixAttention", "OffsetBias", "TokenAttention", "use_matrix_attention"]

@@ -1,0 +1,200 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""Optimized models with the kernel's products by a CPU's matrix unit."""
+
+import copy
+
+import pytest
+import torch
+from model_tests import randomise
+from test_optimize import MODELS, outputs
+from test_segmenter import small_segmenter, small_vit
+from test_trunk import small_backbone
+from torch import nn
+from torch.nn import functional as F
+
+from segtransformers import SegmenterForSemanticSegmentation, SegmenterViTBackbone
+from segtransformers.models.layers.resize import AddUpsampled
+from segtransformers.models.optimize import matrix_attention, matrix_unit, optimize_for_inference, winograd
+from segtransformers.models.optimize.channels_last import DoublingConvolution
+from segtransformers.models.optimize.matrix_attention import MatrixAttention, OffsetBias, TokenAttention
+from segtransformers.models.optimize.matrix_unit import (
+    AddPackedDoubling,
+    PackedConvolution,
+    PackedDoubling,
+    PackedLinear,
+    unpacked,
+)
+from segtransformers.models.optimize.winograd import WinogradConvolution
+from segtransformers.operators import compiled_operators, dispatcher
+
+SMALL = {
+    **{name: MODELS[name] for name in ("vit-adapter-upernet", "internimage-upernet", "vit-adapter-mask2former")},
+    "segmenter": lambda: SegmenterForSemanticSegmentation(small_segmenter()),
+    "beit": lambda: small_backbone("beit_base_patch16_224"),
+    "beit in windows": lambda: small_backbone(
+        "beit_base_patch16_224", window_sizes=(3, 0, 3, 0), use_prefix_tokens=False
+    ),
+    "eva02": lambda: small_backbone("eva02_tiny_patch14_224"),
+    "dinov3": lambda: small_backbone("vit_small_patch16_dinov3"),
+    "plain in windows": lambda: small_backbone(
+        "vit_tiny_patch16_224", window_sizes=(3, 0, 3, 0), use_prefix_tokens=False
+    ),
+}
+
+
+@pytest.fixture
+def matrix(kernel_build, monkeypatch):
+    """The operators of a fresh build, for layers of any size. Their calls are counted by name."""
+    monkeypatch.setenv("LOCAL_KERNELS", f"{dispatcher.KERNEL_ID}={kernel_build / 'build'}")
+    for module, name in ((winograd, "MIN_CHANNELS"), (winograd, "MIN_PIXELS_COMPILED"), (matrix_unit, "MIN_FEATURES")):
+        monkeypatch.setattr(module, name, 1)
+    dispatcher.reset()
+    kernel = dispatcher.find_kernel()
+    assert kernel is not None, dispatcher._state.problems
+    operators, calls = kernel.functions.matrix, {}
+    if not operators.HAS_MATRIX_UNIT:
+        pytest.skip("this processor has no AMX with bfloat16")
+
+    def counted(name):
+        function = getattr(operators, name)
+
+        def call(*arguments, **options):
+            calls[name] = calls.get(name, 0) + 1
+            return function(*arguments, **options)
+
+        monkeypatch.setattr(operators, name, call)
+
+    counted("product")
+    counted("attention")
+    yield calls
+    dispatcher.reset()
+
+
+def error(actual, expected):
+    return ((actual - expected).norm() / expected.norm()).item()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_outputs_stay_the_same(name, matrix):
+    model, images = randomise(SMALL[name]()).eval(), torch.randn(2, 3, 75, 130)
+    with compiled_operators("off"):
+        expected = outputs(model, images)
+    assert not matrix
+    optimized = optimize_for_inference(model)
+    assert not any(type(module) is nn.Linear for module in optimized.modules())
+    for actual, plain in zip(outputs(optimized, images), expected, strict=True):
+        assert error(actual, plain) < 1e-5
+    assert matrix["product"] > 10 and ("attention" in matrix) == (name != "internimage-upernet")
+    matrix.clear()
+    with compiled_operators("off"):  # packed weights are unpacked
+        for actual, plain in zip(outputs(optimized, images), expected, strict=True):
+            assert error(actual, plain) < 1e-5
+    assert not matrix
+
+
+def test_layers_of_one_family_are_all_replaced(matrix):
+    """The layers that the figures of the documentation depend on."""
+    model = optimize_for_inference(randomise(SMALL["vit-adapter-mask2former"]()).eval())
+    kinds = [type(module) for module in model.modules()]
+    for kind in (PackedLinear, PackedConvolution, PackedDoubling, AddPackedDoubling, TokenAttention, MatrixAttention):
+        assert kind in kinds
+    assert sum(module.activation == "gelu" for module in model.modules() if isinstance(module, PackedLinear)) == len(
+        model.backbone.trunk.blocks
+    )
+    assert any(module.activation == "relu" for module in model.modules() if isinstance(module, PackedLinear))
+    beit = optimize_for_inference(randomise(SMALL["beit"]()).eval())
+    assert all(isinstance(block.position_bias, OffsetBias) for block in beit.trunk.blocks)
+    assert all(block.attn.q_bias is None and block.attn.qkv.bias is not None for block in beit.trunk.blocks)
+
+
+def test_half_precision_does_without(matrix):
+    model = optimize_for_inference(randomise(SMALL["beit"]()).eval(), dtype=torch.bfloat16)
+    outputs(model, torch.randn(1, 3, 64, 64).bfloat16())
+    assert not matrix and not any(isinstance(module, PackedLinear) for module in model.modules())
+
+
+def test_gradients_of_the_image(matrix):
+    """Layers that compute no gradients leave the pass to PyTorch's where one is asked for."""
+    model, gradients = randomise(SegmenterViTBackbone(small_vit(trunk="beit_base_patch16_224"))).eval(), []
+    for each in (optimize_for_inference(model), model):
+        images = torch.ones(1, 3, 64, 96, requires_grad=True)
+        each(images).feature_maps[0].square().mean().backward()
+        gradients.append(images.grad)
+    assert error(*gradients) < 1e-4
+
+
+def test_copies_and_other_dtypes(matrix):
+    model, images = randomise(SMALL["beit"]()).eval(), torch.randn(1, 3, 64, 96)
+    optimized = optimize_for_inference(model)
+    expected = outputs(model.double(), images.double())
+    for actual, plain in zip(outputs(copy.deepcopy(optimized), images), expected, strict=True):
+        assert error(actual, plain) < 1e-5
+    for actual, plain in zip(outputs(optimized.double(), images.double()), expected, strict=True):
+        assert actual.dtype == torch.float64 and error(actual, plain) < 1e-5  # the weights are those of float32
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(1, 1), (33, 64), (70, 50)])
+def test_packed_weights_can_be_unpacked(size, matrix):
+    weight = torch.randn(size) * 10.0 ** torch.randint(-9, 9, size)
+    packed = dispatcher.matrix_operators(weight).pack_weight(weight[None])
+    assert torch.equal(unpacked(packed[0], *size), weight)
+
+
+@torch.no_grad()
+def test_layers_equal_those_they_replace(matrix):
+    features = torch.randn(2, 40, 6, 10)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        given = features.contiguous(memory_format=layout)
+        convolution, upsample = nn.Conv2d(40, 50, 1, bias=False), nn.ConvTranspose2d(40, 50, 2, stride=2)
+        torch.testing.assert_close(
+            PackedConvolution(convolution.weight.flatten(1), None)(given), convolution(given), rtol=1e-5, atol=1e-5
+        )
+        doubling = PackedDoubling(DoublingConvolution(upsample))
+        torch.testing.assert_close(doubling(given), upsample(given), rtol=1e-5, atol=1e-5)
+        finer = torch.randn(2, 50, 12, 20)
+        expected = AddUpsampled()(finer, given, upsample)
+        torch.testing.assert_close(AddPackedDoubling()(finer.clone(), given, upsample), expected)
+        torch.testing.assert_close(AddPackedDoubling()(finer.clone(), given, doubling), expected, rtol=1e-5, atol=1e-5)
+    linear, tokens = nn.Linear(40, 50), features.permute(0, 2, 3, 1)
+    for activation, function in ((None, nn.Identity()), ("relu", F.relu), ("gelu", F.gelu)):
+        packed = PackedLinear(linear.weight, linear.bias, activation)
+        for given in (tokens, tokens[:, ::2], tokens[0, 0, 0], tokens[:0]):
+            torch.testing.assert_close(packed(given), function(linear(given)), rtol=1e-5, atol=1e-5)
+
+
+def test_layers_that_others_hold_on_to_stay(matrix):
+    """A hook on a layer, or an approximate GELU, keeps the layer and its neighbour apart."""
+    model = randomise(SMALL["segmenter"]()).eval()
+    first, second, *_ = model.backbone.trunk.blocks
+    called = []
+    first.mlp.act.register_forward_hook(lambda *_: called.append("act"))
+    first.attn.register_forward_hook(lambda *_: called.append("attn"))
+    second.mlp.act = nn.GELU(approximate="tanh")
+    images = torch.randn(1, 3, 64, 64)
+    (expected,) = outputs(model, images)
+    called.clear()
+    optimized = optimize_for_inference(model)
+    (actual,) = outputs(optimized, images)
+    assert error(actual, expected) < 1e-5 and called == ["attn", "act"]
+    assert type(optimized.backbone.trunk.blocks[1].mlp.act) is nn.GELU
+    assert isinstance(optimized.backbone.trunk.blocks[2].mlp.act, nn.Identity)
+
+
+def test_the_compiler_takes_the_operators(matrix):
+    layer = nn.Linear(40, 50)
+    packed, tokens = PackedLinear(layer.weight, layer.bias), torch.randn(3, 40)
+    with torch.no_grad():
+        compiled = torch.compile(packed, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(tokens), layer(tokens), rtol=1e-5, atol=1e-5)
+
+
+def test_nothing_is_replaced_without_the_unit(kernel_build, monkeypatch):
+    monkeypatch.setattr(dispatcher, "matrix_operators", lambda value: None)
+    model = randomise(SMALL["vit-adapter-upernet"]()).eval()
+    assert matrix_unit.use_matrix_unit(model) == matrix_attention.use_matrix_attention(model) == 0
+    optimized = optimize_for_inference(model)
+    assert not any(isinstance(module, PackedLinear) for module in optimized.modules())
+    assert all(
+        layer.filters.is_floating_point() for layer in optimized.modules() if isinstance(layer, WinogradConvolution)
+    )
