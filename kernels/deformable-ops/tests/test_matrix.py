@@ -28,7 +28,7 @@ def test_the_unit_is_used_where_the_processor_has_it(ops):
     if "DEFORMABLE_OPS_INSTRUCTIONS" in os.environ:
         assert not ops.matrix.HAS_MATRIX_UNIT
     else:
-        assert ops.matrix.HAS_MATRIX_UNIT == ("amx_bf16" in flags)
+        assert ("amx_bf16" in flags) == ops.matrix.HAS_MATRIX_UNIT
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,8 @@ def test_position_biases(matrix, grid, has_prefix):
     if has_prefix:
         bias[:, 0, 1:], bias[:, 1:, 0], bias[:, 0, 0] = prefix[0, :, None], prefix[1, :, None], prefix[2]
     actual = matrix.attention(query, key, value, 0.2, keys, prefix if has_prefix else None)
-    expected = F.scaled_dot_product_attention(*(part.double() for part in (query, key, value)), bias.double(), scale=0.2)
+    query, key, value = query.double(), key.double(), value.double()
+    expected = F.scaled_dot_product_attention(query, key, value, bias.double(), scale=0.2)
     assert error(actual, expected.transpose(1, 2)) < 1e-6
 
 

@@ -22,6 +22,19 @@ class OffsetBiases(NamedTuple):
     keys_of_columns: torch.Tensor
     prefix: torch.Tensor | None
 
+    def expanded(self) -> torch.Tensor:
+        """Return the biases of all tokens, `(1, heads, tokens, tokens)`."""
+        keys, width = self.keys_of_columns, self.keys_of_columns.shape[1]
+        height = (keys.shape[2] // width + 1) // 2
+        rows = [keys[:, :, (height - 1 - y) * width : (2 * height - 1 - y) * width] for y in range(height)]
+        patches = torch.cat(rows, dim=1)
+        if self.prefix is None:
+            return patches[None]
+        to_patch, from_patch, to_itself = self.prefix[:, :, None, None]
+        first = torch.cat([to_itself, to_patch.expand(-1, 1, height * width)], dim=2)
+        others = torch.cat([from_patch.expand(-1, height * width, 1), patches], dim=2)
+        return torch.cat([first, others], dim=1)[None]
+
 
 class OffsetBias(nn.Module):
     """[`RelativePositionBias`] for [`MatrixAttention`], which adds the biases while it computes the logits.
@@ -63,6 +76,7 @@ class MatrixAttention(DotProductAttention):
         """Map `(B, heads, N, head_dim)` each to `(B, N, heads * head_dim)`."""
         matrix = dispatcher.matrix_operators(query)
         if matrix is None or isinstance(logit_bias, torch.Tensor):
+            logit_bias = logit_bias.expanded() if isinstance(logit_bias, OffsetBiases) else logit_bias
             return super().forward(query, key, value, logit_bias)
         query, key, value = (part if part.stride(-1) == 1 else part.contiguous() for part in (query, key, value))
         return matrix.attention(query, key, value, query.shape[-1] ** -0.5, *(logit_bias or ())).flatten(2)
