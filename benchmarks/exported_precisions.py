@@ -74,7 +74,9 @@ def measured(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=200)
-    parser.add_argument("--runtimes", nargs="+", choices=RUNTIME_FORMATS, default=list(RUNTIME_FORMATS))
+    parser.add_argument(
+        "--runtimes", nargs="+", choices=RUNTIME_FORMATS, default=["onnxruntime", "openvino", "aot-inductor"]
+    )
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
