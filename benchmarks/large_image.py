@@ -6,6 +6,7 @@ python benchmarks/large_image.py --size 1500 2000 --model segmenter-b-mask
 """
 
 import argparse
+import functools
 import json
 import statistics
 import time
@@ -37,15 +38,17 @@ def main() -> None:
     image = np.random.default_rng(0).integers(0, 256, (*options.size, 3), dtype=np.uint8)
     window, stride = (options.window,) * 2, (options.stride,) * 2
     protocol = InferenceProtocol(window=window, stride=stride)
-    forward, calls = model.forward, []
+    kind, calls = type(model), []
+    forward = kind.forward
 
+    @functools.wraps(forward)
     def timed(*arguments, **keywords):
         start = time.perf_counter()
         output = forward(*arguments, **keywords)
         calls.append(time.perf_counter() - start)
         return output
 
-    model.forward = timed
+    kind.forward = timed  # of the class: a model with a forward of its own is not treated as ours
     with torch.no_grad():
         for _ in range(6):
             model(torch.randn(1, 3, *window, dtype=model.dtype))

@@ -45,6 +45,36 @@ struct ResizedTaps {
   int64_t pixel_stride;  // elements between the target's pixels
 };
 
+// A bilinear resize along one side, with the fields of Neighbours in arrays of their own.
+struct Columns {
+  const int32_t *first, *second;
+  const float* weights;
+};
+
+// The class with the largest logit at each pixel of an image. The logits of a window (classes, height, width) are resized
+// to the window's size. The logits of a view are the means over the windows that cover a pixel. They are resized to the
+// image, unless `image_rows` is null: then the view is the image, and sums are compared instead of means.
+struct WindowLabels {
+  const void* logits;  // (windows, classes, height, width)
+  int64_t windows, classes, height, width;
+  const int64_t *tops, *lefts;  // of the windows in the view
+  int64_t window_height, window_width;
+  const Neighbours* rows;
+  Columns columns;
+  int64_t view_width;
+  const Neighbours* image_rows;
+  Columns image_columns;
+  const float *row_scales, *column_scales;  // 1 / number of windows at a row or column of the view
+  int64_t first_row, image_width;
+  int64_t* labels;  // (rows, image_width), from first_row on
+};
+
+constexpr int64_t kLabelRows = 8;
+
+static inline int64_t label_memory(int64_t view_width, int64_t image_width, int64_t window_width) {
+  return (2 * kLabelRows + 1) * view_width + 3 * kLabelRows * image_width + 2 * window_width;
+}
+
 // The arithmetic is float32. Resizes, their products and softmax read and write float32 or bfloat16.
 struct DenseLoops {
   // Transform the tiles [begin, end), counted from the first one of `first_row`.
@@ -60,6 +90,8 @@ struct DenseLoops {
   void (*add_tap_lines)(const ResizedTaps&, int64_t begin, int64_t end);
   // Replace the rows [begin, end) of `size` numbers by their softmax.
   void (*softmax)(void* numbers, int64_t size, int64_t begin, int64_t end);
+  // Compute the rows [begin, end) of the labels. `memory` has room for label_memory(...) numbers.
+  void (*window_labels)(const WindowLabels&, int64_t begin, int64_t end, float* memory);
 };
 
 const DenseLoops& baseline_dense(bool bfloat16);

@@ -277,10 +277,115 @@ void softmax(void* numbers, int64_t size, int64_t begin, int64_t end) {
   }
 }
 
+// ---- labels --------------------------------------------------------------------------------------------------------
+
+// Resize a line along its columns.
+template <typename T>
+DEFORMABLE_OPS_INLINE void resize_line(const T* __restrict source, const Columns& columns, int64_t count,
+                                       float* __restrict target) {
+  const int32_t* __restrict const first = columns.first;
+  const int32_t* __restrict const second = columns.second;
+  const float* __restrict const weights = columns.weights;
+  for (int64_t i = 0; i < count; ++i) {
+    target[i] = number(source[first[i]]) * (1 - weights[i]) + number(source[second[i]]) * weights[i];
+  }
+}
+
+// Find the classes of up to kLabelRows rows, which share lines of the logits that are resized along the columns.
+template <typename T>
+DEFORMABLE_OPS_INLINE void label_rows(const WindowLabels& task, int64_t begin, int64_t end, float* memory) {
+  const int64_t width = task.image_width, view_width = task.view_width, size = (end - begin) * width;
+  float* __restrict const sums = memory;
+  float* __restrict const view_line = sums + 2 * kLabelRows * view_width;
+  float* __restrict const resized = view_line + view_width;
+  float* __restrict const best = resized + kLabelRows * width;
+  int32_t* __restrict const labels = reinterpret_cast<int32_t*>(best + kLabelRows * width);
+  float* const lines = best + 2 * kLabelRows * width;  // two
+  // rows of the view, and the places of those that the image's rows need
+  int64_t rows[2 * kLabelRows], places[2 * kLabelRows], count = 0;
+  for (int64_t row = begin; row < end; ++row) {
+    const Neighbours own = {static_cast<int32_t>(task.first_row + row), static_cast<int32_t>(task.first_row + row), 0.0f};
+    const Neighbours& y = task.image_rows == nullptr ? own : task.image_rows[task.first_row + row];
+    for (int64_t i = 0; i < 2; ++i) {
+      const int64_t needed = i == 0 ? y.first : y.second;
+      int64_t place = count;
+      for (int64_t k = count > 2 ? count - 2 : 0; k < count; ++k) place = rows[k] == needed ? k : place;
+      if (place == count) rows[count++] = needed;
+      places[2 * (row - begin) + i] = place;
+    }
+  }
+  for (int64_t label = 0; label < task.classes; ++label) {
+    for (int64_t i = 0; i < count * view_width; ++i) sums[i] = 0;
+    for (int64_t window = 0; window < task.windows; ++window) {
+      const T* const logits =
+          static_cast<const T*>(task.logits) + (window * task.classes + label) * task.height * task.width;
+      const int64_t left = task.lefts[window], space = view_width - left;
+      const int64_t length = task.window_width < space ? task.window_width : space;
+      int64_t present[2] = {-1, -1};  // the lines of the logits that `lines` holds
+      const auto resized_line = [&](int64_t line, int64_t keep) {
+        for (int64_t i = 0; i < 2; ++i) {
+          if (present[i] == line) return lines + i * task.window_width;
+        }
+        const int64_t place = present[0] == keep ? 1 : 0;
+        present[place] = line;
+        float* const target = lines + place * task.window_width;
+        resize_line(logits + line * task.width, task.columns, length, target);
+        return target;
+      };
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t window_row = rows[i] - task.tops[window];
+        if (window_row < 0 || window_row >= task.window_height) continue;
+        const Neighbours& y = task.rows[window_row];
+        const float* const upper = resized_line(y.first, y.second);
+        const float* const lower = resized_line(y.second, y.first);
+        float* __restrict const target = sums + i * view_width + left;
+        const float weight = y.weight, other = 1 - y.weight;
+        for (int64_t k = 0; k < length; ++k) target[k] += upper[k] * other + lower[k] * weight;
+      }
+    }
+    const float* __restrict values = sums;
+    if (task.image_rows != nullptr) {
+      for (int64_t i = 0; i < count; ++i) {
+        const float scale = task.row_scales[rows[i]];
+        float* __restrict const line = sums + i * view_width;
+        for (int64_t k = 0; k < view_width; ++k) line[k] *= scale * task.column_scales[k];
+      }
+      for (int64_t row = begin; row < end; ++row) {
+        const float weight = task.image_rows[task.first_row + row].weight, other = 1 - weight;
+        const float* const upper = sums + places[2 * (row - begin)] * view_width;
+        const float* const lower = sums + places[2 * (row - begin) + 1] * view_width;
+        for (int64_t k = 0; k < view_width; ++k) view_line[k] = upper[k] * other + lower[k] * weight;
+        resize_line(view_line, task.image_columns, width, resized + (row - begin) * width);
+      }
+      values = resized;
+    }
+    if (label == 0) {
+      for (int64_t i = 0; i < size; ++i) best[i] = values[i];
+      for (int64_t i = 0; i < size; ++i) labels[i] = 0;
+    } else {
+      const int32_t value = static_cast<int32_t>(label);
+      for (int64_t i = 0; i < size; ++i) {
+        labels[i] = values[i] > best[i] ? value : labels[i];
+        best[i] = values[i] > best[i] ? values[i] : best[i];
+      }
+    }
+  }
+  int64_t* const target = task.labels + begin * width;
+  for (int64_t i = 0; i < size; ++i) target[i] = labels[i];
+}
+
+template <typename T>
+void window_labels(const WindowLabels& task, int64_t begin, int64_t end, float* memory) {
+  for (int64_t row = begin; row < end; row += kLabelRows) {
+    label_rows<T>(task, row, row + kLabelRows < end ? row + kLabelRows : end, memory);
+  }
+}
+
 template <typename T>
 const DenseLoops& dense_loops() {
   static constexpr DenseLoops table = {&winograd_inputs, &winograd_outputs,  &add_resized<T>, &resize_planes<T>,
-                                       &tap_lines<T>,    &add_tap_lines<T>, &softmax<T>};
+                                       &tap_lines<T>,    &add_tap_lines<T>, &softmax<T>,
+                                       &window_labels<T>};
   return table;
 }
 

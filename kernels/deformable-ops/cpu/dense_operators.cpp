@@ -194,4 +194,83 @@ void DenseOperators::softmax_rows(Tensor logits) {
   });
 }
 
+namespace {
+
+// A resize along one side in arrays.
+struct ColumnArrays {
+  std::vector<int32_t> first, second;
+  std::vector<float> weights;
+  explicit ColumnArrays(const std::vector<Neighbours>& columns) {
+    for (const Neighbours& one : columns) {
+      first.push_back(one.first);
+      second.push_back(one.second);
+      weights.push_back(one.weight);
+    }
+  }
+  Columns columns() const { return {first.data(), second.data(), weights.data()}; }
+};
+
+// Return 1 / the number of windows at each position of a side of `size`; windows that start alike count once.
+std::vector<float> scales_of(std::vector<int64_t> origins, int64_t window, int64_t size) {
+  std::sort(origins.begin(), origins.end());
+  origins.erase(std::unique(origins.begin(), origins.end()), origins.end());
+  std::vector<float> scales(size, 0.0f);
+  for (const int64_t origin : origins) {
+    for (int64_t i = std::max<int64_t>(origin, 0); i < std::min(origin + window, size); ++i) scales[i] += 1;
+  }
+  for (float& scale : scales) scale = scale > 0 ? 1 / scale : 0;
+  return scales;
+}
+
+}  // namespace
+
+Tensor DenseOperators::window_labels(Tensor logits, std::vector<int64_t> tops, std::vector<int64_t> lefts,
+                                     std::vector<int64_t> window, std::vector<int64_t> rows, std::vector<int64_t> view,
+                                     std::vector<int64_t> image) {
+  const ScalarType type = type_of("logits", logits);
+  const void* const numbers = memory_of("logits", logits, 4, type);
+  const size_t windows = static_cast<size_t>(logits.size(0));
+  if (tops.size() != windows || lefts.size() != windows) fail("there must be ", windows, " origins of windows");
+  for (const auto* pair : {&window, &rows, &view, &image}) {
+    if (pair->size() != 2) fail("window, rows, view and image must have two numbers, got ", join(*pair));
+  }
+  if (logits.size(1) < 1 || rows[0] < 0 || rows[1] < rows[0] || rows[1] > image[0]) {
+    fail("cannot label the rows ", join(rows), " of an image ", join(image), " with logits ", shape_of(logits));
+  }
+  const ResizeCall inside(numbers, nullptr, logits.size(2), logits.size(3), window[0], window[1], logits.size(1));
+  const ResizeCall outside(numbers, nullptr, view[0], view[1], image[0], image[1], logits.size(1));
+  for (const int64_t left : lefts) {
+    if (left < 0 || left >= view[1]) fail("windows must start at columns 0 to ", view[1] - 1, ", got ", left);
+  }
+  const ColumnArrays columns(inside.columns), image_columns(outside.columns);
+  const std::vector<float> row_scales = scales_of(tops, window[0], view[0]);
+  const std::vector<float> column_scales = scales_of(lefts, window[1], view[1]);
+  const Tensor labels = torch::stable::new_empty(logits, {rows[1] - rows[0], image[1]}, ScalarType::Long);
+  WindowLabels task = {};
+  task.logits = numbers;
+  task.windows = logits.size(0);
+  task.classes = logits.size(1);
+  task.height = logits.size(2);
+  task.width = logits.size(3);
+  task.tops = tops.data();
+  task.lefts = lefts.data();
+  task.window_height = window[0];
+  task.window_width = window[1];
+  task.rows = inside.rows.data();
+  task.columns = columns.columns();
+  task.view_width = view[1];
+  task.image_rows = view == image ? nullptr : outside.rows.data();
+  task.image_columns = image_columns.columns();
+  task.row_scales = row_scales.data();
+  task.column_scales = column_scales.data();
+  task.first_row = rows[0];
+  task.image_width = image[1];
+  task.labels = static_cast<int64_t*>(labels.data_ptr());
+  torch::stable::parallel_for(0, rows[1] - rows[0], kLabelRows, [&](int64_t begin, int64_t end) {
+    std::vector<float> memory(label_memory(view[1], image[1], window[1]));
+    loops(type).window_labels(task, begin, end, memory.data());
+  });
+  return labels;
+}
+
 }  // namespace deformable_ops

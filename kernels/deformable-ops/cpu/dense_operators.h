@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
+#include <vector>
 
 namespace deformable_ops {
 
@@ -16,6 +17,9 @@ struct DenseOperators {
   static Tensor resize_planes(Tensor planes, int64_t height, int64_t width);
   static void add_resized_taps(Tensor products, int64_t first_channel, Tensor target);
   static void softmax_rows(Tensor logits);
+  static Tensor window_labels(Tensor logits, std::vector<int64_t> tops, std::vector<int64_t> lefts,
+                              std::vector<int64_t> window, std::vector<int64_t> rows, std::vector<int64_t> view,
+                              std::vector<int64_t> image);
 };
 
 }  // namespace deformable_ops

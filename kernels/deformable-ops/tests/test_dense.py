@@ -87,6 +87,34 @@ def test_softmax(dense, size, dtype):
     torch.testing.assert_close(logits.double(), expected, rtol=2**-8 if dtype == torch.bfloat16 else 1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("image", [(30, 44), (30, 40), (61, 90), (13, 7), (1, 1)])
+def test_labels_of_windows(dense, image, dtype):
+    """Rows in parts, with the windows that they need; a view of 30x44 pixels is resized to the image."""
+    window, view = (12, 16), (30, 44)
+    origins = [(y, x) for y in (0, 8, 16, 18) for x in (0, 10, 20, 30)]  # the last ones reach over the right border
+    logits = torch.randn(len(origins), 7, 5, 6).to(dtype)
+    sums, counts = torch.zeros(7, *view, dtype=torch.float64), torch.zeros(view, dtype=torch.float64)
+    for (y, x), one in zip(origins, F.interpolate(logits.double(), size=window, mode="bilinear"), strict=True):
+        width = min(window[1], view[1] - x)
+        sums[:, y : y + window[0], x : x + width] += one[..., :width]
+        counts[y : y + window[0], x : x + width] += 1
+    means = F.interpolate((sums / counts)[None], size=image, mode="bilinear")[0]
+    whole = dense.window_labels(logits, origins, window, (0, image[0]), view, image)
+    best = means.gather(0, whole[None])[0]
+    assert (means.max(0).values - best).max() < 1e-6  # another class only where it is as good
+    start = image[0] // 2
+    first = (start + 0.5) * view[0] / image[0] - 2  # the row of the view that the part needs
+    needed = [index for index, (y, _) in enumerate(origins) if y + window[0] > first]
+    part = dense.window_labels(logits[needed], [origins[i] for i in needed], window, (start, image[0]), view, image)
+    assert torch.equal(part, whole[start:])
+
+
+def test_equal_logits_are_labelled_with_the_first_class(dense):
+    logits = torch.ones(1, 4, 3, 3)
+    assert not dense.window_labels(logits, [(0, 0)], (6, 6), (0, 6), (6, 6), (6, 6)).any()
+
+
 def test_numbers_that_are_not_finite_stay(dense):
     planes = torch.tensor([[[[1.0, torch.nan], [torch.inf, 2.0]]]])
     for dtype in (torch.float32, torch.bfloat16):
@@ -111,6 +139,21 @@ def test_numbers_that_are_not_finite_stay(dense):
         ("add_resized_taps", lambda: (torch.zeros(1, 2, 2, 8, 16), 0, torch.zeros(1, 4, 4, 16)), "height, width, 9"),
         ("add_resized_taps", lambda: (torch.zeros(1, 2, 2, 9, 16), 8, torch.zeros(1, 4, 4, 16)), "has no place"),
         ("softmax_rows", lambda: (torch.zeros(2, 1025),), "1 to 1024 columns"),
+        (
+            "window_labels",
+            lambda: (torch.zeros(2, 3, 4, 4), [(0, 0)], (8, 8), (0, 8), (8, 8), (8, 8)),
+            "there must be 2 origins",
+        ),
+        (
+            "window_labels",
+            lambda: (torch.zeros(1, 3, 4, 4), [(0, 9)], (8, 8), (0, 8), (8, 8), (8, 8)),
+            "windows must start at columns 0 to 7, got 9",
+        ),
+        (
+            "window_labels",
+            lambda: (torch.zeros(1, 3, 4, 4), [(0, 0)], (8, 8), (0, 9), (8, 8), (8, 8)),
+            "cannot label the rows",
+        ),
         (
             "winograd_inputs",
             lambda: (torch.zeros(1, 8, 8, 16), torch.zeros(16), 0, 1, torch.zeros(36, 4, 16)),

@@ -19,6 +19,9 @@ STABLE_TORCH_LIBRARY_EXPAND(TORCH_EXTENSION_NAME, ops) {
   ops.def("resize_planes(Tensor planes, SymInt height, SymInt width) -> Tensor");
   ops.def("add_resized_taps(Tensor products, int first_channel, Tensor(a!) target) -> ()");
   ops.def("softmax_rows(Tensor(a!) logits) -> ()");
+  ops.def(
+      "window_labels(Tensor logits, int[] tops, int[] lefts, int[] window, int[] rows, int[] view, int[] image) "
+      "-> Tensor");
   ops.def("has_matrix_unit() -> bool");
   ops.def("pack_weight(Tensor weight) -> Tensor");
   ops.def(
@@ -73,7 +76,8 @@ STABLE_TORCH_LIBRARY_EXPAND(TORCH_EXTENSION_NAME, ops) {
   DEFORMABLE_OPS_ONE(add_resized)               \
   DEFORMABLE_OPS_ONE(resize_planes)             \
   DEFORMABLE_OPS_ONE(add_resized_taps)          \
-  DEFORMABLE_OPS_ONE(softmax_rows)
+  DEFORMABLE_OPS_ONE(softmax_rows)              \
+  DEFORMABLE_OPS_ONE(window_labels)
 
 #define DEFORMABLE_OPS_IMPLEMENT_MATRIX         \
   using Code = deformable_ops::MatrixOperators; \

@@ -15,6 +15,7 @@ from ..models.layers.sliding_windows import SlidingWindow
 from .logits import resized_logits, rows_held, upright
 from .protocol import InferenceProtocol
 from .views import View, groups_of_equal_views, image_size, image_views, loaded
+from .window_labels import labels_of_small_logits
 
 ScoreOfLogits = Callable[[Decision, torch.Tensor], torch.Tensor]
 
@@ -105,6 +106,10 @@ def _label_maps(
     model: PreTrainedModel, views: Sequence[View], sizes: Sequence[tuple[int, int]], window: SlidingWindow | None
 ) -> list[torch.Tensor]:
     """Return the label maps of images whose views are stacked."""
+    if len(views) == 1:
+        labels = labels_of_small_logits(model, views[0], sizes, window)
+        if labels is not None:
+            return labels
     decision = decision_of(model.config)
     if len(sizes) == 1 and (len(views) == 1 or side_by_side_is_smaller(views, sizes[0], window)):
         return [_labels_side_by_side(model, views, sizes[0], window)]

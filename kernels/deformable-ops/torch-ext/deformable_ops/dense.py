@@ -1,10 +1,12 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Dense operators for inference on a CPU: minimal filtering, bilinear resizes and softmax.
+"""Dense operators for inference on a CPU: minimal filtering, bilinear resizes, softmax and labels.
 
 Pixels are `(B, H, W, C)`: channels are last, and C is a multiple of `CHANNEL_MULTIPLE`. All tensors are contiguous.
 Minimal filtering is for float32. The others take float32 and bfloat16 and compute in float32. These functions have no
 gradients, and most write into a given tensor, so that a loop can use the same memory again.
 """
+
+from collections.abc import Sequence
 
 import torch
 
@@ -76,6 +78,39 @@ def softmax_rows(logits: torch.Tensor) -> None:
     ops.softmax_rows(logits)
 
 
+def window_labels(
+    logits: torch.Tensor,
+    origins: Sequence[tuple[int, int]],
+    window: tuple[int, int],
+    rows: tuple[int, int],
+    view: tuple[int, int],
+    image: tuple[int, int],
+) -> torch.Tensor:
+    """Return the class with the largest logit at each pixel of an image that was run in windows.
+
+    The logits of each window are resized bilinearly to the window, with align_corners False. A view's logits are the
+    means over the windows that cover a pixel, and are resized to the image in the same way. Of equal logits the first
+    class is taken.
+
+    Args:
+        logits: `(N, classes, h, w)` of N windows.
+        origins: the windows' first (row, column) in the view. Windows are a grid, all rows with equal columns; those
+            that cover no row of the view that the wanted rows need may be missing.
+        window: (height, width) of a window in pixels. What reaches over the view's borders is left out.
+        rows: the first row of the image, and the one behind the last.
+        view: (height, width) of the view.
+        image: (height, width) of the image.
+
+    Returns:
+        int64 `(rows, image width)`.
+
+    Raises:
+        RuntimeError: if the numbers do not fit together.
+    """
+    tops, lefts = [top for top, _ in origins], [left for _, left in origins]
+    return ops.window_labels(logits, tops, lefts, window, rows, view, image)
+
+
 def _fake_nothing(*_):
     return None
 
@@ -85,4 +120,10 @@ for _name in ("winograd_inputs", "winograd_outputs", "add_resized", "add_resized
 torch.library.register_fake(
     add_op_namespace_prefix("resize_planes"),
     lambda planes, height, width: planes.new_empty((*planes.shape[:2], height, width)),
+)
+torch.library.register_fake(
+    add_op_namespace_prefix("window_labels"),
+    lambda logits, tops, lefts, window, rows, view, image: logits.new_empty(
+        (rows[1] - rows[0], image[1]), dtype=torch.int64
+    ),
 )

@@ -178,7 +178,7 @@ def slide_bands(
     window = window.fitted((height, width))
     calls = [
         call
-        for call in _windows_of_each_call((height, width), window)
+        for call in windows_of_each_call((height, width), window)
         if call[-1][1].stop > first_row and call[0][1].start < last_row
     ]
     held_rows = max(call[-1][1].stop - call[0][1].start for call in calls)
@@ -217,7 +217,7 @@ def slide_bands(
             sums[:, :, held_rows - finished_rows :] = 0
 
 
-def _windows_of_each_call(image_size: Sequence[int], window: SlidingWindow) -> list[list[WindowIndex]]:
+def windows_of_each_call(image_size: Sequence[int], window: SlidingWindow) -> list[list[WindowIndex]]:
     """Group the windows by forward pass: in order, and a row that needs several passes shares none with the next."""
     windows = window.indices(image_size)
     columns = sum(index[1] == windows[0][1] for index in windows)
@@ -266,4 +266,13 @@ def _sums(weights: dict[int, torch.Tensor], size: int) -> torch.Tensor:
     return sums
 
 
-__all__ = ["BLENDS", "PixelSource", "SlidingWindow", "WindowIndex", "slide", "slide_bands", "window_origins"]
+__all__ = [
+    "BLENDS",
+    "PixelSource",
+    "SlidingWindow",
+    "WindowIndex",
+    "slide",
+    "slide_bands",
+    "window_origins",
+    "windows_of_each_call",
+]

@@ -155,6 +155,7 @@ class BackboneForSemanticSegmentation(SegmentationPreTrainedModel):
         output_attentions: bool | None = None,
         sliding_window: SlidingWindow | bool | None = None,
         mean_class_counts: torch.Tensor | None = None,
+        resize_logits: bool = True,
     ) -> SemanticSegmenterOutput:
         """
         In evaluation mode, images larger than the sliding window are run in windows. They have no hidden states, and
@@ -171,12 +172,14 @@ class BackboneForSemanticSegmentation(SegmentationPreTrainedModel):
             mean_class_counts: `(num_labels,)`, for gradient accumulation and several processes: the mean of
                 [`count_classes`] over the batches of an optimizer step. Losses that divide by the number of valid
                 pixels use it, so that the mean over the batches is the loss of all of them joined.
+            resize_logits: whether logits are resized to the image. False returns those of the head, at its resolution.
 
         Returns:
             `SemanticSegmenterOutput` with `logits` `(B, num_labels, H, W)` and, with labels, `loss`.
 
         Raises:
-            ValueError: if `pixel_values` is not a batch of normalized images or the labels do not fit.
+            ValueError: if `pixel_values` is not a batch of normalized images or the labels do not fit, or if an image
+                is run in windows, whose logits are always resized, with `resize_logits=False`.
 
         Example, with a folder written by `convert_vit_adapter.py`:
 
@@ -197,6 +200,11 @@ class BackboneForSemanticSegmentation(SegmentationPreTrainedModel):
         size = pixel_values.shape[2:]
         window = self.chosen_window(sliding_window)
         if window is not None and self._needs_windows(size, window):
+            if not resize_logits:
+                raise ValueError(
+                    f"resize_logits=False needs an image in one piece, but {size[0]}x{size[1]} pixels are run in "
+                    "windows: pass sliding_window=False"
+                )
             logits = head_logits = self._slide(pixel_values, window)
             outputs = BackboneOutput()
         else:
@@ -208,7 +216,7 @@ class BackboneForSemanticSegmentation(SegmentationPreTrainedModel):
                 output_attentions=config.output_attentions if output_attentions is None else output_attentions,
             )
             head_logits = self.decode_head(outputs.feature_maps)
-            logits = self._enlarge(head_logits, size)
+            logits = self._enlarge(head_logits, size) if resize_logits or labels is not None else head_logits
         loss = None
         if labels is not None:
             ignored = config.semantic_loss_ignore_index
@@ -225,7 +233,10 @@ class BackboneForSemanticSegmentation(SegmentationPreTrainedModel):
                 )
                 loss = loss + config.auxiliary_loss_weight * auxiliary
         return SemanticSegmenterOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+            loss=loss,
+            logits=logits if resize_logits else head_logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
         )
 
     def _segment(self, pixel_values: torch.Tensor) -> torch.Tensor:
