@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -17,6 +18,7 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 from segtransformers import example_image_path, packaged_model_path
 from segtransformers.datasets.scenes import SCENE_CLASSES, write_scenes
 from segtransformers.export import export_model
+from segtransformers.inference import segment_image
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SCRIPTS = sorted(path.name for path in EXAMPLES.glob("*.py"))
@@ -123,6 +125,33 @@ def test_every_example_is_in_the_list_and_is_tested():
     assert {name for name, _ in listed} == {*SCRIPTS, *folders}
     tests = Path(__file__).read_text(encoding="utf-8")
     assert all(f'"{name}"' in tests for name in SCRIPTS)
+
+
+def test_a_data_set_in_shards(run, data, tmp_path):
+    """Jobs share the shards, a stopped job continues, and the label maps are those of the images in their order."""
+    images, output = data / "images", tmp_path / "label-maps"
+    arguments = ("segment_dataset.py", images, output, *("--shards", 3, "--jobs", 2))
+    assert run(*arguments, "--job", 1).count("images") == 1
+    unfinished = output / "000000-of-000003.1.unfinished"
+    unfinished.write_bytes(b"of a job that was killed")
+    assert run(*arguments, "--job", 0).count("images") == 2
+    assert not run(*arguments, "--job", 0)  # all shards are there
+    files = sorted(output.glob("*.parquet"))
+    assert [file.name for file in files] == [f"00000{index}-of-000003.parquet" for index in range(3)]
+    found = datasets.load_dataset("parquet", data_files=[str(file) for file in files], split="train")
+    expected = datasets.load_dataset(str(images), split="train")
+    assert len(found) == len(expected) == 4
+    model = AutoModelForSemanticSegmentation.from_pretrained(packaged_model_path()).eval()
+    processor = AutoImageProcessor.from_pretrained(packaged_model_path())
+    for own, image in zip(found["label_map"], expected["image"], strict=True):
+        labels = segment_image(model, processor, image).numpy()
+        assert own.mode == "L" and (np.asarray(own) == labels).mean() > 0.999
+
+
+def test_a_job_that_is_none_of_the_jobs(run, data, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run("segment_dataset.py", data / "images", tmp_path / "out", *("--job", 2, "--jobs", 2))
+    assert "--job must be 0 to 1, got 2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
