@@ -135,8 +135,10 @@ def benchmarks() -> str:
         found = json.loads(file.read_text(encoding="utf-8"))
         batch = "one image" if found["batch"] == 1 else f"{found['batch']} images"
         software = f"torch {found['torch']}, transformers {found['transformers']}, commit {found['commit']}"
+        names = [name for one in found["results"] for name in one["implementations"]]
+        ablated = ", without single optimizations" if any(name.startswith("without ") for name in names) else ""
         lines += [
-            f"## {batch} of {found['size']}x{found['size']} pixels, {found['dtype']}",
+            f"## {batch} of {found['size']}x{found['size']} pixels, {found['dtype']}{ablated}",
             "",
             f"{found['machine']}; {software}; {found['date']}.",
             f"{found['operators'].split(' (')[0].capitalize()}.",
@@ -170,7 +172,44 @@ def benchmarks() -> str:
             for stage, row in found["stages"].items()
         ]
         lines.append("")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_commands_beside_the_network(folder)])
+
+
+def _commands_beside_the_network(folder: Path) -> list[str]:
+    """Return a section of the results of `benchmarks/commands.py` and `benchmarks/large_image.py`."""
+    lines = [
+        "## The commands beside the network",
+        "",
+        "Images a second of `segment` and `evaluate`, and their share of what the bare network does with the same",
+        "windows one after the other (`benchmarks/commands.py`). The start is the time from the call to the network's",
+        "first pass, with all packages imported. Below, a large photo by `benchmarks/large_image.py`.",
+        "",
+    ]
+    for file in sorted(folder.glob("commands*.json")):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        lines += [
+            f"{found['model']}, {found['images']} photos of 512x683 pixels in windows of 512; {found['machine']}, "
+            f"{found['threads']} threads, commit {found['commit']}. Start: {found['start_seconds']:.2f} s.",
+            "",
+            "| command | images a second | share of the bare network |",
+            "|---|---:|---:|",
+        ]
+        shares = found["share_of_the_bare_network"]
+        lines += [
+            f"| `{name}` | {rate:.2f} | {100 * shares[name]:.0f} % |"
+            for name, rate in found["images_per_second"].items()
+        ]
+        lines.append("")
+    for file in sorted(folder.glob("large_image*.json")):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        lines += [
+            f"{found['model']}, a photo of {found['size'][1]}x{found['size'][0]} pixels, labels only, "
+            f"{found['windows']} windows of {found['window']} at steps of {found['stride']}; commit {found['commit']}: "
+            f"{found['total_seconds']:.1f} s, {found['total_over_windows']:.3f} times the windows alone, "
+            f"{100 * found['share_outside_network']:.1f} % outside of the network.",
+            "",
+        ]
+    return lines
 
 
 def _published_of_benchmarks() -> dict[str, tuple[str, str]]:
