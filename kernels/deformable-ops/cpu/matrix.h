@@ -49,7 +49,7 @@ struct Attention {
 };
 
 struct MatrixLoops {
-  // Pack rows of numbers as the right operand: (columns, inner) to blocks of columns.
+  // Pack up to kBlock columns (columns, inner) of the right operand.
   void (*pack_weight)(const float* weight, int64_t columns, int64_t inner, uint16_t* packed);
   // Compute the blocks of rows [first, last) and of columns [first_column, last_column). `memory` has room for
   // kRowBlocks * kInnerBlocks blocks.

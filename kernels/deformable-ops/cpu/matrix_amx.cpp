@@ -156,11 +156,8 @@ DEFORMABLE_OPS_INLINE void multiply(const uint16_t* rows, const uint16_t* column
 DEFORMABLE_OPS_INLINE int64_t smaller(int64_t left, int64_t right) { return left < right ? left : right; }
 
 void pack_weight(const float* weight, int64_t columns, int64_t inner, uint16_t* packed) {
-  for (int64_t column = 0; column < columns; column += kBlock) {
-    for (int64_t k = 0; k < inner; k += kBlock, packed += kPackedBlock) {
-      pack_columns(weight + column * inner + k, inner, smaller(columns - column, kBlock), smaller(inner - k, kBlock),
-                   packed);
-    }
+  for (int64_t k = 0; k < inner; k += kBlock, packed += kPackedBlock) {
+    pack_columns(weight + k, inner, columns, smaller(inner - k, kBlock), packed);
   }
 }
 

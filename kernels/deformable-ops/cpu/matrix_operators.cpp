@@ -63,14 +63,16 @@ bool MatrixOperators::has_matrix_unit() { return deformable_ops::has_matrix_unit
 Tensor MatrixOperators::pack_weight(Tensor weight) {
   const float* const numbers = contiguous_numbers_of("weight", weight, 3);
   const int64_t count = weight.size(0), columns = weight.size(1), inner = weight.size(2);
-  const int64_t size = blocks_of(columns) * blocks_of(inner) * kPackedBlock;
+  const int64_t blocks = blocks_of(columns), size = blocks_of(inner) * kPackedBlock;
   const Tensor packed = torch::stable::new_empty(
-      weight, {count, blocks_of(columns), blocks_of(inner), kPackedBlock}, ScalarType::Short);
+      weight, {count, blocks, blocks_of(inner), kPackedBlock}, ScalarType::Short);
   uint16_t* const target = static_cast<uint16_t*>(packed.data_ptr());
   const MatrixLoops& code = loops();
-  torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, count * blocks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      code.pack_weight(numbers + i * columns * inner, columns, inner, target + i * size);
+      const int64_t column = i % blocks * kBlock, left = columns - column;
+      const float* const source = numbers + (i / blocks * columns + column) * inner;
+      code.pack_weight(source, left < kBlock ? left : kBlock, inner, target + i * size);
     }
   });
   return packed;
