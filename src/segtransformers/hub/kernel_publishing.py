@@ -119,7 +119,7 @@ def kernel_card(template: str, repo_id: str, folder: Path, version: int) -> str:
     """Fill the template CARD.md, as kernel-builder does, with what the build has."""
     variant = sorted(path.parent for path in (folder / "build").glob("*/metadata.json"))[0]
     layers = ast.parse((variant / "layers.py").read_text(encoding="utf-8")).body
-    hidden = {"dense", "layers", "ops", "add_op_namespace_prefix"}
+    hidden = {"dense", "layers", "matrix", "ops", "add_op_namespace_prefix"}
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
     return environment.from_string(template).render(
         repo_id=repo_id,

@@ -41,11 +41,11 @@ class AddResized(nn.Module):
 
 
 class AddUpsampled(nn.Module):
-    """Add a feature map that a layer upsamples to the size of another one."""
+    """Add a feature map that was upsampled to the size of another one."""
 
-    def forward(self, features: torch.Tensor, other: torch.Tensor, upsample: nn.Module) -> torch.Tensor:
-        """Map `(B, C, H, W)` and `(B, C, h, w)` to `(B, C, H, W)`."""
-        return upsample(other) + features
+    def forward(self, features: torch.Tensor, upsampled: torch.Tensor) -> torch.Tensor:
+        """Map two feature maps `(B, C, H, W)` to their sum."""
+        return upsampled + features
 
 
 def pad_to_multiple(pixel_values: torch.Tensor, divisor: int = STRIDES[-1], center: bool = False) -> torch.Tensor:

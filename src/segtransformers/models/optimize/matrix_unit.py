@@ -16,6 +16,7 @@ from ...operators import dispatcher
 from ..internimage.modeling_internimage import InternImageMLP
 from ..layers.resize import AddUpsampled
 from ..mask2former.modules_seg_mask2former import SegMask2FormerDecoderLayer, SegMask2FormerPixelDecoderLayer
+from ..pyramid.modeling_pyramid import PyramidBackbone
 from .channels_last import DoublingConvolution
 from .replacement import is_on_cpu, is_plain, replace_modules
 
@@ -91,8 +92,8 @@ class PackedConvolution(PackedWeight):
         return self.product(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-class PackedDoubling(nn.Module):
-    """[`DoublingConvolution`] by the matrix unit, which writes every output pixel where it belongs.
+class AddPackedDoubling(nn.Module):
+    """[`DoublingConvolution`] and [`AddUpsampled`] by the matrix unit, which adds every output pixel where it belongs.
 
     Args:
         doubling: whose weights are packed.
@@ -108,19 +109,15 @@ class PackedDoubling(nn.Module):
         self.register_buffer("packed", matrix.pack_weight(taps.contiguous()))
         self.register_buffer("bias", None if product.bias is None else product.bias.detach()[: self.out_features])
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Map `(B, C_in, h, w)` to `(B, C_out, 2 * h, 2 * w)`."""
-        batch, _, height, width = features.shape
-        output = features.new_zeros((batch, 2 * height, 2 * width, self.out_features)).permute(0, 3, 1, 2)
-        return self.add_to(output, features)
-
-    def add_to(self, output: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-        """Add the output for `features` to `output` in place, and return it with channels last."""
-        output = output.contiguous(memory_format=torch.channels_last)
-        batch, _, height, width = features.shape
-        rows = features.permute(0, 2, 3, 1).reshape(1, -1, self.in_features).contiguous()
+    def forward(self, features: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        """Map `(B, C_out, 2 * h, 2 * w)`, which is written to, and `(B, C_in, h, w)` to the sum with channels last."""
+        if torch.is_grad_enabled() and features.requires_grad:
+            features = features.clone()
+        output = features.contiguous(memory_format=torch.channels_last)
+        batch, _, height, width = other.shape
+        rows = other.permute(0, 2, 3, 1).reshape(1, -1, self.in_features).contiguous()
         pixels = output.permute(0, 2, 3, 1).view(batch * height, 2, width, 2, self.out_features)
-        matrix = dispatcher.matrix_operators(features)
+        matrix = dispatcher.matrix_operators(other)
         for index, packed in enumerate(self.packed):
             target = pixels[None, :, index // 2, :, index % 2]
             if matrix is not None:
@@ -131,16 +128,6 @@ class PackedDoubling(nn.Module):
         return output
 
 
-class AddPackedDoubling(AddUpsampled):
-    """[`AddUpsampled`] in place, by [`PackedDoubling`]."""
-
-    def forward(self, features: torch.Tensor, other: torch.Tensor, upsample: nn.Module) -> torch.Tensor:
-        """Map `(B, C, H, W)` and `(B, C, h, w)` to `(B, C, H, W)`."""
-        if isinstance(upsample, PackedDoubling):
-            return upsample.add_to(features, other)
-        return super().forward(features, other, upsample)
-
-
 def use_matrix_unit(model: nn.Module) -> int:
     """Replace linear layers, the activations after them, and 1x1 convolutions on a CPU with a matrix unit."""
     if not is_on_cpu(model) or dispatcher.matrix_operators(torch.empty(0)) is None:
@@ -148,7 +135,7 @@ def use_matrix_unit(model: nn.Module) -> int:
     count = sum(
         _replace_pair(module, *names) for kind, *names in PAIRS for module in model.modules() if type(module) is kind
     )
-    return count + replace_modules(model, _replacement)
+    return count + sum(map(_replace_doubling, model.modules())) + replace_modules(model, _replacement)
 
 
 def _replace_pair(module: nn.Module, linear_name: str, activation_name: str) -> bool:
@@ -167,11 +154,20 @@ def _replace_pair(module: nn.Module, linear_name: str, activation_name: str) -> 
     return True
 
 
+def _replace_doubling(backbone: Any) -> bool:
+    if not isinstance(backbone, PyramidBackbone) or not is_plain(backbone.add_upsampled, AddUpsampled):
+        return False
+    doubling = backbone.upsample
+    if not (is_plain(doubling, DoublingConvolution) and is_plain(doubling.product, nn.Linear)):
+        return False
+    if not _is_large(doubling.product.weight):
+        return False
+    backbone.add_upsampled = AddPackedDoubling(doubling)
+    backbone.upsample = nn.Identity()
+    return True
+
+
 def _replacement(module: nn.Module) -> nn.Module | None:
-    if is_plain(module, DoublingConvolution) and is_plain(module.product, nn.Linear):
-        return PackedDoubling(module) if _is_large(module.product.weight) else None
-    if is_plain(module, AddUpsampled):
-        return AddPackedDoubling()
     if is_plain(module, nn.Linear) and _is_large(module.weight):
         return PackedLinear(module.weight, module.bias)
     if is_plain(module, nn.Conv2d) and _is_product(module) and _is_large(module.weight.flatten(1)):
@@ -192,4 +188,4 @@ def _is_product(convolution: nn.Conv2d) -> bool:
     )
 
 
-__all__ = ["AddPackedDoubling", "PackedConvolution", "PackedDoubling", "PackedLinear", "use_matrix_unit"]
+__all__ = ["AddPackedDoubling", "PackedConvolution", "PackedLinear", "use_matrix_unit"]

@@ -216,7 +216,7 @@ class PyramidBackbone(TrunkBackbone):
         # level becomes a tensor of its own
         memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
         levels = [level.contiguous(memory_format=memory_format) for level in split_levels(pyramid, grids)]
-        feature_maps = [self.add_upsampled(finest, levels[0], self.upsample), *levels]
+        feature_maps = [self.add_upsampled(finest, self.upsample(levels[0])), *levels]
         for index, trunk_map in enumerate(trunk_maps):
             feature_maps[index] = self.add_resized(feature_maps[index], trunk_map)
         return [norm(feature_map) for norm, feature_map in zip(self.norms, feature_maps, strict=True)]
