@@ -154,9 +154,10 @@ def _replace_pair(module: nn.Module, linear_name: str, activation_name: str) -> 
     return True
 
 
-def _replace_doubling(backbone: Any) -> bool:
-    if not isinstance(backbone, PyramidBackbone) or not is_plain(backbone.add_upsampled, AddUpsampled):
+def _replace_doubling(module: nn.Module) -> bool:
+    if not isinstance(module, PyramidBackbone) or not is_plain(module.add_upsampled, AddUpsampled):
         return False
+    backbone: Any = module
     doubling = backbone.upsample
     if not (is_plain(doubling, DoublingConvolution) and is_plain(doubling.product, nn.Linear)):
         return False
