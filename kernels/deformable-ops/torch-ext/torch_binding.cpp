@@ -96,6 +96,9 @@ STABLE_TORCH_LIBRARY_IMPL_EXPAND(TORCH_EXTENSION_NAME, CPU, ops) {
 }
 #endif
 
+#if defined(DEFORMABLE_OPS_EMULATED)  // without the CPU's sources
+bool deformable_ops::MatrixOperators::has_matrix_unit() { return false; }
+#endif
 STABLE_TORCH_LIBRARY_IMPL_EXPAND(TORCH_EXTENSION_NAME, CompositeExplicitAutograd, ops) {
   using Code = deformable_ops::MatrixOperators;
   DEFORMABLE_OPS_ONE(has_matrix_unit)
