@@ -120,6 +120,8 @@ def main() -> None:
                 str(folder / "data"),
                 "--classes",
                 "150",
+                "--output",
+                str(folder / "results.json"),
             ],
         }
         first = str(next(images.iterdir()))

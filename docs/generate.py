@@ -137,8 +137,9 @@ def benchmarks() -> str:
         software = f"torch {found['torch']}, transformers {found['transformers']}, commit {found['commit']}"
         names = [name for one in found["results"] for name in one["implementations"]]
         ablated = ", without single optimizations" if any(name.startswith("without ") for name in names) else ""
+        others = "" if ablated or "transformers" in names else ", beside other models of about the size"
         lines += [
-            f"## {batch} of {found['size']}x{found['size']} pixels, {found['dtype']}{ablated}",
+            f"## {batch} of {found['size']}x{found['size']} pixels, {found['dtype']}{ablated}{others}",
             "",
             f"{found['machine']}; {software}; {found['date']}.",
             f"{found['operators'].split(' (')[0].capitalize()}.",
