@@ -9,21 +9,16 @@ time from the call of `segment` to the network's first pass, in a process that h
 """
 
 import argparse
-import functools
-import json
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from models import MODELS, our_model
 from PIL import Image
-from results import commit, machine_name, operators, today
+from results import commit, machine_name, operators, show, today, watched_passes
 from torch import nn
 from typer.testing import CliRunner
 
@@ -46,24 +41,6 @@ def write_data(folder: Path, images: int) -> None:
         labels.resize((683, 512), Image.Resampling.NEAREST).save(
             folder / "annotations" / "validation" / f"{index:04}.png"
         )
-
-
-@contextmanager
-def watched_passes(kind: type[nn.Module]) -> Iterator[list[tuple[float, tuple[int, ...]]]]:
-    """Record the start and the input's shape of every forward pass of models of a class."""
-    passes: list[tuple[float, tuple[int, ...]]] = []
-    forward = kind.forward
-
-    @functools.wraps(forward)
-    def watched(self: nn.Module, pixel_values: torch.Tensor, *arguments: Any, **keywords: Any) -> Any:
-        passes.append((time.perf_counter(), tuple(pixel_values.shape)))
-        return forward(self, pixel_values, *arguments, **keywords)
-
-    kind.forward = watched  # type: ignore[method-assign]
-    try:
-        yield passes
-    finally:
-        kind.forward = forward  # type: ignore[method-assign]
 
 
 def network_seconds(model: nn.Module, shapes: list[tuple[int, ...]]) -> float:
@@ -132,7 +109,7 @@ def main() -> None:
             with watched_passes(type(model)) as passes:
                 begin = time.perf_counter()
                 run(one)
-            starts.append(passes[0][0] - begin)
+            starts.append(passes[0].start - begin)
         network = optimize_for_inference(model, inplace=True)
         shares: dict[str, list[float]] = {name: [] for name in commands}
         rates: dict[str, list[float]] = {name: [] for name in commands}
@@ -141,8 +118,8 @@ def main() -> None:
                 with watched_passes(type(model)) as passes:
                     run(arguments)
                     end = time.perf_counter()
-                seconds = end - passes[0][0]  # without the start
-                alone = network_seconds(network, [shape for _, shape in passes])
+                seconds = end - passes[0].start  # without the start
+                alone = network_seconds(network, [one.shape for one in passes])
                 shares[name].append(alone / seconds)
                 rates[name].append(options.images / seconds)
     found = {
@@ -152,9 +129,7 @@ def main() -> None:
         "images_per_second": {name: statistics.median(values) for name, values in rates.items()},
         "share_of_the_bare_network": {name: statistics.median(values) for name, values in shares.items()},
     }  # fmt: skip
-    print(json.dumps(found, indent=2))
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=2) + "\n")
+    show(found, options.json)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,6 @@ python benchmarks/large_image.py --size 1500 2000 --model segmenter-b-mask
 """
 
 import argparse
-import functools
-import json
 import statistics
 import time
 from pathlib import Path
@@ -15,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from models import MODELS, our_model
-from results import commit, machine_name, operators, today
+from results import commit, machine_name, operators, show, today, watched_passes
 
 from segtransformers import SegmentationImageProcessor
 from segtransformers.inference import InferenceProtocol, segment_image
@@ -38,35 +36,23 @@ def main() -> None:
     image = np.random.default_rng(0).integers(0, 256, (*options.size, 3), dtype=np.uint8)
     window, stride = (options.window,) * 2, (options.stride,) * 2
     protocol = InferenceProtocol(window=window, stride=stride)
-    kind, calls = type(model), []
-    forward = kind.forward
-
-    @functools.wraps(forward)
-    def timed(*arguments, **keywords):
-        start = time.perf_counter()
-        output = forward(*arguments, **keywords)
-        calls.append(time.perf_counter() - start)
-        return output
-
-    kind.forward = timed  # of the class: a model with a forward of its own is not treated as ours
-    with torch.no_grad():
+    with watched_passes(type(model)) as passes, torch.no_grad():
         for _ in range(6):
             model(torch.randn(1, 3, *window, dtype=model.dtype))
-    alone = statistics.median(calls[1:])
-    calls.clear()
-    start = time.perf_counter()
-    labels = segment_image(model, SegmentationImageProcessor(do_resize=False), image, protocol)
-    total = time.perf_counter() - start
+        alone = statistics.median(one.seconds for one in passes[1:])
+        passes.clear()
+        start = time.perf_counter()
+        labels = segment_image(model, SegmentationImageProcessor(do_resize=False), image, protocol)
+        total = time.perf_counter() - start
     found = {
         "date": today(), "commit": commit(), "machine": machine_name(), "threads": options.threads,
         "model": options.model, "size": list(labels.shape), "window": options.window, "stride": options.stride,
         "precision": options.precision, "operators": operators(),
-        "windows": len(calls), "window_seconds": alone, "total_seconds": total,
-        "total_over_windows": total / (len(calls) * alone), "share_outside_network": 1 - sum(calls) / total,
+        "windows": len(passes), "window_seconds": alone, "total_seconds": total,
+        "total_over_windows": total / (len(passes) * alone),
+        "share_outside_network": 1 - sum(one.seconds for one in passes) / total,
     }  # fmt: skip
-    print(json.dumps(found, indent=2))
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=2) + "\n")
+    show(found, options.json)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,33 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Machine, commit, date and operators, as all benchmarks write them into their results."""
+"""Machine, commit, date and operators, as all benchmarks write them into their results, and what several share."""
 
+import contextlib
+import functools
+import json
 import os
 import platform
 import re
 import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
 
 from segtransformers.operators import dispatcher
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A forward pass: its start by `time.perf_counter`, its seconds, and the input's shape."""
+
+    start: float
+    seconds: float
+    shape: tuple[int, ...]
 
 
 def machine_name() -> str:
@@ -36,4 +55,35 @@ def today() -> str:
     return date.today().isoformat()
 
 
-__all__ = ["commit", "machine_name", "operators", "today"]
+def show(found: dict[str, Any], file: Path | None) -> None:
+    """Print results as JSON, and write them into a file if one is given."""
+    text = json.dumps(found, indent=2)
+    print(text)
+    if file is not None:
+        file.write_text(text + "\n")
+
+
+@contextlib.contextmanager
+def watched_passes(kind: type[nn.Module]) -> Iterator[list[Pass]]:
+    """Record every forward pass of models of a class.
+
+    The class is changed, because a model with hooks or a `forward` of its own takes no fast ways.
+    """
+    passes: list[Pass] = []
+    forward = kind.forward
+
+    @functools.wraps(forward)
+    def watched(self: nn.Module, pixel_values: torch.Tensor, *arguments: Any, **keywords: Any) -> Any:
+        start = time.perf_counter()
+        output = forward(self, pixel_values, *arguments, **keywords)
+        passes.append(Pass(start, time.perf_counter() - start, tuple(pixel_values.shape)))
+        return output
+
+    kind.forward = watched  # type: ignore[method-assign]
+    try:
+        yield passes
+    finally:
+        kind.forward = forward  # type: ignore[method-assign]
+
+
+__all__ = ["Pass", "commit", "machine_name", "operators", "show", "today", "watched_passes"]

@@ -104,7 +104,8 @@ def test_bfloat16(calls, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "kind", ["plain model", "hook", "no kernel", "blend", "margin", "flip", "mask2former", "one class"]
+    "kind",
+    ["plain model", "hook", "hook on the resize", "no kernel", "blend", "margin", "flip", "mask2former", "one class"],
 )
 def test_others_take_the_plain_way(kind, calls):
     model = small_model("vit-adapter-mask2former" if kind == "mask2former" else "vit-adapter-upernet")
@@ -115,6 +116,8 @@ def test_others_take_the_plain_way(kind, calls):
         model = optimize_for_inference(model)
     if kind == "hook":
         model.register_forward_hook(lambda *_: None)
+    if kind == "hook on the resize":
+        model.resize_logits.register_forward_hook(lambda *_: None)
     changes = {"blend": {"blend": "cosine"}, "margin": {"margin": 4}, "flip": {"flip": True}}.get(kind, {})
     protocol = InferenceProtocol(window=(64, 96), stride=(40, 64), **changes)
     with compiled_operators("off" if kind == "no kernel" else "auto"):

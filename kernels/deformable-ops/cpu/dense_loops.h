@@ -152,28 +152,40 @@ void add_resized(const Resize& task, int64_t begin, int64_t end) {
   }
 }
 
-template <typename T>
-void resize_planes(const Resize& task, int64_t begin, int64_t end, float* lines) {
-  int64_t present[2] = {-1, -1};  // the lines of the source, resized along the columns, that `lines` holds
-  const auto resized_line = [&](int64_t line, int64_t keep) {
+// The last two lines of a feature map that were resized along the columns, because neighbouring rows share them.
+struct TwoLines {
+  float* memory;
+  int64_t width;
+  int64_t present[2] = {-1, -1};
+
+  // Return a line after `resize` has written it, unless it is present. The line `keep` stays.
+  template <typename Resize>
+  DEFORMABLE_OPS_INLINE float* line(int64_t index, int64_t keep, const Resize& resize) {
     for (int64_t i = 0; i < 2; ++i) {
-      if (present[i] == line) return lines + i * task.new_width;
+      if (present[i] == index) return memory + i * width;
     }
     const int64_t place = present[0] == keep ? 1 : 0;
-    present[place] = line;
-    float* const target = lines + place * task.new_width;
+    present[place] = index;
+    resize(index, memory + place * width);
+    return memory + place * width;
+  }
+};
+
+template <typename T>
+void resize_planes(const Resize& task, int64_t begin, int64_t end, float* lines) {
+  TwoLines kept = {lines, task.new_width};
+  const auto resize_columns = [&](int64_t line, float* target) {
     const T* const source = static_cast<const T*>(task.source) + line * task.width;
     for (int64_t column = 0; column < task.new_width; ++column) {
       const Neighbours& x = task.columns[column];
       target[column] = number(source[x.first]) * (1 - x.weight) + number(source[x.second]) * x.weight;
     }
-    return target;
   };
   for (int64_t row = begin; row < end; ++row) {
     const int64_t first_line = row / task.new_height * task.height;
     const Neighbours& y = task.rows[row % task.new_height];
-    const float* const upper = resized_line(first_line + y.first, first_line + y.second);
-    const float* const lower = resized_line(first_line + y.second, first_line + y.first);
+    const float* const upper = kept.line(first_line + y.first, first_line + y.second, resize_columns);
+    const float* const lower = kept.line(first_line + y.second, first_line + y.first, resize_columns);
     T* const target = static_cast<T*>(task.target) + row * task.new_width;
     int64_t column = 0;
     for (; column + kLanes <= task.new_width; column += kLanes) {
@@ -321,23 +333,16 @@ DEFORMABLE_OPS_INLINE void label_rows(const WindowLabels& task, int64_t begin, i
           static_cast<const T*>(task.logits) + (window * task.classes + label) * task.height * task.width;
       const int64_t left = task.lefts[window], space = view_width - left;
       const int64_t length = task.window_width < space ? task.window_width : space;
-      int64_t present[2] = {-1, -1};  // the lines of the logits that `lines` holds
-      const auto resized_line = [&](int64_t line, int64_t keep) {
-        for (int64_t i = 0; i < 2; ++i) {
-          if (present[i] == line) return lines + i * task.window_width;
-        }
-        const int64_t place = present[0] == keep ? 1 : 0;
-        present[place] = line;
-        float* const target = lines + place * task.window_width;
+      TwoLines kept = {lines, task.window_width};
+      const auto resize_columns = [&](int64_t line, float* target) {
         resize_line(logits + line * task.width, task.columns, length, target);
-        return target;
       };
       for (int64_t i = 0; i < count; ++i) {
         const int64_t window_row = rows[i] - task.tops[window];
         if (window_row < 0 || window_row >= task.window_height) continue;
         const Neighbours& y = task.rows[window_row];
-        const float* const upper = resized_line(y.first, y.second);
-        const float* const lower = resized_line(y.second, y.first);
+        const float* const upper = kept.line(y.first, y.second, resize_columns);
+        const float* const lower = kept.line(y.second, y.first, resize_columns);
         float* __restrict const target = sums + i * view_width + left;
         const float weight = y.weight, other = 1 - y.weight;
         for (int64_t k = 0; k < length; ++k) target[k] += upper[k] * other + lower[k] * weight;

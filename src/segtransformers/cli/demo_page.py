@@ -20,8 +20,9 @@ from typing import Any
 
 # both before gradio is imported, which reads them in several places
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-# gradio would leave the visitors' images in its folder
-os.environ.setdefault("GRADIO_TEMP_DIR", (_folder := tempfile.TemporaryDirectory(prefix="segtransformers-demo-")).name)
+if "GRADIO_TEMP_DIR" not in os.environ:  # gradio would leave the visitors' images in a folder of its own
+    _folder = tempfile.TemporaryDirectory(prefix="segtransformers-demo-")  # removed when the process ends
+    os.environ["GRADIO_TEMP_DIR"] = _folder.name
 
 import gradio
 import torch

@@ -57,7 +57,7 @@ class LogitsOnly(nn.Module):
 
 
 class Pipeline(nn.Module):
-    """What an exported file computes: [`LogitsOnly`] with float32 input and output, and perhaps more steps around it.
+    """The model of an exported file: [`LogitsOnly`] with float32 input and output, and optional steps around it.
 
     Args:
         model: in evaluation mode.

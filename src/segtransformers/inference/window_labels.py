@@ -1,9 +1,10 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """Label maps straight from the logits at the head's resolution, by a compiled operator.
 
-The plain way resizes the logits of all classes to every window, adds them up and takes the largest sum. That moves 40
-times as many bytes as the logits have, and takes a quarter of the network's time with 150 classes. The operator resizes
-and adds while it compares, so nothing of the size of classes times pixels is in memory.
+The plain way resizes the logits of all classes to every window, adds them up, resizes the means to the image and takes
+the largest. For a photo of 512x683 pixels with 150 classes that took 0.55 s beside the 1.3 s of ViT-Adapter-T + UperNet
+on two threads. The operator does all of it while it compares, so nothing of the size of classes times pixels is in
+memory.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -56,7 +57,9 @@ def labels_of_small_logits(
 
 def _operators(model: PreTrainedModel, window: SlidingWindow) -> ModuleType | None:
     """Return the compiled operators if they can label the windows of a model."""
-    if not (isinstance(model, BackboneForSemanticSegmentation) and model.is_optimized and is_called_plainly(model)):
+    if not (isinstance(model, BackboneForSemanticSegmentation) and model.is_optimized):
+        return None
+    if not (is_called_plainly(model) and is_called_plainly(model.resize_logits)):  # a hook expects resized logits
         return None
     decision = decision_of(model.config)
     if decision.threshold is not None or decision.are_query_sums or window.blend != "mean" or window.margin:

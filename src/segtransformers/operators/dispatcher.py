@@ -140,10 +140,7 @@ def dense_operators(value: torch.Tensor, *channels: int) -> ModuleType | None:
     is_served = value.device.type == "cpu" and value.dtype in (torch.float32, torch.bfloat16)
     if not is_served or (_state.mode or default_mode()) == "off" or torch.compiler.is_compiling() or _is_exporting():
         return None
-    kernel = find_kernel()
-    if kernel is None or "cpu" not in kernel.devices:
-        return None
-    dense = getattr(kernel.functions, "dense", None)  # a build of older sources has none
+    dense = _cpu_module("dense")
     return dense if dense is None or all(count % dense.CHANNEL_MULTIPLE == 0 for count in channels) else None
 
 
@@ -159,9 +156,14 @@ def matrix_operators(value: torch.Tensor) -> ModuleType | None:
         return None
     if not _state.searched and torch.compiler.is_compiling():
         return None
-    kernel = _state.kernel if _state.searched else find_kernel()
-    matrix = getattr(kernel.functions, "matrix", None) if kernel is not None and "cpu" in kernel.devices else None
+    matrix = _cpu_module("matrix")
     return matrix if matrix is not None and matrix.HAS_MATRIX_UNIT else None
+
+
+def _cpu_module(name: str) -> ModuleType | None:
+    """Return a module of the kernel in use if it has code for the CPU; a build of older sources may lack it."""
+    kernel = _state.kernel if _state.searched else find_kernel()
+    return getattr(kernel.functions, name, None) if kernel is not None and "cpu" in kernel.devices else None
 
 
 def choose(

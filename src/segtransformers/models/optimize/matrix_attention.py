@@ -1,7 +1,8 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """A trunk's attention by a CPU's matrix unit, without logits and position biases of all tokens in memory."""
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from timm.layers import Attention as PlainAttention
@@ -9,6 +10,7 @@ from timm.models.eva import EvaAttention
 from torch import nn
 
 from ...operators import dispatcher
+from ..layers.token_grid import Grid
 from ..trunk.attention import BeitTrunkAttention, DotProductAttention, EvaTrunkAttention
 from ..trunk.blocks import BeitTrunkBlock, EvaTrunkBlock, PlainTrunkBlock
 from ..trunk.positions import RelativePositionBias
@@ -16,24 +18,29 @@ from .position_bias import SharedRelativePositionBias
 from .replacement import is_on_cpu, is_plain, linear_layer, replace_modules
 
 
-class OffsetBiases(NamedTuple):
-    """Relative position biases as the kernel's attention takes them, see `deformable_ops/matrix.py`."""
+@dataclass(frozen=True)
+class OffsetBiases:
+    """Relative position biases that [`MatrixAttention`] expands as it needs them.
 
-    keys_of_columns: torch.Tensor
-    prefix: torch.Tensor | None
+    Attributes:
+        layer: the plain layer.
+        table, grid, interpolation: its arguments.
+    """
+
+    layer: Any
+    table: torch.Tensor
+    grid: Grid
+    interpolation: tuple[torch.Tensor, torch.Tensor] | None
 
     def expanded(self) -> torch.Tensor:
         """Return the biases of all tokens, `(1, heads, tokens, tokens)`."""
-        keys, width = self.keys_of_columns, self.keys_of_columns.shape[1]
-        height = (keys.shape[2] // width + 1) // 2
-        rows = [keys[:, :, (height - 1 - y) * width : (2 * height - 1 - y) * width] for y in range(height)]
-        patches = torch.cat(rows, dim=1)
-        if self.prefix is None:
-            return patches[None]
-        to_patch, from_patch, to_itself = self.prefix[:, :, None, None]
-        first = torch.cat([to_itself, to_patch.expand(-1, 1, height * width)], dim=2)
-        others = torch.cat([from_patch.expand(-1, height * width, 1), patches], dim=2)
-        return torch.cat([first, others], dim=1)[None]
+        return self.layer(self.table, self.grid, self.interpolation)
+
+    def of_offsets(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return `keys_of_columns` and `prefix` for the kernel's attention, see `deformable_ops/matrix.py`."""
+        layer = self.layer.position_bias if isinstance(self.layer, SharedRelativePositionBias) else self.layer
+        keys = layer.keys_of_columns(layer.offset_biases(self.table, self.interpolation), self.grid)
+        return keys.contiguous(), self.table[-3:].contiguous() if layer.num_prefix_tokens else None
 
 
 class OffsetBias(nn.Module):
@@ -45,22 +52,13 @@ class OffsetBias(nn.Module):
 
     def __init__(self, position_bias: nn.Module):
         super().__init__()
-        self.position_bias: Any = position_bias
+        self.position_bias = position_bias
 
     def forward(
-        self,
-        table: torch.Tensor,
-        grid: tuple[int, int],
-        interpolation: tuple[torch.Tensor, torch.Tensor] | None,
-    ) -> OffsetBiases | torch.Tensor:
+        self, table: torch.Tensor, grid: Grid, interpolation: tuple[torch.Tensor, torch.Tensor] | None
+    ) -> OffsetBiases:
         """See [`RelativePositionBias`]."""
-        if dispatcher.matrix_operators(table) is None:
-            return self.position_bias(table, grid, interpolation)
-        layer = self.position_bias
-        while isinstance(layer, SharedRelativePositionBias):
-            layer = layer.position_bias
-        keys = layer.keys_of_columns(layer.offset_biases(table, interpolation), grid)
-        return OffsetBiases(keys.contiguous(), table[-3:].contiguous() if layer.num_prefix_tokens else None)
+        return OffsetBiases(self.position_bias, table, grid, interpolation)
 
 
 class MatrixAttention(DotProductAttention):
@@ -76,10 +74,11 @@ class MatrixAttention(DotProductAttention):
         """Map `(B, heads, N, head_dim)` each to `(B, N, heads * head_dim)`."""
         matrix = dispatcher.matrix_operators(query)
         if matrix is None or isinstance(logit_bias, torch.Tensor):
-            logit_bias = logit_bias.expanded() if isinstance(logit_bias, OffsetBiases) else logit_bias
-            return super().forward(query, key, value, logit_bias)
+            bias = logit_bias.expanded() if isinstance(logit_bias, OffsetBiases) else logit_bias
+            return super().forward(query, key, value, bias)
         query, key, value = (part if part.stride(-1) == 1 else part.contiguous() for part in (query, key, value))
-        return matrix.attention(query, key, value, query.shape[-1] ** -0.5, *(logit_bias or ())).flatten(2)
+        biases = () if logit_bias is None else logit_bias.of_offsets()
+        return matrix.attention(query, key, value, query.shape[-1] ** -0.5, *biases).flatten(2)
 
 
 class TokenAttention(nn.Module):

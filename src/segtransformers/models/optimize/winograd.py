@@ -45,7 +45,6 @@ class WinogradConvolution(nn.Module):
         self.register_buffer("bias", None if convolution.bias is None else convolution.bias.detach())
         filters = transformed_filters(weight)
         matrix = dispatcher.matrix_operators(filters)
-        self.is_packed = matrix is not None
         self.register_buffer("filters", filters if matrix is None else matrix.pack_weight(filters))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
@@ -53,8 +52,9 @@ class WinogradConvolution(nn.Module):
         batch, _, height, width = features.shape
         if runs_float32_on_cpu(features) and (torch.get_num_threads() > 1 or not mkl_is_slow()):
             dense = dispatcher.dense_operators(features, *self.weight.shape[:2])
-            matrix = dispatcher.matrix_operators(features) if self.is_packed else None
-            is_usable = not self.is_packed or (dense is not None and matrix is not None)
+            is_packed = not self.filters.is_floating_point()
+            matrix = dispatcher.matrix_operators(features) if is_packed else None
+            is_usable = not is_packed or (dense is not None and matrix is not None)
             if is_usable and batch * height * width >= (MIN_PIXELS if dense is None else MIN_PIXELS_COMPILED):
                 return winograd_convolution(features, self.filters, self.weight.shape[0], self.bias, dense, matrix)
         return F.conv2d(features, self.weight, self.bias, padding=1)
