@@ -108,6 +108,8 @@ function draw(bitmap, labels) {
   }));
 }
 
+// Browsers report no change when the same file is chosen again, for example after it was exported again.
+for (const id of ["model", "image"]) byId(id).addEventListener("click", (event) => { event.target.value = ""; });
 byId("model").addEventListener("change", (event) => loadModel(event.target.files[0]));
 byId("image").addEventListener("change", (event) => segment(event.target.files[0]));
 byId("drop").addEventListener("dragover", (event) => event.preventDefault());
