@@ -1,7 +1,8 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Optimized models with the kernel's products by a CPU's matrix unit."""
+"""Optimized models with the kernel's products of packed weights, by vectors or by a CPU's matrix unit."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,10 +15,17 @@ from torch.nn import functional as F
 
 from segtransformers import SegmenterForSemanticSegmentation, SegmenterViTBackbone
 from segtransformers.models.layers.resize import AddUpsampled
-from segtransformers.models.optimize import matrix_attention, matrix_unit, optimize_for_inference, winograd
+from segtransformers.models.optimize import (
+    matrix_attention,
+    onednn_linear,
+    optimize_for_inference,
+    packed_layers,
+    winograd,
+)
 from segtransformers.models.optimize.channels_last import DoublingConvolution
 from segtransformers.models.optimize.matrix_attention import MatrixAttention, OffsetBias, TokenAttention
-from segtransformers.models.optimize.matrix_unit import (
+from segtransformers.models.optimize.optimize import AFTER_CONVERSION
+from segtransformers.models.optimize.packed_layers import (
     AddPackedDoubling,
     PackedConvolution,
     PackedLinear,
@@ -45,14 +53,19 @@ SMALL = {
 def matrix(kernel_build, monkeypatch):
     """The operators of a fresh build, for layers of any size. Their calls are counted by name."""
     monkeypatch.setenv("LOCAL_KERNELS", f"{dispatcher.KERNEL_ID}={kernel_build / 'build'}")
-    for module, name in ((winograd, "MIN_CHANNELS"), (winograd, "MIN_PIXELS_COMPILED"), (matrix_unit, "MIN_FEATURES")):
+    monkeypatch.setattr(onednn_linear, "mkl_is_slow", lambda: True)  # on every processor
+    for module, name in (
+        (winograd, "MIN_CHANNELS"),
+        (winograd, "MIN_PIXELS_COMPILED"),
+        (packed_layers, "MIN_FEATURES"),
+    ):
         monkeypatch.setattr(module, name, 1)
     dispatcher.reset()
     kernel = dispatcher.find_kernel()
     assert kernel is not None, dispatcher._state.problems
     operators, calls = kernel.functions.matrix, {}
-    if not operators.HAS_MATRIX_UNIT:
-        pytest.skip("this processor has no AMX with bfloat16")
+    if operators.PRODUCTS[torch.float32] is None:
+        pytest.skip("this processor has neither AVX-512 nor AMX")
 
     def counted(name):
         function = getattr(operators, name)
@@ -106,10 +119,23 @@ def test_layers_of_one_family_are_all_replaced(matrix):
     assert all(block.attn.q_bias is None and block.attn.qkv.bias is not None for block in beit.trunk.blocks)
 
 
-def test_half_precision_does_without(matrix):
-    model = optimize_for_inference(randomise(SMALL["beit"]()).eval(), dtype=torch.bfloat16)
-    outputs(model, torch.randn(1, 3, 64, 64).bfloat16())
-    assert not matrix and not any(isinstance(module, PackedLinear) for module in model.modules())
+@pytest.mark.parametrize("name", SMALL)
+def test_bfloat16(name, matrix):
+    """Errors are those of a model in bfloat16 without the products, or smaller, because more sums are float32."""
+    if onednn_linear.packed_products(torch.bfloat16) is None:
+        pytest.skip("this processor has no AVX512-BF16, or its matrix unit is faster")
+    model, images = randomise(SMALL[name]()).eval(), torch.randn(2, 3, 64, 96)
+    expected = outputs(model, images)
+    plain = outputs(optimize_for_inference(model, dtype=torch.bfloat16, without=AFTER_CONVERSION), images.bfloat16())
+    matrix.clear()
+    optimized = optimize_for_inference(model, dtype=torch.bfloat16)
+    actual = outputs(optimized, images.bfloat16())
+    assert matrix["product"] > 10 and ("attention" in matrix) == (name != "internimage-upernet")
+    for ours, theirs, exact in zip(actual, plain, expected, strict=True):
+        assert ours.dtype == torch.bfloat16 and error(ours, exact) < 1.3 * error(theirs, exact) < 0.1
+    with compiled_operators("off"):  # packed weights are unpacked
+        for ours, theirs, exact in zip(outputs(optimized, images.bfloat16()), plain, expected, strict=True):
+            assert error(ours, exact) < 1.3 * error(theirs, exact)
 
 
 def test_gradients_of_the_image(matrix):
@@ -133,9 +159,12 @@ def test_copies_and_other_dtypes(matrix):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("size", [(1, 1), (33, 64), (70, 50)])
-def test_packed_weights_can_be_unpacked(size, matrix):
-    weight = torch.randn(size) * 10.0 ** torch.randint(-9, 9, size)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [(1, 2), (33, 64), (70, 50)])
+def test_packed_weights_can_be_unpacked(size, dtype, matrix):
+    weight = (torch.randn(size) * 10.0 ** torch.randint(-9, 9, size)).to(dtype)
+    if dispatcher.matrix_operators(weight) is None:
+        pytest.skip("this processor has no products of this dtype")
     packed = dispatcher.matrix_operators(weight).pack_weight(weight[None])
     assert torch.equal(unpacked(packed[0], *size), weight)
 
@@ -185,12 +214,40 @@ def test_the_compiler_takes_the_operators(matrix):
         torch.testing.assert_close(compiled(tokens), layer(tokens), rtol=1e-5, atol=1e-5)
 
 
-def test_nothing_is_replaced_without_the_unit(kernel_build, monkeypatch):
+def test_nothing_is_replaced_without_products(kernel_build, monkeypatch):
     monkeypatch.setattr(dispatcher, "matrix_operators", lambda value: None)
     model = randomise(SMALL["vit-adapter-upernet"]()).eval()
-    assert matrix_unit.use_matrix_unit(model) == matrix_attention.use_matrix_attention(model) == 0
+    assert packed_layers.use_packed_layers(model) == matrix_attention.use_matrix_attention(model) == 0
     optimized = optimize_for_inference(model)
     assert not any(isinstance(module, PackedLinear) for module in optimized.modules())
-    assert all(
-        layer.filters.is_floating_point() for layer in optimized.modules() if isinstance(layer, WinogradConvolution)
-    )
+    assert not any(layer.is_packed for layer in optimized.modules() if isinstance(layer, WinogradConvolution))
+
+
+@pytest.mark.parametrize("to", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_an_optimized_model_in_another_dtype(dtype, to, matrix):
+    """Weights that were packed for one dtype are unpacked in another one."""
+    model, images = randomise(SMALL["segmenter"]()).eval(), torch.randn(1, 3, 64, 96)
+    (expected,) = outputs(model, images)
+    optimized = optimize_for_inference(model, dtype=dtype).to(to)
+    (actual,) = outputs(optimized, images.to(to))
+    assert actual.dtype == to and error(actual, expected) < 0.06
+
+
+@pytest.mark.parametrize(
+    ("float32", "bfloat16", "slow_mkl", "expected"),
+    [
+        ("matrix unit", "vectors", False, {torch.float32}),
+        ("matrix unit", "vectors", True, {torch.float32}),
+        ("vectors", "vectors", True, {torch.float32, torch.bfloat16}),
+        ("vectors", "vectors", False, {torch.bfloat16}),
+        ("vectors", None, False, set()),
+        (None, None, True, set()),
+    ],
+)
+def test_where_products_are_used(float32, bfloat16, slow_mkl, expected, monkeypatch):
+    products = {torch.float32: float32, torch.bfloat16: bfloat16}
+    module = SimpleNamespace(PRODUCTS=products)
+    monkeypatch.setattr(onednn_linear, "mkl_is_slow", lambda: slow_mkl)
+    monkeypatch.setattr(dispatcher, "matrix_operators", lambda value: module if products[value.dtype] else None)
+    assert {dtype for dtype in products if onednn_linear.packed_products(dtype) is not None} == expected

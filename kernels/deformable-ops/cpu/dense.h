@@ -14,14 +14,14 @@ constexpr int64_t kTile = 4, kTaps = 6;  // F(4x4, 3x3): 6x6 input pixels give 4
 constexpr int64_t kChannelMultiple = 16;  // of the pixels' channels: the longest vector
 
 // Minimal filtering of some rows of tiles of one image. Plane i * 6 + k of `planes` has row i and column k of all
-// transformed tiles, (tiles, channels).
+// transformed tiles, (tiles, channels). Pixels, inputs' planes and rows have one type; products are float32 always.
 struct Winograd {
-  float* pixels;  // (height, width, channels) of the image: read by the inputs, written by the outputs
+  void* pixels;  // (height, width, channels) of the image: read by the inputs, written by the outputs
   int64_t height, width, channels;
   int64_t first_row, tile_columns;  // in tiles
-  float* planes;
+  void* planes;
   int64_t plane_stride;  // elements
-  const float* row;      // inputs: `channels` zeros; outputs: the bias
+  const void* row;       // inputs: `channels` zeros; outputs: the bias
   bool relu;
 };
 
@@ -99,5 +99,7 @@ const DenseLoops& baseline_dense(bool bfloat16);
 const DenseLoops& avx2_dense(bool bfloat16);
 const DenseLoops& avx512_dense(bool bfloat16);
 #endif
+// For a processor with AVX512-BF16, or null if the compiler does not know it.
+const DenseLoops* avx512_bfloat16_dense();
 
 }  // namespace deformable_ops

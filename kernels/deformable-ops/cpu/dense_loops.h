@@ -27,10 +27,14 @@ DEFORMABLE_OPS_INLINE void save(float* target, Floats numbers) { store_vector(ta
 
 // Round to nearest, ties to even. NaN stays NaN.
 DEFORMABLE_OPS_INLINE void save(uint16_t* target, Floats numbers) {
+#if defined(DEFORMABLE_OPS_BFLOAT16)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(target), (__m256i)_mm512_cvtneps_pbh((__m512)numbers));
+#else
   const Words bits = (Words)numbers;
   const Words rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
   const Words is_nan = (Words)(numbers != numbers);
   store_vector(target, __builtin_convertvector((rounded & ~is_nan) | (is_nan & 0x7fc0), Halves));
+#endif
 }
 
 DEFORMABLE_OPS_INLINE float number(float value) { return value; }
@@ -68,16 +72,19 @@ DEFORMABLE_OPS_INLINE void transform_output(const Floats* in, int64_t stride, Fl
   out[3] = kA * kA2 * odd_a + kB * kB2 * odd_b + in[5 * stride];
 }
 
-inline void winograd_inputs(const Winograd& task, int64_t begin, int64_t end) {
+template <typename T>
+void winograd_inputs(const Winograd& task, int64_t begin, int64_t end) {
+  const T* const pixels = static_cast<const T*>(task.pixels);
+  const T* const zeros = static_cast<const T*>(task.row);
   for (int64_t tile = begin; tile < end; ++tile) {
     const int64_t top = (task.first_row + tile / task.tile_columns) * kTile - 1;
     const int64_t left = tile % task.tile_columns * kTile - 1;
-    const float* source[kTaps][kTaps];
+    const T* source[kTaps][kTaps];
     for (int64_t i = 0; i < kTaps; ++i) {
       for (int64_t k = 0; k < kTaps; ++k) {
         const int64_t y = top + i, x = left + k;
         const bool inside = y >= 0 && y < task.height && x >= 0 && x < task.width;
-        source[i][k] = inside ? task.pixels + (y * task.width + x) * task.channels : task.row;
+        source[i][k] = inside ? pixels + (y * task.width + x) * task.channels : zeros;
       }
     }
     for (int64_t channel = 0; channel < task.channels; channel += kLanes) {
@@ -88,24 +95,25 @@ inline void winograd_inputs(const Winograd& task, int64_t begin, int64_t end) {
         transform_input(in, 1, out);
         for (int64_t i = 0; i < kTaps; ++i) columns[i][k] = out[i];
       }
-      float* target = task.planes + tile * task.channels + channel;
+      T* target = static_cast<T*>(task.planes) + tile * task.channels + channel;
       for (int64_t i = 0; i < kTaps; ++i) {
         Floats out[kTaps];
         transform_input(columns[i], 1, out);
-        for (int64_t k = 0; k < kTaps; ++k) store_vector(target + (i * kTaps + k) * task.plane_stride, out[k]);
+        for (int64_t k = 0; k < kTaps; ++k) save(target + (i * kTaps + k) * task.plane_stride, out[k]);
       }
     }
   }
 }
 
-inline void winograd_outputs(const Winograd& task, int64_t begin, int64_t end) {
+template <typename T>
+void winograd_outputs(const Winograd& task, int64_t begin, int64_t end) {
   for (int64_t tile = begin; tile < end; ++tile) {
     const int64_t top = (task.first_row + tile / task.tile_columns) * kTile;
     const int64_t left = tile % task.tile_columns * kTile;
     const int64_t rows = task.height - top < kTile ? task.height - top : kTile;
     const int64_t columns = task.width - left < kTile ? task.width - left : kTile;
     for (int64_t channel = 0; channel < task.channels; channel += kLanes) {
-      const float* source = task.planes + tile * task.channels + channel;
+      const float* source = static_cast<const float*>(task.planes) + tile * task.channels + channel;
       Floats lines[kTile][kTaps];
       for (int64_t k = 0; k < kTaps; ++k) {
         Floats in[kTaps], out[kTile];
@@ -113,15 +121,15 @@ inline void winograd_outputs(const Winograd& task, int64_t begin, int64_t end) {
         transform_output(in, 1, out);
         for (int64_t i = 0; i < kTile; ++i) lines[i][k] = out[i];
       }
-      const Floats bias = load(task.row + channel);
+      const Floats bias = load(static_cast<const T*>(task.row) + channel);
       for (int64_t i = 0; i < rows; ++i) {
         Floats out[kTile];
         transform_output(lines[i], 1, out);
-        float* target = task.pixels + ((top + i) * task.width + left) * task.channels + channel;
+        T* target = static_cast<T*>(task.pixels) + ((top + i) * task.width + left) * task.channels + channel;
         for (int64_t k = 0; k < columns; ++k) {
           Floats sum = out[k] + bias;
           if (task.relu) sum = sum < 0.0f ? Floats{} : sum;  // NaN stays
-          store_vector(target + k * task.channels, sum);
+          save(target + k * task.channels, sum);
         }
       }
     }
@@ -388,8 +396,8 @@ void window_labels(const WindowLabels& task, int64_t begin, int64_t end, float* 
 
 template <typename T>
 const DenseLoops& dense_loops() {
-  static constexpr DenseLoops table = {&winograd_inputs, &winograd_outputs,  &add_resized<T>, &resize_planes<T>,
-                                       &tap_lines<T>,    &add_tap_lines<T>, &softmax<T>,
+  static constexpr DenseLoops table = {&winograd_inputs<T>, &winograd_outputs<T>, &add_resized<T>, &resize_planes<T>,
+                                       &tap_lines<T>,       &add_tap_lines<T>,    &softmax<T>,
                                        &window_labels<T>};
   return table;
 }

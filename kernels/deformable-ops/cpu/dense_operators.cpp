@@ -16,6 +16,8 @@ namespace {
 const DenseLoops& loops(ScalarType type = ScalarType::Float) {
   const bool bfloat16 = type == ScalarType::BFloat16;
 #if defined(__x86_64__)
+  const DenseLoops* const own = bfloat16 && has_bfloat16_vectors() ? avx512_bfloat16_dense() : nullptr;
+  if (own != nullptr) return *own;
   if (instructions() == Instructions::avx512) return avx512_dense(bfloat16);
   if (instructions() == Instructions::avx2) return avx2_dense(bfloat16);
 #endif
@@ -82,15 +84,17 @@ struct ResizeCall {
 };
 
 Winograd winograd_of(const char* row_name, const Tensor& pixels, const Tensor& row, int64_t image, int64_t first_row,
-                     const Tensor& planes) {
-  float* const numbers = numbers_of("pixels", pixels, 4);
+                     const Tensor& planes, ScalarType planes_type) {
+  const ScalarType type = type_of("pixels", pixels);
+  void* const numbers = memory_of("pixels", pixels, 4, type);
   const int64_t height = pixels.size(1), width = pixels.size(2), channels = pixels.size(3);
   check_channels("pixels", channels);
   if (image < 0 || image >= pixels.size(0)) fail("image must be below ", pixels.size(0), ", got ", image);
-  if (!planes.is_cpu() || planes.scalar_type() != ScalarType::Float || planes.dim() != 3 ||
+  if (!planes.is_cpu() || planes.scalar_type() != planes_type || planes.dim() != 3 ||
       planes.size(0) != kTaps * kTaps || planes.size(2) != channels || planes.stride(2) != 1 ||
       planes.stride(1) != channels) {
-    fail("planes must be float32 (36, tiles, ", channels, ") with contiguous planes, got the shape ", shape_of(planes));
+    fail("planes must be ", planes_type == ScalarType::Float ? "float32" : "bfloat16", " (36, tiles, ", channels,
+         ") with contiguous planes, got the shape ", shape_of(planes));
   }
   const int64_t tile_columns = (width + kTile - 1) / kTile, rows = (height + kTile - 1) / kTile;
   if (first_row < 0 || tile_columns == 0 || planes.size(1) % tile_columns != 0 ||
@@ -98,15 +102,16 @@ Winograd winograd_of(const char* row_name, const Tensor& pixels, const Tensor& r
     fail("planes have ", planes.size(1), " tiles from row ", first_row, ", which are not whole rows of ", rows, " by ",
          tile_columns, " tiles");
   }
-  const float* const shared = numbers_of(row_name, row, 1);
+  const void* const shared = memory_of(row_name, row, 1, type);
   if (row.size(0) != channels) fail(row_name, " must have ", channels, " numbers, got the shape ", shape_of(row));
-  return {numbers + image * height * width * channels,
+  const int64_t first = image * height * width * channels * (type == ScalarType::Float ? 4 : 2);
+  return {static_cast<char*>(numbers) + first,
           height,
           width,
           channels,
           first_row,
           tile_columns,
-          static_cast<float*>(planes.data_ptr()),
+          planes.data_ptr(),
           planes.stride(0),
           shared,
           false};
@@ -115,18 +120,20 @@ Winograd winograd_of(const char* row_name, const Tensor& pixels, const Tensor& r
 }  // namespace
 
 void DenseOperators::winograd_inputs(Tensor pixels, Tensor zeros, int64_t image, int64_t first_row, Tensor planes) {
-  const Winograd task = winograd_of("zeros", pixels, zeros, image, first_row, planes);
+  const ScalarType type = type_of("pixels", pixels);
+  const Winograd task = winograd_of("zeros", pixels, zeros, image, first_row, planes, type);
   torch::stable::parallel_for(0, planes.size(1), kGrain, [&](int64_t begin, int64_t end) {
-    loops().winograd_inputs(task, begin, end);
+    loops(type).winograd_inputs(task, begin, end);
   });
 }
 
 void DenseOperators::winograd_outputs(Tensor planes, Tensor bias, int64_t image, int64_t first_row, bool relu,
                                       Tensor pixels) {
-  Winograd task = winograd_of("bias", pixels, bias, image, first_row, planes);
+  const ScalarType type = type_of("pixels", pixels);
+  Winograd task = winograd_of("bias", pixels, bias, image, first_row, planes, ScalarType::Float);
   task.relu = relu;
   torch::stable::parallel_for(0, planes.size(1), kGrain, [&](int64_t begin, int64_t end) {
-    loops().winograd_outputs(task, begin, end);
+    loops(type).winograd_outputs(task, begin, end);
   });
 }
 

@@ -38,10 +38,13 @@ inline Instructions find_instructions() {
 #endif
 }
 
-// Return the instruction set to use. The tests set DEFORMABLE_OPS_INSTRUCTIONS to baseline or avx2.
+// The tests set DEFORMABLE_OPS_INSTRUCTIONS to baseline, avx2 or avx512, which has neither bfloat16 vectors nor AMX.
+inline const char* most_instructions() { return std::getenv("DEFORMABLE_OPS_INSTRUCTIONS"); }
+
+// Return the instruction set to use.
 inline Instructions instructions() {
   static const Instructions chosen = [] {
-    const char* const most = std::getenv("DEFORMABLE_OPS_INSTRUCTIONS");
+    const char* const most = most_instructions();
     const Instructions found = find_instructions();
     if (most != nullptr && std::strcmp(most, "baseline") == 0) return Instructions::baseline;
     if (most != nullptr && std::strcmp(most, "avx2") == 0 && found == Instructions::avx512) return Instructions::avx2;
@@ -50,12 +53,27 @@ inline Instructions instructions() {
   return chosen;
 }
 
+// Return whether vectors of bfloat16 numbers can be multiplied.
+inline bool has_bfloat16_vectors() {
+#if defined(__x86_64__)
+  static const bool has = [] {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    if (instructions() != Instructions::avx512 || most_instructions() != nullptr) return false;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);
+  }();
+  return has;
+#else
+  return false;
+#endif
+}
+
 // Return whether AMX can multiply bfloat16 numbers in this process. Linux gives a process the registers on request.
 inline bool has_matrix_unit() {
 #if defined(__x86_64__) && defined(__linux__) && defined(SYS_arch_prctl)
   static const bool has = [] {
     unsigned a = 0, b = 0, c = 0, d = 0, saved, high;
-    if (instructions() != Instructions::avx512 || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+    if (instructions() != Instructions::avx512 || most_instructions() != nullptr) return false;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
     __asm__ volatile("xgetbv" : "=a"(saved), "=d"(high) : "c"(0));
     constexpr unsigned kBfloat16 = 1u << 22, kTiles = 1u << 24, kTileRegisters = 3u << 17;
     if (!(d & kBfloat16) || !(d & kTiles) || (saved & kTileRegisters) != kTileRegisters) return false;

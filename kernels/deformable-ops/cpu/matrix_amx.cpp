@@ -18,12 +18,13 @@
 #define DEFORMABLE_OPS_ARCH amx
 #define DEFORMABLE_OPS_VECTOR_BYTES 64
 #define DEFORMABLE_OPS_F16C
-#include "arithmetic.h"
+#include "matrix_vectors.h"
 
 namespace deformable_ops {
 namespace amx {
 
-constexpr int64_t kSide = 16;                    // rows of a tile, and its columns of 32 bits
+constexpr int64_t kPackedBlock = 3 * kBlock * kBlock;  // numbers of 16 bits; rows are packed in blocks of 32, too
+constexpr int64_t kRowBlocks = 9, kInnerBlocks = 16;   // of the rows that are packed at once: 768 KiB, for the L2 cache
 constexpr int64_t kTileNumbers = kSide * kBlock;  // bfloat16 numbers
 constexpr int64_t kPart = 2 * kTileNumbers;       // one of the three parts of a block
 constexpr int64_t kGroup = 8;                     // blocks of columns whose weights stay in the L2 cache
@@ -48,12 +49,6 @@ struct Tiles {
   }
   DEFORMABLE_OPS_INLINE ~Tiles() { _tile_release(); }
 };
-
-// Return the mask of the elements below `size` of the vector that starts at `start`.
-DEFORMABLE_OPS_INLINE __mmask16 mask_of(int64_t start, int64_t size) {
-  const int64_t left = size - start;
-  return left >= kSide ? 0xffff : left <= 0 ? 0 : static_cast<__mmask16>((1u << left) - 1);
-}
 
 // Split 16 numbers into three parts. Each is a bfloat16 number in the upper half of 32 bits, rounded to nearest.
 DEFORMABLE_OPS_INLINE void split(__m512 numbers, __m512i parts[3]) {
@@ -153,27 +148,11 @@ DEFORMABLE_OPS_INLINE void multiply(const uint16_t* rows, const uint16_t* column
   _tile_stored(3, sums + kSide * stride + kSide, 4 * stride);
 }
 
-DEFORMABLE_OPS_INLINE int64_t smaller(int64_t left, int64_t right) { return left < right ? left : right; }
-
-void pack_weight(const float* weight, int64_t columns, int64_t inner, uint16_t* packed) {
-  for (int64_t k = 0; k < inner; k += kBlock, packed += kPackedBlock) {
-    pack_columns(weight + k, inner, columns, smaller(inner - k, kBlock), packed);
+void pack_weight(const void* weight, int64_t columns, int64_t inner, void* packed) {
+  uint16_t* target = static_cast<uint16_t*>(packed);
+  for (int64_t k = 0; k < inner; k += kBlock, target += kPackedBlock) {
+    pack_columns(static_cast<const float*>(weight) + k, inner, columns, smaller(inner - k, kBlock), target);
   }
-}
-
-// x * (1 + erf(x / sqrt(2))) / 2, with an absolute error below 1e-7 * |x|. Source of the approximation of erf: Abramowitz
-// and Stegun, Handbook of Mathematical Functions, 7.1.26.
-DEFORMABLE_OPS_INLINE __m512 gelu(__m512 x) {
-  const __m512 size = _mm512_abs_ps(x), one = _mm512_set1_ps(1.0f);
-  const __m512 t = _mm512_div_ps(one, _mm512_fmadd_ps(size, _mm512_set1_ps(0.3275911f * 0.70710678f), one));
-  __m512 series = _mm512_fmadd_ps(t, _mm512_set1_ps(1.061405429f), _mm512_set1_ps(-1.453152027f));
-  series = _mm512_fmadd_ps(series, t, _mm512_set1_ps(1.421413741f));
-  series = _mm512_fmadd_ps(series, t, _mm512_set1_ps(-0.284496736f));
-  series = _mm512_fmadd_ps(series, t, _mm512_set1_ps(0.254829592f));
-  const __m512 power = (__m512)exponential(
-      (VectorOf<float>::type)_mm512_mul_ps(_mm512_mul_ps(x, x), _mm512_set1_ps(-0.5f)));
-  const __m512 tail = _mm512_mul_ps(_mm512_mul_ps(_mm512_mul_ps(series, t), power), _mm512_set1_ps(0.5f));
-  return _mm512_fnmadd_ps(size, tail, _mm512_max_ps(_mm512_setzero_ps(), x));
 }
 
 // Write a block of sums. The bias is added to the first ones, and the activation follows the last ones.
@@ -185,10 +164,11 @@ DEFORMABLE_OPS_INLINE void add_block(const Product& task, const float* sums, int
     const __mmask16 mask = mask_of(column + half, task.columns);
     if (mask == 0) return;
     const __m512 zero = _mm512_setzero_ps();
-    const __m512 bias = task.bias == nullptr || !is_first ? zero : _mm512_maskz_loadu_ps(mask, task.bias + column + half);
+    const float* const biases = static_cast<const float*>(task.bias);
+    const __m512 bias = biases == nullptr || !is_first ? zero : _mm512_maskz_loadu_ps(mask, biases + column + half);
     int64_t line = row / task.width, place = row % task.width;
     for (int64_t i = 0; i < rows; ++i) {
-      float* const target = task.output + line * task.line_stride + place * task.output_stride + column + half;
+      float* const target = static_cast<float*>(task.output) + line * task.line_stride + place * task.output_stride + column + half;
       __m512 sum = _mm512_add_ps(_mm512_load_ps(sums + i * kBlock + half), bias);
       if (adds) sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, target));
       if (activation == Activation::relu) sum = _mm512_max_ps(zero, sum);  // NaN, the second operand, stays
@@ -202,10 +182,17 @@ DEFORMABLE_OPS_INLINE void add_block(const Product& task, const float* sums, int
   }
 }
 
-void product(const Product& task, int64_t first, int64_t last, int64_t first_column, int64_t last_column,
-             uint16_t* memory) {
+int64_t product_memory(const Product&) { return 2 * kRowBlocks * kInnerBlocks * kPackedBlock; }
+
+// Rows begin and end at multiples of 32, except for the last one.
+void product(const Product& task, int64_t first_row, int64_t last_row, int64_t first_column, int64_t last_column,
+             void* memory) {
   const Tiles tiles;
   alignas(64) float sums[kBlock * kBlock];
+  uint16_t* const packed = static_cast<uint16_t*>(memory);
+  const float* const rows = static_cast<const float*>(task.rows);
+  const uint16_t* const weights = static_cast<const uint16_t*>(task.weight);
+  const int64_t first = first_row / kBlock, last = blocks_of(last_row);
   const int64_t inner = blocks_of(task.inner);
   const int64_t passes = (last - first + kRowBlocks - 1) / kRowBlocks;  // over the weights
   int64_t row_blocks = 0;
@@ -216,16 +203,16 @@ void product(const Product& task, int64_t first, int64_t last, int64_t first_col
       for (int64_t i = 0; i < row_blocks; ++i) {
         for (int64_t k = 0; k < count; ++k) {
           const int64_t top = (row + i) * kBlock, left = (start + k) * kBlock;
-          pack_rows(task.rows + top * task.row_stride + left, task.row_stride, smaller(task.lines * task.width - top, kBlock),
-                    task.inner - left, 1.0f, memory + (i * count + k) * kPackedBlock);
+          pack_rows(rows + top * task.row_stride + left, task.row_stride, smaller(task.lines * task.width - top, kBlock),
+                    task.inner - left, 1.0f, packed + (i * count + k) * kPackedBlock);
         }
       }
       for (int64_t group = first_column; group < last_column; group += kGroup) {
         const int64_t end = smaller(group + kGroup, last_column);
         for (int64_t i = 0; i < row_blocks; ++i) {
           for (int64_t column = group; column < end; ++column) {
-            const uint16_t* const weight = task.weight + (column * inner + start) * kPackedBlock;
-            multiply(memory + i * count * kPackedBlock, weight, count, sums, kBlock);
+            const uint16_t* const weight = weights + (column * inner + start) * kPackedBlock;
+            multiply(packed + i * count * kPackedBlock, weight, count, sums, kBlock);
             add_block(task, sums, (row + i) * kBlock, column * kBlock, start == 0,
                       start + count == inner ? task.activation : Activation::none);
           }
@@ -233,45 +220,6 @@ void product(const Product& task, int64_t first, int64_t last, int64_t first_col
       }
     }
   }
-}
-
-// Add the bias of one query to its logits. Without a grid there is none.
-DEFORMABLE_OPS_INLINE void add_bias(const Attention& task, int64_t head, int64_t query, float* logits) {
-  if (task.keys_of_columns == nullptr) return;
-  const int64_t count = task.height * task.width;
-  if (task.has_prefix) {
-    const float to_patch = task.prefix[head], from_patch = task.prefix[task.heads + head];
-    if (query == 0) {
-      logits[0] += task.prefix[2 * task.heads + head];
-      for (int64_t i = 1; i <= count; ++i) logits[i] += to_patch;
-      return;
-    }
-    logits[0] += from_patch;
-    ++logits;
-    --query;
-  }
-  const int64_t row = query / task.width, column = query % task.width;
-  const float* const biases = task.keys_of_columns +
-                              ((head * task.width + column) * (2 * task.height - 1) + task.height - 1 - row) * task.width;
-  int64_t i = 0;
-  for (; i + kSide <= count; i += kSide) {
-    _mm512_storeu_ps(logits + i, _mm512_add_ps(_mm512_loadu_ps(logits + i), _mm512_loadu_ps(biases + i)));
-  }
-  for (; i < count; ++i) logits[i] += biases[i];
-}
-
-DEFORMABLE_OPS_INLINE float largest(const float* numbers, int64_t count) {
-  const __m512 lowest = _mm512_set1_ps(-3.4e38f);
-  __m512 first = lowest, second = lowest;
-  int64_t i = 0;
-  for (; i + kBlock <= count; i += kBlock) {
-    first = _mm512_max_ps(first, _mm512_loadu_ps(numbers + i));
-    second = _mm512_max_ps(second, _mm512_loadu_ps(numbers + i + kSide));
-  }
-  for (; i < count; i += kSide) {
-    first = _mm512_max_ps(first, _mm512_mask_loadu_ps(lowest, mask_of(i, count), numbers + i));
-  }
-  return _mm512_reduce_max_ps(_mm512_max_ps(first, second));
 }
 
 // Pack exp(logits - most) as a row, zeros behind them, and return the sum.
@@ -293,6 +241,12 @@ DEFORMABLE_OPS_INLINE float pack_exponentials(const float* logits, int64_t count
   return _mm512_reduce_add_ps(_mm512_add_ps(sums[0], sums[1]));
 }
 
+int64_t attention_memory(int64_t keys, int64_t channels) {
+  const int64_t inner = blocks_of(channels), count = blocks_of(keys);
+  return 2 * kPackedBlock * (2 * inner * count + inner + count) + 4 * kBlock * (kBlock * count + kSide) +
+         4 * kBlock * kBlock;
+}
+
 void attention(const Attention& task, int64_t image, int64_t head, int64_t first, int64_t last, void* memory) {
   const Tiles tiles;
   const int64_t inner = blocks_of(task.channels), key_blocks = blocks_of(task.keys);
@@ -303,9 +257,9 @@ void attention(const Attention& task, int64_t image, int64_t head, int64_t first
   uint16_t* const weights = queries + inner * kPackedBlock;
   float* const logits = reinterpret_cast<float*>(weights + key_blocks * kPackedBlock);
   float* const sums = logits + kBlock * line;
-  const float* const query = task.query + image * task.query_strides[0] + head * task.query_strides[1];
-  const float* const key = task.key + image * task.key_strides[0] + head * task.key_strides[1];
-  const float* const value = task.value + image * task.value_strides[0] + head * task.value_strides[1];
+  const float* const query = static_cast<const float*>(task.query) + image * task.query_strides[0] + head * task.query_strides[1];
+  const float* const key = static_cast<const float*>(task.key) + image * task.key_strides[0] + head * task.key_strides[1];
+  const float* const value = static_cast<const float*>(task.value) + image * task.value_strides[0] + head * task.value_strides[1];
   for (int64_t block = 0; block < key_blocks; ++block) {
     const int64_t start = block * kBlock, count = smaller(task.keys - start, kBlock);
     for (int64_t k = 0; k < inner; ++k) {
@@ -334,7 +288,7 @@ void attention(const Attention& task, int64_t image, int64_t head, int64_t first
     for (int64_t k = 0; k < inner; ++k) {
       multiply(weights, values + k * key_blocks * kPackedBlock, key_blocks, sums, kBlock);
       for (int64_t row = 0; row < rows; ++row) {
-        float* const target = task.output +
+        float* const target = static_cast<float*>(task.output) +
                               ((image * task.queries + start + row) * task.heads + head) * task.channels + k * kBlock;
         const __m512 factor = _mm512_set1_ps(factors[row]);
         for (int64_t half = 0; half < kBlock; half += kSide) {
@@ -350,7 +304,14 @@ void attention(const Attention& task, int64_t image, int64_t head, int64_t first
 }  // namespace amx
 
 const MatrixLoops* amx_matrix() {
-  static constexpr MatrixLoops table = {&amx::pack_weight, &amx::product, &amx::attention};
+  static constexpr MatrixLoops table = {kBlock,
+                                        amx::kPackedBlock,
+                                        kBlock,
+                                        &amx::pack_weight,
+                                        &amx::product_memory,
+                                        &amx::product,
+                                        &amx::attention_memory,
+                                        &amx::attention};
   return &table;
 }
 

@@ -1,6 +1,6 @@
 // Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 //
-// Checks and threads of the products by a matrix unit. matrix.py describes their arguments.
+// Checks and threads of the products of matrices. matrix.py describes their arguments.
 #include "matrix_operators.h"
 
 #include <cstdlib>
@@ -14,22 +14,58 @@
 namespace deformable_ops {
 namespace {
 
-const MatrixLoops& loops() {
-  const MatrixLoops* const found = has_matrix_unit() ? amx_matrix() : nullptr;
-  if (found == nullptr) fail("this processor has no AMX: see HAS_MATRIX_UNIT");
+// Return the loops for a type of numbers, or null.
+const MatrixLoops* find_loops(bool bfloat16) {
+  if (bfloat16) return has_bfloat16_vectors() ? avx512_bfloat16_matrix() : nullptr;
+  const MatrixLoops* const unit = has_matrix_unit() ? amx_matrix() : nullptr;
+  return unit != nullptr || instructions() != Instructions::avx512 ? unit : avx512_matrix();
+}
+
+const MatrixLoops& loops(ScalarType type) {
+  const MatrixLoops* const found = find_loops(type == ScalarType::BFloat16);
+  if (found == nullptr) {
+    fail("this processor has no products of ", type == ScalarType::BFloat16 ? "bfloat16" : "float32",
+         " matrices: see PRODUCTS");
+  }
   return *found;
 }
 
-// Fail unless a tensor is float32 on the CPU, has the rank, and has neighbouring numbers in its last dimension.
-const float* numbers_of(const char* name, const Tensor& tensor, int64_t rank) {
-  if (!tensor.is_cpu() || tensor.scalar_type() != ScalarType::Float) fail(name, " must be float32 on the CPU");
-  if (tensor.dim() != rank) fail(name, " must have ", rank, " dimensions, got the shape ", shape_of(tensor));
-  if (tensor.size(rank - 1) > 1 && tensor.stride(rank - 1) != 1) fail(name, " must be contiguous in its last dimension");
-  return static_cast<const float*>(tensor.data_ptr());
+// The type of packed weights: float32 numbers that are split for AMX are stored as their bits.
+ScalarType packed_type(ScalarType type, const MatrixLoops& code) {
+  return type == ScalarType::Float && code.step > 1 ? ScalarType::Short : type;
 }
 
-const float* contiguous_numbers_of(const char* name, const Tensor& tensor, int64_t rank) {
-  const float* const numbers = numbers_of(name, tensor, rank);
+int64_t steps_of(int64_t inner, const MatrixLoops& code) { return (inner + code.step - 1) / code.step; }
+
+int64_t size_of(ScalarType type) { return type == ScalarType::Float ? 4 : 2; }
+
+const char* offset(const void* numbers, int64_t count, ScalarType type) {
+  return static_cast<const char*>(numbers) + count * size_of(type);
+}
+
+char* offset(void* numbers, int64_t count, ScalarType type) {
+  return static_cast<char*>(numbers) + count * size_of(type);
+}
+
+// Return the type of a tensor, float32 or bfloat16, or fail.
+ScalarType type_of(const char* name, const Tensor& tensor) {
+  const ScalarType type = tensor.scalar_type();
+  if (type != ScalarType::Float && type != ScalarType::BFloat16) fail(name, " must be float32 or bfloat16");
+  return type;
+}
+
+// Fail unless a tensor is on the CPU, has the type and rank, and has neighbouring numbers in its last dimension.
+void* numbers_of(const char* name, const Tensor& tensor, int64_t rank, ScalarType type) {
+  if (!tensor.is_cpu() || tensor.scalar_type() != type) {
+    fail(name, " must be ", type == ScalarType::Float ? "float32" : "bfloat16", " on the CPU");
+  }
+  if (tensor.dim() != rank) fail(name, " must have ", rank, " dimensions, got the shape ", shape_of(tensor));
+  if (tensor.size(rank - 1) > 1 && tensor.stride(rank - 1) != 1) fail(name, " must be contiguous in its last dimension");
+  return tensor.data_ptr();
+}
+
+void* contiguous_numbers_of(const char* name, const Tensor& tensor, int64_t rank, ScalarType type) {
+  void* const numbers = numbers_of(name, tensor, rank, type);
   if (!tensor.is_contiguous()) fail(name, " must be contiguous");
   return numbers;
 }
@@ -58,21 +94,25 @@ void strides_of(const Tensor& tensor, int64_t* strides) {
 
 }  // namespace
 
-bool MatrixOperators::has_matrix_unit() { return deformable_ops::has_matrix_unit() && amx_matrix() != nullptr; }
+int64_t MatrixOperators::matrix_products(bool bfloat16) {
+  const MatrixLoops* const found = find_loops(bfloat16);
+  return found == nullptr ? 0 : found == amx_matrix() ? 2 : 1;
+}
 
 Tensor MatrixOperators::pack_weight(Tensor weight) {
-  const float* const numbers = contiguous_numbers_of("weight", weight, 3);
+  const ScalarType type = type_of("weight", weight);
+  const void* const numbers = contiguous_numbers_of("weight", weight, 3, type);
+  const MatrixLoops& code = loops(type);
+  const ScalarType packed_numbers = packed_type(type, code);
   const int64_t count = weight.size(0), columns = weight.size(1), inner = weight.size(2);
-  const int64_t blocks = blocks_of(columns), size = blocks_of(inner) * kPackedBlock;
-  const Tensor packed = torch::stable::new_empty(
-      weight, {count, blocks, blocks_of(inner), kPackedBlock}, ScalarType::Short);
-  uint16_t* const target = static_cast<uint16_t*>(packed.data_ptr());
-  const MatrixLoops& code = loops();
+  const int64_t blocks = blocks_of(columns), steps = steps_of(inner, code);
+  const Tensor packed = torch::stable::new_empty(weight, {count, blocks, steps, code.numbers}, packed_numbers);
+  void* const target = packed.data_ptr();
   torch::stable::parallel_for(0, count * blocks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t column = i % blocks * kBlock, left = columns - column;
-      const float* const source = numbers + (i / blocks * columns + column) * inner;
-      code.pack_weight(source, left < kBlock ? left : kBlock, inner, target + i * size);
+      code.pack_weight(offset(numbers, (i / blocks * columns + column) * inner, type), left < kBlock ? left : kBlock,
+                       inner, offset(target, i * steps * code.numbers, packed_numbers));
     }
   });
   return packed;
@@ -80,12 +120,16 @@ Tensor MatrixOperators::pack_weight(Tensor weight) {
 
 void MatrixOperators::product(Tensor rows, Tensor weight, std::optional<Tensor> bias, int64_t activation,
                               bool accumulate, Tensor output) {
-  const float* const numbers = numbers_of("rows", rows, 3);
-  const float* const target = numbers_of("output", output, 4);
+  const ScalarType type = type_of("rows", rows), output_type = type_of("output", output);
+  const void* const numbers = numbers_of("rows", rows, 3, type);
+  if (type == ScalarType::Float && output_type != type) fail("output must be float32, as rows");
+  void* const target = numbers_of("output", output, 4, output_type);
+  const MatrixLoops& code = loops(type);
   const int64_t count = rows.size(0), inner = rows.size(2), columns = output.size(3);
-  if (!weight.is_cpu() || weight.scalar_type() != ScalarType::Short || weight.dim() != 4 || !weight.is_contiguous() ||
-      weight.size(0) != count || weight.size(1) != blocks_of(columns) || weight.size(2) != blocks_of(inner) ||
-      weight.size(3) != kPackedBlock) {
+  if (inner % 2 != 0 && type == ScalarType::BFloat16) fail("rows must have an even number of inner indices, got ", inner);
+  if (!weight.is_cpu() || weight.scalar_type() != packed_type(type, code) || weight.dim() != 4 ||
+      !weight.is_contiguous() || weight.size(0) != count || weight.size(1) != blocks_of(columns) ||
+      weight.size(2) != steps_of(inner, code) || weight.size(3) != code.numbers) {
     fail("weight must be packed for ", count, " products of ", inner, " numbers by ", columns, ", got the shape ",
          shape_of(weight));
   }
@@ -94,41 +138,38 @@ void MatrixOperators::product(Tensor rows, Tensor weight, std::optional<Tensor> 
   }
   if (activation < 0 || activation > 2) fail("activation must be 0, 1 or 2, got ", activation);
   if (output.numel() == 0) return;
-  const float* shared = nullptr;
+  const void* shared = nullptr;
   if (bias.has_value()) {
-    shared = contiguous_numbers_of("bias", *bias, 1);
+    shared = contiguous_numbers_of("bias", *bias, 1, type);
     if (bias->size(0) != columns) fail("bias must have ", columns, " numbers, got the shape ", shape_of(*bias));
   }
-  const MatrixLoops& code = loops();
-  const int64_t row_blocks = blocks_of(rows.size(1)), column_blocks = blocks_of(columns);
-  const int64_t size = column_blocks * blocks_of(inner) * kPackedBlock;
+  const int64_t height = rows.size(1), row_blocks = (height + code.rows - 1) / code.rows;
+  const int64_t column_blocks = blocks_of(columns), size = column_blocks * steps_of(inner, code) * code.numbers;
   const int64_t row_step = rows.stride(0), output_step = output.stride(0);
-  const uint16_t* const packed = static_cast<const uint16_t*>(weight.data_ptr());
   Product first = {};
-  first.rows = numbers;
   first.row_stride = rows.stride(1);
   first.lines = output.size(1);
   first.width = output.size(2);
   first.inner = inner;
-  first.weight = packed;
   first.columns = columns;
   first.bias = shared;
   first.activation = static_cast<Activation>(activation);
   first.accumulate = accumulate;
-  first.output = const_cast<float*>(target);
+  first.wide_output = output_type != type;
   first.line_stride = output.stride(1);
   first.output_stride = output.stride(2);
   const auto compute = [&](int64_t i, int64_t row, int64_t last_row, int64_t column, int64_t last_column) {
     Product task = first;
-    task.rows += i * row_step;
-    task.weight += i * size;
-    task.output += i * output_step;
-    constexpr int64_t kMemory = 2 * kRowBlocks * kInnerBlocks * kPackedBlock;
-    code.product(task, row, last_row, column, last_column, static_cast<uint16_t*>(thread_memory(kMemory)));
+    task.rows = offset(numbers, i * row_step, type);
+    task.weight = offset(weight.data_ptr(), i * size, weight.scalar_type());
+    task.output = offset(target, i * output_step, output_type);
+    const int64_t last = last_row * code.rows;
+    code.product(task, row * code.rows, last < height ? last : height, column, last_column,
+                 thread_memory(code.product_memory(task)));
   };
-  // few rows: the threads share the columns, and each packs all rows
-  constexpr int64_t kFewRows = 8;
-  const bool by_columns = count * row_blocks < kFewRows;
+  // few rows: the threads share the columns
+  constexpr int64_t kFewRows = 256;
+  const bool by_columns = count * height < kFewRows;
   const int64_t parts = by_columns ? column_blocks : row_blocks;
   torch::stable::parallel_for(0, count * parts, 1, [&](int64_t begin, int64_t end) {
     while (begin < end) {
@@ -147,9 +188,10 @@ void MatrixOperators::product(Tensor rows, Tensor weight, std::optional<Tensor> 
 Tensor MatrixOperators::attention(Tensor query, Tensor key, Tensor value, double scale,
                                   std::optional<Tensor> keys_of_columns, std::optional<Tensor> prefix) {
   Attention task = {};
-  task.query = numbers_of("query", query, 4);
-  task.key = numbers_of("key", key, 4);
-  task.value = numbers_of("value", value, 4);
+  const ScalarType type = type_of("query", query);
+  task.query = numbers_of("query", query, 4, type);
+  task.key = numbers_of("key", key, 4, type);
+  task.value = numbers_of("value", value, 4, type);
   const int64_t batch = query.size(0);
   task.heads = query.size(1);
   task.queries = query.size(2);
@@ -160,12 +202,15 @@ Tensor MatrixOperators::attention(Tensor query, Tensor key, Tensor value, double
     fail("query ", shape_of(query), ", key ", shape_of(key), " and value ", shape_of(value),
          " must have equal batch sizes, heads and channels");
   }
+  if (task.channels % 2 != 0 && type == ScalarType::BFloat16) {
+    fail("query must have an even number of channels, got ", task.channels);
+  }
   strides_of(query, task.query_strides);
   strides_of(key, task.key_strides);
   strides_of(value, task.value_strides);
   task.scale = static_cast<float>(scale);
   if (keys_of_columns.has_value()) {
-    task.keys_of_columns = contiguous_numbers_of("keys_of_columns", *keys_of_columns, 3);
+    task.keys_of_columns = static_cast<float*>(contiguous_numbers_of("keys_of_columns", *keys_of_columns, 3, ScalarType::Float));
     task.width = keys_of_columns->size(1);
     const int64_t rows = task.width > 0 ? keys_of_columns->size(2) / task.width : 0;
     task.height = (rows + 1) / 2;
@@ -178,18 +223,18 @@ Tensor MatrixOperators::attention(Tensor query, Tensor key, Tensor value, double
            task.keys, " tokens, got the shape ", shape_of(*keys_of_columns));
     }
     if (task.has_prefix) {
-      task.prefix = contiguous_numbers_of("prefix", *prefix, 2);
+      task.prefix = static_cast<float*>(contiguous_numbers_of("prefix", *prefix, 2, ScalarType::Float));
       if (prefix->size(0) != 3 || prefix->size(1) != task.heads) {
         fail("prefix must be (3, ", task.heads, "), got the shape ", shape_of(*prefix));
       }
     }
   }
   const Tensor output = torch::stable::new_empty(query, {batch, task.queries, task.heads, task.channels});
-  task.output = static_cast<float*>(output.data_ptr());
-  const MatrixLoops& code = loops();
+  task.output = output.data_ptr();
+  const MatrixLoops& code = loops(type);
   const int64_t blocks = blocks_of(task.queries);
   torch::stable::parallel_for(0, batch * task.heads * blocks, 1, [&](int64_t begin, int64_t end) {
-    void* const memory = thread_memory(attention_memory(task.keys, task.channels));
+    void* const memory = thread_memory(code.attention_memory(task.keys, task.channels));
     while (begin < end) {
       const int64_t head = begin / blocks, block = begin % blocks;
       const int64_t last = block + (end - begin) < blocks ? block + (end - begin) : blocks;

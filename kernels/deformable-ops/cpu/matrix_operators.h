@@ -8,10 +8,10 @@
 
 namespace deformable_ops {
 
-// Products of float32 matrices by a processor's matrix unit, see matrix.h; matrix.py describes the arguments.
+// Products of matrices, see matrix.h; matrix.py describes the arguments.
 struct MatrixOperators {
   using Tensor = torch::stable::Tensor;
-  static bool has_matrix_unit();
+  static int64_t matrix_products(bool bfloat16);
   static Tensor pack_weight(Tensor weight);
   static void product(Tensor rows, Tensor weight, std::optional<Tensor> bias, int64_t activation, bool accumulate,
                       Tensor output);

@@ -22,23 +22,25 @@ def filters(weight):
     return torch.einsum("ia,kb,ocab->ikco", matrix, matrix, weight).flatten(0, 1).contiguous()
 
 
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.bfloat16, 0.02)])
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("size", [(1, 1), (4, 8), (13, 6)])
-def test_minimal_filtering(dense, size, relu):
+def test_minimal_filtering(dense, size, relu, dtype, bound):
     """The planes of a step hold some rows of tiles, and are apart from each other in memory."""
     batch, channels, out_channels = 2, 32, 48
-    pixels, bias = torch.randn(batch, *size, channels), torch.randn(out_channels)
+    pixels, bias = torch.randn(batch, *size, channels).to(dtype), torch.randn(out_channels).to(dtype)
     weight = torch.randn(out_channels, channels, 3, 3, dtype=torch.float64)
-    kernels, output = filters(weight).float(), torch.full((batch, *size, out_channels), torch.nan)
+    kernels, output = filters(weight).float(), torch.full((batch, *size, out_channels), torch.nan, dtype=dtype)
     rows, columns = -(-size[0] // 4), -(-size[1] // 4)
     for image in range(batch):
         for row in range(rows):
-            sums = torch.empty(36, columns * channels + 8)[:, : columns * channels].unflatten(1, (columns, channels))
-            dense.winograd_inputs(pixels, torch.zeros(channels), image, row, sums)
-            dense.winograd_outputs((sums @ kernels), bias, image, row, relu, output)
+            memory = torch.empty(36, columns * channels + 8, dtype=dtype)
+            sums = memory[:, : columns * channels].unflatten(1, (columns, channels))
+            dense.winograd_inputs(pixels, torch.zeros(channels, dtype=dtype), image, row, sums)
+            dense.winograd_outputs(sums.float() @ kernels, bias, image, row, relu, output)
     expected = F.conv2d(pixels.permute(0, 3, 1, 2).double(), weight, bias.double(), padding=1).permute(0, 2, 3, 1)
     expected = expected.relu() if relu else expected
-    assert (output - expected).norm() / expected.norm() < 1e-6
+    assert (output - expected).norm() / expected.norm() < bound
 
 
 def rounding(dtype):
@@ -119,9 +121,10 @@ def test_numbers_that_are_not_finite_stay(dense):
     planes = torch.tensor([[[[1.0, torch.nan], [torch.inf, 2.0]]]])
     for dtype in (torch.float32, torch.bfloat16):
         assert dense.resize_planes(planes.to(dtype), 2, 2).isnan()[0, 0, 0, 1]
-    output = torch.zeros(1, 1, 1, 16)
-    dense.winograd_outputs(torch.full((36, 1, 16), torch.nan), torch.zeros(16), 0, 0, True, output)
-    assert output.isnan().all()
+        output = torch.zeros(1, 1, 1, 16, dtype=dtype)
+        bias = torch.zeros(16, dtype=dtype)
+        dense.winograd_outputs(torch.full((36, 1, 16), torch.nan), bias, 0, 0, True, output)
+        assert output.isnan().all()
     logits = torch.tensor([[1.0, torch.nan]])
     dense.softmax_rows(logits)
     assert logits.isnan().all()

@@ -64,7 +64,7 @@ def test_equals_the_original(ops, device, name):
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="this machine has one instruction set only")
-@pytest.mark.parametrize("instructions", ["baseline", "avx2"])
+@pytest.mark.parametrize("instructions", ["baseline", "avx2", "avx512"])
 def test_other_instruction_sets_equal_the_original(instructions):
     """The kernel chooses the instruction set once per process, so this test starts another process."""
     if "DEFORMABLE_OPS_INSTRUCTIONS" in os.environ:

@@ -22,7 +22,7 @@ STABLE_TORCH_LIBRARY_EXPAND(TORCH_EXTENSION_NAME, ops) {
   ops.def(
       "window_labels(Tensor logits, int[] tops, int[] lefts, int[] window, int[] rows, int[] view, int[] image) "
       "-> Tensor");
-  ops.def("has_matrix_unit() -> bool");
+  ops.def("matrix_products(bool bfloat16) -> int");
   ops.def("pack_weight(Tensor weight) -> Tensor");
   ops.def(
       "product(Tensor rows, Tensor weight, Tensor? bias, int activation, bool accumulate, Tensor(a!) output) -> ()");
@@ -97,11 +97,11 @@ STABLE_TORCH_LIBRARY_IMPL_EXPAND(TORCH_EXTENSION_NAME, CPU, ops) {
 #endif
 
 #if defined(DEFORMABLE_OPS_EMULATED)  // without the CPU's sources
-bool deformable_ops::MatrixOperators::has_matrix_unit() { return false; }
+int64_t deformable_ops::MatrixOperators::matrix_products(bool) { return 0; }
 #endif
 STABLE_TORCH_LIBRARY_IMPL_EXPAND(TORCH_EXTENSION_NAME, CompositeExplicitAutograd, ops) {
   using Code = deformable_ops::MatrixOperators;
-  DEFORMABLE_OPS_ONE(has_matrix_unit)
+  DEFORMABLE_OPS_ONE(matrix_products)
 }
 
 #if defined(CUDA_KERNEL)

@@ -145,19 +145,20 @@ def dense_operators(value: torch.Tensor, *channels: int) -> ModuleType | None:
 
 
 def matrix_operators(value: torch.Tensor) -> ModuleType | None:
-    """Return the kernel's products by a matrix unit if they serve `value`'s device and dtype, or None.
+    """Return the kernel's products and attention if they serve `value`'s device and dtype, or None.
 
-    These are float32 products and attention on a CPU with AMX, without gradients, see `deformable_ops/matrix.py` of the
-    kernel.
+    These are for a CPU with AVX-512 or AMX, in float32 or bfloat16, without gradients. See `deformable_ops/matrix.py`
+    of the kernel.
     """
-    if value.dtype != torch.float32 or value.device.type != "cpu" or (_state.mode or default_mode()) == "off":
+    if value.dtype not in (torch.float32, torch.bfloat16) or value.device.type != "cpu":
         return None
-    if _is_exporting() or (torch.is_grad_enabled() and value.requires_grad):
+    if (_state.mode or default_mode()) == "off" or _is_exporting() or (torch.is_grad_enabled() and value.requires_grad):
         return None
     if not _state.searched and torch.compiler.is_compiling():
         return None
     matrix = _cpu_module("matrix")
-    return matrix if matrix is not None and matrix.HAS_MATRIX_UNIT else None
+    products: dict[torch.dtype, str | None] = getattr(matrix, "PRODUCTS", {})
+    return matrix if products.get(value.dtype) is not None else None
 
 
 def _cpu_module(name: str) -> ModuleType | None:

@@ -25,12 +25,13 @@ def winograd_inputs(
     of the image are zero.
 
     Args:
-        pixels: `(B, H, W, C)`.
-        zeros: `(C,)`, for pixels outside.
+        pixels: `(B, H, W, C)`, float32 or bfloat16.
+        zeros: `(C,)`, for pixels outside, in the type of the pixels.
         image: index in the batch.
         first_row: row of tiles.
-        planes: `(36, tiles, C)`, written: plane `i * 6 + k` has row i and column k of the transformed tiles. The number
-            of tiles is a multiple of the tiles in a row. The planes may be apart from each other in memory.
+        planes: `(36, tiles, C)` in the type of the pixels, written: plane `i * 6 + k` has row i and column k of the
+            transformed tiles. The number of tiles is a multiple of the tiles in a row. The planes may be apart from
+            each other in memory.
 
     Raises:
         RuntimeError: if shapes or dtypes do not fit together.
@@ -44,10 +45,10 @@ def winograd_outputs(
     """Transform products of [`winograd_inputs`] and transformed filters to output pixels.
 
     Args:
-        planes: `(36, tiles, C)`, the products.
-        bias: `(C,)`.
+        planes: `(36, tiles, C)`, the products, float32.
+        bias: `(C,)`, in the type of the pixels.
         relu: whether negative numbers become zero.
-        pixels: `(B, H, W, C)`; the tiles' pixels are written.
+        pixels: `(B, H, W, C)`, float32 or bfloat16; the tiles' pixels are written.
     """
     ops.winograd_outputs(planes, bias, image, first_row, relu, pixels)
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""A trunk's attention by a CPU's matrix unit, without logits and position biases of all tokens in memory."""
+"""A trunk's attention by the kernel, without logits and position biases of all tokens in memory."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ from ..layers.token_grid import Grid
 from ..trunk.attention import BeitTrunkAttention, DotProductAttention, EvaTrunkAttention
 from ..trunk.blocks import BeitTrunkBlock, EvaTrunkBlock, PlainTrunkBlock
 from ..trunk.positions import RelativePositionBias
+from .onednn_linear import packed_products
 from .position_bias import SharedRelativePositionBias
 from .replacement import is_on_cpu, is_plain, linear_layer, replace_modules
 
@@ -40,7 +41,7 @@ class OffsetBiases:
         """Return `keys_of_columns` and `prefix` for the kernel's attention, see `deformable_ops/matrix.py`."""
         layer = self.layer.position_bias if isinstance(self.layer, SharedRelativePositionBias) else self.layer
         keys = layer.keys_of_columns(layer.offset_biases(self.table, self.interpolation), self.grid)
-        return keys.contiguous(), self.table[-3:].contiguous() if layer.num_prefix_tokens else None
+        return keys.float().contiguous(), self.table[-3:].float().contiguous() if layer.num_prefix_tokens else None
 
 
 class OffsetBias(nn.Module):
@@ -62,7 +63,7 @@ class OffsetBias(nn.Module):
 
 
 class MatrixAttention(DotProductAttention):
-    """[`DotProductAttention`] by the matrix unit."""
+    """[`DotProductAttention`] by the kernel."""
 
     def forward(
         self,
@@ -72,7 +73,7 @@ class MatrixAttention(DotProductAttention):
         logit_bias: torch.Tensor | OffsetBiases | None = None,
     ) -> torch.Tensor:
         """Map `(B, heads, N, head_dim)` each to `(B, N, heads * head_dim)`."""
-        matrix = dispatcher.matrix_operators(query)
+        matrix = None if query.shape[-1] % 2 else dispatcher.matrix_operators(query)
         if matrix is None or isinstance(logit_bias, torch.Tensor):
             bias = logit_bias.expanded() if isinstance(logit_bias, OffsetBiases) else logit_bias
             return super().forward(query, key, value, bias)
@@ -103,8 +104,9 @@ class TokenAttention(nn.Module):
 
 
 def use_matrix_attention(model: nn.Module) -> int:
-    """Replace the attention of trunks on a CPU with a matrix unit."""
-    if not is_on_cpu(model) or dispatcher.matrix_operators(torch.empty(0)) is None:
+    """Replace the attention of trunks on a CPU whose products by the kernel are fast."""
+    parameter = next(model.parameters(), None)
+    if parameter is None or not is_on_cpu(model) or packed_products(parameter.dtype) is None:
         return 0
     for block in model.modules():
         if isinstance(block, (BeitTrunkBlock, EvaTrunkBlock)) and _attends(block) and _has_position_bias(block):

@@ -13,9 +13,9 @@ from ..layers.initialization import LOAD_AGAIN, SegmentationModelMixin
 from .channels_last import use_channels_last
 from .dense_layers import use_dense_operators
 from .matrix_attention import use_matrix_attention
-from .matrix_unit import use_matrix_unit
 from .norm_folding import fold_norms
 from .onednn_linear import use_onednn_for_linear
+from .packed_layers import use_packed_layers
 from .position_bias import share_position_bias_memory
 from .upernet_head import use_fast_upernet_head
 from .winograd import use_winograd
@@ -28,13 +28,14 @@ OPTIMIZATIONS: dict[str, Callable[[nn.Module], int]] = {
     "channels_last": use_channels_last,
     "dense_operators": use_dense_operators,
     "upernet_head": use_fast_upernet_head,
-    "winograd": use_winograd,
     "position_bias": share_position_bias_memory,
+    "winograd": use_winograd,
     "matrix_attention": use_matrix_attention,
-    "matrix_unit": use_matrix_unit,
+    "packed_layers": use_packed_layers,
     "onednn_linear": use_onednn_for_linear,
 }
-FLOAT32_ONLY = ("winograd", "matrix_attention", "matrix_unit", "onednn_linear")
+# These keep weights in an order for one dtype, so they follow the conversion to the dtype of the result.
+AFTER_CONVERSION = ("winograd", "matrix_attention", "packed_layers", "onednn_linear")
 
 
 def optimize_for_inference(
@@ -75,12 +76,17 @@ def optimize_for_inference(
         return model
     optimized: Any = model if inplace else copy.deepcopy(model)
     optimized.eval().requires_grad_(False)
-    if all(tensor.dtype in (torch.float32, torch.float64) for tensor in optimized.parameters()):
-        for name, replace_layers in OPTIMIZATIONS.items():
-            if name not in without and not (name in FLOAT32_ONLY and dtype not in (None, torch.float32)):
-                replace_layers(optimized)
+    chosen = {name: replace_layers for name, replace_layers in OPTIMIZATIONS.items() if name not in without}
+    if not all(tensor.dtype in (torch.float32, torch.float64) for tensor in optimized.parameters()):
+        chosen = {}
+    for name, replace_layers in chosen.items():
+        if name not in AFTER_CONVERSION:
+            replace_layers(optimized)
     if dtype is not None:
         optimized.to(dtype)
+    for name, replace_layers in chosen.items():
+        if name in AFTER_CONVERSION:
+            replace_layers(optimized)
     for module in optimized.modules():  # the backbone can be used without the rest
         if isinstance(module, SegmentationModelMixin):
             module.is_optimized = True

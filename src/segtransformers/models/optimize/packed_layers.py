@@ -1,11 +1,11 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Matrix products in float32 by a CPU's matrix unit for bfloat16 (AMX), where a kernel is found.
+"""Linear layers and 1x1 convolutions by the kernel's products of packed weights, where a kernel is found.
 
-The kernel splits each number into three bfloat16 numbers (`deformable_ops/matrix.py`). Errors are those of a product in
-float32. On an Intel Xeon with AMX, products are 1.5 to 2 times as fast as PyTorch's if their operands are in the cache,
-and 1.2 to 1.4 times in a model, whose weights come from memory.
+Weights are packed once, and biases, activations and sums with feature maps are part of a product. [`packed_products`]
+decides for which CPUs and dtypes; `deformable_ops/matrix.py` describes the products.
 """
 
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -19,9 +19,10 @@ from ..layers.resize import AddUpsampled
 from ..mask2former.modules_seg_mask2former import SegMask2FormerDecoderLayer, SegMask2FormerPixelDecoderLayer
 from ..pyramid.modeling_pyramid import PyramidBackbone
 from .channels_last import DoublingConvolution
+from .onednn_linear import packed_products
 from .replacement import is_on_cpu, is_plain, replace_modules
 
-BLOCK = 32  # of rows, columns and inner indices in the packed weights
+BLOCK = 32  # columns of a block of packed weights
 MIN_FEATURES = 32  # smaller matrices are mostly the zeros that fill up a block
 ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.GELU: "gelu"}
 # layers that apply an activation to the output of a linear layer and nothing else, with the names of the two
@@ -34,10 +35,10 @@ PAIRS: tuple[tuple[type[nn.Module], str, str], ...] = (
 
 
 class PackedWeight(nn.Module):
-    """Weights `(out_features, in_features)` that are packed for the matrix unit.
+    """Weights `(out_features, in_features)` that are packed for the kernel's products.
 
     Args:
-        weight: float32.
+        weight: float32 or bfloat16.
         bias: `(out_features,)`.
         activation: of the output, `"relu"` or `"gelu"`.
     """
@@ -45,17 +46,15 @@ class PackedWeight(nn.Module):
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, activation: str | None = None):
         super().__init__()
         weight = weight.detach().contiguous()
-        matrix = dispatcher.matrix_operators(weight)
-        assert matrix is not None
         self.out_features, self.in_features = weight.shape
         self.activation = activation
-        self.register_buffer("packed", matrix.pack_weight(weight[None]))
+        self.register_buffer("packed", pack(weight[None]))
         self.register_buffer("bias", None if bias is None else bias.detach())
 
     def product(self, features: torch.Tensor) -> torch.Tensor:
         """Map `(..., in_features)` to `(..., out_features)`."""
-        matrix = dispatcher.matrix_operators(features)
-        if matrix is None:  # it was moved, or compiled operators are off
+        matrix = matrix_operators_for(self.packed, features)
+        if matrix is None:
             weight = unpacked(self.packed[0], self.out_features, self.in_features)
             output = F.linear(features, weight.to(features.dtype), self.bias)
             return output if self.activation is None else getattr(F, self.activation)(output)
@@ -66,17 +65,37 @@ class PackedWeight(nn.Module):
         return output
 
 
+def pack(weight: torch.Tensor) -> torch.Tensor:
+    """Pack the weights `(N, out_features, in_features)` of N products, see `deformable_ops/matrix.py`."""
+    matrix = dispatcher.matrix_operators(weight)
+    assert matrix is not None
+    return matrix.pack_weight(weight)
+
+
+def matrix_operators_for(packed: torch.Tensor, features: torch.Tensor) -> ModuleType | None:
+    """Return the kernel's products if they take these packed weights with these features.
+
+    They do not if the layer was moved to another device or dtype, or if compiled operators are off.
+    """
+    dtype = {torch.int16: torch.float32}.get(packed.dtype, packed.dtype)
+    is_packed_for_it = packed.shape[-1] == 2 * BLOCK if dtype == torch.bfloat16 else packed.shape[-1] != 2 * BLOCK
+    return dispatcher.matrix_operators(features) if dtype == features.dtype and is_packed_for_it else None
+
+
 def unpacked(packed: torch.Tensor, out_features: int, in_features: int) -> torch.Tensor:
-    """Return the weights `(out_features, in_features)` that were packed to `(blocks, blocks, 3072)`."""
-    # (blocks of columns, blocks of inner, parts, tiles, pairs of inner, columns, 2)
-    bits = packed.unflatten(2, (3, 2, BLOCK // 2, BLOCK // 2, 2))
-    parts = (bits.to(torch.int32) << 16).view(torch.float32)
-    blocks = ((parts[:, :, 2] + parts[:, :, 1]) + parts[:, :, 0]).permute(0, 2, 4, 1, 3, 5)
-    return blocks.flatten(3, 5).flatten(0, 2)[:out_features, :in_features]
+    """Return the weights `(out_features, in_features)` that were packed to `(blocks, blocks, numbers)`."""
+    if packed.dtype == torch.int16:  # the bits of three bfloat16 numbers
+        # (blocks of columns, blocks of inner, parts, tiles, pairs of inner, columns, 2)
+        bits = packed.unflatten(2, (3, 2, BLOCK // 2, BLOCK // 2, 2))
+        parts = (bits.to(torch.int32) << 16).view(torch.float32)
+        blocks = ((parts[:, :, 2] + parts[:, :, 1]) + parts[:, :, 0]).permute(0, 2, 4, 1, 3, 5)
+        return blocks.flatten(3, 5).flatten(0, 2)[:out_features, :in_features]
+    steps = packed.unflatten(2, (BLOCK, -1)).transpose(1, 2)  # (blocks, columns, blocks of inner, one or two)
+    return steps.flatten(2).flatten(0, 1)[:out_features, :in_features]
 
 
 class PackedLinear(PackedWeight):
-    """`nn.Linear` by the matrix unit."""
+    """`nn.Linear` with packed weights."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Map `(..., in_features)` to `(..., out_features)`."""
@@ -84,7 +103,7 @@ class PackedLinear(PackedWeight):
 
 
 class PackedConvolution(PackedWeight):
-    """A 1x1 convolution by the matrix unit."""
+    """A 1x1 convolution with packed weights."""
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Map `(B, C_in, h, w)` to `(B, C_out, h, w)` with channels last."""
@@ -92,7 +111,7 @@ class PackedConvolution(PackedWeight):
 
 
 class AddPackedDoubling(nn.Module):
-    """[`DoublingConvolution`] and [`AddUpsampled`] by the matrix unit, which adds every output pixel where it belongs.
+    """[`DoublingConvolution`] and [`AddUpsampled`] with packed weights. Every output pixel is added where it belongs.
 
     Args:
         doubling: whose weights are packed.
@@ -102,10 +121,8 @@ class AddPackedDoubling(nn.Module):
         super().__init__()
         product: Any = doubling.product
         taps = product.weight.detach().unflatten(0, (4, -1))  # (2 * 2, C_out, C_in)
-        matrix = dispatcher.matrix_operators(taps)
-        assert matrix is not None
         self.out_features, self.in_features = taps.shape[1:]
-        self.register_buffer("packed", matrix.pack_weight(taps.contiguous()))
+        self.register_buffer("packed", pack(taps.contiguous()))
         self.register_buffer("bias", None if product.bias is None else product.bias.detach()[: self.out_features])
 
     def forward(self, features: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
@@ -116,7 +133,7 @@ class AddPackedDoubling(nn.Module):
         batch, _, height, width = other.shape
         rows = other.permute(0, 2, 3, 1).reshape(1, -1, self.in_features).contiguous()
         pixels = output.permute(0, 2, 3, 1).view(batch * height, 2, width, 2, self.out_features)
-        matrix = dispatcher.matrix_operators(other)
+        matrix = matrix_operators_for(self.packed, other)
         for index, packed in enumerate(self.packed):
             target = pixels[None, :, index // 2, :, index % 2]
             if matrix is not None:
@@ -127,9 +144,9 @@ class AddPackedDoubling(nn.Module):
         return output
 
 
-def use_matrix_unit(model: nn.Module) -> int:
-    """Replace linear layers, the activations after them, and 1x1 convolutions on a CPU with a matrix unit."""
-    if not is_on_cpu(model) or dispatcher.matrix_operators(torch.empty(0)) is None:
+def use_packed_layers(model: nn.Module) -> int:
+    """Replace linear layers, the activations after them, and 1x1 convolutions where packed products are faster."""
+    if not is_on_cpu(model):
         return 0
     count = sum(
         _replace_pair(module, *names) for kind, *names in PAIRS for module in model.modules() if type(module) is kind
@@ -176,7 +193,8 @@ def _replacement(module: nn.Module) -> nn.Module | None:
 
 
 def _is_large(weight: torch.Tensor) -> bool:
-    return weight.dtype == torch.float32 and min(weight.shape) >= MIN_FEATURES
+    is_even = weight.shape[1] % 2 == 0 or weight.dtype == torch.float32
+    return min(weight.shape) >= MIN_FEATURES and is_even and packed_products(weight.dtype) is not None
 
 
 def _is_product(convolution: nn.Conv2d) -> bool:
@@ -188,4 +206,11 @@ def _is_product(convolution: nn.Conv2d) -> bool:
     )
 
 
-__all__ = ["AddPackedDoubling", "PackedConvolution", "PackedLinear", "use_matrix_unit"]
+__all__ = [
+    "AddPackedDoubling",
+    "PackedConvolution",
+    "PackedLinear",
+    "matrix_operators_for",
+    "pack",
+    "use_packed_layers",
+]
