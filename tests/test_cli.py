@@ -302,6 +302,7 @@ def test_drawing():
     labels[:10] = 1
     labels[10:12] = 300  # a class beyond the palette
     assert class_areas(labels) == {0: 0.7, 1: 0.25, 300: 0.05}
+    assert class_areas(labels.astype(np.int64) - 1) == {-1: 0.7, 0: 0.25, 299: 0.05}
     image = Image.new("RGB", (60, 40), (100, 100, 100))
     overlay = np.asarray(draw_overlay(image, labels, [[255, 0, 0], [0, 0, 255]], opacity=0.5))
     assert overlay[30, 0].tolist() == [178, 50, 50] and overlay[0, 0].tolist() == [50, 50, 178]
