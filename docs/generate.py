@@ -139,7 +139,7 @@ def benchmarks() -> str:
         ablated = ", without single optimizations" if any(name.startswith("without ") for name in names) else ""
         others = "" if ablated or "transformers" in names else ", beside other models of about the size"
         lines += [
-            f"## {batch} of {found['size']}x{found['size']} pixels, {found['dtype']}{ablated}{others}",
+            f"## {batch} of {found['size']}x{found['size']} pixels, {found['dtype']}{ablated}{others}: {_maker(found)}",
             "",
             f"{found['machine']}; {software}; {found['date']}.",
             f"{found['operators'].split(' (')[0].capitalize()}.",
@@ -160,7 +160,7 @@ def benchmarks() -> str:
     for file in sorted(folder.glob("stages*.json")):
         found = json.loads(file.read_text(encoding="utf-8"))
         lines += [
-            f"## Stages of {found['model']}",
+            f"## Stages of {found['model']}: {_maker(found)}",
             "",
             f"{found['machine']}, {found['threads']} threads, {found['size']}x{found['size']} pixels, commit",
             f"{found['commit']}, by `benchmarks/stages.py`. {STAGES}",
@@ -174,6 +174,11 @@ def benchmarks() -> str:
         ]
         lines.append("")
     return "\n".join([*lines, *_commands_beside_the_network(folder)])
+
+
+def _maker(found: dict[str, Any]) -> str:
+    """Return the maker of the processor of a measurement."""
+    return found["machine"].split()[0].removesuffix("(R)")
 
 
 def _commands_beside_the_network(folder: Path) -> list[str]:

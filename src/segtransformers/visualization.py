@@ -13,6 +13,7 @@ Palette = Sequence[Sequence[int]]
 BAND_PIXELS = 1 << 20  # pixels blended at once, which limits the memory for huge images
 MIN_PANEL, MAX_ENLARGED = 160, 640  # pixels of the shorter and the longer side of an enlarged image in a comparison
 TITLE_SIZE = 14  # pixels
+MANY_LABELS = 1 << 20  # label values from here on are not counted one by one
 BACKGROUND, FOREGROUND = (255, 255, 255), (32, 32, 32)  # of the legend
 
 
@@ -90,13 +91,20 @@ def class_areas(labels: np.ndarray) -> dict[int, float]:
         values = np.flatnonzero(counts)
         counts = counts[values]
     else:
-        lowest = int(labels.min(initial=0))
-        counts = np.bincount((labels - lowest if lowest else labels).ravel())  # np.unique takes ten times as long
-        values = np.flatnonzero(counts)
-        counts, values = counts[values], values + lowest
+        values, counts = _counted(labels)
     order = np.argsort(-counts, kind="stable")
     pixels = labels.shape[-1] * labels.shape[-2]
     return {int(values[index]): float(counts[index]) / pixels for index in order}
+
+
+def _counted(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the values of a label map and how often each occurs."""
+    is_small = labels.dtype.kind in "iu" and labels.size and labels.min() >= 0 and labels.max() < MANY_LABELS
+    if not is_small:
+        return np.unique(labels, return_counts=True)  # sorts, which takes ten times as long
+    counts = np.bincount(labels.ravel())
+    values = np.flatnonzero(counts)
+    return values, counts[values]
 
 
 def draw_overlay(image: Image.Image, labels: np.ndarray, palette: Palette, opacity: float = 0.55) -> Image.Image:

@@ -168,7 +168,8 @@ DEFORMABLE_OPS_INLINE void add_block(const Product& task, const float* sums, int
     const __m512 bias = biases == nullptr || !is_first ? zero : _mm512_maskz_loadu_ps(mask, biases + column + half);
     int64_t line = row / task.width, place = row % task.width;
     for (int64_t i = 0; i < rows; ++i) {
-      float* const target = static_cast<float*>(task.output) + line * task.line_stride + place * task.output_stride + column + half;
+      float* const target =
+          static_cast<float*>(task.output) + line * task.line_stride + place * task.output_stride + column + half;
       __m512 sum = _mm512_add_ps(_mm512_load_ps(sums + i * kBlock + half), bias);
       if (adds) sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, target));
       if (activation == Activation::relu) sum = _mm512_max_ps(zero, sum);  // NaN, the second operand, stays
@@ -257,9 +258,12 @@ void attention(const Attention& task, int64_t image, int64_t head, int64_t first
   uint16_t* const weights = queries + inner * kPackedBlock;
   float* const logits = reinterpret_cast<float*>(weights + key_blocks * kPackedBlock);
   float* const sums = logits + kBlock * line;
-  const float* const query = static_cast<const float*>(task.query) + image * task.query_strides[0] + head * task.query_strides[1];
-  const float* const key = static_cast<const float*>(task.key) + image * task.key_strides[0] + head * task.key_strides[1];
-  const float* const value = static_cast<const float*>(task.value) + image * task.value_strides[0] + head * task.value_strides[1];
+  const float* const query =
+      static_cast<const float*>(task.query) + image * task.query_strides[0] + head * task.query_strides[1];
+  const float* const key =
+      static_cast<const float*>(task.key) + image * task.key_strides[0] + head * task.key_strides[1];
+  const float* const value =
+      static_cast<const float*>(task.value) + image * task.value_strides[0] + head * task.value_strides[1];
   for (int64_t block = 0; block < key_blocks; ++block) {
     const int64_t start = block * kBlock, count = smaller(task.keys - start, kBlock);
     for (int64_t k = 0; k < inner; ++k) {

@@ -11,7 +11,7 @@ namespace DEFORMABLE_OPS_ARCH {
 
 constexpr int64_t kRows = 14;               // with two vectors of sums each: 28 of 32 registers
 constexpr int64_t kGroupBytes = 512 * 1024;  // of the weights that stay in the L2 cache
-constexpr int64_t kInner = 768;               // inner indices that are summed at once in float32
+constexpr int64_t kInner = 768;  // most inner indices of float32 numbers before the sums are added to the output
 
 // The numbers of matrices: what is broadcast from a row, how it is multiplied, and how vectors of 16 are read and written.
 struct Float32 {
@@ -139,7 +139,7 @@ struct Vectors {
     }
   }
 
-  // Return whether rows start at the same place of a page, which the L1 cache holds eight times only.
+  // Return whether rows are whole pages apart. The L1 cache has room for eight such rows, so they are copied first.
   static DEFORMABLE_OPS_INLINE bool are_pages_apart(const Product& task) {
     constexpr int64_t kPage = 4096;
     return task.row_stride * static_cast<int64_t>(sizeof(Number)) % kPage == 0;
@@ -185,7 +185,7 @@ struct Vectors {
 
   static void product(const Product& task, int64_t first, int64_t last, int64_t first_column, int64_t last_column,
                       void* memory) {
-    // Sums of bfloat16 are not rounded in between.
+    // A bfloat16 output would be rounded between the parts, so there is one part.
     const int64_t parts = std::is_same<Number, float>::value ? (task.inner + kInner - 1) / kInner : 1;
     const int64_t most = parts > 0 ? (task.inner + parts - 1) / parts : 0;
     const int64_t column_size = steps_of(task.inner) * kNumbers;

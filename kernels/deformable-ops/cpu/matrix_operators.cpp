@@ -126,6 +126,7 @@ void MatrixOperators::product(Tensor rows, Tensor weight, std::optional<Tensor> 
   void* const target = numbers_of("output", output, 4, output_type);
   const MatrixLoops& code = loops(type);
   const int64_t count = rows.size(0), inner = rows.size(2), columns = output.size(3);
+  if (inner < 1) fail("rows must have inner indices, got the shape ", shape_of(rows));
   if (inner % 2 != 0 && type == ScalarType::BFloat16) fail("rows must have an even number of inner indices, got ", inner);
   if (!weight.is_cpu() || weight.scalar_type() != packed_type(type, code) || weight.dim() != 4 ||
       !weight.is_contiguous() || weight.size(0) != count || weight.size(1) != blocks_of(columns) ||
@@ -210,7 +211,8 @@ Tensor MatrixOperators::attention(Tensor query, Tensor key, Tensor value, double
   strides_of(value, task.value_strides);
   task.scale = static_cast<float>(scale);
   if (keys_of_columns.has_value()) {
-    task.keys_of_columns = static_cast<float*>(contiguous_numbers_of("keys_of_columns", *keys_of_columns, 3, ScalarType::Float));
+    task.keys_of_columns = static_cast<float*>(
+        contiguous_numbers_of("keys_of_columns", *keys_of_columns, 3, ScalarType::Float));
     task.width = keys_of_columns->size(1);
     const int64_t rows = task.width > 0 ? keys_of_columns->size(2) / task.width : 0;
     task.height = (rows + 1) / 2;

@@ -130,7 +130,7 @@ def compiled(operator: str, value: torch.Tensor) -> Callable | None:
 def dense_operators(value: torch.Tensor, *channels: int) -> ModuleType | None:
     """Return the kernel's dense operators for inference if they serve `value`'s device and dtype, or None.
 
-    These are minimal filtering (float32), resizes and softmax (float32 and bfloat16) on a CPU, see
+    These are minimal filtering, resizes, softmax and labels in float32 and bfloat16 on a CPU, see
     `deformable_ops/dense.py` of the kernel.
 
     Args:

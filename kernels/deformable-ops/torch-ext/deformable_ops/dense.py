@@ -2,8 +2,8 @@
 """Dense operators for inference on a CPU: minimal filtering, bilinear resizes, softmax and labels.
 
 Pixels are `(B, H, W, C)`: channels are last, and C is a multiple of `CHANNEL_MULTIPLE`. All tensors are contiguous.
-Minimal filtering is for float32. The others take float32 and bfloat16 and compute in float32. These functions have no
-gradients, and most write into a given tensor, so that a loop can use the same memory again.
+They take float32 and bfloat16 and compute in float32; minimal filtering rounds its sums of bfloat16 inputs. These
+functions have no gradients, and most write into a given tensor, so that a loop can use the same memory again.
 """
 
 from collections.abc import Sequence

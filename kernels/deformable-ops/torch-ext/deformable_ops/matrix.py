@@ -3,8 +3,8 @@
 
 With AMX, which multiplies bfloat16 numbers, every float32 number is split into three of them, and the six largest of
 their nine products are added up in float32. The error is that of a product in float32. Numbers that are infinite or
-above 3.38e38 give NaN. Without AMX, vectors of float32 numbers are multiplied. bfloat16 matrices need AVX512-BF16; the
-sums are float32.
+above 3.38e38 give NaN. Without AMX, vectors of float32 numbers are multiplied. bfloat16 matrices need AVX512-BF16,
+which takes subnormal numbers as zero; the sums are float32.
 """
 
 import torch

@@ -11,7 +11,7 @@ def without_autocast(layer: nn.Module, features: torch.Tensor) -> torch.Tensor:
 
     Sampling offsets need this: in half precision they would be off by parts of a pixel.
     """
-    weight = getattr(layer, "weight", None)
+    weight = getattr(layer, "weight", getattr(layer, "bias", None))  # an optimized layer's weights are packed
     if isinstance(weight, torch.Tensor) and weight.is_floating_point():  # quantized layers take any dtype
         features = features.to(weight.dtype)
     with maybe_autocast(features.device.type, enabled=False):

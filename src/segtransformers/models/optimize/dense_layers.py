@@ -40,7 +40,7 @@ class FastAddResized(AddResized):
         if torch.is_grad_enabled() and features.requires_grad:
             return super().forward(features, other)
         dense = dispatcher.dense_operators(features, features.shape[1])
-        size = features.shape[2:]
+        size, other = features.shape[2:], other.to(features.dtype)  # they differ under autocast
         if dense is None or other.shape[2:] == size or not features.is_contiguous(memory_format=torch.channels_last):
             return features.add_(resize(other, size)) if self.inplace else super().forward(features, other)
         output = features if self.inplace else features.clone(memory_format=torch.channels_last)

@@ -73,7 +73,8 @@ class MatrixAttention(DotProductAttention):
         logit_bias: torch.Tensor | OffsetBiases | None = None,
     ) -> torch.Tensor:
         """Map `(B, heads, N, head_dim)` each to `(B, N, heads * head_dim)`."""
-        matrix = None if query.shape[-1] % 2 else dispatcher.matrix_operators(query)
+        is_odd = query.dtype == torch.bfloat16 and query.shape[-1] % 2 == 1
+        matrix = None if is_odd else dispatcher.matrix_operators(query)
         if matrix is None or isinstance(logit_bias, torch.Tensor):
             bias = logit_bias.expanded() if isinstance(logit_bias, OffsetBiases) else logit_bias
             return super().forward(query, key, value, bias)

@@ -10,6 +10,7 @@ import functools
 import platform
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import nn
@@ -38,14 +39,19 @@ def packed_products(dtype: torch.dtype) -> ModuleType | None:
     save passes over memory for biases and activations; MKL reaches it on Intel's processors. bfloat16 matrices are
     multiplied by AMX in oneDNN, too.
     """
-    matrix = dispatcher.matrix_operators(torch.empty(0, dtype=dtype))
+    matrix = dispatcher.matrix_operators(torch.empty(0, dtype=dtype, device="cpu"))
     if matrix is None:
         return None
-    if matrix.PRODUCTS[torch.float32] == "matrix unit":
-        is_faster = dtype == torch.float32
+    if dtype == torch.bfloat16:
+        is_faster = not cpu_capabilities().get("amx_bf16")
     else:
-        is_faster = dtype == torch.bfloat16 or mkl_is_slow()
+        is_faster = matrix.PRODUCTS[torch.float32] == "matrix unit" or mkl_is_slow()
     return matrix if is_faster else None
+
+
+def cpu_capabilities() -> dict[str, Any]:
+    """Return the instructions of the CPU by name; empty if this version of torch cannot say them."""
+    return getattr(torch.cpu, "get_capabilities", dict)()
 
 
 def _by_convolution(features: torch.Tensor) -> bool:
@@ -108,6 +114,7 @@ def _replacement(module: nn.Module) -> nn.Module | None:
 
 __all__ = [
     "OneDnnLinear",
+    "cpu_capabilities",
     "left_product",
     "linear",
     "mkl_is_slow",

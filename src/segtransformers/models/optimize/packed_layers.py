@@ -56,7 +56,8 @@ class PackedWeight(nn.Module):
         matrix = matrix_operators_for(self.packed, features)
         if matrix is None:
             weight = unpacked(self.packed[0], self.out_features, self.in_features)
-            output = F.linear(features, weight.to(features.dtype), self.bias)
+            bias = None if self.bias is None else self.bias.to(features.dtype)
+            output = F.linear(features, weight.to(features.dtype), bias)
             return output if self.activation is None else getattr(F, self.activation)(output)
         output = features.new_empty((*features.shape[:-1], self.out_features))
         rows = features.reshape(1, -1, self.in_features)
@@ -75,11 +76,18 @@ def pack(weight: torch.Tensor) -> torch.Tensor:
 def matrix_operators_for(packed: torch.Tensor, features: torch.Tensor) -> ModuleType | None:
     """Return the kernel's products if they take these packed weights with these features.
 
-    They do not if the layer was moved to another device or dtype, or if compiled operators are off.
+    They do not if the layer was moved to another device, dtype or processor, or if compiled operators are off.
     """
-    dtype = {torch.int16: torch.float32}.get(packed.dtype, packed.dtype)
-    is_packed_for_it = packed.shape[-1] == 2 * BLOCK if dtype == torch.bfloat16 else packed.shape[-1] != 2 * BLOCK
-    return dispatcher.matrix_operators(features) if dtype == features.dtype and is_packed_for_it else None
+    matrix = dispatcher.matrix_operators(features)
+    if matrix is None:
+        return None
+    if features.dtype == torch.bfloat16:
+        expected = (torch.bfloat16, 2 * BLOCK)
+    elif matrix.PRODUCTS[torch.float32] == "matrix unit":
+        expected = (torch.int16, 3 * BLOCK**2)
+    else:
+        expected = (torch.float32, BLOCK)
+    return matrix if (packed.dtype, packed.shape[-1]) == expected else None
 
 
 def unpacked(packed: torch.Tensor, out_features: int, in_features: int) -> torch.Tensor:
@@ -131,6 +139,7 @@ class AddPackedDoubling(nn.Module):
             features = features.clone()
         output = features.contiguous(memory_format=torch.channels_last)
         batch, _, height, width = other.shape
+        other = other.to(output.dtype)  # they differ under autocast
         rows = other.permute(0, 2, 3, 1).reshape(1, -1, self.in_features).contiguous()
         pixels = output.permute(0, 2, 3, 1).view(batch * height, 2, width, 2, self.out_features)
         matrix = matrix_operators_for(self.packed, other)
@@ -140,7 +149,8 @@ class AddPackedDoubling(nn.Module):
                 matrix.product(rows, packed[None], target, self.bias, accumulate=True)
             else:
                 weight = unpacked(packed, self.out_features, self.in_features).to(rows.dtype)
-                target += F.linear(rows, weight, self.bias).view(target.shape)
+                bias = None if self.bias is None else self.bias.to(rows.dtype)
+                target += F.linear(rows, weight, bias).view(target.shape)
         return output
 
 

@@ -61,7 +61,7 @@ class ResizedConvolution(nn.Module):
         if dense is not None:
             pixels = feature_map.permute(0, 2, 3, 1)
             for tap, start in zip(taps.children(), range(0, self.out_channels, CHANNELS_PER_STEP), strict=True):
-                products = tap(pixels)
+                products = tap(pixels).to(output.dtype)  # they differ under autocast
                 dense.add_resized_taps(products.unflatten(3, (9, -1)), start, output)
             return
         rows = shifted_resize_matrix(height, output.shape[1], like=feature_map)

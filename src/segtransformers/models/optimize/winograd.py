@@ -47,7 +47,7 @@ class WinogradConvolution(nn.Module):
         self.register_buffer("weight", weight)
         self.register_buffer("bias", None if convolution.bias is None else convolution.bias.detach())
         filters = transformed_filters(weight)
-        self.is_packed = packed_products(weight.dtype) is not None
+        self.is_packed = _is_packed(weight)
         self.register_buffer("filters", pack(filters) if self.is_packed else filters)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
@@ -191,14 +191,18 @@ def use_winograd(model: nn.Module) -> int:
 
 
 def _replacement(module: nn.Module) -> nn.Module | None:
-    if (
-        is_plain(module, nn.Conv2d)
-        and is_plain_conv3x3(module)
-        and min(module.in_channels, module.out_channels) >= MIN_CHANNELS
-        and (module.weight.dtype != torch.bfloat16 or packed_products(torch.bfloat16) is not None)
-    ):
-        return WinogradConvolution(module)
-    return None
+    if not (is_plain(module, nn.Conv2d) and is_plain_conv3x3(module)):
+        return None
+    if min(module.in_channels, module.out_channels) < MIN_CHANNELS:
+        return None
+    is_served = module.weight.dtype in (torch.float32, torch.float64) or _is_packed(module.weight)
+    return WinogradConvolution(module) if is_served else None
+
+
+def _is_packed(weight: torch.Tensor) -> bool:
+    """Return whether products and sums are the kernel's."""
+    dense = dispatcher.dense_operators(weight, *weight.shape[:2])
+    return dense is not None and packed_products(weight.dtype) is not None
 
 
 __all__ = ["WinogradConvolution", "transformed_filters", "use_winograd", "winograd_convolution"]
