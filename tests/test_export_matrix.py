@@ -9,9 +9,13 @@ import importlib.util
 
 import pytest
 import torch
-from export_cases import MODELS, SIZE, allowed_norms, assert_close, expected, run_onnx, small
+from export_cases import MODELS, ONE_LAYER, SIZE, allowed_norms, assert_close, expected, run_onnx, small, upernet
+from model_tests import randomise
 from tensorrt_support import refusals
+from test_combinations import MAPS
+from test_vit_adapter import small_config
 
+from segtransformers import SegmentationImageProcessor, SegSwinConfig
 from segtransformers.export import ExportedModel, ExportOptions, describe, export_model, read_description, traced
 from segtransformers.export.options import TOLERANCES
 from segtransformers.export.running import runner
@@ -20,6 +24,14 @@ from segtransformers.packaged import example_image_path
 onnx = pytest.importorskip("onnx", reason="onnx is not installed (extra `export`)")
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (extra `export`)")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed (extra `export`)")
+
+
+LARGE_WINDOWS = {
+    "vit_adapter": lambda: small_config(window_sizes=[14], use_prefix_tokens=False, **ONE_LAYER),
+    "swin": lambda: SegSwinConfig(
+        embed_dim=16, depths=[2, 2, 2, 2], num_heads=[2, 2, 2, 2], window_size=7, out_features=MAPS
+    ),
+}
 
 
 def run_by_openvino(file, model, images):
@@ -100,6 +112,21 @@ def test_dynamic_height_and_width(name, tmp_path):
         images = torch.randn(batch, 3, *size)
         assert_close(run_onnx(file, images), expected(model, images))
     run_by_openvino(file, model, torch.randn(2, 3, 96, 128))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+@pytest.mark.parametrize("name", LARGE_WINDOWS)
+def test_any_number_of_windows(name, suffix, tmp_path):
+    """A grid may be smaller than a window, fill it, or have several. The windows have the published models' sizes."""
+    model = randomise(upernet(LARGE_WINDOWS[name])).eval()
+    file = tmp_path / f"model{suffix}"
+    options = {"dynamic_size": True, "dynamic_batch": True}
+    assert export_model(model, SegmentationImageProcessor(), file, size=(256, 288), **options) < 1e-4
+    run = runner(file)
+    for batch, *size in ((1, 64, 64), (1, 224, 224), (2, 448, 224), (2, 96, 256)):
+        images = torch.randn(batch, 3, *size)
+        assert_close(torch.from_numpy(run(images.numpy())), expected(model, images))
 
 
 def has_position_tables(name):

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.models.swin.modeling_swin import SwinLayer
 
 from ..models.internimage.configuration_internimage import KERNEL_SIZE
 from ..models.internimage.modeling_internimage import (
@@ -23,6 +24,7 @@ from ..models.optimize.replacement import is_plain, replace_modules
 from ..operators import FusedDeformableAttention, MultiScaleDeformableAttention
 from ..operators.deformable_attention import gathered_attention
 from ..operators.deformable_convolution import convolution_samples, kernel_points
+from .swin import AnySizeSwinLayer
 
 
 class GatheredAttention(nn.Module):
@@ -158,7 +160,7 @@ def replace_layers(model: nn.Module, gathers: bool, dynamic_size: bool = False) 
 
     Args:
         gathers: whether deformable layers are replaced, too.
-        dynamic_size: whether pooling to a fixed size is written for inputs of any size.
+        dynamic_size: whether pooling to a fixed size and Swin's layers are written for inputs of any size.
     """
     if all(tensor.dtype in (torch.float32, torch.float64) for tensor in model.parameters()):
         # folded weights in half precision would round differently
@@ -169,10 +171,12 @@ def replace_layers(model: nn.Module, gathers: bool, dynamic_size: bool = False) 
     if gathers:
         replace_modules(model, _gathered)
     if dynamic_size:
-        replace_modules(model, _pooling)
+        replace_modules(model, _of_any_size)
 
 
-def _pooling(module: nn.Module) -> nn.Module | None:
+def _of_any_size(module: nn.Module) -> nn.Module | None:
+    if is_plain(module, SwinLayer):
+        return AnySizeSwinLayer(module)
     if not is_plain(module, nn.AdaptiveAvgPool2d):
         return None
     size: Any = module.output_size

@@ -7,6 +7,8 @@ Sources: the windows follow `segmentation/mmseg_custom/models/backbones/base/{vi
 czczup/ViT-Adapter; BEiT (https://arxiv.org/abs/2106.08254); EVA-02 (https://arxiv.org/abs/2303.11331).
 """
 
+from typing import Any
+
 import torch
 from timm.layers import Attention as PlainAttention
 from timm.layers import apply_rot_embed_cat
@@ -36,8 +38,13 @@ def join_windows(windows: torch.Tensor, grid: Grid, window: int) -> torch.Tensor
     return tokens[:, : grid[0], : grid[1]].flatten(1, 2)
 
 
-def _window_counts(grid: Grid, window: int) -> tuple[int, int]:
-    return (grid[0] + window - 1) // window, (grid[1] + window - 1) // window
+def _window_counts(grid: Grid, window: int) -> Grid:
+    counts = (grid[0] + window - 1) // window, (grid[1] + window - 1) // window
+    if has_variable_size(grid):
+        # torch.export would fix a single row or column, or exclude it. The added windows hold zeros.
+        at_least_two: Any = torch.sym_max
+        return at_least_two(counts[0], 2), at_least_two(counts[1], 2)
+    return counts
 
 
 class DotProductAttention(nn.Module):
