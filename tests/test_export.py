@@ -3,6 +3,7 @@
 
 import importlib.util
 import json
+import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -232,6 +233,15 @@ def test_an_operator_that_onnx_lacks_is_named(tmp_path):
     last.register_forward_hook(lambda module, arguments, output: output + torch.special.bessel_j1(output))
     with pytest.raises(ExportError, match=r"^ONNX cannot express the model: .*bessel_j1") as failure:
         export_model(model, processor, tmp_path / "model.onnx", size=SIZE)
+    assert "\n" not in str(failure.value) and not list(tmp_path.iterdir())
+
+
+def test_an_operation_that_pt2_lacks_is_named(tmp_path):
+    model, processor = small("segmenter-linear")
+    last = [module for module in model.modules() if isinstance(module, torch.nn.Linear)][-1]
+    last.register_forward_hook(lambda module, arguments, output: output * math.ceil(output.shape[1] / 7))
+    with pytest.raises(ExportError, match=r"^torch.export cannot save the model: .*ceil") as failure:
+        export_model(model, processor, tmp_path / "model.pt2", size=SIZE, dynamic_size=True)
     assert "\n" not in str(failure.value) and not list(tmp_path.iterdir())
 
 

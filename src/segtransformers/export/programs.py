@@ -79,11 +79,17 @@ def write_program(program: torch.export.ExportedProgram, path: Path, description
     """Write a program of `torch.export`.
 
     Raises:
+        ExportError: if PyTorch has no form for an operation of the program in a file.
         OSError: if the file cannot be written.
     """
     with open(path, "wb") as file:
         kept: Any = _WriteErrorsKept(file)
-        torch.export.save(program, kept, extra_files={METADATA: description})
+        try:
+            torch.export.save(program, kept, extra_files={METADATA: description})
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # PyTorch raises errors of several private kinds
+            raise ExportError(f"torch.export cannot save the model: {reason(error)}") from error
         if kept.error is not None:
             raise kept.error
 

@@ -1,7 +1,6 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """Resizing, padding and cropping of images and feature maps."""
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -68,7 +67,8 @@ def pad_to_multiple(pixel_values: torch.Tensor, divisor: int = STRIDES[-1], cent
 
 def crop_to_image(features: torch.Tensor, stride: int, height: int, width: int) -> torch.Tensor:
     """Undo [`pad_to_multiple`] on a feature map: `(B, C, ceil(height / stride), ceil(width / stride))`."""
-    return features[:, :, : math.ceil(height / stride), : math.ceil(width / stride)]
+    # not `math.ceil`: torch.export cannot save it for variable sizes
+    return features[:, :, : (height + stride - 1) // stride, : (width + stride - 1) // stride]
 
 
 __all__ = ["STRIDES", "AddResized", "AddUpsampled", "Resize", "crop_to_image", "pad_to_multiple", "resize"]

@@ -343,7 +343,7 @@ class SegMask2FormerForSemanticSegmentation(SegMask2FormerPreTrainedModel):
         """Return the size of the images that the backbone receives."""
         if not self.config.pad_to_stride:
             return size
-        height, width = (math.ceil(side / STRIDES[-1]) * STRIDES[-1] for side in size)
+        height, width = ((side + STRIDES[-1] - 1) // STRIDES[-1] * STRIDES[-1] for side in size)
         return height, width
 
     def _slide(
