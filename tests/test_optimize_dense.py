@@ -79,7 +79,8 @@ def test_bfloat16(name, dense):
     optimized = optimize_for_inference(model, dtype=torch.bfloat16)
     assert optimized.dtype == torch.bfloat16 and model.dtype == torch.float32
     has_filters = any(isinstance(module, WinogradConvolution) for module in optimized.modules())
-    assert has_filters == (packed_products(torch.bfloat16) is not None)
+    # the small Mask2Former has 24 channels, not a multiple of 16
+    assert has_filters == (packed_products(torch.bfloat16) is not None and name != "vit-adapter-mask2former")
     (actual,) = outputs(optimized, images.bfloat16())
     (plain,) = outputs(model.bfloat16(), images.bfloat16())
     assert actual.dtype == torch.bfloat16 and "resize_planes" in dense
