@@ -230,7 +230,7 @@ struct Vectors {
     return (packed_keys + packed_values) * static_cast<int64_t>(sizeof(Number)) + 2 * kRows * line_of(keys) * 4;
   }
 
-  // Replace logits by exp(scale * logits + bias - most), with zeros behind them, and return the sum.
+  // Write exp(logits - most), with zeros behind them, and return the sum.
   static DEFORMABLE_OPS_INLINE float exponentiate(const float* logits, int64_t count, float most, Number* target) {
     const __m512 shift = _mm512_set1_ps(most);
     __m512 sum = _mm512_setzero_ps();

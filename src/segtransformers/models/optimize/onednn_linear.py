@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Which matrix products are fast on this CPU, and products through oneDNN on AMD processors.
+"""Choice of the fastest matrix products for this CPU, and products through oneDNN on AMD processors.
 
 PyTorch multiplies float32 matrices with MKL, which has fast paths for Intel's processors only. It convolves with
 oneDNN, which has them for all processors. One core of an AMD EPYC with AVX-512 reached 99 GFLOP/s with MKL and 225 with
@@ -33,11 +33,11 @@ def mkl_is_slow() -> bool:
 
 
 def packed_products(dtype: torch.dtype) -> ModuleType | None:
-    """Return the kernel's products ([`dispatcher.matrix_operators`]) where they are known to be faster than PyTorch's.
+    """Return the kernel's products ([`dispatcher.matrix_operators`]) where they are faster than PyTorch's.
 
     AMX multiplies float32 matrices 1.2 to 2 times as fast as MKL. Products by vectors reach what oneDNN reaches, and
     save passes over memory for biases and activations; MKL reaches it on Intel's processors. bfloat16 matrices are
-    multiplied by AMX in oneDNN, too.
+    multiplied by AMX in oneDNN, too. Those on Intel's processors without AMX were not measured.
     """
     matrix = dispatcher.matrix_operators(torch.empty(0, dtype=dtype, device="cpu"))
     if matrix is None:

@@ -47,8 +47,12 @@ class WinogradConvolution(nn.Module):
         self.register_buffer("weight", weight)
         self.register_buffer("bias", None if convolution.bias is None else convolution.bias.detach())
         filters = transformed_filters(weight)
-        self.is_packed = _is_packed(weight)
-        self.register_buffer("filters", pack(filters) if self.is_packed else filters)
+        self.register_buffer("filters", pack(filters) if _can_pack(weight) else filters)
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether the filters are packed, which adds a dimension."""
+        return self.filters.dim() == 4
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Map `(B, C_in, H, W)` to `(B, C_out, H, W)`."""
@@ -195,12 +199,12 @@ def _replacement(module: nn.Module) -> nn.Module | None:
         return None
     if min(module.in_channels, module.out_channels) < MIN_CHANNELS:
         return None
-    is_served = module.weight.dtype in (torch.float32, torch.float64) or _is_packed(module.weight)
+    is_served = module.weight.dtype in (torch.float32, torch.float64) or _can_pack(module.weight)
     return WinogradConvolution(module) if is_served else None
 
 
-def _is_packed(weight: torch.Tensor) -> bool:
-    """Return whether products and sums are the kernel's."""
+def _can_pack(weight: torch.Tensor) -> bool:
+    """Return whether the kernel computes both the products and the sums."""
     dense = dispatcher.dense_operators(weight, *weight.shape[:2])
     return dense is not None and packed_products(weight.dtype) is not None
 
