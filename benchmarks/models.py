@@ -5,6 +5,7 @@
     python benchmarks/models.py --training --models vit-adapter-t-upernet
     python benchmarks/models.py --device cuda --dtype bfloat16 --batch 8 --size 640 --models vit-adapter-l-mask2former
     python benchmarks/models.py --ablate                           # the optimized model without each optimization
+    python benchmarks/models.py --keep-memory --batch 8            # with `keep_freed_memory`, as in the commands
     python benchmarks/models.py --no-peers --models swin-t-upernet convnext-t-upernet swin-t-mask2former
     python benchmarks/models.py --compile --json results.json
     python benchmarks/compare.py old.json new.json                 # two such files
@@ -37,6 +38,7 @@ from results import commit, machine_name, operators, today
 from torch import nn
 from twins import Ours, OursBfloat16, OursChannelsLast, Runner, eomt, has_twin, segformer, smp_upernet, twin_of
 
+from segtransformers import keep_freed_memory
 from segtransformers.conversion.convert import empty_model
 from segtransformers.inference.precision import has_fast_bfloat16
 from segtransformers.models.optimize import OPTIMIZATIONS, optimize_for_inference
@@ -103,6 +105,7 @@ MODELS = {
 }
 BFLOAT16 = "optimized, bf16"
 OURS = ("optimized", BFLOAT16)
+SETTINGS = ("device", "dtype", "batch", "size", "compile", "training", "keep_memory")
 DEFAULT = ("vit-adapter-t-upernet", "internimage-t-upernet", "vit-adapter-b-mask2former")
 
 
@@ -347,6 +350,7 @@ def main() -> None:
     parser.add_argument("--training", action="store_true", help="forward with labels and backward")
     parser.add_argument("--seconds", type=float, default=30, help="for each model, at least")
     parser.add_argument("--rounds", type=int, default=5, help="for each model, at least")
+    parser.add_argument("--keep-memory", action="store_true", help="call keep_freed_memory for all implementations")
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--json", type=Path, help="where the results are written, too")
@@ -360,6 +364,8 @@ def main() -> None:
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("there is no CUDA device")
     torch.set_num_threads(options.threads)
+    if options.keep_memory and not keep_freed_memory():
+        parser.error("--keep-memory needs glibc, and no settings of its malloc in the environment")
     transformers.logging.set_verbosity_error()
     if options.peak_of:
         print(json.dumps(peak(*options.peak_of, options)))
@@ -371,7 +377,7 @@ def main() -> None:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "operators": operators(),
-        **{name: getattr(options, name) for name in ("device", "dtype", "batch", "size", "compile", "training")},
+        **{name: getattr(options, name) for name in SETTINGS},
     }
     how = ", torch.compile" if options.compile else ""
     print(f"{setting['machine']}, {options.dtype}{how}, torch {torch.__version__}\n{setting['operators']}", flush=True)

@@ -138,8 +138,10 @@ def benchmarks() -> str:
         names = [name for one in found["results"] for name in one["implementations"]]
         ablated = ", without single optimizations" if any(name.startswith("without ") for name in names) else ""
         others = "" if ablated or "transformers" in names else ", beside other models of about the size"
+        kept = ", freed memory kept" if found.get("keep_memory") else ""
+        pixels = f"{found['size']}x{found['size']} pixels"
         lines += [
-            f"## {batch} of {found['size']}x{found['size']} pixels, {found['dtype']}{ablated}{others}: {_maker(found)}",
+            f"## {batch} of {pixels}, {found['dtype']}{ablated}{others}{kept}: {_maker(found)}",
             "",
             f"{found['machine']}; {software}; {found['date']}.",
             f"{found['operators'].split(' (')[0].capitalize()}.",

@@ -14,6 +14,7 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .conversion.published_model import published_model
+    from .freed_memory import keep_freed_memory
     from .image_processing import SegmentationImageProcessor, SegmentationImageProcessorPil
     from .inference.pipeline import SegmentationPipeline
     from .models.input_channels import with_input_channels
@@ -47,6 +48,7 @@ else:
         __name__,
         {
             "conversion.published_model": ("published_model",),
+            "freed_memory": ("keep_freed_memory",),
             "image_processing": ("SegmentationImageProcessor", "SegmentationImageProcessorPil"),
             "inference.pipeline": ("SegmentationPipeline",),
             "models.input_channels": ("with_input_channels",),
@@ -128,6 +130,7 @@ __all__ = [
     "ViTSimplePyramidConfig",
     "__version__",
     "example_image_path",
+    "keep_freed_memory",
     "optimize_for_inference",
     "packaged_model_path",
     "published_model",

@@ -29,6 +29,7 @@ from .common import (
     inference_protocol,
     load_model,
     network_dtype,
+    prepare_memory,
 )
 from .data_options import (
     ClassesOption,
@@ -123,6 +124,7 @@ def evaluate(
         if published is not None:
             published_row(published)  # an unknown name is an error before any work
         network, processor = load_model(model, device or device_of_process, precision=precision)
+        prepare_memory(network.device)
         protocol = inference_protocol(processor, multi_scale, scales, flip, window, stride, blend, margin)
         samples = load_data(
             data,
