@@ -41,7 +41,6 @@ struct Resize {
 // The sum over the nine taps of a 3x3 kernel of their products, resized and shifted, see functions.py.
 struct ResizedTaps {
   Resize resize;         // source: (batch, height, width, 9, channels); target: (batch, new_height, new_width, ...)
-  float* lines;  // (batch, height, 3, new_width, channels): resized along the columns, by the tap's row
   int64_t pixel_stride;  // elements between the target's pixels
 };
 
@@ -84,10 +83,8 @@ struct DenseLoops {
   void (*add_resized)(const Resize&, int64_t begin, int64_t end);
   // Resize the rows [begin, end) of all planes (planes, height, width). `lines` has room for two lines.
   void (*resize_planes)(const Resize&, int64_t begin, int64_t end, float* lines);
-  // Compute the lines [begin, end) of (batch, height, 3).
-  void (*tap_lines)(const ResizedTaps&, int64_t begin, int64_t end);
-  // Add the lines to the rows [begin, end) of all images.
-  void (*add_tap_lines)(const ResizedTaps&, int64_t begin, int64_t end);
+  // Add to the rows [begin, end) of all images. `lines` has room for six lines of `new_width` pixels.
+  void (*add_resized_taps)(const ResizedTaps&, int64_t begin, int64_t end, float* lines);
   // Replace the rows [begin, end) of `size` numbers by their softmax.
   void (*softmax)(void* numbers, int64_t size, int64_t begin, int64_t end);
   // Compute the rows [begin, end) of the labels. `memory` has room for label_memory(...) numbers.

@@ -209,41 +209,40 @@ void resize_planes(const Resize& task, int64_t begin, int64_t end, float* lines)
 
 constexpr int64_t kKernel = 3;
 
+// Resize the products of a line of pixels with a row of the kernel along the columns, and sum them.
 template <typename T>
-void tap_lines(const ResizedTaps& task, int64_t begin, int64_t end) {
+void tap_line(const ResizedTaps& task, int64_t line, int64_t tap_row, float* target) {
   const Resize& resize = task.resize;
   const int64_t pixel = kKernel * kKernel * resize.channels;
-  for (int64_t index = begin; index < end; ++index) {
-    const int64_t line = index / kKernel, tap_row = index % kKernel;
-    const T* const source =
-        static_cast<const T*>(resize.source) + line * resize.width * pixel + tap_row * kKernel * resize.channels;
-    float* target = task.lines + index * resize.new_width * resize.channels;
-    for (int64_t column = 0; column < resize.new_width; ++column, target += resize.channels) {
-      const T* products[2 * kKernel];
-      float weights[2 * kKernel];
-      int count = 0;
-      for (int64_t tap = 0; tap < kKernel; ++tap) {
-        const int64_t position = column + tap - 1;
-        if (position < 0 || position >= resize.new_width) continue;
-        const Neighbours& x = resize.columns[position];
-        products[count] = source + x.first * pixel + tap * resize.channels;
-        weights[count++] = 1 - x.weight;
-        products[count] = source + x.second * pixel + tap * resize.channels;
-        weights[count++] = x.weight;
-      }
-      for (int64_t channel = 0; channel < resize.channels; channel += kLanes) {
-        Floats sum{};
-        for (int i = 0; i < count; ++i) sum += load(products[i] + channel) * weights[i];
-        store_vector(target + channel, sum);
-      }
+  const T* const source =
+      static_cast<const T*>(resize.source) + line * resize.width * pixel + tap_row * kKernel * resize.channels;
+  for (int64_t column = 0; column < resize.new_width; ++column, target += resize.channels) {
+    const T* products[2 * kKernel];
+    float weights[2 * kKernel];
+    int count = 0;
+    for (int64_t tap = 0; tap < kKernel; ++tap) {
+      const int64_t position = column + tap - 1;
+      if (position < 0 || position >= resize.new_width) continue;
+      const Neighbours& x = resize.columns[position];
+      products[count] = source + x.first * pixel + tap * resize.channels;
+      weights[count++] = 1 - x.weight;
+      products[count] = source + x.second * pixel + tap * resize.channels;
+      weights[count++] = x.weight;
+    }
+    for (int64_t channel = 0; channel < resize.channels; channel += kLanes) {
+      Floats sum{};
+      for (int i = 0; i < count; ++i) sum += load(products[i] + channel) * weights[i];
+      store_vector(target + channel, sum);
     }
   }
 }
 
 template <typename T>
-void add_tap_lines(const ResizedTaps& task, int64_t begin, int64_t end) {
+void add_resized_taps(const ResizedTaps& task, int64_t begin, int64_t end, float* memory) {
   const Resize& resize = task.resize;
   const int64_t length = resize.new_width * resize.channels;
+  TwoLines kept[kKernel];
+  for (int64_t tap = 0; tap < kKernel; ++tap) kept[tap] = {memory + 2 * tap * length, length};
   for (int64_t row = begin; row < end; ++row) {
     const int64_t image = row / resize.new_height, y = row % resize.new_height;
     const float* lines[2 * kKernel];
@@ -252,12 +251,14 @@ void add_tap_lines(const ResizedTaps& task, int64_t begin, int64_t end) {
     for (int64_t tap = 0; tap < kKernel; ++tap) {
       const int64_t position = y + tap - 1;
       if (position < 0 || position >= resize.new_height) continue;
+      const auto resize_columns = [&](int64_t line, float* target) { tap_line<T>(task, line, tap, target); };
       const Neighbours& neighbours = resize.rows[position];
-      for (int64_t i = 0; i < 2; ++i) {
-        const int64_t line = image * resize.height + (i == 0 ? neighbours.first : neighbours.second);
-        lines[count] = task.lines + (line * kKernel + tap) * length;
-        weights[count++] = i == 0 ? 1 - neighbours.weight : neighbours.weight;
-      }
+      const int64_t first = image * resize.height + neighbours.first;
+      const int64_t second = image * resize.height + neighbours.second;
+      lines[count] = kept[tap].line(first, second, resize_columns);
+      weights[count++] = 1 - neighbours.weight;
+      lines[count] = kept[tap].line(second, first, resize_columns);
+      weights[count++] = neighbours.weight;
     }
     T* target = static_cast<T*>(resize.target) + row * resize.new_width * task.pixel_stride;
     for (int64_t start = 0; start < length; start += resize.channels, target += task.pixel_stride) {
@@ -278,22 +279,25 @@ void softmax(void* numbers, int64_t size, int64_t begin, int64_t end) {
   float buffer[kBuffer + kLanes];
   const int64_t rows_at_once = kBuffer / size;
   for (int64_t first = begin; first < end; first += rows_at_once) {
-    const int64_t rows = end - first < rows_at_once ? end - first : rows_at_once;
+    const int64_t rows = end - first < rows_at_once ? end - first : rows_at_once, count = rows * size;
     T* const source = static_cast<T*>(numbers) + first * size;
-    for (int64_t row = 0; row < rows; ++row) {
-      const T* const line = source + row * size;
-      float most = number(line[0]);
-      for (int64_t i = 1; i < size; ++i) most = number(line[i]) > most ? number(line[i]) : most;
-      for (int64_t i = 0; i < size; ++i) buffer[row * size + i] = number(line[i]) - most;
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) save(buffer + i, load(source + i));
+    for (; i < count; ++i) buffer[i] = number(source[i]);
+    for (float* line = buffer; line < buffer + count; line += size) {
+      float most = line[0];
+      for (int64_t k = 1; k < size; ++k) most = line[k] > most ? line[k] : most;
+      for (int64_t k = 0; k < size; ++k) line[k] -= most;
     }
-    exponential(buffer, rows * size);
-    for (int64_t row = 0; row < rows; ++row) {
-      const float* const line = buffer + row * size;
+    exponential(buffer, count);
+    for (float* line = buffer; line < buffer + count; line += size) {
       float sum = line[0];
-      for (int64_t i = 1; i < size; ++i) sum += line[i];
+      for (int64_t k = 1; k < size; ++k) sum += line[k];
       const float factor = 1 / sum;
-      for (int64_t i = 0; i < size; ++i) save_number(source + row * size + i, line[i] * factor);
+      for (int64_t k = 0; k < size; ++k) line[k] *= factor;
     }
+    for (i = 0; i + kLanes <= count; i += kLanes) save(source + i, load(buffer + i));
+    for (; i < count; ++i) save_number(source + i, buffer[i]);
   }
 }
 
@@ -397,8 +401,7 @@ void window_labels(const WindowLabels& task, int64_t begin, int64_t end, float* 
 template <typename T>
 const DenseLoops& dense_loops() {
   static constexpr DenseLoops table = {&winograd_inputs<T>, &winograd_outputs<T>, &add_resized<T>, &resize_planes<T>,
-                                       &tap_lines<T>,       &add_tap_lines<T>,    &softmax<T>,
-                                       &window_labels<T>};
+                                       &add_resized_taps<T>, &softmax<T>, &window_labels<T>};
   return table;
 }
 

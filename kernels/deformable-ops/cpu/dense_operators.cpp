@@ -175,17 +175,12 @@ void DenseOperators::add_resized_taps(Tensor products, int64_t first_channel, Te
   if (target.size(0) != products.size(0) || first_channel < 0 || first_channel + channels > target.size(3)) {
     fail("target ", shape_of(target), " has no place for products ", shape_of(products), " at channel ", first_channel);
   }
-  const int64_t batch = products.size(0), height = products.size(1);
-  const Tensor lines =
-      torch::stable::new_empty(products, {batch, height, 3, target.size(2), channels}, ScalarType::Float);
-  const ResizeCall call(source, sums + first_channel * target.element_size(), height, products.size(2), target.size(1), target.size(2),
-                        channels);
-  const ResizedTaps task = {call.task, static_cast<float*>(lines.data_ptr()), target.size(3)};
-  torch::stable::parallel_for(0, batch * height * 3, kGrain, [&](int64_t begin, int64_t end) {
-    loops(type).tap_lines(task, begin, end);
-  });
-  torch::stable::parallel_for(0, batch * target.size(1), kGrain, [&](int64_t begin, int64_t end) {
-    loops(type).add_tap_lines(task, begin, end);
+  const ResizeCall call(source, sums + first_channel * target.element_size(), products.size(1), products.size(2),
+                        target.size(1), target.size(2), channels);
+  const ResizedTaps task = {call.task, target.size(3)};
+  torch::stable::parallel_for(0, products.size(0) * target.size(1), kGrain, [&](int64_t begin, int64_t end) {
+    std::vector<float> lines(6 * target.size(2) * channels);
+    loops(type).add_resized_taps(task, begin, end, lines.data());
   });
 }
 
