@@ -8,8 +8,8 @@
 Each engine runs in a process of its own, and every round runs each of them once, one after the other, so that other
 load on the machine hits all alike. Memory is the peak of the process during the rounds, libraries and weights included.
 PyTorch keeps the memory that it frees (`keep_freed_memory`). The error is the largest difference from the logits of the
-plain model, as a share of the largest. --folder keeps the exported files, so a second run does not write them again. The
-file of --json is updated model by model, and a table is written beside it as Markdown.
+plain model, as a share of the largest. --folder keeps the exported files, so a second run does not write them again.
+The file of --json is updated model by model, and a table is written beside it as Markdown.
 """
 
 import argparse
