@@ -64,6 +64,7 @@ def mkl_is_slow(monkeypatch):
 def small_layers_count(monkeypatch):
     """Let the faster layers take inputs of any size."""
     monkeypatch.setattr(winograd, "MIN_CHANNELS", 1)
+    monkeypatch.setattr(winograd, "MIN_CHANNELS_PACKED", 1)
     monkeypatch.setattr(winograd, "MIN_PIXELS", 1)
     monkeypatch.setattr(onednn_linear, "MIN_ROWS", 1)
 
@@ -250,6 +251,7 @@ def test_minimal_filtering_where_it_pays(size, dtype, threads, filtered, monkeyp
 )
 def test_only_ordinary_kernels_are_filtered(arguments, monkeypatch):
     monkeypatch.setattr(winograd, "MIN_CHANNELS", 1)
+    monkeypatch.setattr(winograd, "MIN_CHANNELS_PACKED", 1)
     layers = nn.Sequential(
         nn.Conv2d(**{"in_channels": 4, "out_channels": 4, "kernel_size": 3, "padding": 1} | arguments)
     )

@@ -16,6 +16,8 @@ from segtransformers import SegMask2FormerForSemanticSegmentation, SegUperNetFor
 from segtransformers.models.optimize import optimize_for_inference, winograd
 from segtransformers.models.optimize.dense_layers import FastAddResized, FastResize, FastSoftmax
 from segtransformers.models.optimize.onednn_linear import packed_products
+from segtransformers.models.optimize.packed_layers import use_packed_layers
+from segtransformers.models.optimize.upernet_head import ResizedConvolution
 from segtransformers.models.optimize.winograd import WinogradConvolution
 from segtransformers.operators import compiled_operators, dispatcher
 
@@ -34,6 +36,7 @@ def dense(kernel_build, monkeypatch):
     """The operators of a fresh build, in models of any size. Their calls are counted by name."""
     monkeypatch.setenv("LOCAL_KERNELS", f"{dispatcher.KERNEL_ID}={kernel_build / 'build'}")
     monkeypatch.setattr(winograd, "MIN_CHANNELS", 1)
+    monkeypatch.setattr(winograd, "MIN_CHANNELS_PACKED", 1)
     monkeypatch.setattr(winograd, "MIN_PIXELS_COMPILED", 1)
     dispatcher.reset()
     kernel = dispatcher.find_kernel()
@@ -93,6 +96,23 @@ def test_an_optimized_model_keeps_its_dtype():
     assert optimize_for_inference(model, dtype=torch.bfloat16) is model
     with pytest.raises(ValueError, match=r"optimized for torch.bfloat16 already: load the model again"):
         optimize_for_inference(model, dtype=torch.float32)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("channels", [8, 48])  # with products of PyTorch and, where they are fast, of the kernel
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_resized_convolution(memory_format, channels, dense):
+    """A backbone of transformers has feature maps with channels first."""
+    convolution = nn.Conv2d(3 * channels, 64, 3, padding=1)
+    feature_maps = [
+        torch.randn(2, channels, *size).to(memory_format=memory_format) for size in ((20, 26), (10, 13), (3, 5))
+    ]
+    resized = [nn.functional.interpolate(one, (20, 26), mode="bilinear") for one in feature_maps]
+    expected = convolution(torch.cat(resized, 1)).relu()
+    layer = nn.Sequential(ResizedConvolution(convolution, [channels] * 3))
+    use_packed_layers(layer)
+    torch.testing.assert_close(layer(feature_maps), expected, rtol=1e-4, atol=1e-5)
+    assert dense["add_resized_taps"] == 2
 
 
 @torch.no_grad()

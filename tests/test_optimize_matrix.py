@@ -56,6 +56,7 @@ def matrix(kernel_build, monkeypatch):
     monkeypatch.setattr(onednn_linear, "mkl_is_slow", lambda: True)  # on every processor
     for module, name in (
         (winograd, "MIN_CHANNELS"),
+        (winograd, "MIN_CHANNELS_PACKED"),
         (winograd, "MIN_PIXELS_COMPILED"),
         (packed_layers, "MIN_FEATURES"),
     ):

@@ -59,7 +59,7 @@ class ResizedConvolution(nn.Module):
         batch, _, height, width = feature_map.shape
         dense = dispatcher.dense_operators(feature_map, self.out_channels)
         if dense is not None:
-            pixels = feature_map.permute(0, 2, 3, 1)
+            pixels = feature_map.permute(0, 2, 3, 1).contiguous()
             for tap, start in zip(taps.children(), range(0, self.out_channels, CHANNELS_PER_STEP), strict=True):
                 products = tap(pixels).to(output.dtype)  # they differ under autocast
                 dense.add_resized_taps(products.unflatten(3, (9, -1)), start, output)

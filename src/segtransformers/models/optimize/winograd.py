@@ -27,7 +27,9 @@ from .replacement import is_on_cpu, is_plain, replace_modules, runs_float32_on_c
 
 A, B = 0.75, 1.5
 TILE, SUMS = 4, 6  # sides of a tile of output and input pixels
-MIN_CHANNELS = 256  # of input and output: the products grow with both, the sums with one of them
+# of input and output: the products grow with both, the sums with one of them
+MIN_CHANNELS = 256
+MIN_CHANNELS_PACKED = 64  # with sums and products by the kernel
 MIN_PIXELS = 4096  # without compiled operators
 MIN_PIXELS_COMPILED = 1024
 TILES_PER_STEP = 256  # so that the sums and products of a step stay in a CPU's cache
@@ -190,17 +192,20 @@ def _output_sums(products: torch.Tensor, sums: torch.Tensor) -> None:
 
 
 def use_winograd(model: nn.Module) -> int:
-    """Replace wide 3x3 convolutions on a CPU."""
+    """Replace 3x3 convolutions of enough channels on a CPU."""
     return replace_modules(model, _replacement) if is_on_cpu(model) else 0
 
 
 def _replacement(module: nn.Module) -> nn.Module | None:
     if not (is_plain(module, nn.Conv2d) and is_plain_conv3x3(module)):
         return None
-    if min(module.in_channels, module.out_channels) < MIN_CHANNELS:
+    if _can_pack(module.weight):
+        least = MIN_CHANNELS_PACKED
+    elif module.weight.dtype in (torch.float32, torch.float64):
+        least = MIN_CHANNELS
+    else:
         return None
-    is_served = module.weight.dtype in (torch.float32, torch.float64) or _can_pack(module.weight)
-    return WinogradConvolution(module) if is_served else None
+    return WinogradConvolution(module) if min(module.in_channels, module.out_channels) >= least else None
 
 
 def _can_pack(weight: torch.Tensor) -> bool:
