@@ -5,7 +5,7 @@ import pytest
 import torch
 from model_tests import randomise
 from test_internimage import small_internimage
-from test_optimize import outputs
+from test_optimize import mkl_is_slow, outputs  # noqa: F401, a fixture
 from test_seg_mask2former import small_head as small_mask2former
 from test_seg_upernet import small_head as small_upernet
 from test_vit_adapter import small_config
@@ -15,7 +15,7 @@ from torch import nn
 from segtransformers import SegMask2FormerForSemanticSegmentation, SegUperNetForSemanticSegmentation
 from segtransformers.models.optimize import optimize_for_inference, winograd
 from segtransformers.models.optimize.dense_layers import FastAddResized, FastResize, FastSoftmax
-from segtransformers.models.optimize.onednn_linear import packed_products
+from segtransformers.models.optimize.onednn_linear import packed_products, use_onednn_for_linear
 from segtransformers.models.optimize.packed_layers import use_packed_layers
 from segtransformers.models.optimize.upernet_head import ResizedConvolution
 from segtransformers.models.optimize.winograd import WinogradConvolution
@@ -99,18 +99,19 @@ def test_an_optimized_model_keeps_its_dtype():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("channels", [8, 48])  # with products of PyTorch and, where they are fast, of the kernel
+@pytest.mark.parametrize("channels", [8, 48])  # products by oneDNN, as for AMD's processors, and of the kernel
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_resized_convolution(memory_format, channels, dense):
+def test_resized_convolution(memory_format, channels, dense, mkl_is_slow):  # noqa: F811
     """A backbone of transformers has feature maps with channels first."""
     convolution = nn.Conv2d(3 * channels, 64, 3, padding=1)
     feature_maps = [
-        torch.randn(2, channels, *size).to(memory_format=memory_format) for size in ((20, 26), (10, 13), (3, 5))
+        torch.randn(1, channels, *size).to(memory_format=memory_format) for size in ((20, 26), (10, 13), (3, 5))
     ]
     resized = [nn.functional.interpolate(one, (20, 26), mode="bilinear") for one in feature_maps]
     expected = convolution(torch.cat(resized, 1)).relu()
     layer = nn.Sequential(ResizedConvolution(convolution, [channels] * 3))
     use_packed_layers(layer)
+    use_onednn_for_linear(layer)
     torch.testing.assert_close(layer(feature_maps), expected, rtol=1e-4, atol=1e-5)
     assert dense["add_resized_taps"] == 2
 
