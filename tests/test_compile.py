@@ -137,6 +137,7 @@ def tiny():
 
 
 @torch.no_grad()
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor compiles with g++ on a CPU")
 def test_inductor_takes_a_second_size():
     model = randomise(segmenter(num_hidden_layers=1, decoder_type="linear")).eval()  # few kernels to compile
