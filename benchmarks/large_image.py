@@ -15,7 +15,7 @@ import torch
 from models import MODELS, our_model
 from results import commit, machine_name, operators, show, today, watched_passes
 
-from segtransformers import SegmentationImageProcessor
+from segtransformers import SegmentationImageProcessor, keep_freed_memory
 from segtransformers.inference import InferenceProtocol, segment_image
 from segtransformers.models.optimize import optimize_for_inference
 
@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    keep_freed_memory()  # as the command does
     dtype = torch.bfloat16 if options.precision == "bf16" else None
     model = optimize_for_inference(our_model(options.model).eval(), dtype=dtype)
     image = np.random.default_rng(0).integers(0, 256, (*options.size, 3), dtype=np.uint8)

@@ -212,7 +212,8 @@ def _commands_beside_the_network(folder: Path) -> list[str]:
         found = json.loads(file.read_text(encoding="utf-8"))
         lines += [
             f"{found['model']}, a photo of {found['size'][1]}x{found['size'][0]} pixels, labels only, "
-            f"{found['windows']} windows of {found['window']} at steps of {found['stride']}; commit {found['commit']}: "
+            f"{found['windows']} windows of {found['window']} at steps of {found['stride']}; {found['machine']}, "
+            f"{found['threads']} threads, commit {found['commit']}: "
             f"{found['total_seconds']:.1f} s, {found['total_over_windows']:.3f} times the windows alone, "
             f"{100 * found['share_outside_network']:.1f} % outside of the network.",
             "",
