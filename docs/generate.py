@@ -45,8 +45,9 @@ Times of whole models, measured by `python benchmarks/models.py` of a checkout. 
 in one run, so ratios mean more than milliseconds. `plain` is a model as it is loaded, `optimized` the result of
 `optimize_for_inference`, which the commands use, `transformers` its own UperNet or Mask2Former with the same
 weights around the same backbone, with operators that need no compiler. Other rows are models of about the same size.
-Memory is the peak over the loaded model. Weights are random. [The published models](zoo.md) have the times of
-exported files in other engines.
+Memory is the peak over the loaded model. Weights are random. "Freed memory kept" is the setting of the commands, see
+[`keep_freed_memory`](operators.md#optimized-models). [The published models](zoo.md) have the times of exported files in
+other engines.
 """
 STAGES = (
     "The arithmetic is that of the plain model at the speed of a large matrix product, so minimal filtering can be "
