@@ -38,11 +38,10 @@ def openvino_engine(file: str, threads: int) -> Run:
 
 def torch_engine(call: Callable, threads: int) -> Run:
     import torch
-
-    from segtransformers import keep_freed_memory
+    from results import keep_memory
 
     torch.set_num_threads(threads)
-    keep_freed_memory()  # as our commands do, and as ONNX Runtime's own allocator does
+    keep_memory()  # ONNX Runtime's allocator keeps it, too
 
     @torch.no_grad()
     def run(image: np.ndarray) -> np.ndarray:

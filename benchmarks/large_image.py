@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from models import MODELS, our_model
-from results import commit, machine_name, operators, show, today, watched_passes
+from results import commit, keep_memory, machine_name, operators, show, today, watched_passes
 
-from segtransformers import SegmentationImageProcessor, keep_freed_memory
+from segtransformers import SegmentationImageProcessor
 from segtransformers.inference import InferenceProtocol, segment_image
 from segtransformers.models.optimize import optimize_for_inference
 
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    keep_freed_memory()  # as the command does
+    keep_memory()
     dtype = torch.bfloat16 if options.precision == "bf16" else None
     model = optimize_for_inference(our_model(options.model).eval(), dtype=dtype)
     image = np.random.default_rng(0).integers(0, 256, (*options.size, 3), dtype=np.uint8)

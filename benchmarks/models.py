@@ -34,11 +34,10 @@ from pathlib import Path
 
 import torch
 import transformers
-from results import commit, machine_name, operators, today
+from results import commit, keep_memory, machine_name, operators, today
 from torch import nn
 from twins import Ours, OursBfloat16, OursChannelsLast, Runner, eomt, has_twin, segformer, smp_upernet, twin_of
 
-from segtransformers import keep_freed_memory
 from segtransformers.conversion.convert import empty_model
 from segtransformers.inference.precision import has_fast_bfloat16
 from segtransformers.models.optimize import OPTIMIZATIONS, optimize_for_inference
@@ -365,8 +364,8 @@ def main() -> None:
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("there is no CUDA device")
     torch.set_num_threads(options.threads)
-    if options.keep_memory and not keep_freed_memory():
-        parser.error("--keep-memory needs glibc, and no settings of its malloc in the environment")
+    if options.keep_memory:
+        keep_memory()
     transformers.logging.set_verbosity_error()
     if options.peak_of:
         print(json.dumps(peak(*options.peak_of, options)))

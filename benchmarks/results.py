@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from segtransformers import keep_freed_memory
 from segtransformers.operators import dispatcher
 
 
@@ -49,6 +51,12 @@ def commit() -> str:
 def operators() -> str:
     """Describe the operators in use, without the folder of their build."""
     return re.sub(r"; [^()]*\)", ")", dispatcher.describe())
+
+
+def keep_memory() -> None:
+    """Keep freed memory as the commands do, or say on standard error that this process does not."""
+    if not keep_freed_memory():
+        print("freed memory is not kept: this needs glibc, and no settings of its malloc", file=sys.stderr)
 
 
 def today() -> str:

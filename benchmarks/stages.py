@@ -19,11 +19,10 @@ from pathlib import Path
 
 import torch
 from models import MODELS, our_model
-from results import commit, machine_name, today
+from results import commit, keep_memory, machine_name, today
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from segtransformers import keep_freed_memory
 from segtransformers.models.optimize import optimize_for_inference
 from segtransformers.operators import dispatcher
 
@@ -145,7 +144,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    keep_freed_memory()  # as the commands do
+    keep_memory()
     images = torch.randn(1, 3, options.size, options.size)
     plain = our_model(options.model).eval()
     counted = operations(plain, images)

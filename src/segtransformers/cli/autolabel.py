@@ -11,6 +11,7 @@ import typer
 
 from ..escaping import one_line
 from ..files import complete_file
+from ..freed_memory import keep_freed_memory
 from ..terminal import progress_bar
 from .common import (
     BlendOption,
@@ -61,6 +62,7 @@ def autolabel(
     has the model, the confidence and the share of labelled pixels of each image. Images that are in the folder already
     are left out, so a command that was stopped can be repeated.
     """
+    keep_freed_memory()
     with one_line_errors(ValueError):
         found = find_images(images, [output])
         for path, _ in found:

@@ -13,7 +13,6 @@ import typer
 from ..escaping import short_repr
 from ..export.options import FORMATS
 from ..files import check_folder_readable, check_readable
-from ..freed_memory import keep_freed_memory
 from ..model_names import model_folder
 from ..published.names import similar_names
 from .errors import UserError, describe, note
@@ -65,7 +64,7 @@ def load_model(
     Args:
         name: see [`named_model`].
         device: such as cpu or cuda; None takes a GPU if there is one.
-        optimize: whether to run `optimize_for_inference` on the model, and [`prepare_memory`].
+        optimize: whether to run `optimize_for_inference` on the model.
         precision: of the optimized model, see [`chosen_dtype`].
 
     Raises:
@@ -102,17 +101,10 @@ def load_model(
     except (RuntimeError, AssertionError, ImportError) as error:  # torch has no such device, or it does not exist
         raise UserError(f"--device {device}: {str(error).strip().splitlines()[0]}") from None
     if optimize:
-        prepare_memory(chosen)
         from ..models.optimize import optimize_if_ours
 
         model = optimize_if_ours(model, inplace=True, dtype=dtype)
     return model, processor
-
-
-def prepare_memory(device: "torch.device") -> None:
-    """Let the process of a command reuse memory, see [`keep_freed_memory`], if it runs a network on a CPU."""
-    if device.type == "cpu":
-        keep_freed_memory()
 
 
 def chosen_dtype(precision: str, device: "torch.device") -> "torch.dtype":

@@ -30,6 +30,7 @@ from PIL import Image
 
 from ..command_process import prepare_process
 from ..escaping import html_text, one_line
+from ..freed_memory import keep_freed_memory
 from ..image_processing import label_map_classes
 from ..inference import InferenceProtocol, segment_image, view_sizes
 from ..models.layers.sliding_windows import window_origins
@@ -326,6 +327,7 @@ def launch(
     """
     if wait:
         prepare_process()  # also in a Space, whose files must go with its process
+        keep_freed_memory()
     demo = Demo(named_models(models), device)
     demo.load(next(iter(demo.models)))
     page = build_page(demo)

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from ..files import complete_file
+from ..freed_memory import keep_freed_memory
 from ..packaged import packaged_model_path
 from ..version import __version__
 from .common import (
@@ -29,7 +30,6 @@ from .common import (
     inference_protocol,
     load_model,
     network_dtype,
-    prepare_memory,
 )
 from .data_options import (
     ClassesOption,
@@ -105,6 +105,7 @@ def evaluate(
     one. Under torchrun or accelerate launch the images are divided among the processes. The counts so far are kept in a
     folder next to the output, from which --resume continues after an interruption, with the same result.
     """
+    keep_freed_memory()
     import torch
 
     from ..evaluation import (
@@ -124,7 +125,6 @@ def evaluate(
         if published is not None:
             published_row(published)  # an unknown name is an error before any work
         network, processor = load_model(model, device or device_of_process, precision=precision)
-        prepare_memory(network.device)
         protocol = inference_protocol(processor, multi_scale, scales, flip, window, stride, blend, margin)
         samples = load_data(
             data,

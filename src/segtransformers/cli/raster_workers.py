@@ -10,6 +10,7 @@ from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..escaping import one_line
+from ..freed_memory import keep_freed_memory
 from ..terminal import progress_bar
 from .common import load_model
 from .errors import UserError, describe
@@ -97,6 +98,7 @@ def _work(share: list[Task], name: str, device: str | None, precision: str, thre
 
     A message without a raster is an error of the whole process.
     """
+    keep_freed_memory()
     import torch
 
     from ..inference.raster_segmentation import write_pieces

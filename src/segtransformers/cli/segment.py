@@ -13,6 +13,7 @@ import typer
 
 from ..escaping import printable
 from ..files import check_readable
+from ..freed_memory import keep_freed_memory
 from ..model_names import SMALL_MODEL, full_model_name, model_folder
 from ..packaged import example_image_path
 from .common import (
@@ -130,6 +131,7 @@ def segment(
     folders of them, become files of the same names in the folder --output. Under torchrun or accelerate launch the rows
     are divided among the processes.
     """
+    keep_freed_memory()
     measures = dict(zip(MEASURES, (confidence, entropy, probability_margin), strict=True))
     is_single_raster = bool(images) and is_raster_command(images or [], output)
     if geotiff or is_single_raster:

@@ -18,7 +18,7 @@ from ..escaping import one_line, printable, short_repr
 from ..files import check_readable, write_failure
 from ..model_names import full_model_name
 from ..terminal import progress_bar
-from .common import check_folder, check_input_file, inference_protocol, load_model, network_dtype, prepare_memory
+from .common import check_folder, check_input_file, inference_protocol, load_model, network_dtype
 from .errors import UserError, describe, error_line, note, one_line_errors
 from .image_files import find_images, result_names
 from .output import document
@@ -247,7 +247,6 @@ class _RasterRun:
             note(f"the model runs whole images; rasters are run in windows of {sides} pixels (--window)")
         dtype = network_dtype(name, network, options.precision)
         self.subject = _subject(network, self.processor, dtype)
-        prepare_memory(network.device)
         self.network = optimize_if_ours(network, inplace=True, dtype=dtype)  # after its description
 
     def run(self) -> int:
