@@ -153,13 +153,14 @@ def setting(options: argparse.Namespace) -> dict:
         "size": options.size,
         "rounds": options.rounds,
         "commit": commit(),
+        "keep_memory": True,
         "packages": {package: version(package) for package in PACKAGES},
         "operators": operators(),
     }
 
 
-def _place(one: dict) -> tuple[str, int, int]:
-    return one["machine"], one["threads"], one["size"]
+def _place(one: dict) -> tuple[str, int, int, bool]:
+    return one["machine"], one["threads"], one["size"], one.get("keep_memory", False)
 
 
 def table(results: dict[str, dict]) -> str:
@@ -168,18 +169,17 @@ def table(results: dict[str, dict]) -> str:
         "# Engines",
         "",
         "Median time of one image, peak memory of the process, and the largest difference from the logits of the plain",
-        "model as a share of the largest. The models have random weights. PyTorch keeps freed memory.",
-        "`python benchmarks/engines.py` writes this page; `engines.json` has quartiles, versions and commits.",
+        "model as a share of the largest. The models have random weights.",
+        "`python benchmarks/engines.py` writes this page; the JSON file beside it has quartiles, versions, commits.",
         "",
     ]
-    settings = {
-        (one["setting"]["machine"], one["setting"]["threads"], one["setting"]["size"]) for one in results.values()
-    }
-    for computer, threads, size in sorted(settings):
-        lines += [f"## {computer}, {threads} threads, {size}x{size} pixels", ""]
+    for place in sorted({_place(one["setting"]) for one in results.values()}):
+        computer, threads, size, keeps_memory = place
+        kept = ", PyTorch keeps freed memory" if keeps_memory else ""
+        lines += [f"## {computer}, {threads} threads, {size}x{size} pixels{kept}", ""]
         lines += ["| model | " + " | ".join(ENGINES) + " |", "| --- |" + " ---: |" * len(ENGINES)]
         for name, one in results.items():
-            if _place(one["setting"]) != (computer, threads, size):
+            if _place(one["setting"]) != place:
                 continue
             cells = []
             for kind in ENGINES:

@@ -53,7 +53,7 @@ class WinogradConvolution(nn.Module):
 
     @property
     def is_packed(self) -> bool:
-        """Whether the filters are packed, which adds a dimension."""
+        """Return whether the filters are packed, which adds a dimension."""
         return self.filters.dim() == 4
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
