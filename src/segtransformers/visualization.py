@@ -120,25 +120,31 @@ def draw_overlay(image: Image.Image, labels: np.ndarray, palette: Palette, opaci
     Raises:
         ValueError: if the sizes differ.
     """
-    pixels = np.array(image.convert("RGB"))
-    if labels.shape[-2:] != pixels.shape[:2]:
+    if labels.shape[-2:] != (image.height, image.width):
         raise ValueError(
-            f"the label map is {labels.shape[-2:]}, but the image is {pixels.shape[:2]} (height, width): they must be "
-            "equal"
+            f"the label map is {labels.shape[-2:]}, but the image is {(image.height, image.width)} (height, width): "
+            "they must be equal"
         )
-    step = max(BAND_PIXELS // pixels.shape[1], 1)
-    for start in range(0, len(pixels), step):
-        rows, classes = pixels[start : start + step], labels[..., start : start + step, :]
-        if labels.ndim == 3:
-            counts = classes[: len(palette)].sum(0, dtype=np.float32)
-            sums = np.einsum("chw,ck->hwk", classes[: len(palette)], np.asarray(palette, np.float32)[: len(classes)])
-            known, colours = counts > 0, sums / np.maximum(counts, 1)[..., None]
-        else:
-            known = (classes >= 0) & (classes < len(palette))
-            colours = np.asarray(palette, dtype=np.uint8)[np.where(known, classes, 0)]
-        blended = np.float32(1 - opacity) * rows + np.float32(opacity) * colours
-        rows[...] = np.where(known[..., None], blended.round(), rows)
-    return Image.fromarray(pixels)
+    result = image.convert("RGB")
+    step = max(BAND_PIXELS // image.width, 1)
+    for start in range(0, image.height, step):
+        colours, known = _colours(labels[..., start : start + step, :], palette)
+        band = result.crop((0, start, image.width, start + colours.height))
+        result.paste(Image.blend(band, colours, opacity), (0, start), known)
+    return result
+
+
+def _colours(labels: np.ndarray, palette: Palette) -> tuple[Image.Image, Image.Image | None]:
+    """Return the colours of a label map or of masks, and a mask of the pixels that have one; None means all."""
+    table = np.asarray(palette, dtype=np.uint8)
+    if labels.ndim == 3:
+        counts = labels[: len(table)].sum(0, dtype=np.float32)
+        sums = np.einsum("chw,ck->hwk", labels[: len(table)], table[: len(labels)].astype(np.float32))
+        colours, known = (sums / np.maximum(counts, 1)[..., None]).round().astype(np.uint8), counts > 0
+    else:
+        known = (labels >= 0) & (labels < len(table))
+        colours = table.take(labels if known.all() else np.where(known, labels, 0), axis=0)
+    return Image.fromarray(colours), None if known.all() else Image.fromarray(known)
 
 
 def draw_legend(
