@@ -14,11 +14,16 @@ from test_seg_upernet import small_head as small_upernet
 from test_vit_adapter import small_config
 from test_vit_comer import small_comer
 from test_vit_simple_pyramid import small_pyramid
+from timm.layers import GluMlp
+from timm.models.beit import Block as TimmBeitBlock
+from timm.models.eva import EvaBlock as TimmEvaBlock
+from timm.models.vision_transformer import Block as TimmPlainBlock
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModelForSemanticSegmentation, ResNetConfig
 
 from segtransformers import (
+    InternImageBackbone,
     SegMask2FormerForSemanticSegmentation,
     SegUperNetForSemanticSegmentation,
     ViTAdapterBackbone,
@@ -26,10 +31,12 @@ from segtransformers import (
 )
 from segtransformers.models.optimize import OPTIMIZATIONS, onednn_linear, optimize_for_inference, winograd
 from segtransformers.models.optimize.channels_last import ChannelAffine, DoublingConvolution
+from segtransformers.models.optimize.layer_scale import fold_layer_scales
 from segtransformers.models.optimize.norm_folding import fold_norms
 from segtransformers.models.optimize.onednn_linear import OneDnnLinear, left_product, linear
 from segtransformers.models.optimize.upernet_head import CHANNELS_PER_STEP, ResizedConvolution
 from segtransformers.models.optimize.winograd import WinogradConvolution, transformed_filters, winograd_convolution
+from segtransformers.models.trunk.blocks import BeitTrunkBlock, EvaTrunkBlock, PlainTrunkBlock
 from segtransformers.models.upernet.upsampled_convolution import upsampled_convolution
 
 RESNET = ResNetConfig(
@@ -197,6 +204,48 @@ def test_folded_norms(bias, affine):
 def test_norms_of_batch_statistics_are_not_folded():
     layers = nn.Sequential(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2, track_running_stats=False))
     assert fold_norms(layers) == 0
+
+
+BLOCK = {"dim": 24, "num_heads": 2, "qkv_bias": True, "init_values": 0.5}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "block",
+    [
+        lambda: PlainTrunkBlock(TimmPlainBlock(**BLOCK)),
+        lambda: PlainTrunkBlock(TimmPlainBlock(**BLOCK, mlp_layer=GluMlp), window=2),
+        lambda: BeitTrunkBlock(TimmBeitBlock(**BLOCK), 0, table_grid=(3, 4)),
+        lambda: BeitTrunkBlock(TimmBeitBlock(**BLOCK), 0, table_grid=None, window=2),
+        lambda: EvaTrunkBlock(TimmEvaBlock(**BLOCK, swiglu_mlp=True, scale_attn_inner=True), 0),
+        lambda: EvaTrunkBlock(TimmEvaBlock(**BLOCK, qkv_fused=False), 0),
+    ],
+)
+def test_layer_scales_are_folded(block):
+    layer = randomise(block()).double().eval()
+    tokens = torch.randn(2, 12, 24, dtype=torch.float64)
+    positions = None
+    if isinstance(layer, EvaTrunkBlock):
+        positions = torch.randn(12, 24, dtype=torch.float64)  # sines and cosines of 12 channels of a head
+    expected = layer(tokens, (3, 4), positions)
+    hooked = copy.deepcopy(layer)
+    assert fold_layer_scales(layer) == 2
+    torch.testing.assert_close(layer(tokens, (3, 4), positions), expected, rtol=1e-12, atol=1e-12)
+    assert fold_layer_scales(layer) == 0
+    hooked.mlp.register_forward_hook(lambda *_: None)  # it expects the output before the scale
+    assert fold_layer_scales(hooked) == 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "changes", [{}, {"post_norm": True}, {"res_post_norm": True}, {"layer_scale_init_value": None}]
+)
+def test_layer_scales_of_internimage_are_folded(changes):
+    backbone = randomise(InternImageBackbone(small_internimage(**changes))).double().eval()
+    images = torch.randn(1, 3, 64, 96, dtype=torch.float64)
+    expected = backbone(images).feature_maps
+    assert fold_layer_scales(backbone) == (0 if "layer_scale_init_value" in changes else 12)
+    torch.testing.assert_close(backbone(images).feature_maps, expected, rtol=1e-10, atol=1e-10)
 
 
 @torch.no_grad()

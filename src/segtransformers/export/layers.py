@@ -1,5 +1,5 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Layers of exported models: folded norms, and deformable layers whose projections are merged.
+"""Layers of exported models: folded norms and scales, and deformable layers whose projections are merged.
 
 The projections of offsets and weights become one, whose outputs are ordered by coordinate: all x, all y, all weights.
 So nothing has to separate pairs (x, y), which takes longer than the arithmetic on them.
@@ -13,12 +13,11 @@ from transformers.models.swin.modeling_swin import SwinLayer
 
 from ..models.internimage.configuration_internimage import KERNEL_SIZE
 from ..models.internimage.modeling_internimage import (
-    InternImageBranch,
     InternImageDeformableConvolution,
     InternImageDeformableConvolutionV4,
-    InternImageMLP,
 )
 from ..models.layers.deformable_attention import DeformableAttention, SamplingGeometry
+from ..models.optimize.layer_scale import fold_layer_scales
 from ..models.optimize.norm_folding import fold_norms
 from ..models.optimize.replacement import is_plain, replace_modules
 from ..operators import FusedDeformableAttention, MultiScaleDeformableAttention
@@ -165,9 +164,7 @@ def replace_layers(model: nn.Module, gathers: bool, dynamic_size: bool = False) 
     if all(tensor.dtype in (torch.float32, torch.float64) for tensor in model.parameters()):
         # folded weights in half precision would round differently
         fold_norms(model)
-        for module in list(model.modules()):
-            if is_plain(module, InternImageBranch):
-                _fold_layer_scale(module)
+        fold_layer_scales(model)
     if gathers:
         replace_modules(model, _gathered)
     if dynamic_size:
@@ -182,28 +179,6 @@ def _of_any_size(module: nn.Module) -> nn.Module | None:
     size: Any = module.output_size
     pair = (size, size) if isinstance(size, int) else tuple(size)
     return MatrixPool(pair) if None not in pair else None
-
-
-def _fold_layer_scale(branch: Any) -> None:
-    """Multiply the last layer of a branch by the branch's layer scale."""
-    scale, inner = branch.gamma, branch.layer
-    last: Any
-    kind: type[nn.Module]
-    if branch.post_norm:
-        last, kind = branch.norm, nn.LayerNorm
-    elif is_plain(inner, InternImageMLP):
-        last, kind = inner.fc2, nn.Linear
-    elif is_plain(inner, InternImageDeformableConvolution) or is_plain(inner, InternImageDeformableConvolutionV4):
-        last, kind = inner.output_proj, nn.Linear
-    else:
-        return
-    if scale is None or branch.result_norm is not None or not is_plain(last, kind):
-        return
-    shape = (-1, 1) if kind is nn.Linear else (-1,)
-    last.weight = nn.Parameter(last.weight * scale.view(shape), requires_grad=False)
-    if last.bias is not None:
-        last.bias = nn.Parameter(last.bias * scale, requires_grad=False)
-    branch.gamma = None
 
 
 def _gathered(module: Any) -> nn.Module | None:

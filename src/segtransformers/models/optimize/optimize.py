@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from ..layers.initialization import LOAD_AGAIN, SegmentationModelMixin
 from .channels_last import use_channels_last
 from .dense_layers import use_dense_operators
+from .layer_scale import fold_layer_scales
 from .matrix_attention import use_matrix_attention
 from .norm_folding import fold_norms
 from .onednn_linear import use_onednn_for_linear
@@ -25,6 +26,7 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 # In the order of application. Each replaces layers of a model in place and returns how many.
 OPTIMIZATIONS: dict[str, Callable[[nn.Module], int]] = {
     "norm_folding": fold_norms,
+    "layer_scale": fold_layer_scales,
     "channels_last": use_channels_last,
     "dense_operators": use_dense_operators,
     "upernet_head": use_fast_upernet_head,
@@ -43,9 +45,10 @@ def optimize_for_inference(
 ) -> Model:
     """Make a model faster for inference by replacing layers. Results are the same up to rounding.
 
-    Batch norms are folded into convolutions, and on a CPU layers are replaced by faster ones. Their weights are laid
-    out once. Layers with hooks, adapters, quantized or offloaded weights stay. So do all layers of a model that is in
-    half precision already, because folded weights would round differently; `dtype` rounds them after folding.
+    Batch norms and layer scales are folded into the layers before them, and on a CPU layers are replaced by faster
+    ones. Their weights are laid out once. Layers with hooks, adapters, quantized or offloaded weights stay. So do all
+    layers of a model that is in half precision already, because folded weights would round differently; `dtype` rounds
+    them after folding.
 
     The result cannot be trained, saved or given an adapter, and it gives no gradients. Keep the original for these.
 

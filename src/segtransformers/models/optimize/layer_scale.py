@@ -1,0 +1,73 @@
+# Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
+"""Layer scales folded into the layers before them."""
+
+from typing import Any
+
+import torch
+from timm.layers import Attention, GluMlp, LayerScale, Mlp, SwiGLU
+from timm.models.beit import Attention as BeitAttention
+from timm.models.eva import EvaAttention
+from torch import nn
+
+from ..internimage.modeling_internimage import (
+    InternImageBranch,
+    InternImageDeformableConvolution,
+    InternImageDeformableConvolutionV4,
+    InternImageMLP,
+)
+from ..trunk.attention import BeitTrunkAttention, EvaTrunkAttention, WindowAttention
+from ..trunk.blocks import BeitTrunkBlock, EvaTrunkBlock, PlainTrunkBlock
+from .replacement import is_plain
+
+# Layers whose output is that of a linear layer, and its name.
+LAST_LAYERS: dict[type[nn.Module], str] = {
+    **dict.fromkeys((Attention, BeitAttention, EvaAttention), "proj"),
+    **dict.fromkeys((BeitTrunkAttention, EvaTrunkAttention, WindowAttention), "proj"),
+    **dict.fromkeys((Mlp, GluMlp, SwiGLU, InternImageMLP), "fc2"),
+    **dict.fromkeys((InternImageDeformableConvolution, InternImageDeformableConvolutionV4), "output_proj"),
+}
+
+
+@torch.no_grad()
+def fold_layer_scales(model: nn.Module) -> int:
+    """Multiply the last layer of each branch of a block by the layer scale that follows it."""
+    count = 0
+    for module in model.modules():
+        block: Any = module
+        if is_plain(module, BeitTrunkBlock) or is_plain(module, EvaTrunkBlock):
+            for layer, name in ((block.attn, "gamma_1"), (block.mlp, "gamma_2")):
+                if _fold(layer, getattr(block, name)):
+                    setattr(block, name, None)
+                    count += 1
+        elif is_plain(module, PlainTrunkBlock):
+            for layer, name in ((block.attn, "ls1"), (block.mlp, "ls2")):
+                scale = getattr(block, name)
+                if is_plain(scale, LayerScale) and _fold(layer, scale.gamma):
+                    setattr(block, name, nn.Identity())
+                    count += 1
+        elif is_plain(module, InternImageBranch):
+            last = block.result_norm or (block.norm if block.post_norm else block.layer)
+            if _fold(last, block.gamma):
+                block.gamma = None
+                count += 1
+    return count
+
+
+def _fold(layer: nn.Module, scale: torch.Tensor | None) -> bool:
+    """Multiply the output of a layer by a scale `(C,)`, and return whether that was possible."""
+    if scale is None or not is_plain(layer, type(layer)):
+        return False
+    last: Any = getattr(layer, LAST_LAYERS[type(layer)]) if type(layer) in LAST_LAYERS else layer
+    if is_plain(last, nn.Linear):
+        weight = last.weight * scale[:, None]
+    elif is_plain(last, nn.LayerNorm):
+        weight = last.weight * scale
+    else:
+        return False
+    last.weight = nn.Parameter(weight, requires_grad=False)
+    if last.bias is not None:
+        last.bias = nn.Parameter(last.bias * scale, requires_grad=False)
+    return True
+
+
+__all__ = ["fold_layer_scales"]
