@@ -23,6 +23,8 @@ from .onednn_linear import packed_products
 from .replacement import is_on_cpu, is_plain, replace_modules
 
 BLOCK = 32  # columns of a block of packed weights
+PAGE = 4096  # bytes; products copy rows that are whole pages apart, because they would take each other's cache lines
+SPACING = 64  # bytes between the rows of a hidden layer that would be whole pages apart
 MIN_FEATURES = 32  # smaller matrices are mostly the zeros that fill up a block
 ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.GELU: "gelu"}
 # layers that apply an activation to the output of a linear layer and nothing else, with the names of the two
@@ -41,13 +43,22 @@ class PackedWeight(nn.Module):
         weight: float32 or bfloat16.
         bias: `(out_features,)`.
         activation: of the output, `"relu"` or `"gelu"`.
+        is_hidden: whether the output only goes into another product, so that its rows may be apart in memory.
     """
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, activation: str | None = None):
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        activation: str | None = None,
+        is_hidden: bool = False,
+    ):
         super().__init__()
         weight = weight.detach().contiguous()
         self.out_features, self.in_features = weight.shape
         self.activation = activation
+        row_bytes = self.out_features * weight.element_size()
+        self.spacing = SPACING // weight.element_size() if is_hidden and row_bytes % PAGE == 0 else 0
         self.register_buffer("packed", pack(weight[None]))
         self.register_buffer("bias", None if bias is None else bias.detach())
 
@@ -59,7 +70,7 @@ class PackedWeight(nn.Module):
             bias = None if self.bias is None else self.bias.to(features.dtype)
             output = F.linear(features, weight.to(features.dtype), bias)
             return output if self.activation is None else getattr(F, self.activation)(output)
-        output = features.new_empty((*features.shape[:-1], self.out_features))
+        output = features.new_empty((*features.shape[:-1], self.out_features + self.spacing))[..., : self.out_features]
         rows = features.reshape(1, -1, self.in_features)
         rows = rows if rows.stride(2) == 1 else rows.contiguous()
         matrix.product(rows, self.packed, output.view(1, 1, -1, self.out_features), self.bias, self.activation)
@@ -175,7 +186,7 @@ def _replace_pair(module: nn.Module, linear_name: str, activation_name: str) -> 
         return False
     if not (is_plain(linear, nn.Linear) and _is_large(linear.weight)):
         return False
-    setattr(module, linear_name, PackedLinear(linear.weight, linear.bias, kind))
+    setattr(module, linear_name, PackedLinear(linear.weight, linear.bias, kind, is_hidden=True))
     setattr(module, activation_name, nn.Identity())
     return True
 
