@@ -113,7 +113,7 @@ def test_resized_convolution(memory_format, channels, dense, mkl_is_slow):  # no
     use_packed_layers(layer)
     use_onednn_for_linear(layer)
     torch.testing.assert_close(layer(feature_maps), expected, rtol=1e-4, atol=1e-5)
-    assert dense["add_resized_taps"] == 2
+    assert dense["add_resized_taps"] == 1
 
 
 @torch.no_grad()

@@ -26,13 +26,13 @@ def calls(kernel_build, monkeypatch):
     dispatcher.reset()
     kernel = dispatcher.find_kernel()
     assert kernel is not None, dispatcher._state.problems
-    function, found = kernel.functions.dense.window_labels, []
+    function, found = kernel.functions.dense.label_windows, []
 
     def call(logits, *arguments):
         found.append(tuple(logits.shape))
         return function(logits, *arguments)
 
-    monkeypatch.setattr(kernel.functions.dense, "window_labels", call)
+    monkeypatch.setattr(kernel.functions.dense, "label_windows", call)
     yield found
     dispatcher.reset()
 

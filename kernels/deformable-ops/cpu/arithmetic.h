@@ -21,7 +21,7 @@ namespace DEFORMABLE_OPS_ARCH {
 constexpr int kVectorBytes = DEFORMABLE_OPS_VECTOR_BYTES;
 
 // type: a vector with `lanes` elements of T; quad: with four; integers: with `lanes` 32-bit integers; mask: the result
-// of comparing two vectors. These are vector extensions: if registers are shorter, the compiler uses several.
+// of comparing two vectors; words and halves: with `lanes` unsigned integers of 32 and 16 bits. These are vector extensions: if registers are shorter, the compiler uses several.
 template <typename T, int lanes = kVectorBytes / sizeof(T)>
 struct VectorOf;
 template <int lanes>
@@ -30,6 +30,8 @@ struct VectorOf<float, lanes> {
   typedef float quad __attribute__((vector_size(16)));
   typedef int32_t integers __attribute__((vector_size(4 * lanes)));
   typedef int32_t mask __attribute__((vector_size(4 * lanes)));
+  typedef uint32_t words __attribute__((vector_size(4 * lanes)));
+  typedef uint16_t halves __attribute__((vector_size(2 * lanes)));
 };
 template <int lanes>
 struct VectorOf<double, lanes> {
@@ -158,6 +160,17 @@ DEFORMABLE_OPS_INLINE uint16_t to_bfloat16(float value) {
   number.value = value;
   const uint32_t rounded = (number.bits + 0x7fffu + ((number.bits >> 16) & 1u)) >> 16;  // to nearest, ties to even
   return value != value ? 0x7fc0 : static_cast<uint16_t>(rounded);
+}
+
+// Store a vector of floats as bfloat16, which is the upper half of a float.
+template <int lanes>
+DEFORMABLE_OPS_INLINE void store_bfloat16(uint16_t* target, typename VectorOf<float, lanes>::type numbers) {
+  typedef typename VectorOf<float, lanes>::words Words;
+  typedef typename VectorOf<float, lanes>::halves Halves;
+  const Words bits = (Words)numbers;
+  const Words rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;  // to nearest, ties to even
+  const Words is_nan = (Words)(numbers != numbers);
+  store_vector(target, __builtin_convertvector((rounded & ~is_nan) | (is_nan & 0x7fc0), Halves));
 }
 
 DEFORMABLE_OPS_INLINE float from_float16(uint16_t stored) {

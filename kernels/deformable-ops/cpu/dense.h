@@ -38,41 +38,49 @@ struct Resize {
   const Neighbours *rows, *columns;
 };
 
-// The sum over the nine taps of a 3x3 kernel of their products, resized and shifted, see functions.py.
+// The sum over feature maps and the nine taps of a 3x3 kernel of their products, resized and shifted, see dense.py.
 struct ResizedTaps {
-  Resize resize;         // source: (batch, height, width, 9, channels); target: (batch, new_height, new_width, ...)
-  int64_t pixel_stride;  // elements between the target's pixels
+  const Resize* resizes;  // source: (batch, height, width, 9, channels); the first one's target and sizes are those of all
+  int64_t maps;
+  int64_t pixel_stride;   // elements between the target's pixels
+  bool relu;
 };
 
-// A bilinear resize along one side, with the fields of Neighbours in arrays of their own.
-struct Columns {
-  const int32_t *first, *second;
-  const float* weights;
+constexpr int64_t kMostMaps = 8;
+
+// Numbers between the lines that are summed: their pixels and some more, because lines that are a power of two apart
+// would take each other's place in a cache.
+static inline int64_t line_stride(const Resize& resize) { return resize.new_width * resize.channels + 80; }
+
+// A summand of a row of the image: a row of a window's logits, and its weight.
+struct RowTap {
+  int64_t window, row;
+  float weight;
 };
 
-// The class with the largest logit at each pixel of an image. The logits of a window (classes, height, width) are resized
-// to the window's size. The logits of a view are the means over the windows that cover a pixel. They are resized to the
-// image, unless `image_rows` is null: then the view is the image, and sums are compared instead of means.
+// A summand of a column of the image: the place of a pixel's logits in the memory, and its weight.
+struct ColumnTap {
+  int64_t place;
+  float weight;
+};
+
+// The class with the largest logit at each pixel of an image that was run in windows. Resizing to the windows, the mean
+// over them and resizing to the image are linear and treat rows and columns alike. So the logits of a pixel are a sum
+// over few rows and columns of the windows' logits.
 struct WindowLabels {
-  const void* logits;  // (windows, classes, height, width)
-  int64_t windows, classes, height, width;
-  const int64_t *tops, *lefts;  // of the windows in the view
-  int64_t window_height, window_width;
-  const Neighbours* rows;
-  Columns columns;
-  int64_t view_width;
-  const Neighbours* image_rows;
-  Columns image_columns;
-  const float *row_scales, *column_scales;  // 1 / number of windows at a row or column of the view
-  int64_t first_row, image_width;
-  int64_t* labels;  // (rows, image_width), from first_row on
+  const void* logits;  // (windows, height, width, classes)
+  int64_t classes, height, width;
+  int64_t columns_of_windows;
+  int64_t pixel_stride;  // numbers of memory for a pixel: classes, up to the next multiple of kChannelMultiple
+  // Taps of row r and column of windows c: from row_starts[r * columns_of_windows + c] to the next one.
+  const int64_t* row_starts;
+  const RowTap* row_taps;
+  // Taps of column x: from column_starts[x] to the next one.
+  const int64_t* column_starts;
+  const ColumnTap* column_taps;
+  int64_t image_width;
+  int64_t* labels;  // (rows, image_width)
 };
-
-constexpr int64_t kLabelRows = 8;
-
-static inline int64_t label_memory(int64_t view_width, int64_t image_width, int64_t window_width) {
-  return (2 * kLabelRows + 1) * view_width + 3 * kLabelRows * image_width + 2 * window_width;
-}
 
 // The arithmetic is float32. Resizes, their products and softmax read and write float32 or bfloat16.
 struct DenseLoops {
@@ -83,12 +91,13 @@ struct DenseLoops {
   void (*add_resized)(const Resize&, int64_t begin, int64_t end);
   // Resize the rows [begin, end) of all planes (planes, height, width). `lines` has room for two lines.
   void (*resize_planes)(const Resize&, int64_t begin, int64_t end, float* lines);
-  // Add to the rows [begin, end) of all images. `lines` has room for six lines of `new_width` pixels.
+  // Add to the rows [begin, end) of all images. `lines` has room for six lines (line_stride) for each map.
   void (*add_resized_taps)(const ResizedTaps&, int64_t begin, int64_t end, float* lines);
   // Replace the rows [begin, end) of `size` numbers by their softmax.
   void (*softmax)(void* numbers, int64_t size, int64_t begin, int64_t end);
-  // Compute the rows [begin, end) of the labels. `memory` has room for label_memory(...) numbers.
-  void (*window_labels)(const WindowLabels&, int64_t begin, int64_t end, float* memory);
+  // Compute the rows [begin, end) of the labels. `memory` has room for a row of
+  // (columns_of_windows, width, pixel_stride).
+  void (*label_windows)(const WindowLabels&, int64_t begin, int64_t end, float* memory);
 };
 
 const DenseLoops& baseline_dense(bool bfloat16);

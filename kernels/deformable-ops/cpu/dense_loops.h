@@ -14,8 +14,8 @@ typedef VectorOf<float>::type Floats;
 constexpr int64_t kLanes = kVectorBytes / sizeof(float);
 
 // bfloat16 numbers are the upper halves of floats.
-typedef uint16_t Halves __attribute__((vector_size(2 * kLanes)));
-typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
+typedef VectorOf<float>::halves Halves;
+typedef VectorOf<float>::words Words;
 
 DEFORMABLE_OPS_INLINE Floats load(const float* source) { return load_vector<Floats>(source); }
 
@@ -30,10 +30,7 @@ DEFORMABLE_OPS_INLINE void save(uint16_t* target, Floats numbers) {
 #if defined(DEFORMABLE_OPS_BFLOAT16)
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(target), (__m256i)_mm512_cvtneps_pbh((__m512)numbers));
 #else
-  const Words bits = (Words)numbers;
-  const Words rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-  const Words is_nan = (Words)(numbers != numbers);
-  store_vector(target, __builtin_convertvector((rounded & ~is_nan) | (is_nan & 0x7fc0), Halves));
+  store_bfloat16<kLanes>(target, numbers);
 #endif
 }
 
@@ -209,17 +206,38 @@ void resize_planes(const Resize& task, int64_t begin, int64_t end, float* lines)
 
 constexpr int64_t kKernel = 3;
 
+// Sum weighted rows of `channels` numbers, and pass each vector of the sum to `use` behind its first channel.
+template <typename T, typename Use>
+DEFORMABLE_OPS_INLINE void sum_rows(const T* const* rows, const float* weights, int64_t count, int64_t channels,
+                                    const Use& use) {
+  constexpr int64_t kTogether = 4;  // vectors, because an addition waits for the previous one
+  int64_t channel = 0;
+  for (; channel + kTogether * kLanes <= channels; channel += kTogether * kLanes) {
+    Floats sums[kTogether] = {};
+    for (int64_t i = 0; i < count; ++i) {
+#pragma GCC unroll 4
+      for (int64_t v = 0; v < kTogether; ++v) sums[v] += load(rows[i] + channel + v * kLanes) * weights[i];
+    }
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < kTogether; ++v) use(channel + v * kLanes, sums[v]);
+  }
+  for (; channel < channels; channel += kLanes) {
+    Floats sum{};
+    for (int64_t i = 0; i < count; ++i) sum += load(rows[i] + channel) * weights[i];
+    use(channel, sum);
+  }
+}
+
 // Resize the products of a line of pixels with a row of the kernel along the columns, and sum them.
 template <typename T>
-void tap_line(const ResizedTaps& task, int64_t line, int64_t tap_row, float* target) {
-  const Resize& resize = task.resize;
+void tap_line(const Resize& resize, int64_t line, int64_t tap_row, float* target) {
   const int64_t pixel = kKernel * kKernel * resize.channels;
   const T* const source =
       static_cast<const T*>(resize.source) + line * resize.width * pixel + tap_row * kKernel * resize.channels;
   for (int64_t column = 0; column < resize.new_width; ++column, target += resize.channels) {
     const T* products[2 * kKernel];
     float weights[2 * kKernel];
-    int count = 0;
+    int64_t count = 0;
     for (int64_t tap = 0; tap < kKernel; ++tap) {
       const int64_t position = column + tap - 1;
       if (position < 0 || position >= resize.new_width) continue;
@@ -229,44 +247,47 @@ void tap_line(const ResizedTaps& task, int64_t line, int64_t tap_row, float* tar
       products[count] = source + x.second * pixel + tap * resize.channels;
       weights[count++] = x.weight;
     }
-    for (int64_t channel = 0; channel < resize.channels; channel += kLanes) {
-      Floats sum{};
-      for (int i = 0; i < count; ++i) sum += load(products[i] + channel) * weights[i];
-      store_vector(target + channel, sum);
-    }
+    sum_rows(products, weights, count, resize.channels,
+             [&](int64_t channel, Floats sum) { store_vector(target + channel, sum); });
   }
 }
 
 template <typename T>
 void add_resized_taps(const ResizedTaps& task, int64_t begin, int64_t end, float* memory) {
-  const Resize& resize = task.resize;
-  const int64_t length = resize.new_width * resize.channels;
-  TwoLines kept[kKernel];
-  for (int64_t tap = 0; tap < kKernel; ++tap) kept[tap] = {memory + 2 * tap * length, length};
+  const Resize& first_map = task.resizes[0];  // for what all have in common
+  const int64_t channels = first_map.channels, length = first_map.new_width * channels;
+  TwoLines kept[kMostMaps * kKernel];
+  const int64_t stride = line_stride(first_map);
+  for (int64_t i = 0; i < task.maps * kKernel; ++i) kept[i] = {memory + 2 * i * stride, stride};
   for (int64_t row = begin; row < end; ++row) {
-    const int64_t image = row / resize.new_height, y = row % resize.new_height;
-    const float* lines[2 * kKernel];
-    float weights[2 * kKernel];
-    int count = 0;
-    for (int64_t tap = 0; tap < kKernel; ++tap) {
-      const int64_t position = y + tap - 1;
-      if (position < 0 || position >= resize.new_height) continue;
-      const auto resize_columns = [&](int64_t line, float* target) { tap_line<T>(task, line, tap, target); };
-      const Neighbours& neighbours = resize.rows[position];
-      const int64_t first = image * resize.height + neighbours.first;
-      const int64_t second = image * resize.height + neighbours.second;
-      lines[count] = kept[tap].line(first, second, resize_columns);
-      weights[count++] = 1 - neighbours.weight;
-      lines[count] = kept[tap].line(second, first, resize_columns);
-      weights[count++] = neighbours.weight;
-    }
-    T* target = static_cast<T*>(resize.target) + row * resize.new_width * task.pixel_stride;
-    for (int64_t start = 0; start < length; start += resize.channels, target += task.pixel_stride) {
-      for (int64_t channel = 0; channel < resize.channels; channel += kLanes) {
-        Floats sum = load(target + channel);
-        for (int i = 0; i < count; ++i) sum += load(lines[i] + start + channel) * weights[i];
-        save(target + channel, sum);
+    const int64_t image = row / first_map.new_height, y = row % first_map.new_height;
+    const float* lines[kMostMaps * 2 * kKernel];
+    float weights[kMostMaps * 2 * kKernel];
+    int64_t count = 0;
+    for (int64_t map = 0; map < task.maps; ++map) {
+      const Resize& resize = task.resizes[map];
+      for (int64_t tap = 0; tap < kKernel; ++tap) {
+        const int64_t position = y + tap - 1;
+        if (position < 0 || position >= resize.new_height) continue;
+        const auto resize_columns = [&](int64_t line, float* target) { tap_line<T>(resize, line, tap, target); };
+        const Neighbours& neighbours = resize.rows[position];
+        const int64_t first = image * resize.height + neighbours.first;
+        const int64_t second = image * resize.height + neighbours.second;
+        TwoLines& own = kept[map * kKernel + tap];
+        lines[count] = own.line(first, second, resize_columns);
+        weights[count++] = 1 - neighbours.weight;
+        lines[count] = own.line(second, first, resize_columns);
+        weights[count++] = neighbours.weight;
       }
+    }
+    T* target = static_cast<T*>(first_map.target) + row * first_map.new_width * task.pixel_stride;
+    for (int64_t start = 0; start < length; start += channels, target += task.pixel_stride) {
+      sum_rows(lines, weights, count, channels, [&](int64_t channel, Floats sum) {
+        sum += load(target + channel);
+        if (task.relu) sum = sum < 0.0f ? Floats{} : sum;  // NaN stays
+        save(target + channel, sum);
+      });
+      for (int64_t i = 0; i < count; ++i) lines[i] += channels;
     }
   }
 }
@@ -303,105 +324,104 @@ void softmax(void* numbers, int64_t size, int64_t begin, int64_t end) {
 
 // ---- labels --------------------------------------------------------------------------------------------------------
 
-// Resize a line along its columns.
-template <typename T>
-DEFORMABLE_OPS_INLINE void resize_line(const T* __restrict source, const Columns& columns, int64_t count,
-                                       float* __restrict target) {
-  const int32_t* __restrict const first = columns.first;
-  const int32_t* __restrict const second = columns.second;
-  const float* __restrict const weights = columns.weights;
-  for (int64_t i = 0; i < count; ++i) {
-    target[i] = number(source[first[i]]) * (1 - weights[i]) + number(source[second[i]]) * weights[i];
-  }
-}
+typedef int32_t Integers __attribute__((vector_size(4 * kLanes)));
 
-// Find the classes of up to kLabelRows rows, which share lines of the logits that are resized along the columns.
+constexpr float kLeast = -__builtin_inff();
+
+// Sum rows of logits (width, classes) into a row (width, pixel_stride).
 template <typename T>
-DEFORMABLE_OPS_INLINE void label_rows(const WindowLabels& task, int64_t begin, int64_t end, float* memory) {
-  const int64_t width = task.image_width, view_width = task.view_width, size = (end - begin) * width;
-  float* __restrict const sums = memory;
-  float* __restrict const view_line = sums + 2 * kLabelRows * view_width;
-  float* __restrict const resized = view_line + view_width;
-  float* __restrict const best = resized + kLabelRows * width;
-  int32_t* __restrict const labels = reinterpret_cast<int32_t*>(best + kLabelRows * width);
-  float* const lines = best + 2 * kLabelRows * width;  // two
-  // rows of the view, and the places of those that the image's rows need
-  int64_t rows[2 * kLabelRows], places[2 * kLabelRows], count = 0;
-  for (int64_t row = begin; row < end; ++row) {
-    const Neighbours own = {static_cast<int32_t>(task.first_row + row), static_cast<int32_t>(task.first_row + row), 0.0f};
-    const Neighbours& y = task.image_rows == nullptr ? own : task.image_rows[task.first_row + row];
-    for (int64_t i = 0; i < 2; ++i) {
-      const int64_t needed = i == 0 ? y.first : y.second;
-      int64_t place = count;
-      for (int64_t k = count > 2 ? count - 2 : 0; k < count; ++k) place = rows[k] == needed ? k : place;
-      if (place == count) rows[count++] = needed;
-      places[2 * (row - begin) + i] = place;
-    }
-  }
-  for (int64_t label = 0; label < task.classes; ++label) {
-    for (int64_t i = 0; i < count * view_width; ++i) sums[i] = 0;
-    for (int64_t window = 0; window < task.windows; ++window) {
-      const T* const logits =
-          static_cast<const T*>(task.logits) + (window * task.classes + label) * task.height * task.width;
-      const int64_t left = task.lefts[window], space = view_width - left;
-      const int64_t length = task.window_width < space ? task.window_width : space;
-      TwoLines kept = {lines, task.window_width};
-      const auto resize_columns = [&](int64_t line, float* target) {
-        resize_line(logits + line * task.width, task.columns, length, target);
-      };
+void sum_logits(const WindowLabels& task, const RowTap* taps, int64_t count, float* target) {
+  const T* const logits = static_cast<const T*>(task.logits);
+  const int64_t size = task.width * task.classes, last = task.classes - kLanes;
+  for (int64_t column = 0; column < task.width; ++column, target += task.pixel_stride) {
+    const T* const source = logits + column * task.classes;
+    const auto sum_vector = [&](int64_t label) {
+      Floats sum{};
       for (int64_t i = 0; i < count; ++i) {
-        const int64_t window_row = rows[i] - task.tops[window];
-        if (window_row < 0 || window_row >= task.window_height) continue;
-        const Neighbours& y = task.rows[window_row];
-        const float* const upper = kept.line(y.first, y.second, resize_columns);
-        const float* const lower = kept.line(y.second, y.first, resize_columns);
-        float* __restrict const target = sums + i * view_width + left;
-        const float weight = y.weight, other = 1 - y.weight;
-        for (int64_t k = 0; k < length; ++k) target[k] += upper[k] * other + lower[k] * weight;
+        sum += load(source + (taps[i].window * task.height + taps[i].row) * size + label) * taps[i].weight;
       }
-    }
-    const float* __restrict values = sums;
-    if (task.image_rows != nullptr) {
-      for (int64_t i = 0; i < count; ++i) {
-        const float scale = task.row_scales[rows[i]];
-        float* __restrict const line = sums + i * view_width;
-        for (int64_t k = 0; k < view_width; ++k) line[k] *= scale * task.column_scales[k];
-      }
-      for (int64_t row = begin; row < end; ++row) {
-        const float weight = task.image_rows[task.first_row + row].weight, other = 1 - weight;
-        const float* const upper = sums + places[2 * (row - begin)] * view_width;
-        const float* const lower = sums + places[2 * (row - begin) + 1] * view_width;
-        for (int64_t k = 0; k < view_width; ++k) view_line[k] = upper[k] * other + lower[k] * weight;
-        resize_line(view_line, task.image_columns, width, resized + (row - begin) * width);
-      }
-      values = resized;
-    }
-    if (label == 0) {
-      for (int64_t i = 0; i < size; ++i) best[i] = values[i];
-      for (int64_t i = 0; i < size; ++i) labels[i] = 0;
+      store_vector(target + label, sum);
+    };
+    for (int64_t label = 0; label <= last; label += kLanes) sum_vector(label);
+    if (last >= 0) {
+      sum_vector(last);  // the last classes, some of them again
     } else {
-      const int32_t value = static_cast<int32_t>(label);
-      for (int64_t i = 0; i < size; ++i) {
-        labels[i] = values[i] > best[i] ? value : labels[i];
-        best[i] = values[i] > best[i] ? values[i] : best[i];
+      for (int64_t label = 0; label < task.classes; ++label) {
+        float sum = 0;
+        for (int64_t i = 0; i < count; ++i) {
+          sum += number(source[(taps[i].window * task.height + taps[i].row) * size + label]) * taps[i].weight;
+        }
+        target[label] = sum;
       }
     }
   }
-  int64_t* const target = task.labels + begin * width;
-  for (int64_t i = 0; i < size; ++i) target[i] = labels[i];
+}
+
+// Return the class with the largest number; of equal ones the first. Lane l of vector v is class v * kLanes + l.
+DEFORMABLE_OPS_INLINE int64_t first_largest(Floats numbers, Integers vectors) {
+  float values[kLanes];
+  int32_t places[kLanes];
+  store_vector(values, numbers);
+  store_vector(places, vectors);
+  for (int32_t lane = 0; lane < kLanes; ++lane) places[lane] = places[lane] * static_cast<int32_t>(kLanes) + lane;
+  for (int64_t half = kLanes / 2; half > 0; half /= 2) {
+    for (int64_t lane = 0; lane < half; ++lane) {
+      const float own = values[lane], other = values[lane + half];
+      const int32_t place = places[lane], other_place = places[lane + half];
+      const bool is_better = (other > own) | ((other == own) & (other_place < place));
+      values[lane] = is_better ? other : own;
+      places[lane] = is_better ? other_place : place;
+    }
+  }
+  return places[0];
+}
+
+// Return the class with the largest sum of taps. kCount is their number, 0 for any.
+template <int64_t kCount>
+DEFORMABLE_OPS_INLINE int64_t largest_sum(const float* memory, const ColumnTap* taps, int64_t count, int64_t stride) {
+  Floats best = Floats{} + kLeast;
+  Integers places{};
+  for (int64_t label = 0, place = 0; label < stride; label += kLanes, ++place) {
+    Floats sum = load(memory + taps[0].place + label) * taps[0].weight;
+    for (int64_t i = 1; i < (kCount > 0 ? kCount : count); ++i) {
+      sum += load(memory + taps[i].place + label) * taps[i].weight;
+    }
+    const auto is_larger = sum > best;  // never for NaN
+    best = is_larger ? sum : best;
+    places = is_larger ? Integers{} + static_cast<int32_t>(place) : places;
+  }
+  return first_largest(best, places);
 }
 
 template <typename T>
-void window_labels(const WindowLabels& task, int64_t begin, int64_t end, float* memory) {
-  for (int64_t row = begin; row < end; row += kLabelRows) {
-    label_rows<T>(task, row, row + kLabelRows < end ? row + kLabelRows : end, memory);
+void label_windows(const WindowLabels& task, int64_t begin, int64_t end, float* memory) {
+  const int64_t line = task.width * task.pixel_stride;
+  for (int64_t i = 0; i < task.columns_of_windows * line; ++i) memory[i] = kLeast;  // stays behind the last class
+  for (int64_t row = begin; row < end; ++row) {
+    for (int64_t windows = 0; windows < task.columns_of_windows; ++windows) {
+      const int64_t* const starts = task.row_starts + row * task.columns_of_windows + windows;
+      sum_logits<T>(task, task.row_taps + starts[0], starts[1] - starts[0], memory + windows * line);
+    }
+    for (int64_t column = 0; column < task.image_width; ++column) {
+      const ColumnTap* const taps = task.column_taps + task.column_starts[column];
+      const int64_t count = task.column_starts[column + 1] - task.column_starts[column], stride = task.pixel_stride;
+      int64_t& label = task.labels[row * task.image_width + column];
+      switch (count) {
+        case 0: label = 0; break;
+        case 1: label = largest_sum<1>(memory, taps, count, stride); break;
+        case 2: label = largest_sum<2>(memory, taps, count, stride); break;
+        case 3: label = largest_sum<3>(memory, taps, count, stride); break;
+        case 4: label = largest_sum<4>(memory, taps, count, stride); break;
+        default: label = largest_sum<0>(memory, taps, count, stride);
+      }
+    }
   }
 }
 
 template <typename T>
 const DenseLoops& dense_loops() {
   static constexpr DenseLoops table = {&winograd_inputs<T>, &winograd_outputs<T>, &add_resized<T>, &resize_planes<T>,
-                                       &add_resized_taps<T>, &softmax<T>, &window_labels<T>};
+                                       &add_resized_taps<T>, &softmax<T>, &label_windows<T>};
   return table;
 }
 

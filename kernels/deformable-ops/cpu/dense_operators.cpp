@@ -4,6 +4,7 @@
 #include "dense_operators.h"
 
 #include <algorithm>
+#include <deque>
 #include <vector>
 
 #include "../common/call.h"
@@ -165,21 +166,29 @@ Tensor DenseOperators::resize_planes(Tensor planes, int64_t height, int64_t widt
   return output;
 }
 
-void DenseOperators::add_resized_taps(Tensor products, int64_t first_channel, Tensor target) {
-  const ScalarType type = type_of("products", products);
-  const void* const source = memory_of("products", products, 5, type);
+void DenseOperators::add_resized_taps(std::vector<Tensor> products, int64_t first_channel, bool relu, Tensor target) {
+  if (products.empty() || products.size() > kMostMaps) fail("there must be products of 1 to ", kMostMaps, " maps");
+  const ScalarType type = type_of("products", products[0]);
   char* const sums = static_cast<char*>(memory_of("target", target, 4, type));
-  const int64_t channels = products.size(4);
-  check_channels("products", channels);
-  if (products.size(3) != 9) fail("products must be (batch, height, width, 9, channels), got ", shape_of(products));
-  if (target.size(0) != products.size(0) || first_channel < 0 || first_channel + channels > target.size(3)) {
-    fail("target ", shape_of(target), " has no place for products ", shape_of(products), " at channel ", first_channel);
+  const int64_t channels = products[0].dim() == 5 ? products[0].size(4) : 0;
+  std::deque<ResizeCall> calls;
+  std::vector<Resize> resizes;
+  for (const Tensor& one : products) {
+    const void* const source = memory_of("products", one, 5, type);
+    if (one.size(3) != 9) fail("products must be (batch, height, width, 9, channels), got ", shape_of(one));
+    check_channels("products", one.size(4));
+    if (target.size(0) != one.size(0) || one.size(4) != channels || first_channel < 0 ||
+        first_channel + channels > target.size(3)) {
+      fail("target ", shape_of(target), " has no place for products ", shape_of(one), " at channel ", first_channel);
+    }
+    calls.emplace_back(source, sums + first_channel * target.element_size(), one.size(1), one.size(2), target.size(1),
+                       target.size(2), channels);
+    resizes.push_back(calls.back().task);
   }
-  const ResizeCall call(source, sums + first_channel * target.element_size(), products.size(1), products.size(2),
-                        target.size(1), target.size(2), channels);
-  const ResizedTaps task = {call.task, target.size(3)};
-  torch::stable::parallel_for(0, products.size(0) * target.size(1), kGrain, [&](int64_t begin, int64_t end) {
-    std::vector<float> lines(6 * target.size(2) * channels);
+  const int64_t maps = static_cast<int64_t>(resizes.size());
+  const ResizedTaps task = {resizes.data(), maps, target.size(3), relu};
+  torch::stable::parallel_for(0, target.size(0) * target.size(1), kGrain, [&](int64_t begin, int64_t end) {
+    std::vector<float> lines(maps * 6 * line_stride(resizes[0]));
     loops(type).add_resized_taps(task, begin, end, lines.data());
   });
 }
@@ -198,20 +207,6 @@ void DenseOperators::softmax_rows(Tensor logits) {
 
 namespace {
 
-// A resize along one side in arrays.
-struct ColumnArrays {
-  std::vector<int32_t> first, second;
-  std::vector<float> weights;
-  explicit ColumnArrays(const std::vector<Neighbours>& columns) {
-    for (const Neighbours& one : columns) {
-      first.push_back(one.first);
-      second.push_back(one.second);
-      weights.push_back(one.weight);
-    }
-  }
-  Columns columns() const { return {first.data(), second.data(), weights.data()}; }
-};
-
 // Return 1 / the number of windows at each position of a side of `size`; windows that start alike count once.
 std::vector<float> scales_of(std::vector<int64_t> origins, int64_t window, int64_t size) {
   std::sort(origins.begin(), origins.end());
@@ -224,9 +219,51 @@ std::vector<float> scales_of(std::vector<int64_t> origins, int64_t window, int64
   return scales;
 }
 
+// The positions of the logits along one side whose weighted sum is a position of the image.
+struct Tap {
+  int64_t window, position;
+  float weight;
+};
+
+// Return the taps of each position [begin, end) of the image along one side.
+//
+// Neighbours resize the view to the image (`outside`) and logits to a window (`inside`). Windows are numbered as their
+// origins, and taps are in the order of the windows.
+std::vector<std::vector<Tap>> taps_of(const std::vector<int64_t>& origins, int64_t window, int64_t view,
+                                      const std::vector<Neighbours>& inside, const std::vector<Neighbours>& outside,
+                                      int64_t begin, int64_t end) {
+  const std::vector<float> scales = scales_of(origins, window, view);
+  std::vector<std::vector<Tap>> found(end - begin);
+  for (int64_t i = begin; i < end; ++i) {
+    std::vector<Tap>& taps = found[i - begin];
+    for (size_t own = 0; own < origins.size(); ++own) {
+      const size_t first = taps.size();
+      const auto add = [&](int64_t position, float weight) {
+        if (weight == 0) return;
+        for (size_t k = first; k < taps.size(); ++k) {
+          if (taps[k].position != position) continue;
+          taps[k].weight += weight;
+          return;
+        }
+        taps.push_back({static_cast<int64_t>(own), position, weight});
+      };
+      const auto add_view = [&](int64_t position, float weight) {
+        const int64_t inner = position - origins[own];
+        if (inner < 0 || inner >= window || weight == 0) return;
+        const Neighbours& pair = inside[inner];
+        add(pair.first, weight * scales[position] * (1 - pair.weight));
+        add(pair.second, weight * scales[position] * pair.weight);
+      };
+      add_view(outside[i].first, 1 - outside[i].weight);
+      add_view(outside[i].second, outside[i].weight);
+    }
+  }
+  return found;
+}
+
 }  // namespace
 
-Tensor DenseOperators::window_labels(Tensor logits, std::vector<int64_t> tops, std::vector<int64_t> lefts,
+Tensor DenseOperators::label_windows(Tensor logits, std::vector<int64_t> tops, std::vector<int64_t> lefts,
                                      std::vector<int64_t> window, std::vector<int64_t> rows, std::vector<int64_t> view,
                                      std::vector<int64_t> image) {
   const ScalarType type = type_of("logits", logits);
@@ -236,41 +273,55 @@ Tensor DenseOperators::window_labels(Tensor logits, std::vector<int64_t> tops, s
   for (const auto* pair : {&window, &rows, &view, &image}) {
     if (pair->size() != 2) fail("window, rows, view and image must have two numbers, got ", join(*pair));
   }
-  if (logits.size(1) < 1 || rows[0] < 0 || rows[1] < rows[0] || rows[1] > image[0]) {
+  if (logits.size(3) < 1 || rows[0] < 0 || rows[1] < rows[0] || rows[1] > image[0]) {
     fail("cannot label the rows ", join(rows), " of an image ", join(image), " with logits ", shape_of(logits));
   }
-  const ResizeCall inside(numbers, nullptr, logits.size(2), logits.size(3), window[0], window[1], logits.size(1));
-  const ResizeCall outside(numbers, nullptr, view[0], view[1], image[0], image[1], logits.size(1));
+  const ResizeCall inside(numbers, nullptr, logits.size(1), logits.size(2), window[0], window[1], logits.size(3));
+  const ResizeCall outside(numbers, nullptr, view[0], view[1], image[0], image[1], logits.size(3));
   for (const int64_t left : lefts) {
     if (left < 0 || left >= view[1]) fail("windows must start at columns 0 to ", view[1] - 1, ", got ", left);
   }
-  const ColumnArrays columns(inside.columns), image_columns(outside.columns);
-  const std::vector<float> row_scales = scales_of(tops, window[0], view[0]);
-  const std::vector<float> column_scales = scales_of(lefts, window[1], view[1]);
-  const Tensor labels = torch::stable::new_empty(logits, {rows[1] - rows[0], image[1]}, ScalarType::Long);
+  std::vector<int64_t> columns_of_windows(lefts);
+  std::sort(columns_of_windows.begin(), columns_of_windows.end());
+  columns_of_windows.erase(std::unique(columns_of_windows.begin(), columns_of_windows.end()), columns_of_windows.end());
+  const int64_t columns = static_cast<int64_t>(columns_of_windows.size());
   WindowLabels task = {};
   task.logits = numbers;
-  task.windows = logits.size(0);
-  task.classes = logits.size(1);
-  task.height = logits.size(2);
-  task.width = logits.size(3);
-  task.tops = tops.data();
-  task.lefts = lefts.data();
-  task.window_height = window[0];
-  task.window_width = window[1];
-  task.rows = inside.rows.data();
-  task.columns = columns.columns();
-  task.view_width = view[1];
-  task.image_rows = view == image ? nullptr : outside.rows.data();
-  task.image_columns = image_columns.columns();
-  task.row_scales = row_scales.data();
-  task.column_scales = column_scales.data();
-  task.first_row = rows[0];
+  task.height = logits.size(1);
+  task.width = logits.size(2);
+  task.classes = logits.size(3);
+  task.columns_of_windows = columns;
+  task.pixel_stride = (task.classes + kChannelMultiple - 1) / kChannelMultiple * kChannelMultiple;
+
+  std::vector<ColumnTap> column_taps;
+  std::vector<int64_t> column_starts = {0};
+  for (const auto& taps : taps_of(columns_of_windows, window[1], view[1], inside.columns, outside.columns, 0, image[1])) {
+    for (const Tap& tap : taps) {
+      column_taps.push_back({(tap.window * task.width + tap.position) * task.pixel_stride, tap.weight});
+    }
+    column_starts.push_back(static_cast<int64_t>(column_taps.size()));
+  }
+  std::vector<RowTap> row_taps;
+  std::vector<int64_t> row_starts = {0};
+  for (const auto& taps : taps_of(tops, window[0], view[0], inside.rows, outside.rows, rows[0], rows[1])) {
+    for (int64_t column = 0; column < columns; ++column) {
+      for (const Tap& tap : taps) {
+        if (lefts[tap.window] == columns_of_windows[column]) row_taps.push_back({tap.window, tap.position, tap.weight});
+      }
+      row_starts.push_back(static_cast<int64_t>(row_taps.size()));
+    }
+  }
+  task.row_starts = row_starts.data();
+  task.row_taps = row_taps.data();
+  task.column_starts = column_starts.data();
+  task.column_taps = column_taps.data();
   task.image_width = image[1];
+  const Tensor labels = torch::stable::new_empty(logits, {rows[1] - rows[0], image[1]}, ScalarType::Long);
   task.labels = static_cast<int64_t*>(labels.data_ptr());
-  torch::stable::parallel_for(0, rows[1] - rows[0], kLabelRows, [&](int64_t begin, int64_t end) {
-    std::vector<float> memory(label_memory(view[1], image[1], window[1]));
-    loops(type).window_labels(task, begin, end, memory.data());
+  constexpr int64_t kRows = 8;
+  torch::stable::parallel_for(0, rows[1] - rows[0], kRows, [&](int64_t begin, int64_t end) {
+    std::vector<float> memory(columns * task.width * task.pixel_stride);
+    loops(type).label_windows(task, begin, end, memory.data());
   });
   return labels;
 }

@@ -15,9 +15,9 @@ struct DenseOperators {
   static void winograd_outputs(Tensor planes, Tensor bias, int64_t image, int64_t first_row, bool relu, Tensor pixels);
   static void add_resized(Tensor pixels, Tensor target);
   static Tensor resize_planes(Tensor planes, int64_t height, int64_t width);
-  static void add_resized_taps(Tensor products, int64_t first_channel, Tensor target);
+  static void add_resized_taps(std::vector<Tensor> products, int64_t first_channel, bool relu, Tensor target);
   static void softmax_rows(Tensor logits);
-  static Tensor window_labels(Tensor logits, std::vector<int64_t> tops, std::vector<int64_t> lefts,
+  static Tensor label_windows(Tensor logits, std::vector<int64_t> tops, std::vector<int64_t> lefts,
                               std::vector<int64_t> window, std::vector<int64_t> rows, std::vector<int64_t> view,
                               std::vector<int64_t> image);
 };

@@ -84,8 +84,15 @@ struct Rows {
         }
         for (int v = 0; v < kVectors; ++v) {
           for (int s = 1; s < kSums; ++s) sums[0][v] += sums[s][v];
-          store_vector<Vector>(target + v * kLanes, sums[0][v]);
         }
+        if constexpr (sizeof(T) == sizeof(float)) {
+          if (problem.output.type == Scalar::bfloat16) {  // faster than by `store`, whose rows have any length
+            uint16_t* const stored = static_cast<uint16_t*>(problem.output.data) + offset;
+            for (int v = 0; v < kVectors; ++v) store_bfloat16<kLanes>(stored + v * kLanes, sums[0][v]);
+            continue;
+          }
+        }
+        for (int v = 0; v < kVectors; ++v) store_vector<Vector>(target + v * kLanes, sums[0][v]);
       } else {
         T sums[Width] = {};
         for (int64_t point = 0; point < points; ++point) {

@@ -64,19 +64,22 @@ def test_resizes(dense, size, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("size", [(1, 1), (10, 18), (13, 7)])
-def test_resized_products_of_a_kernel(dense, size, dtype):
-    features, weight = (
-        torch.randn(2, 16, 5, 9, dtype=torch.float64),
-        torch.randn(32, 16, 3, 3, dtype=torch.float64) / 12,
-    )
-    products = torch.einsum("bchw,ocij->bhwijo", features, weight).flatten(3, 4).contiguous().to(dtype)
+@pytest.mark.parametrize("maps", [[(5, 9)], [(5, 9), (3, 4), (1, 1)], [(2, 2)] * 8])
+def test_resized_products_of_a_kernel(dense, maps, size, relu, dtype):
     target = torch.randn(2, *size, 64, dtype=dtype)
-    resized = F.interpolate(features, size=size, mode="bilinear", align_corners=False)
-    expected = target.double()
-    expected[..., 16:48] += F.conv2d(resized, weight, padding=1).permute(0, 2, 3, 1)
-    dense.add_resized_taps(products, 16, target)
-    bound = 0.05 if dtype == torch.bfloat16 else 1e-5  # nine rounded products are summed
+    expected, products = target.double(), []
+    for height, width in maps:
+        features = torch.randn(2, 16, height, width, dtype=torch.float64)
+        weight = torch.randn(32, 16, 3, 3, dtype=torch.float64) / 12
+        products.append(torch.einsum("bchw,ocij->bhwijo", features, weight).flatten(3, 4).contiguous().to(dtype))
+        resized = F.interpolate(features, size=size, mode="bilinear", align_corners=False)
+        expected[..., 16:48] += F.conv2d(resized, weight, padding=1).permute(0, 2, 3, 1)
+    if relu:
+        expected[..., 16:48].relu_()
+    dense.add_resized_taps(products, 16, relu, target)
+    bound = 0.05 if dtype == torch.bfloat16 else 1e-5  # nine rounded products of each map are summed
     torch.testing.assert_close(target.double(), expected, rtol=bound, atol=bound)
 
 
@@ -89,32 +92,58 @@ def test_softmax(dense, size, dtype):
     torch.testing.assert_close(logits.double(), expected, rtol=2**-8 if dtype == torch.bfloat16 else 1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("image", [(30, 44), (30, 40), (61, 90), (13, 7), (1, 1)])
-def test_labels_of_windows(dense, image, dtype):
-    """Rows in parts, with the windows that they need; a view of 30x44 pixels is resized to the image."""
-    window, view = (12, 16), (30, 44)
-    origins = [(y, x) for y in (0, 8, 16, 18) for x in (0, 10, 20, 30)]  # the last ones reach over the right border
-    logits = torch.randn(len(origins), 7, 5, 6).to(dtype)
-    sums, counts = torch.zeros(7, *view, dtype=torch.float64), torch.zeros(view, dtype=torch.float64)
-    for (y, x), one in zip(origins, F.interpolate(logits.double(), size=window, mode="bilinear"), strict=True):
+def label_means(logits, origins, window, view, image):
+    """The logits of an image `(classes, *image)` in float64, from those of its windows `(N, h, w, classes)`."""
+    classes = logits.shape[-1]
+    sums, counts = torch.zeros(classes, *view, dtype=torch.float64), torch.zeros(view, dtype=torch.float64)
+    windows = F.interpolate(logits.movedim(3, 1).double(), size=window, mode="bilinear")
+    for (y, x), one in zip(origins, windows, strict=True):
         width = min(window[1], view[1] - x)
         sums[:, y : y + window[0], x : x + width] += one[..., :width]
         counts[y : y + window[0], x : x + width] += 1
-    means = F.interpolate((sums / counts)[None], size=image, mode="bilinear")[0]
-    whole = dense.window_labels(logits, origins, window, (0, image[0]), view, image)
+    return F.interpolate((sums / counts)[None], size=image, mode="bilinear")[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("image", "classes"), [((30, 44), 7), ((30, 40), 16), ((61, 90), 21), ((13, 7), 150), ((30, 44), 150), ((1, 1), 1)]
+)
+@pytest.mark.parametrize("columns", [(0, 10, 20, 30), (0, 2, 4, 6, 8, 10, 12, 28)])
+def test_labels_of_windows(dense, image, classes, columns, dtype):
+    """Rows in parts, with the windows that they need; a view of 30x44 pixels is resized to the image.
+
+    The last windows reach over the right border. Many windows cover a pixel where their columns are close together.
+    """
+    window, view = (12, 16), (30, 44)
+    origins = [(y, x) for y in (0, 8, 16, 18) for x in columns]
+    logits = torch.randn(len(origins), 5, 6, classes).to(dtype)
+    means = label_means(logits, origins, window, view, image)
+    whole = dense.label_windows(logits, origins, window, (0, image[0]), view, image)
+    assert whole.dtype == torch.int64 and whole.shape == image
     best = means.gather(0, whole[None])[0]
     assert (means.max(0).values - best).max() < 1e-6  # another class only where it is as good
     start = image[0] // 2
     first = (start + 0.5) * view[0] / image[0] - 2  # the row of the view that the part needs
     needed = [index for index, (y, _) in enumerate(origins) if y + window[0] > first]
-    part = dense.window_labels(logits[needed], [origins[i] for i in needed], window, (start, image[0]), view, image)
+    part = dense.label_windows(logits[needed], [origins[i] for i in needed], window, (start, image[0]), view, image)
     assert torch.equal(part, whole[start:])
 
 
-def test_equal_logits_are_labelled_with_the_first_class(dense):
-    logits = torch.ones(1, 4, 3, 3)
-    assert not dense.window_labels(logits, [(0, 0)], (6, 6), (0, 6), (6, 6), (6, 6)).any()
+@pytest.mark.parametrize("classes", [2, 40])
+def test_equal_logits_are_labelled_with_the_first_class(dense, classes):
+    logits = torch.zeros(1, 3, 3, classes)
+    logits[..., 1:] = 1
+    assert (dense.label_windows(logits, [(0, 0)], (6, 6), (0, 6), (6, 6), (6, 6)) == 1).all()
+
+
+@pytest.mark.parametrize("classes", [2, 40])
+def test_no_class_is_taken_for_logits_that_are_not_numbers(dense, classes):
+    logits = torch.full((1, 3, 3, classes), torch.nan)
+    assert (dense.label_windows(logits, [(0, 0)], (3, 3), (0, 3), (3, 3), (3, 3)) == 0).all()
+    logits[0, 1, 1, 1:] = -torch.inf
+    logits[0, 2, 2, -1] = -5
+    labels = dense.label_windows(logits, [(0, 0)], (3, 3), (0, 3), (3, 3), (3, 3))
+    assert labels[1, 1] == 0 and labels[2, 2] == classes - 1
 
 
 def test_numbers_that_are_not_finite_stay(dense):
@@ -139,21 +168,35 @@ def test_numbers_that_are_not_finite_stay(dense):
         ("add_resized", lambda: (torch.zeros(1, 2, 2, 8), torch.zeros(1, 4, 4, 8)), "multiple of 16 channels"),
         ("add_resized", lambda: (torch.zeros(1, 2, 2, 16), torch.zeros(2, 4, 4, 16)), "batch size and channels"),
         ("add_resized", lambda: (torch.zeros(1, 2, 2, 16), torch.zeros(1, 16, 4, 4).permute(0, 2, 3, 1)), "contiguous"),
-        ("add_resized_taps", lambda: (torch.zeros(1, 2, 2, 8, 16), 0, torch.zeros(1, 4, 4, 16)), "height, width, 9"),
-        ("add_resized_taps", lambda: (torch.zeros(1, 2, 2, 9, 16), 8, torch.zeros(1, 4, 4, 16)), "has no place"),
+        (
+            "add_resized_taps",
+            lambda: ([torch.zeros(1, 2, 2, 8, 16)], 0, False, torch.zeros(1, 4, 4, 16)),
+            "height, width, 9",
+        ),
+        (
+            "add_resized_taps",
+            lambda: ([torch.zeros(1, 2, 2, 9, 16)], 8, False, torch.zeros(1, 4, 4, 16)),
+            "has no place",
+        ),
+        (
+            "add_resized_taps",
+            lambda: ([torch.zeros(1, 2, 2, 9, c) for c in (16, 32)], 0, False, torch.zeros(1, 4, 4, 64)),
+            "has no place",
+        ),
+        ("add_resized_taps", lambda: ([], 0, False, torch.zeros(1, 4, 4, 16)), "1 to 8 maps"),
         ("softmax_rows", lambda: (torch.zeros(2, 1025),), "1 to 1024 columns"),
         (
-            "window_labels",
+            "label_windows",
             lambda: (torch.zeros(2, 3, 4, 4), [(0, 0)], (8, 8), (0, 8), (8, 8), (8, 8)),
             "there must be 2 origins",
         ),
         (
-            "window_labels",
+            "label_windows",
             lambda: (torch.zeros(1, 3, 4, 4), [(0, 9)], (8, 8), (0, 8), (8, 8), (8, 8)),
             "windows must start at columns 0 to 7, got 9",
         ),
         (
-            "window_labels",
+            "label_windows",
             lambda: (torch.zeros(1, 3, 4, 4), [(0, 0)], (8, 8), (0, 9), (8, 8), (8, 8)),
             "cannot label the rows",
         ),

@@ -17,10 +17,10 @@ STABLE_TORCH_LIBRARY_EXPAND(TORCH_EXTENSION_NAME, ops) {
       "winograd_outputs(Tensor planes, Tensor bias, int image, int first_row, bool relu, Tensor(a!) pixels) -> ()");
   ops.def("add_resized(Tensor pixels, Tensor(a!) target) -> ()");
   ops.def("resize_planes(Tensor planes, SymInt height, SymInt width) -> Tensor");
-  ops.def("add_resized_taps(Tensor products, int first_channel, Tensor(a!) target) -> ()");
+  ops.def("add_resized_taps(Tensor[] products, int first_channel, bool relu, Tensor(a!) target) -> ()");
   ops.def("softmax_rows(Tensor(a!) logits) -> ()");
   ops.def(
-      "window_labels(Tensor logits, int[] tops, int[] lefts, int[] window, int[] rows, int[] view, int[] image) "
+      "label_windows(Tensor logits, int[] tops, int[] lefts, int[] window, int[] rows, int[] view, int[] image) "
       "-> Tensor");
   ops.def("matrix_products(bool bfloat16) -> int");
   ops.def("pack_weight(Tensor weight) -> Tensor");
@@ -77,7 +77,7 @@ STABLE_TORCH_LIBRARY_EXPAND(TORCH_EXTENSION_NAME, ops) {
   DEFORMABLE_OPS_ONE(resize_planes)             \
   DEFORMABLE_OPS_ONE(add_resized_taps)          \
   DEFORMABLE_OPS_ONE(softmax_rows)              \
-  DEFORMABLE_OPS_ONE(window_labels)
+  DEFORMABLE_OPS_ONE(label_windows)
 
 #define DEFORMABLE_OPS_IMPLEMENT_MATRIX         \
   using Code = deformable_ops::MatrixOperators; \

@@ -49,7 +49,7 @@ def labels_of_small_logits(
     pixel_values = view.pixel_values.to(model.device, model.dtype)
 
     def forward(part: torch.Tensor) -> torch.Tensor:
-        return model(pixel_values=part, sliding_window=False, resize_logits=False).logits.contiguous()
+        return model(pixel_values=part, sliding_window=False, resize_logits=False).logits.movedim(1, 3).contiguous()
 
     bands = _bands(forward, pixel_values, window)
     return _label_maps(dense, bands, window.size, (view.size[0], view.size[1]), sizes)
@@ -66,11 +66,10 @@ def _operators(model: PreTrainedModel, window: SlidingWindow) -> ModuleType | No
         return None
     if model.resize_logits.align_corners or not model._is_enlarged_by_resize(torch.Size(window.size)):
         return None
-    dense = dispatcher.dense_operators(torch.empty(0, device=model.device, dtype=model.dtype))
-    return dense if hasattr(dense, "window_labels") else None  # a build of older sources has none
+    return dispatcher.dense_operators(torch.empty(0, device=model.device, dtype=model.dtype))
 
 
-Windows = list[tuple[tuple[int, int], torch.Tensor]]  # (row, column) and logits `(B, classes, h, w)` of each window
+Windows = list[tuple[tuple[int, int], torch.Tensor]]  # (row, column) and logits `(B, h, w, classes)` of each window
 
 
 def _bands(forward: Forward, pixel_values: torch.Tensor, window: SlidingWindow) -> Iterator[tuple[int, Windows]]:
@@ -108,7 +107,7 @@ def _label_maps(
             if end > done[index]:
                 logits = torch.stack([one[index] for _, one in held])
                 origins, rows = [origin for origin, _ in held], (done[index], end)
-                own[done[index] : end] = dense.window_labels(logits, origins, window, rows, view, (height, width))
+                own[done[index] : end] = dense.label_windows(logits, origins, window, rows, view, (height, width))
                 done[index] = end
         needed = min((end - 0.5) * view[0] / len(own) - 2 for end, own in zip(done, labels, strict=True))
         held = [(origin, logits) for origin, logits in held if origin[0] + window[0] > needed]

@@ -49,6 +49,7 @@ KERNEL_ID = "segtransformers/deformable-ops"
 PACKAGE = "segtransformers_kernels"
 VERSION = 1  # of the operators, as in build.toml
 OPERATORS = ("ms_deform_attn", "ms_deform_attn_fused", "dcnv3", "dcnv4")
+DENSE_INTERFACE = 2  # of the kernel's dense operators
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -141,7 +142,9 @@ def dense_operators(value: torch.Tensor, *channels: int) -> ModuleType | None:
     if not is_served or (_state.mode or default_mode()) == "off" or torch.compiler.is_compiling() or _is_exporting():
         return None
     dense = _cpu_module("dense")
-    return dense if dense is None or all(count % dense.CHANNEL_MULTIPLE == 0 for count in channels) else None
+    if dense is None or getattr(dense, "INTERFACE", None) != DENSE_INTERFACE:  # a build of older or newer sources
+        return None
+    return dense if all(count % dense.CHANNEL_MULTIPLE == 0 for count in channels) else None
 
 
 def matrix_operators(value: torch.Tensor) -> ModuleType | None:

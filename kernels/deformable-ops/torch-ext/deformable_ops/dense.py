@@ -12,7 +12,9 @@ import torch
 
 from ._ops import add_op_namespace_prefix, ops
 
+INTERFACE = 2  # raised when arguments change, so that segtransformers leaves builds of other sources unused
 CHANNEL_MULTIPLE = 16
+MOST_MAPS = 8
 
 
 def winograd_inputs(
@@ -63,15 +65,17 @@ def resize_planes(planes: torch.Tensor, height: int, width: int) -> torch.Tensor
     return ops.resize_planes(planes, height, width)
 
 
-def add_resized_taps(products: torch.Tensor, first_channel: int, target: torch.Tensor) -> None:
-    """Add a 3x3 convolution with padding 1 of a resized feature map, computed from products at its own resolution.
+def add_resized_taps(products: Sequence[torch.Tensor], first_channel: int, relu: bool, target: torch.Tensor) -> None:
+    """Add 3x3 convolutions with padding 1 of resized feature maps, computed from products at their own resolution.
 
     Args:
-        products: `(B, h, w, 9, C)`, of each pixel with each tap of the kernel, row by row of the kernel.
+        products: `(B, h_i, w_i, 9, C)` for each of up to [`MOST_MAPS`] feature maps: of each pixel with each tap of the
+            kernel, row by row of the kernel.
         first_channel: where the C output channels are in `target`.
-        target: `(B, H, W, channels)`. The resize from (h, w) to (H, W) is bilinear, with align_corners False.
+        relu: whether negative sums become zero.
+        target: `(B, H, W, channels)`. The resize from (h_i, w_i) to (H, W) is bilinear, with align_corners False.
     """
-    ops.add_resized_taps(products, first_channel, target)
+    ops.add_resized_taps(list(products), first_channel, relu, target)
 
 
 def softmax_rows(logits: torch.Tensor) -> None:
@@ -79,7 +83,7 @@ def softmax_rows(logits: torch.Tensor) -> None:
     ops.softmax_rows(logits)
 
 
-def window_labels(
+def label_windows(
     logits: torch.Tensor,
     origins: Sequence[tuple[int, int]],
     window: tuple[int, int],
@@ -94,7 +98,7 @@ def window_labels(
     class is taken.
 
     Args:
-        logits: `(N, classes, h, w)` of N windows.
+        logits: `(N, h, w, classes)` of N windows.
         origins: the windows' first (row, column) in the view. Windows are a grid, all rows with equal columns; those
             that cover no row of the view that the wanted rows need may be missing.
         window: (height, width) of a window in pixels. What reaches over the view's borders is left out.
@@ -109,7 +113,7 @@ def window_labels(
         RuntimeError: if the numbers do not fit together.
     """
     tops, lefts = [top for top, _ in origins], [left for _, left in origins]
-    return ops.window_labels(logits, tops, lefts, window, rows, view, image)
+    return ops.label_windows(logits, tops, lefts, window, rows, view, image)
 
 
 def _fake_nothing(*_):
@@ -123,7 +127,7 @@ torch.library.register_fake(
     lambda planes, height, width: planes.new_empty((*planes.shape[:2], height, width)),
 )
 torch.library.register_fake(
-    add_op_namespace_prefix("window_labels"),
+    add_op_namespace_prefix("label_windows"),
     lambda logits, tops, lefts, window, rows, view, image: logits.new_empty(
         (rows[1] - rows[0], image[1]), dtype=torch.int64
     ),

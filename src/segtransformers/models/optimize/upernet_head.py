@@ -50,24 +50,30 @@ class ResizedConvolution(nn.Module):
         output = self.finest(finest.contiguous(memory_format=torch.channels_last))
         output = output.contiguous(memory_format=torch.channels_last)
         pixels = output.permute(0, 2, 3, 1)
-        for taps, feature_map in zip(self.taps, coarser, strict=True):
-            self._add(taps, feature_map, pixels)
-        return output.relu_()
+        dense = dispatcher.dense_operators(output, self.out_channels)
+        if dense is None or not 0 < len(coarser) <= dense.MOST_MAPS:
+            for taps, feature_map in zip(self.taps, coarser, strict=True):
+                self._add(taps, feature_map, pixels)
+            return output.relu_()
+        maps = [feature_map.permute(0, 2, 3, 1).contiguous() for feature_map in coarser]
+        layers = [list(taps.children()) for taps in self.taps]
+        for step, start in enumerate(self._starts()):
+            products = [taps[step](one).unflatten(3, (9, -1)) for taps, one in zip(layers, maps, strict=True)]
+            products = [one.to(output.dtype) for one in products]  # they differ under autocast
+            dense.add_resized_taps(products, start, True, pixels)
+        return output
+
+    def _starts(self) -> range:
+        """Return the first channel of each step."""
+        return range(0, self.out_channels, CHANNELS_PER_STEP)
 
     def _add(self, taps: nn.Module, feature_map: torch.Tensor, output: torch.Tensor) -> None:
-        """Add the contribution of one coarser feature map to the output `(B, H, W, out_channels)`."""
+        """Add the contribution of one coarser feature map to the output `(B, H, W, out_channels)`, in PyTorch."""
         batch, _, height, width = feature_map.shape
-        dense = dispatcher.dense_operators(feature_map, self.out_channels)
-        if dense is not None:
-            pixels = feature_map.permute(0, 2, 3, 1).contiguous()
-            for tap, start in zip(taps.children(), range(0, self.out_channels, CHANNELS_PER_STEP), strict=True):
-                products = tap(pixels).to(output.dtype)  # they differ under autocast
-                dense.add_resized_taps(products.unflatten(3, (9, -1)), start, output)
-            return
         rows = shifted_resize_matrix(height, output.shape[1], like=feature_map)
         columns = shifted_resize_matrix(width, output.shape[2], like=feature_map)
         pixels = feature_map.permute(0, 2, 3, 1)
-        for tap, start in zip(taps.children(), range(0, self.out_channels, CHANNELS_PER_STEP), strict=True):
+        for tap, start in zip(taps.children(), self._starts(), strict=True):
             products = tap(pixels).view(batch, height, width, 3, 3, -1).permute(0, 3, 1, 4, 2, 5)
             lines = left_product(columns, products.reshape(batch * 3 * height, 3 * width, -1))
             lines = left_product(rows, lines.view(batch, 3 * height, -1)).view(*output.shape[:3], -1)
@@ -104,8 +110,7 @@ class FastUperNetDecodeHead(nn.Module):
         ):
             merged = self.add_resized(lateral_conv(feature_map), merged)
             pyramid.insert(0, fpn_conv(merged))
-        # channels first again, which interpolate is faster with and callers expect
-        return self.classifier(self.fpn_bottleneck(pyramid)).contiguous()
+        return self.classifier(self.fpn_bottleneck(pyramid))
 
 
 def use_fast_upernet_head(model: nn.Module) -> int:

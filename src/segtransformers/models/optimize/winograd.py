@@ -32,7 +32,7 @@ MIN_CHANNELS = 256
 MIN_CHANNELS_PACKED = 64  # with sums and products by the kernel
 MIN_PIXELS = 4096  # without compiled operators
 MIN_PIXELS_COMPILED = 1024
-TILES_PER_STEP = 256  # so that the sums and products of a step stay in a CPU's cache
+TILES_PER_STEP = 128  # so that the sums and products of a step stay in a CPU's cache
 PADDING = 64  # elements between the planes of sums, which would else be powers of two apart and share cache lines
 
 
