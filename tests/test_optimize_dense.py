@@ -10,11 +10,12 @@ from test_seg_mask2former import small_head as small_mask2former
 from test_seg_upernet import small_head as small_upernet
 from test_vit_adapter import small_config
 from test_vit_comer import small_comer
+from timm.layers import LayerNorm as TimmLayerNorm
 from torch import nn
 
 from segtransformers import SegMask2FormerForSemanticSegmentation, SegUperNetForSemanticSegmentation
 from segtransformers.models.optimize import optimize_for_inference, winograd
-from segtransformers.models.optimize.dense_layers import FastAddResized, FastResize, FastSoftmax
+from segtransformers.models.optimize.dense_layers import FastAddResized, FastResize, FastSoftmax, use_dense_operators
 from segtransformers.models.optimize.onednn_linear import packed_products, use_onednn_for_linear
 from segtransformers.models.optimize.packed_layers import use_packed_layers
 from segtransformers.models.optimize.upernet_head import ResizedConvolution
@@ -55,6 +56,7 @@ def dense(kernel_build, monkeypatch):
     for name in ("winograd_inputs", "winograd_outputs", "add_resized", "add_resized_taps", "resize_planes"):
         counted(name)
     counted("softmax_rows")
+    counted("layer_norm_rows")
     yield calls
     dispatcher.reset()
 
@@ -114,6 +116,22 @@ def test_resized_convolution(memory_format, channels, dense, mkl_is_slow):  # no
     use_onednn_for_linear(layer)
     torch.testing.assert_close(layer(feature_maps), expected, rtol=1e-4, atol=1e-5)
     assert dense["add_resized_taps"] == 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [nn.LayerNorm, TimmLayerNorm])
+def test_layer_norms(kind, dense):
+    norm = randomise(kind(32, eps=1e-3))
+    fast = nn.Sequential(norm)
+    assert use_dense_operators(fast) == 1 and not use_dense_operators(nn.Sequential(nn.LayerNorm(32, bias=False)))
+    for features in (torch.randn(2, 3, 5, 32), torch.randn(2, 32, 7).transpose(1, 2), torch.randn(0, 32)):
+        torch.testing.assert_close(fast(features), norm(features), rtol=1e-5, atol=1e-5)
+    assert dense["layer_norm_rows"] == 3
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(fast(features.bfloat16()), norm(features.bfloat16()))
+    narrow = nn.Sequential(nn.LayerNorm(24))
+    assert use_dense_operators(narrow) == 1 and narrow(torch.randn(3, 24)).shape == (3, 24)
+    assert dense["layer_norm_rows"] == 3
 
 
 @torch.no_grad()

@@ -52,6 +52,14 @@ constexpr int64_t kMostMaps = 8;
 // would take each other's place in a cache.
 static inline int64_t line_stride(const Resize& resize) { return resize.new_width * resize.channels + 80; }
 
+// Rows of `size` numbers minus their mean, divided by their standard deviation, times `weight` plus `bias`.
+struct LayerNorm {
+  const void *rows, *weight, *bias;
+  void* output;
+  int64_t size;
+  float epsilon;  // added to the variance
+};
+
 // A summand of a row of the image: a row of a window's logits, and its weight.
 struct RowTap {
   int64_t window, row;
@@ -95,6 +103,7 @@ struct DenseLoops {
   void (*add_resized_taps)(const ResizedTaps&, int64_t begin, int64_t end, float* lines);
   // Replace the rows [begin, end) of `size` numbers by their softmax.
   void (*softmax)(void* numbers, int64_t size, int64_t begin, int64_t end);
+  void (*layer_norm)(const LayerNorm&, int64_t begin, int64_t end);
   // Compute the rows [begin, end) of the labels. `memory` has room for a row of
   // (columns_of_windows, width, pixel_stride).
   void (*label_windows)(const WindowLabels&, int64_t begin, int64_t end, float* memory);

@@ -322,6 +322,62 @@ void softmax(void* numbers, int64_t size, int64_t begin, int64_t end) {
   }
 }
 
+// ---- layer norm ----------------------------------------------------------------------------------------------------
+
+DEFORMABLE_OPS_INLINE float sum_of_lanes(Floats vector) {
+  float lanes[kLanes];
+  store_vector(lanes, vector);
+  float sums[4] = {lanes[0], lanes[1], lanes[2], lanes[3]};
+#pragma GCC unroll 4
+  for (int64_t i = 4; i < kLanes; i += 4) {
+    for (int64_t k = 0; k < 4; ++k) sums[k] += lanes[i + k];
+  }
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
+// Normalize `count` rows together, because the sums of one row wait for one another.
+template <typename T, int64_t count>
+DEFORMABLE_OPS_INLINE void normalize_rows(const LayerNorm& task, int64_t row) {
+  const T* const weight = static_cast<const T*>(task.weight);
+  const T* const bias = static_cast<const T*>(task.bias);
+  const T* const source = static_cast<const T*>(task.rows) + row * task.size;
+  T* const target = static_cast<T*>(task.output) + row * task.size;
+  const float size = static_cast<float>(task.size);
+  Floats sums[count] = {}, squares[count] = {};
+  for (int64_t i = 0; i < task.size; i += kLanes) {
+#pragma GCC unroll 4
+    for (int64_t k = 0; k < count; ++k) sums[k] += load(source + k * task.size + i);
+  }
+  float means[count], scales[count];
+  for (int64_t k = 0; k < count; ++k) means[k] = sum_of_lanes(sums[k]) / size;
+  for (int64_t i = 0; i < task.size; i += kLanes) {
+#pragma GCC unroll 4
+    for (int64_t k = 0; k < count; ++k) {
+      const Floats difference = load(source + k * task.size + i) - means[k];
+      squares[k] += difference * difference;
+    }
+  }
+  for (int64_t k = 0; k < count; ++k) {
+    scales[k] = 1 / __builtin_sqrtf(sum_of_lanes(squares[k]) / size + task.epsilon);
+  }
+  for (int64_t i = 0; i < task.size; i += kLanes) {
+    const Floats own_weight = load(weight + i), own_bias = load(bias + i);
+#pragma GCC unroll 4
+    for (int64_t k = 0; k < count; ++k) {
+      const Floats normalized = (load(source + k * task.size + i) - means[k]) * scales[k];
+      save(target + k * task.size + i, normalized * own_weight + own_bias);
+    }
+  }
+}
+
+template <typename T>
+void layer_norm(const LayerNorm& task, int64_t begin, int64_t end) {
+  constexpr int64_t kTogether = 4;
+  int64_t row = begin;
+  for (; row + kTogether <= end; row += kTogether) normalize_rows<T, kTogether>(task, row);
+  for (; row < end; ++row) normalize_rows<T, 1>(task, row);
+}
+
 // ---- labels --------------------------------------------------------------------------------------------------------
 
 typedef int32_t Integers __attribute__((vector_size(4 * kLanes)));
@@ -421,7 +477,7 @@ void label_windows(const WindowLabels& task, int64_t begin, int64_t end, float* 
 template <typename T>
 const DenseLoops& dense_loops() {
   static constexpr DenseLoops table = {&winograd_inputs<T>, &winograd_outputs<T>, &add_resized<T>, &resize_planes<T>,
-                                       &add_resized_taps<T>, &softmax<T>, &label_windows<T>};
+                                       &add_resized_taps<T>, &softmax<T>, &layer_norm<T>, &label_windows<T>};
   return table;
 }
 

@@ -205,6 +205,26 @@ void DenseOperators::softmax_rows(Tensor logits) {
   });
 }
 
+Tensor DenseOperators::layer_norm_rows(Tensor rows, Tensor weight, Tensor bias, double epsilon) {
+  const ScalarType type = type_of("rows", rows);
+  const void* const numbers = memory_of("rows", rows, 2, type);
+  const int64_t size = rows.size(1);
+  check_channels("rows", size);
+  LayerNorm task = {numbers, memory_of("weight", weight, 1, type), memory_of("bias", bias, 1, type), nullptr, size,
+                    static_cast<float>(epsilon)};
+  if (size < 1 || weight.size(0) != size || bias.size(0) != size) {
+    fail("rows, weight and bias must have equally many numbers, got the shapes ", shape_of(rows), ", ",
+         shape_of(weight), " and ", shape_of(bias));
+  }
+  const Tensor output = torch::stable::new_empty(rows, {rows.size(0), size});
+  task.output = output.data_ptr();
+  constexpr int64_t kRows = 64;
+  torch::stable::parallel_for(0, rows.size(0), kRows, [&](int64_t begin, int64_t end) {
+    loops(type).layer_norm(task, begin, end);
+  });
+  return output;
+}
+
 namespace {
 
 // Return 1 / the number of windows at each position of a side of `size`; windows that start alike count once.

@@ -17,6 +17,7 @@ struct DenseOperators {
   static Tensor resize_planes(Tensor planes, int64_t height, int64_t width);
   static void add_resized_taps(std::vector<Tensor> products, int64_t first_channel, bool relu, Tensor target);
   static void softmax_rows(Tensor logits);
+  static Tensor layer_norm_rows(Tensor rows, Tensor weight, Tensor bias, double epsilon);
   static Tensor label_windows(Tensor logits, std::vector<int64_t> tops, std::vector<int64_t> lefts,
                               std::vector<int64_t> window, std::vector<int64_t> rows, std::vector<int64_t> view,
                               std::vector<int64_t> image);

@@ -92,6 +92,21 @@ def test_softmax(dense, size, dtype):
     torch.testing.assert_close(logits.double(), expected, rtol=2**-8 if dtype == torch.bfloat16 else 1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("rows", "size"), [(1, 16), (333, 48), (70, 64), (5, 1024)])
+def test_layer_norm(dense, rows, size, dtype):
+    numbers = (10 + torch.randn(rows, size) * (0.1 + torch.rand(rows, 1))).to(dtype)
+    weight, bias = torch.randn(2, size).to(dtype)
+    expected = F.layer_norm(numbers.double(), (size,), weight.double(), bias.double(), 1e-6)
+    found = dense.layer_norm_rows(numbers, weight, bias, 1e-6)
+    assert found.dtype == dtype
+    bound = 2**-7 if dtype == torch.bfloat16 else 1e-4  # the mean takes digits away
+    torch.testing.assert_close(found.double(), expected, rtol=bound, atol=bound)
+    numbers[0, 0] = torch.nan
+    found = dense.layer_norm_rows(numbers, weight, bias, 1e-6)
+    assert found[0].isnan().all() and not found[1:].isnan().any()
+
+
 def label_means(logits, origins, window, view, image):
     """The logits of an image `(classes, *image)` in float64, from those of its windows `(N, h, w, classes)`."""
     classes = logits.shape[-1]
@@ -185,6 +200,8 @@ def test_numbers_that_are_not_finite_stay(dense):
         ),
         ("add_resized_taps", lambda: ([], 0, False, torch.zeros(1, 4, 4, 16)), "1 to 8 maps"),
         ("softmax_rows", lambda: (torch.zeros(2, 1025),), "1 to 1024 columns"),
+        ("layer_norm_rows", lambda: (torch.zeros(2, 8), torch.zeros(8), torch.zeros(8), 0.1), "multiple of 16"),
+        ("layer_norm_rows", lambda: (torch.zeros(2, 16), torch.zeros(16), torch.zeros(32), 0.1), "equally many"),
         (
             "label_windows",
             lambda: (torch.zeros(2, 3, 4, 4), [(0, 0)], (8, 8), (0, 8), (8, 8), (8, 8)),

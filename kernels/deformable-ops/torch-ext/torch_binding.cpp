@@ -19,6 +19,7 @@ STABLE_TORCH_LIBRARY_EXPAND(TORCH_EXTENSION_NAME, ops) {
   ops.def("resize_planes(Tensor planes, SymInt height, SymInt width) -> Tensor");
   ops.def("add_resized_taps(Tensor[] products, int first_channel, bool relu, Tensor(a!) target) -> ()");
   ops.def("softmax_rows(Tensor(a!) logits) -> ()");
+  ops.def("layer_norm_rows(Tensor rows, Tensor weight, Tensor bias, float epsilon) -> Tensor");
   ops.def(
       "label_windows(Tensor logits, int[] tops, int[] lefts, int[] window, int[] rows, int[] view, int[] image) "
       "-> Tensor");
@@ -77,6 +78,7 @@ STABLE_TORCH_LIBRARY_EXPAND(TORCH_EXTENSION_NAME, ops) {
   DEFORMABLE_OPS_ONE(resize_planes)             \
   DEFORMABLE_OPS_ONE(add_resized_taps)          \
   DEFORMABLE_OPS_ONE(softmax_rows)              \
+  DEFORMABLE_OPS_ONE(layer_norm_rows)           \
   DEFORMABLE_OPS_ONE(label_windows)
 
 #define DEFORMABLE_OPS_IMPLEMENT_MATRIX         \

@@ -83,6 +83,16 @@ def softmax_rows(logits: torch.Tensor) -> None:
     ops.softmax_rows(logits)
 
 
+def layer_norm_rows(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """Return the layer norm of each row of `(N, C)`.
+
+    Args:
+        weight, bias: `(C,)`, in the type of the rows.
+        epsilon: added to the variance of a row.
+    """
+    return ops.layer_norm_rows(rows, weight, bias, epsilon)
+
+
 def label_windows(
     logits: torch.Tensor,
     origins: Sequence[tuple[int, int]],
@@ -125,6 +135,9 @@ for _name in ("winograd_inputs", "winograd_outputs", "add_resized", "add_resized
 torch.library.register_fake(
     add_op_namespace_prefix("resize_planes"),
     lambda planes, height, width: planes.new_empty((*planes.shape[:2], height, width)),
+)
+torch.library.register_fake(
+    add_op_namespace_prefix("layer_norm_rows"), lambda rows, weight, bias, epsilon: torch.empty_like(rows)
 )
 torch.library.register_fake(
     add_op_namespace_prefix("label_windows"),

@@ -1,9 +1,10 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
-"""Resizes and softmax of a model by the kernel's dense operators, where a kernel is found."""
+"""Resizes, softmax and layer norms of a model by the kernel's dense operators, where a kernel is found."""
 
 from collections.abc import Sequence
 
 import torch
+from timm.layers import LayerNorm as TimmLayerNorm
 from torch import nn
 
 from ...operators import dispatcher
@@ -62,8 +63,28 @@ class FastSoftmax(nn.Softmax):
         return output
 
 
+class FastLayerNorm(nn.LayerNorm):
+    """`nn.LayerNorm` over a last dimension.
+
+    Args:
+        norm: whose weight and bias are taken over.
+    """
+
+    def __init__(self, norm: nn.LayerNorm):
+        super().__init__(norm.normalized_shape, eps=norm.eps, device="meta")
+        self.weight, self.bias = norm.weight, norm.bias
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Map `(..., C)` to the same shape."""
+        dense = dispatcher.dense_operators(input, *self.normalized_shape)
+        if dense is None or input.dtype != self.weight.dtype:  # they differ under autocast
+            return super().forward(input)
+        rows = input.reshape(-1, input.shape[-1])
+        return dense.layer_norm_rows(rows.contiguous(), self.weight, self.bias, self.eps).view(input.shape)
+
+
 def use_dense_operators(model: nn.Module) -> int:
-    """Replace resizes and softmax layers on a CPU."""
+    """Replace resizes, softmax layers and layer norms on a CPU."""
     return replace_modules(model, _replacement) if is_on_cpu(model) else 0
 
 
@@ -74,7 +95,10 @@ def _replacement(module: nn.Module) -> nn.Module | None:
         return FastAddResized()
     if is_plain(module, nn.Softmax) and module.dim == -1:
         return FastSoftmax(dim=-1)
+    is_norm = is_plain(module, nn.LayerNorm) or is_plain(module, TimmLayerNorm)
+    if is_norm and len(module.normalized_shape) == 1 and module.weight is not None and module.bias is not None:
+        return FastLayerNorm(module)
     return None
 
 
-__all__ = ["FastAddResized", "FastResize", "FastSoftmax", "use_dense_operators"]
+__all__ = ["FastAddResized", "FastLayerNorm", "FastResize", "FastSoftmax", "use_dense_operators"]
