@@ -41,12 +41,16 @@ struct Items {
 // Arrays with `capacity` entries each, in the scratch memory of one thread.
 template <typename T>
 struct Block {
+  typedef typename VectorOf<T>::quad Quad;
+  static constexpr int64_t kQuad = 4;
+
   int64_t per_query;  // points of one query and head: levels * points
   int64_t items;      // largest number of items in the block
   int64_t capacity;
   T* weight;                      // attention weights after the softmax
   T *lateral, *vertical;          // fractions of a pixel, from the left and the upper neighbour
   T *width, *height;              // size of the point's level
+  T *reach_x, *reach_y;           // offsets: the largest reference point whose product with the size is finite
   T *grid_x, *grid_y;             // kernel_grid: position of the kernel element relative to the middle
   T* gradient_weight;
   T* buffer;                      // pairs (x, y) as stored, or their gradients
@@ -77,7 +81,7 @@ struct Block {
 
   static size_t bytes(const Problem& problem) {
     const int64_t each = padded(items_of(problem) * points_of(problem));
-    return static_cast<size_t>((20 * each + row_of(problem) + problem.channels) * sizeof(T) +
+    return static_cast<size_t>((22 * each + row_of(problem) + problem.channels) * sizeof(T) +
                                5 * each * sizeof(int64_t) + 3 * each * sizeof(int32_t));
   }
 
@@ -95,7 +99,8 @@ struct Block {
     line = wide;
     T* next = reinterpret_cast<T*>(wide + each);
     T** const arrays[] = {&weight,           &lateral,          &vertical,         &width,
-                          &height,           &grid_x,           &grid_y,           &gradient_weight,
+                          &height,           &reach_x,          &reach_y,          &grid_x,
+                          &grid_y,           &gradient_weight,
                           &corner_weight[0], &corner_weight[1], &corner_weight[2], &corner_weight[3]};
     for (T** array : arrays) {
       *array = next;
@@ -114,7 +119,7 @@ struct Block {
       integer += each;
     }
     for (int64_t i = capacity; i < each; ++i) {
-      weight[i] = width[i] = height[i] = lateral[i] = vertical[i] = grid_x[i] = grid_y[i] = 0;
+      weight[i] = width[i] = height[i] = reach_x[i] = reach_y[i] = lateral[i] = vertical[i] = grid_x[i] = grid_y[i] = 0;
       buffer[2 * i] = buffer[2 * i + 1] = 0;
       columns[i] = rows[i] = start[i] = 0;
       line[i] = 0;
@@ -129,6 +134,8 @@ struct Block {
       line[i] = level.width * row_bytes;
       width[i] = static_cast<T>(level.width);
       height[i] = static_cast<T>(level.height);
+      reach_x[i] = std::numeric_limits<T>::max() / 4 / width[i];
+      reach_y[i] = std::numeric_limits<T>::max() / 4 / height[i];
     }
     if (problem.coordinates == Coordinates::kernel_grid) {
       const int64_t middle = per_query / 2;  // used if kernel_height * kernel_width = per_query + 1, which is odd
@@ -183,9 +190,17 @@ struct Block {
     if (problem.coordinates == Coordinates::offsets) {
       exponential(weight, used);
       for (int64_t first = 0; first < used; first += per_query) {
-        T sum = 0;
-        for (int64_t i = first; i < first + per_query; ++i) sum += weight[i];
-        for (int64_t i = first; i < first + per_query; ++i) weight[i] /= sum;
+        T* const own = weight + first;
+        if (per_query % kQuad == 0) {
+          Quad sums = load_vector<Quad>(own);
+          for (int64_t i = kQuad; i < per_query; i += kQuad) sums += load_vector<Quad>(own + i);
+          const T sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+          for (int64_t i = 0; i < per_query; i += kQuad) store_vector<Quad>(own + i, load_vector<Quad>(own + i) / sum);
+        } else {
+          T sum = 0;
+          for (int64_t i = 0; i < per_query; ++i) sum += own[i];
+          for (int64_t i = 0; i < per_query; ++i) own[i] /= sum;
+        }
       }
     }
     switch (problem.coordinates) {
@@ -228,6 +243,19 @@ struct Block {
   }
 
   void subtract_largest(T* logits) const {
+    if (per_query % kQuad == 0 && per_query > 0) {
+      Quad most = load_vector<Quad>(logits);
+      for (int64_t i = kQuad; i < per_query; i += kQuad) {
+        const Quad other = load_vector<Quad>(logits + i);
+        most = other > most ? other : most;
+      }
+      const T first = most[0] > most[1] ? most[0] : most[1], second = most[2] > most[3] ? most[2] : most[3];
+      const T largest = first > second ? first : second;
+      for (int64_t i = 0; i < per_query; i += kQuad) {
+        store_vector<Quad>(logits + i, load_vector<Quad>(logits + i) - largest);
+      }
+      return;
+    }
     T largest = 0;
     for (int64_t i = 0; i < per_query; ++i) largest = i == 0 || logits[i] > largest ? logits[i] : largest;
     for (int64_t i = 0; i < per_query; ++i) logits[i] -= largest;
@@ -237,21 +265,32 @@ struct Block {
   void set_reference(const Problem& problem, int64_t image, int64_t query, int64_t first) {
     const int64_t stored_levels = problem.reference_level_stride == 0 ? 1 : problem.levels;
     const int64_t row = image * problem.reference_batch_stride + query * stored_levels;
+    T pair[2] = {};
     for (int64_t level = 0; level < problem.levels; ++level) {
-      T pair[2];
-      load_row(problem.references, 2 * (row + level * problem.reference_level_stride), 2, pair);
-      const int64_t from = first + level * problem.points;
-      for (int64_t i = from; i < from + problem.points; ++i) {
-        lateral[i] = origin_of(pair[0], width[i]);
-        vertical[i] = origin_of(pair[1], height[i]);
+      if (level == 0 || stored_levels > 1) {
+        load_row(problem.references, 2 * (row + level * problem.reference_level_stride), 2, pair);
+      }
+      int64_t i = first + level * problem.points;
+      const int64_t end = i + problem.points;
+      for (; i + kQuad <= end; i += kQuad) {
+        const Quad zero = {};
+        store_vector<Quad>(lateral + i, origin_of(zero + pair[0], load_vector<Quad>(width + i),
+                                                  load_vector<Quad>(reach_x + i)));
+        store_vector<Quad>(vertical + i, origin_of(zero + pair[1], load_vector<Quad>(height + i),
+                                                   load_vector<Quad>(reach_y + i)));
+      }
+      for (; i < end; ++i) {
+        lateral[i] = origin_of(pair[0], width[i], reach_x[i]);
+        vertical[i] = origin_of(pair[1], height[i], reach_y[i]);
       }
     }
   }
 
-  // Return a reference point in pixels. A finite one whose product would overflow becomes one that is outside, too.
-  static T origin_of(T reference, T side) {
-    const T limit = std::numeric_limits<T>::max() / 4 / side;
-    const T bounded = reference > limit ? limit : (reference < -limit ? -limit : reference);
+  // Return reference points in pixels. A finite one whose product would overflow becomes one that is outside, too.
+  template <typename Number>
+  static DEFORMABLE_OPS_INLINE Number origin_of(Number reference, Number side, Number reach) {
+    const Number low = reference < -reach ? -reach : reference;
+    const Number bounded = low > reach ? reach : low;
     return bounded * side - T(0.5) + (reference - reference);
   }
 

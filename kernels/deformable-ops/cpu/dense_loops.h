@@ -13,15 +13,9 @@ namespace DEFORMABLE_OPS_ARCH {
 typedef VectorOf<float>::type Floats;
 constexpr int64_t kLanes = kVectorBytes / sizeof(float);
 
-// bfloat16 numbers are the upper halves of floats.
-typedef VectorOf<float>::halves Halves;
-typedef VectorOf<float>::words Words;
-
 DEFORMABLE_OPS_INLINE Floats load(const float* source) { return load_vector<Floats>(source); }
 
-DEFORMABLE_OPS_INLINE Floats load(const uint16_t* source) {
-  return (Floats)(__builtin_convertvector(load_vector<Halves>(source), Words) << 16);
-}
+DEFORMABLE_OPS_INLINE Floats load(const uint16_t* source) { return load_bfloat16<kLanes>(source); }
 
 DEFORMABLE_OPS_INLINE void save(float* target, Floats numbers) { store_vector(target, numbers); }
 
