@@ -26,6 +26,7 @@ struct Float32 {
   static DEFORMABLE_OPS_INLINE void save(float* target, __mmask16 mask, __m512 numbers) {
     _mm512_mask_storeu_ps(target, mask, numbers);
   }
+  static DEFORMABLE_OPS_INLINE __m512 gelu_of(__m512 numbers) { return gelu(numbers); }
 };
 
 #if defined(DEFORMABLE_OPS_BFLOAT16)
@@ -44,6 +45,7 @@ struct Bfloat16 {
   static DEFORMABLE_OPS_INLINE void save(uint16_t* target, __mmask16 mask, __m512 numbers) {
     _mm256_mask_storeu_epi16(target, mask, (__m256i)_mm512_cvtneps_pbh(numbers));
   }
+  static DEFORMABLE_OPS_INLINE __m512 gelu_of(__m512 numbers) { return rough_gelu(numbers); }
 };
 #endif
 
@@ -129,7 +131,7 @@ struct Vectors {
         if (half == 1 && masks[1] == 0) continue;
         if (task.accumulate) sum = _mm512_add_ps(sum, Output::load(masks[half], target + half * kSide));
         if (task.activation == Activation::relu) sum = _mm512_max_ps(zero, sum);  // NaN, the second operand, stays
-        if (task.activation == Activation::gelu) sum = gelu(sum);
+        if (task.activation == Activation::gelu) sum = Output::gelu_of(sum);
         Output::save(target + half * kSide, masks[half], sum);
       }
       if (++place == task.width) {

@@ -34,6 +34,26 @@ DEFORMABLE_OPS_INLINE __m512 gelu(__m512 x) {
   return _mm512_fnmadd_ps(size, tail, _mm512_max_ps(_mm512_setzero_ps(), x));
 }
 
+// The same with an absolute error below 1.4e-4 * max(x, 1), which bfloat16 hides, in half the time. The distribution
+// function of the normal distribution is 1/2 plus an odd polynomial for |x| <= 4, fitted for the smallest largest error,
+// and zero below.
+DEFORMABLE_OPS_INLINE __m512 rough_gelu(__m512 x) {
+  const __m512 limit = _mm512_set1_ps(4.0f), zero = _mm512_setzero_ps(), one = _mm512_set1_ps(1.0f);
+  // NaN, the second operand, stays
+  const __m512 bounded = _mm512_max_ps(_mm512_sub_ps(zero, limit), _mm512_min_ps(limit, x));
+  const __m512 t = _mm512_fmsub_ps(_mm512_mul_ps(bounded, bounded), _mm512_set1_ps(0.125f), one);
+  __m512 series = _mm512_set1_ps(-0.0027293225f);
+  series = _mm512_fmadd_ps(series, t, _mm512_set1_ps(0.0082116649f));
+  series = _mm512_fmadd_ps(series, t, _mm512_set1_ps(-0.0132597592f));
+  series = _mm512_fmadd_ps(series, t, _mm512_set1_ps(0.0216213595f));
+  series = _mm512_fmadd_ps(series, t, _mm512_set1_ps(-0.0364953876f));
+  series = _mm512_fmadd_ps(series, t, _mm512_set1_ps(0.0560508817f));
+  series = _mm512_fmadd_ps(series, t, _mm512_set1_ps(-0.0843574777f));
+  series = _mm512_fmadd_ps(series, t, _mm512_set1_ps(0.1759477556f));
+  const __mmask16 is_inside = _mm512_cmp_ps_mask(x, _mm512_sub_ps(zero, limit), _CMP_GT_OQ);
+  return _mm512_mul_ps(x, _mm512_maskz_fmadd_ps(is_inside, bounded, series, _mm512_set1_ps(0.5f)));
+}
+
 // Add the bias of one query to its logits. Without a grid there is none.
 DEFORMABLE_OPS_INLINE void add_bias(const Attention& task, int64_t head, int64_t query, float* logits) {
   if (task.keys_of_columns == nullptr) return;
