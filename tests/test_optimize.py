@@ -232,8 +232,21 @@ def test_layer_scales_are_folded(block):
     assert fold_layer_scales(layer) == 2
     torch.testing.assert_close(layer(tokens, (3, 4), positions), expected, rtol=1e-12, atol=1e-12)
     assert fold_layer_scales(layer) == 0
-    hooked.mlp.register_forward_hook(lambda *_: None)  # it expects the output before the scale
+    hooked.mlp.drop2.register_forward_hook(lambda *_: None)  # it expects the output before the scale
     assert fold_layer_scales(hooked) == 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["mlp", "mlp.fc2", "attn"])
+def test_layer_scales_of_shared_layers_stay(name):
+    """Each block has a scale of its own."""
+    blocks = nn.Sequential(PlainTrunkBlock(TimmPlainBlock(**BLOCK)), PlainTrunkBlock(TimmPlainBlock(**BLOCK)))
+    blocks = randomise(blocks).double().eval()
+    blocks[1].set_submodule(name, blocks[0].get_submodule(name))
+    tokens = torch.randn(2, 12, 24, dtype=torch.float64)
+    expected = [block(tokens, (3, 4)) for block in blocks]
+    assert fold_layer_scales(blocks) == 2
+    torch.testing.assert_close([block(tokens, (3, 4)) for block in blocks], expected, rtol=1e-12, atol=1e-12)
 
 
 @torch.no_grad()

@@ -1,6 +1,8 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """Optimized models with the kernel's dense operators, and in bfloat16."""
 
+import logging
+
 import pytest
 import torch
 from model_tests import randomise
@@ -132,6 +134,20 @@ def test_layer_norms(kind, dense):
     narrow = nn.Sequential(nn.LayerNorm(24))
     assert use_dense_operators(narrow) == 1 and narrow(torch.randn(3, 24)).shape == (3, 24)
     assert dense["layer_norm_rows"] == 3
+
+
+def test_a_build_of_another_version_is_not_used(dense, monkeypatch, caplog):
+    assert dispatcher.dense_operators(torch.empty(0)) is not None
+    monkeypatch.setattr(dispatcher, "DENSE_INTERFACE", 0)
+    assert dispatcher.dense_operators(torch.empty(0)) is None
+    dispatcher.reset()
+    logger = logging.getLogger("segtransformers")
+    logger.addHandler(caplog.handler)
+    try:
+        dispatcher.find_kernel()
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert "was built for another version of segtransformers" in caplog.text
 
 
 @torch.no_grad()

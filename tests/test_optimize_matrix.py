@@ -10,6 +10,7 @@ from model_tests import randomise
 from test_optimize import MODELS, outputs
 from test_segmenter import small_segmenter, small_vit
 from test_trunk import small_backbone
+from timm.layers import Mlp
 from torch import nn
 from torch.nn import functional as F
 
@@ -187,6 +188,21 @@ def test_layers_equal_those_they_replace(matrix):
         packed = PackedLinear(linear.weight, linear.bias, activation)
         for given in (tokens, tokens[:, ::2], tokens[0, 0, 0], tokens[:0]):
             torch.testing.assert_close(packed(given), function(linear(given)), rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_of_hidden_layers_are_not_pages_apart(dtype, matrix):
+    mlp = Mlp(64, 4096 // dtype.itemsize).to(dtype)
+    packed = copy.deepcopy(mlp)
+    assert packed_layers.use_packed_layers(packed) == 2
+    tokens = torch.randn(3, 5, 64).to(dtype)
+    hidden = packed.fc1(tokens)
+    assert hidden.shape == (3, 5, mlp.fc1.out_features) and hidden.stride(1) * dtype.itemsize == 4096 + 64
+    rounding = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.05, "atol": 0.02}
+    for layer in (packed, torch.compile(packed, backend="eager", fullgraph=True)):
+        torch.testing.assert_close(layer(tokens), mlp(tokens), **rounding)
+    assert packed(tokens[:0]).shape == (0, 5, 64)
 
 
 def test_layers_that_others_hold_on_to_stay(matrix):

@@ -108,7 +108,7 @@ def _counted(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def draw_overlay(image: Image.Image, labels: np.ndarray, palette: Palette, opacity: float = 0.55) -> Image.Image:
-    """Blend the colours of a label map, or of masks, into its image.
+    """Blend the colours of a label map, or of masks, into its image, and round down.
 
     Args:
         image: any mode.

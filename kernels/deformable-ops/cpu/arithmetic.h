@@ -21,7 +21,8 @@ namespace DEFORMABLE_OPS_ARCH {
 constexpr int kVectorBytes = DEFORMABLE_OPS_VECTOR_BYTES;
 
 // type: a vector with `lanes` elements of T; quad: with four; integers: with `lanes` 32-bit integers; mask: the result
-// of comparing two vectors; words and halves: with `lanes` unsigned integers of 32 and 16 bits. These are vector extensions: if registers are shorter, the compiler uses several.
+// of comparing two vectors; words and halves: with `lanes` unsigned integers of 32 or 16 bits. These are
+// vector extensions: if registers are shorter, the compiler uses several.
 template <typename T, int lanes = kVectorBytes / sizeof(T)>
 struct VectorOf;
 template <int lanes>

@@ -169,7 +169,8 @@ struct Block {
       load_row(problem.locations, item.in(problem.location_layout), 2 * used, buffer);
       load_row(problem.weights, item.in(problem.weight_layout), used, weight);
     }
-    const bool copied = !together && problem.coordinates == Coordinates::kernel_grid && copy_items(problem, item, count);
+    const bool is_grid = problem.coordinates == Coordinates::kernel_grid;
+    const bool copied = !together && is_grid && copy_items(problem, item, count);
     const bool is_loaded = together || copied;
     for (int64_t first = 0; first < used && !(is_loaded && problem.coordinates != Coordinates::offsets);
          first += per_query, item.next()) {

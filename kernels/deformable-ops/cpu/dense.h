@@ -40,7 +40,8 @@ struct Resize {
 
 // The sum over feature maps and the nine taps of a 3x3 kernel of their products, resized and shifted, see dense.py.
 struct ResizedTaps {
-  const Resize* resizes;  // source: (batch, height, width, 9, channels); the first one's target and sizes are those of all
+  // Sources: (batch, height, width, 9, channels). The target and the new sizes of the first one are those of all.
+  const Resize* resizes;
   int64_t maps;
   int64_t pixel_stride;   // elements between the target's pixels
   bool relu;
@@ -90,7 +91,7 @@ struct WindowLabels {
   int64_t* labels;  // (rows, image_width)
 };
 
-// The arithmetic is float32. Resizes, their products and softmax read and write float32 or bfloat16.
+// The arithmetic is float32. All but `planes` of minimal filtering may be float32 or bfloat16.
 struct DenseLoops {
   // Transform the tiles [begin, end), counted from the first one of `first_row`.
   void (*winograd_inputs)(const Winograd&, int64_t begin, int64_t end);

@@ -1,6 +1,6 @@
 // Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 //
-// Checks and threads of the dense operators. functions.py describes their arguments.
+// Checks and threads of the dense operators. dense.py describes their arguments.
 #include "dense_operators.h"
 
 #include <algorithm>
@@ -315,7 +315,9 @@ Tensor DenseOperators::label_windows(Tensor logits, std::vector<int64_t> tops, s
 
   std::vector<ColumnTap> column_taps;
   std::vector<int64_t> column_starts = {0};
-  for (const auto& taps : taps_of(columns_of_windows, window[1], view[1], inside.columns, outside.columns, 0, image[1])) {
+  const auto taps_of_columns =
+      taps_of(columns_of_windows, window[1], view[1], inside.columns, outside.columns, 0, image[1]);
+  for (const auto& taps : taps_of_columns) {
     for (const Tap& tap : taps) {
       column_taps.push_back({(tap.window * task.width + tap.position) * task.pixel_stride, tap.weight});
     }

@@ -91,6 +91,17 @@ def test_activations(matrix, dtype, activation):
     torch.testing.assert_close(output[0, 0].double(), expected, rtol=rtol, atol=atol)
 
 
+def test_gelu_of_all_numbers(matrix, dtype):
+    numbers = torch.arange(-6, 6, 2**-10).to(dtype).view(1, -1, 2)
+    weight, output = torch.eye(2, dtype=dtype)[None], torch.empty(1, *numbers.shape, dtype=dtype)
+    matrix.product(numbers, matrix.pack_weight(weight), output, activation="gelu")
+    expected = F.gelu(numbers[0].double())
+    error = (output[0, 0].double() - expected).abs()
+    if dtype == torch.bfloat16:
+        error -= expected.abs() * 2**-8  # of rounding
+    assert (error / numbers[0].double().clamp(min=1)).max() < (3e-7 if dtype == torch.float32 else 1.4e-4)
+
+
 def test_gelu_far_from_zero(matrix, dtype):
     numbers = torch.tensor([-1e4, -40.0, -12.0, -6.0, -1e-3, 0.0, 1e-3, 6.0, 40.0, 1e4]).to(dtype)
     weight, output = torch.eye(10, dtype=dtype)[None], torch.empty(1, 1, 1, 10, dtype=dtype)

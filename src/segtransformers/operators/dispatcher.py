@@ -131,20 +131,27 @@ def compiled(operator: str, value: torch.Tensor) -> Callable | None:
 def dense_operators(value: torch.Tensor, *channels: int) -> ModuleType | None:
     """Return the kernel's dense operators for inference if they serve `value`'s device and dtype, or None.
 
-    These are minimal filtering, resizes, softmax and labels in float32 and bfloat16 on a CPU, see
-    `deformable_ops/dense.py` of the kernel.
+    These are minimal filtering, resizes, softmax, layer norms and labels in float32 and bfloat16 on a CPU, without
+    gradients. See `deformable_ops/dense.py` of the kernel.
 
     Args:
         value: an input.
         channels: numbers of channels, for operators on pixels with channels last.
     """
     is_served = value.device.type == "cpu" and value.dtype in (torch.float32, torch.bfloat16)
+    if torch.is_grad_enabled() and value.requires_grad:
+        return None
     if not is_served or (_state.mode or default_mode()) == "off" or torch.compiler.is_compiling() or _is_exporting():
         return None
     dense = _cpu_module("dense")
-    if dense is None or getattr(dense, "INTERFACE", None) != DENSE_INTERFACE:  # a build of older or newer sources
+    if dense is None or not _is_dense_current(dense):
         return None
     return dense if all(count % dense.CHANNEL_MULTIPLE == 0 for count in channels) else None
+
+
+def _is_dense_current(dense: ModuleType) -> bool:
+    """Return whether the dense operators have the arguments that this version calls them with."""
+    return getattr(dense, "INTERFACE", None) == DENSE_INTERFACE
 
 
 def matrix_operators(value: torch.Tensor) -> ModuleType | None:
@@ -243,6 +250,12 @@ def _search() -> None:
         if wanted in devices:
             break
     _state.searched = True
+    dense = _cpu_module("dense")
+    if dense is not None and not _is_dense_current(dense):
+        logger.warning(
+            f"{_state.kernel.origin} was built for another version of segtransformers, and optimized models are slower "
+            "with it. `segtransformers build-kernels` builds a new one."
+        )
     for problem in _state.problems:
         logger.warning(f"A compiled kernel was skipped. {problem}")
     if _state.kernel is not None:

@@ -51,8 +51,8 @@ def product(
         output: `(N, lines, width, columns)`, written, in the type of the rows, or float32; contiguous in the last
             dimension. The rows of a line may be apart from each other in memory, and so may the lines.
         bias: `(columns,)` in the type of the rows, added to each row.
-        activation: one of `ACTIVATIONS`, applied to the sums; `"gelu"` is the exact one, with an absolute
-            error below 1e-7 * |x|, or 1.4e-4 * max(x, 1) before a bfloat16 output is rounded.
+        activation: one of `ACTIVATIONS`, applied to the sums. `"gelu"` is the one with the error function. Its absolute
+            error is below 1e-7 * |x|, or 1.4e-4 * max(x, 1) before a bfloat16 output is rounded.
         accumulate: whether to add the sums to what `output` has, before the activation.
 
     Raises:

@@ -19,11 +19,10 @@ class FastResize(Resize):
 
     def forward(self, features: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
         """Map `(B, C, h, w)` to `(B, C, *size)`."""
-        features = features.contiguous()  # PyTorch's resize is faster with it, and callers expect it
         dense = dispatcher.dense_operators(features)
         if dense is None or self.align_corners or tuple(size) == tuple(features.shape[2:]):
             return super().forward(features, size)
-        return dense.resize_planes(features, *size)
+        return dense.resize_planes(features.contiguous(), *size)
 
 
 class FastAddResized(AddResized):

@@ -172,7 +172,8 @@ class BackboneForSemanticSegmentation(SegmentationPreTrainedModel):
             mean_class_counts: `(num_labels,)`, for gradient accumulation and several processes: the mean of
                 [`count_classes`] over the batches of an optimizer step. Losses that divide by the number of valid
                 pixels use it, so that the mean over the batches is the loss of all of them joined.
-            resize_logits: whether logits are resized to the image. False returns those of the head, at its resolution.
+            resize_logits: whether logits are resized to the image. False returns those of the head, at its resolution,
+                with channels first or last in memory.
 
         Returns:
             `SemanticSegmenterOutput` with `logits` `(B, num_labels, H, W)` and, with labels, `loss`.
