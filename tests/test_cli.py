@@ -305,16 +305,16 @@ def test_drawing():
     assert class_areas(labels.astype(np.int64) - 1) == {-1: 0.7, 0: 0.25, 299: 0.05}
     image = Image.new("RGB", (60, 40), (100, 100, 100))
     overlay = np.asarray(draw_overlay(image, labels, [[255, 0, 0], [0, 0, 255]], opacity=0.5))
-    assert overlay[30, 0].tolist() == [177, 50, 50] and overlay[0, 0].tolist() == [50, 50, 177]
+    assert overlay[30, 0].tolist() == [178, 50, 50] and overlay[0, 0].tolist() == [50, 50, 178]
     assert overlay[11, 0].tolist() == [100, 100, 100]
     assert draw_segmentation(image, labels, {0: "a", 1: "b"}).width > 60
     with pytest.raises(ValueError, match="the label map is"):
         draw_overlay(image, labels[:5], [[0, 0, 0]])
     dark = draw_overlay(Image.new("L", (60, 40), 10), labels, [[255, 0, 0], [0, 0, 255]])
-    assert np.asarray(dark)[30, 0].tolist() == [144, 4, 4]  # 144.75 and 4.5, rounded down
+    assert np.asarray(dark)[30, 0].tolist() == [145, 4, 4]  # 144.75 and 4.5
     masks = np.stack([labels == 0, labels < 2])  # both classes below, the second one above
     both = np.asarray(draw_overlay(image, masks, [[255, 0, 0], [0, 0, 255]], opacity=0.5))
-    assert both[30, 0].tolist() == [114, 50, 114] and both[0, 0].tolist() == [50, 50, 177]
+    assert both[30, 0].tolist() == [114, 50, 114] and both[0, 0].tolist() == [50, 50, 178]
     assert both[11, 0].tolist() == [100, 100, 100]
 
 

@@ -10,7 +10,7 @@ from model_tests import randomise
 from test_segmenter import small_vit
 
 from segtransformers import SegmenterViTBackbone
-from segtransformers.models.optimize import OPTIMIZATIONS, optimize_for_inference
+from segtransformers.models.optimize import optimize_for_inference
 from segtransformers.models.optimize.position_bias import SharedRelativePositionBias
 
 SIZES = [(64, 64), (64, 96), (33, 47)]
@@ -22,9 +22,9 @@ def model(request):
     return randomise(SegmenterViTBackbone(config)).eval()
 
 
-def with_shared_memory(model):
-    """Return a copy with this step alone, whose numbers are equal."""
-    return optimize_for_inference(model, without=OPTIMIZATIONS.keys() - {"position_bias"})
+def without_shared_memory(model):
+    """Return an optimized model whose blocks compute their biases one by one; the numbers are equal."""
+    return optimize_for_inference(model, without=["position_bias"])
 
 
 def run(model, size, mode=torch.no_grad):
@@ -33,7 +33,7 @@ def run(model, size, mode=torch.no_grad):
 
 
 def test_results_are_equal_and_the_memory_is_shared_and_given_up(model):
-    optimized = with_shared_memory(model)
+    optimized, model = optimize_for_inference(model), without_shared_memory(model)
     layers = [layer for layer in optimized.modules() if isinstance(layer, SharedRelativePositionBias)]
     assert len(layers) == 4
     addresses = []
@@ -49,7 +49,7 @@ def test_results_are_equal_and_the_memory_is_shared_and_given_up(model):
 
 
 def test_memory_left_by_an_interrupted_pass_does_no_harm(model):
-    optimized = with_shared_memory(model)
+    optimized, model = optimize_for_inference(model), without_shared_memory(model)
     handle = optimized.trunk.blocks[2].register_forward_pre_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(optimized, (64, 64), torch.inference_mode)
@@ -59,7 +59,7 @@ def test_memory_left_by_an_interrupted_pass_does_no_harm(model):
 
 def test_gradients_of_the_image_see_memory_of_their_own(model):
     gradients = []
-    for each in (with_shared_memory(model), model):
+    for each in (optimize_for_inference(model), model):
         images = torch.ones(1, 3, 64, 96, requires_grad=True)
         each(images).feature_maps[0].square().mean().backward()
         gradients.append(images.grad)
@@ -67,7 +67,7 @@ def test_gradients_of_the_image_see_memory_of_their_own(model):
 
 
 def test_threads_do_not_share_it(model):
-    optimized = with_shared_memory(model)
+    optimized, model = optimize_for_inference(model), without_shared_memory(model)
     expected = {size: run(model, size) for size in SIZES}
     wrong = []
 

@@ -108,7 +108,7 @@ def _counted(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def draw_overlay(image: Image.Image, labels: np.ndarray, palette: Palette, opacity: float = 0.55) -> Image.Image:
-    """Blend the colours of a label map, or of masks, into its image, and round down.
+    """Blend the colours of a label map, or of masks, into its image.
 
     Args:
         image: any mode.
@@ -125,26 +125,24 @@ def draw_overlay(image: Image.Image, labels: np.ndarray, palette: Palette, opaci
             f"the label map is {labels.shape[-2:]}, but the image is {(image.height, image.width)} (height, width): "
             "they must be equal"
         )
-    result = image.convert("RGB")
+    pixels = np.array(image.convert("RGB"))
+    colours = np.asarray(palette, dtype=np.float32)
     step = max(BAND_PIXELS // image.width, 1)
     for start in range(0, image.height, step):
-        colours, known = _colours(labels[..., start : start + step, :], palette)
-        band = result.crop((0, start, image.width, start + colours.height))
-        result.paste(Image.blend(band, colours, opacity), (0, start), known)
-    return result
-
-
-def _colours(labels: np.ndarray, palette: Palette) -> tuple[Image.Image, Image.Image | None]:
-    """Return the colours of a label map or of masks, and a mask of the pixels that have one; None means all."""
-    table = np.asarray(palette, dtype=np.uint8)
-    if labels.ndim == 3:
-        counts = labels[: len(table)].sum(0, dtype=np.float32)
-        sums = np.einsum("chw,ck->hwk", labels[: len(table)], table[: len(labels)].astype(np.float32))
-        colours, known = (sums / np.maximum(counts, 1)[..., None]).round().astype(np.uint8), counts > 0
-    else:
-        known = (labels >= 0) & (labels < len(table))
-        colours = table.take(labels if known.all() else np.where(known, labels, 0), axis=0)
-    return Image.fromarray(colours), None if known.all() else Image.fromarray(known)
+        rows, classes = pixels[start : start + step], labels[..., start : start + step, :]
+        if labels.ndim == 3:
+            counts = classes[: len(palette)].sum(0, dtype=np.float32)
+            sums = np.einsum("chw,ck->hwk", classes[: len(palette)], colours[: len(classes)])
+            known, drawn = counts > 0, np.float32(opacity) * (sums / np.maximum(counts, 1)[..., None])
+        else:
+            known = (classes >= 0) & (classes < len(palette))
+            drawn = (np.float32(opacity) * colours).take(
+                classes if known.all() else np.where(known, classes, 0), axis=0
+            )
+        drawn += np.float32(1 - opacity) * rows
+        drawn.round(out=drawn)
+        rows[...] = drawn if known.all() else np.where(known[..., None], drawn, rows)
+    return Image.fromarray(pixels)
 
 
 def draw_legend(

@@ -269,7 +269,7 @@ std::vector<std::vector<Tap>> taps_of(const std::vector<int64_t>& origins, int64
       };
       const auto add_view = [&](int64_t position, float weight) {
         const int64_t inner = position - origins[own];
-        if (inner < 0 || inner >= window || weight == 0) return;
+        if (inner < 0 || inner >= window) return;
         const Neighbours& pair = inside[inner];
         add(pair.first, weight * scales[position] * (1 - pair.weight));
         add(pair.second, weight * scales[position] * pair.weight);

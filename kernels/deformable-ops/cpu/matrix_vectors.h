@@ -34,24 +34,25 @@ DEFORMABLE_OPS_INLINE __m512 gelu(__m512 x) {
   return _mm512_fnmadd_ps(size, tail, _mm512_max_ps(_mm512_setzero_ps(), x));
 }
 
-// The same in half the time with an absolute error below 1.4e-4 * max(x, 1). For x > -2, rounding to bfloat16 has a larger
-// one; below, results are smaller than 0.05. The distribution function of the normal distribution is 1/2 plus an odd
-// polynomial for |x| <= 4, fitted for the smallest largest error, and zero below -4.
+// The same in less time for results that are rounded to bfloat16, which has a relative error of 2e-3. That of the result
+// is below 7e-4 for x > -4 and below 2e-3 for x > -5; further down, results are smaller than 2e-6.
 DEFORMABLE_OPS_INLINE __m512 rough_gelu(__m512 x) {
-  const __m512 limit = _mm512_set1_ps(4.0f), zero = _mm512_setzero_ps(), one = _mm512_set1_ps(1.0f);
-  // NaN, the second operand, stays
-  const __m512 bounded = _mm512_max_ps(_mm512_sub_ps(zero, limit), _mm512_min_ps(limit, x));
-  const __m512 t = _mm512_fmsub_ps(_mm512_mul_ps(bounded, bounded), _mm512_set1_ps(0.125f), one);
-  __m512 series = _mm512_set1_ps(-0.0027293225f);
-  series = _mm512_fmadd_ps(series, t, _mm512_set1_ps(0.0082116649f));
-  series = _mm512_fmadd_ps(series, t, _mm512_set1_ps(-0.0132597592f));
-  series = _mm512_fmadd_ps(series, t, _mm512_set1_ps(0.0216213595f));
-  series = _mm512_fmadd_ps(series, t, _mm512_set1_ps(-0.0364953876f));
-  series = _mm512_fmadd_ps(series, t, _mm512_set1_ps(0.0560508817f));
-  series = _mm512_fmadd_ps(series, t, _mm512_set1_ps(-0.0843574777f));
-  series = _mm512_fmadd_ps(series, t, _mm512_set1_ps(0.1759477556f));
-  const __mmask16 is_inside = _mm512_cmp_ps_mask(x, _mm512_sub_ps(zero, limit), _CMP_GT_OQ);
-  return _mm512_mul_ps(x, _mm512_maskz_fmadd_ps(is_inside, bounded, series, _mm512_set1_ps(0.5f)));
+  const __m512 size = _mm512_abs_ps(x), one = _mm512_set1_ps(1.0f);
+  const __m512 t = _mm512_rcp14_ps(_mm512_fmadd_ps(size, _mm512_set1_ps(0.3275911f * 0.70710678f), one));
+  __m512 series = _mm512_fmadd_ps(t, _mm512_set1_ps(0.5f * 1.061405429f), _mm512_set1_ps(0.5f * -1.453152027f));
+  series = _mm512_fmadd_ps(series, t, _mm512_set1_ps(0.5f * 1.421413741f));
+  series = _mm512_fmadd_ps(series, t, _mm512_set1_ps(0.5f * -0.284496736f));
+  series = _mm512_fmadd_ps(series, t, _mm512_set1_ps(0.5f * 0.254829592f));
+  // exp(-x^2 / 2) = 2^y; NaN, the second operand, stays
+  const __m512 y = _mm512_max_ps(_mm512_set1_ps(-150.0f),
+                                 _mm512_mul_ps(_mm512_mul_ps(x, x), _mm512_set1_ps(-0.5f * 1.44269504f)));
+  const __m512 whole = _mm512_roundscale_ps(y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m512 rest = _mm512_sub_ps(y, whole);
+  __m512 power = _mm512_fmadd_ps(rest, _mm512_set1_ps(0.0551716f), _mm512_set1_ps(0.2426111f));
+  power = _mm512_fmadd_ps(power, rest, _mm512_set1_ps(0.6932610f));
+  power = _mm512_scalef_ps(_mm512_fmadd_ps(power, rest, _mm512_set1_ps(0.9999281f)), whole);
+  const __m512 tail = _mm512_mul_ps(_mm512_mul_ps(series, t), power);
+  return _mm512_fnmadd_ps(size, tail, _mm512_max_ps(_mm512_setzero_ps(), x));
 }
 
 // Add the bias of one query to its logits. Without a grid there is none.

@@ -146,8 +146,9 @@ def test_labels_of_windows(dense, image, classes, columns, dtype):
 
 @pytest.mark.parametrize("classes", [2, 40])
 def test_equal_logits_are_labelled_with_the_first_class(dense, classes):
-    logits = torch.zeros(1, 3, 3, classes)
-    logits[..., 1:] = 1
+    logits = torch.ones(1, 3, 3, classes)
+    assert not dense.label_windows(logits, [(0, 0)], (6, 6), (0, 6), (6, 6), (6, 6)).any()
+    logits[..., 0] = 0
     assert (dense.label_windows(logits, [(0, 0)], (6, 6), (0, 6), (6, 6), (6, 6)) == 1).all()
 
 

@@ -52,7 +52,8 @@ def product(
             dimension. The rows of a line may be apart from each other in memory, and so may the lines.
         bias: `(columns,)` in the type of the rows, added to each row.
         activation: one of `ACTIVATIONS`, applied to the sums. `"gelu"` is the one with the error function. Its absolute
-            error is below 1e-7 * |x|, or 1.4e-4 * max(x, 1) before a bfloat16 output is rounded.
+            error is below 1e-7 * |x|. For a bfloat16 output, the relative error before rounding is below 7e-4 where x
+            is above -4.
         accumulate: whether to add the sums to what `output` has, before the activation.
 
     Raises:

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from timm.layers import Attention, GluMlp, LayerScale, Mlp, SwiGLU
-from timm.models.beit import Attention as BeitAttention
 from timm.models.eva import EvaAttention
 from torch import nn
 
@@ -23,8 +22,7 @@ from .replacement import is_plain
 
 # Layers whose output is that of a linear layer, and its name.
 LAST_LAYERS: dict[type[nn.Module], str] = {
-    **dict.fromkeys((Attention, BeitAttention, EvaAttention), "proj"),
-    **dict.fromkeys((BeitTrunkAttention, EvaTrunkAttention, WindowAttention), "proj"),
+    **dict.fromkeys((Attention, EvaAttention, BeitTrunkAttention, EvaTrunkAttention, WindowAttention), "proj"),
     **dict.fromkeys((Mlp, GluMlp, SwiGLU, InternImageMLP), "fc2"),
     **dict.fromkeys((InternImageDeformableConvolution, InternImageDeformableConvolutionV4), "output_proj"),
 }
