@@ -50,6 +50,16 @@ def seed():
     torch.manual_seed(0)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef):
+    """A fixture that many tests share is made before `seed`, and has the same weights whichever tests ran before."""
+    if fixturedef.scope == "function":
+        return (yield)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return (yield)
+
+
 @pytest.fixture(scope="session")
 def kernel_build(tmp_path_factory):
     """The folder of a fresh build, made once for all workers by `segtransformers build-kernels`."""
