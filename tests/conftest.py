@@ -4,6 +4,7 @@
 import atexit
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -22,6 +23,10 @@ from typer.testing import CliRunner
 atexit.register(shutil.rmtree, os.environ["SEGTRANSFORMERS_CACHE"], ignore_errors=True)
 sys.path.insert(0, str(Path(__file__).parent))
 pytest.register_assert_rewrite("model_tests", "stock_tools_tests")  # inherited tests show the values compared, too
+
+# a shell's background jobs ignore Ctrl-C, and so would the processes that tests stop by it
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
