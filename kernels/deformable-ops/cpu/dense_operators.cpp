@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <deque>
+#include <utility>
 #include <vector>
 
 #include "../common/call.h"
@@ -245,17 +246,20 @@ struct Tap {
   float weight;
 };
 
-// Return the taps of each position [begin, end) of the image along one side.
+// Return the taps of each position [begin, end) of the image along one side, at least one.
 //
 // Neighbours resize the view to the image (`outside`) and logits to a window (`inside`). Windows are numbered as their
-// origins, and taps are in the order of the windows.
+// origins, and taps are in the order of the windows. `side` names a position in messages.
 std::vector<std::vector<Tap>> taps_of(const std::vector<int64_t>& origins, int64_t window, int64_t view,
                                       const std::vector<Neighbours>& inside, const std::vector<Neighbours>& outside,
-                                      int64_t begin, int64_t end) {
+                                      int64_t begin, int64_t end, const char* side) {
   const std::vector<float> scales = scales_of(origins, window, view);
   std::vector<std::vector<Tap>> found(end - begin);
   for (int64_t i = begin; i < end; ++i) {
     std::vector<Tap>& taps = found[i - begin];
+    if (scales[outside[i].first] == 0 || (outside[i].weight > 0 && scales[outside[i].second] == 0)) {
+      fail("no window covers ", side, " ", i, " of the image");
+    }
     for (size_t own = 0; own < origins.size(); ++own) {
       const size_t first = taps.size();
       const auto add = [&](int64_t position, float weight) {
@@ -281,6 +285,24 @@ std::vector<std::vector<Tap>> taps_of(const std::vector<int64_t>& origins, int64
   return found;
 }
 
+// Check that windows are a grid: one for each row of windows and each of the columns, which are sorted.
+void check_grid(const std::vector<int64_t>& tops, const std::vector<int64_t>& lefts,
+                const std::vector<int64_t>& columns) {
+  std::vector<std::pair<int64_t, int64_t>> origins;
+  for (size_t i = 0; i < tops.size(); ++i) origins.emplace_back(tops[i], lefts[i]);
+  std::sort(origins.begin(), origins.end());
+  bool is_grid = !origins.empty() && origins.size() % columns.size() == 0;
+  for (size_t i = 0; is_grid && i < origins.size(); ++i) {
+    const size_t column = i % columns.size();
+    const bool is_new_row = i == 0 || origins[i].first != origins[i - 1].first;
+    is_grid = origins[i].second == columns[column] && is_new_row == (column == 0);
+  }
+  if (!is_grid) {
+    fail("windows must be a grid, every row with the same columns and each once, got ", origins.size(),
+         " windows at columns ", join(columns));
+  }
+}
+
 }  // namespace
 
 Tensor DenseOperators::label_windows(Tensor logits, std::vector<int64_t> tops, std::vector<int64_t> lefts,
@@ -304,6 +326,7 @@ Tensor DenseOperators::label_windows(Tensor logits, std::vector<int64_t> tops, s
   std::vector<int64_t> columns_of_windows(lefts);
   std::sort(columns_of_windows.begin(), columns_of_windows.end());
   columns_of_windows.erase(std::unique(columns_of_windows.begin(), columns_of_windows.end()), columns_of_windows.end());
+  check_grid(tops, lefts, columns_of_windows);
   const int64_t columns = static_cast<int64_t>(columns_of_windows.size());
   WindowLabels task = {};
   task.logits = numbers;
@@ -316,7 +339,7 @@ Tensor DenseOperators::label_windows(Tensor logits, std::vector<int64_t> tops, s
   std::vector<ColumnTap> column_taps;
   std::vector<int64_t> column_starts = {0};
   const auto taps_of_columns =
-      taps_of(columns_of_windows, window[1], view[1], inside.columns, outside.columns, 0, image[1]);
+      taps_of(columns_of_windows, window[1], view[1], inside.columns, outside.columns, 0, image[1], "column");
   for (const auto& taps : taps_of_columns) {
     for (const Tap& tap : taps) {
       column_taps.push_back({(tap.window * task.width + tap.position) * task.pixel_stride, tap.weight});
@@ -325,7 +348,7 @@ Tensor DenseOperators::label_windows(Tensor logits, std::vector<int64_t> tops, s
   }
   std::vector<RowTap> row_taps;
   std::vector<int64_t> row_starts = {0};
-  for (const auto& taps : taps_of(tops, window[0], view[0], inside.rows, outside.rows, rows[0], rows[1])) {
+  for (const auto& taps : taps_of(tops, window[0], view[0], inside.rows, outside.rows, rows[0], rows[1], "row")) {
     for (int64_t column = 0; column < columns; ++column) {
       for (const Tap& tap : taps) {
         if (lefts[tap.window] == columns_of_windows[column]) row_taps.push_back({tap.window, tap.position, tap.weight});

@@ -219,6 +219,31 @@ def test_numbers_that_are_not_finite_stay(dense):
             "cannot label the rows",
         ),
         (
+            "label_windows",
+            lambda: (torch.zeros(0, 3, 4, 4), [], (8, 8), (0, 8), (8, 8), (8, 8)),
+            "windows must be a grid",
+        ),
+        (
+            "label_windows",
+            lambda: (torch.zeros(3, 3, 4, 4), [(0, 0), (0, 4), (4, 4)], (8, 8), (0, 8), (12, 12), (12, 12)),
+            "windows must be a grid",
+        ),
+        (
+            "label_windows",
+            lambda: (torch.zeros(2, 3, 4, 4), [(0, 0), (0, 0)], (8, 8), (0, 8), (8, 8), (8, 8)),
+            "windows must be a grid",
+        ),
+        (
+            "label_windows",
+            lambda: (torch.zeros(2, 3, 4, 4), [(0, 0), (0, 10)], (8, 8), (0, 8), (8, 18), (8, 18)),
+            "no window covers column 8 ",
+        ),
+        (
+            "label_windows",
+            lambda: (torch.zeros(1, 3, 4, 4), [(0, 0)], (8, 8), (0, 12), (12, 8), (12, 8)),
+            "no window covers row 8 ",
+        ),
+        (
             "winograd_inputs",
             lambda: (torch.zeros(1, 8, 8, 16), torch.zeros(16), 0, 1, torch.zeros(36, 4, 16)),
             "whole rows of 2 by 2 tiles",

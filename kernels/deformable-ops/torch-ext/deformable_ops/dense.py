@@ -120,7 +120,7 @@ def label_windows(
         int64 `(rows, image width)`.
 
     Raises:
-        RuntimeError: if the numbers do not fit together.
+        RuntimeError: if the numbers do not fit together, the windows are no grid, or they leave out a wanted pixel.
     """
     tops, lefts = [top for top, _ in origins], [left for _, left in origins]
     return ops.label_windows(logits, tops, lefts, window, rows, view, image)
