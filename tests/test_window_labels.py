@@ -77,6 +77,16 @@ def test_labels_are_those_of_the_plain_way(name, size, protocol, bands, calls, m
     assert (labels == expected).double().mean() > 0.9999 and len(labels.unique()) > 2
 
 
+@pytest.mark.parametrize("batch_size", [2, 4, 7])
+def test_windows_of_one_pass_may_end_within_a_row(batch_size, calls):
+    """The rows that are labelled then need none of the windows of the last row."""
+    size = (150, 203)  # four rows of three windows
+    expected = segment_image(optimize_for_inference(small_model()), PROCESSOR, image(*size), SLIDING)
+    model = optimize_for_inference(small_model(window_batch_size=batch_size))
+    labels = segment_image(model, PROCESSOR, image(*size), SLIDING)
+    assert calls and (labels == expected).double().mean() > 0.9999
+
+
 @pytest.mark.parametrize("edge", [48, 300])
 def test_the_logits_of_a_view_are_resized_to_the_image(edge, calls, monkeypatch):
     processor = SegmentationImageProcessor(size={"shortest_edge": edge, "longest_edge": 1000}, size_divisor=32)

@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <deque>
-#include <utility>
 #include <vector>
 
 #include "../common/call.h"
@@ -246,20 +245,17 @@ struct Tap {
   float weight;
 };
 
-// Return the taps of each position [begin, end) of the image along one side, at least one.
+// Return the taps of each position [begin, end) of the image along one side.
 //
 // Neighbours resize the view to the image (`outside`) and logits to a window (`inside`). Windows are numbered as their
-// origins, and taps are in the order of the windows. `side` names a position in messages.
+// origins, and taps are in the order of the windows.
 std::vector<std::vector<Tap>> taps_of(const std::vector<int64_t>& origins, int64_t window, int64_t view,
                                       const std::vector<Neighbours>& inside, const std::vector<Neighbours>& outside,
-                                      int64_t begin, int64_t end, const char* side) {
+                                      int64_t begin, int64_t end) {
   const std::vector<float> scales = scales_of(origins, window, view);
   std::vector<std::vector<Tap>> found(end - begin);
   for (int64_t i = begin; i < end; ++i) {
     std::vector<Tap>& taps = found[i - begin];
-    if (scales[outside[i].first] == 0 || (outside[i].weight > 0 && scales[outside[i].second] == 0)) {
-      fail("no window covers ", side, " ", i, " of the image");
-    }
     for (size_t own = 0; own < origins.size(); ++own) {
       const size_t first = taps.size();
       const auto add = [&](int64_t position, float weight) {
@@ -285,21 +281,14 @@ std::vector<std::vector<Tap>> taps_of(const std::vector<int64_t>& origins, int64
   return found;
 }
 
-// Check that windows are a grid: one for each row of windows and each of the columns, which are sorted.
-void check_grid(const std::vector<int64_t>& tops, const std::vector<int64_t>& lefts,
-                const std::vector<int64_t>& columns) {
-  std::vector<std::pair<int64_t, int64_t>> origins;
-  for (size_t i = 0; i < tops.size(); ++i) origins.emplace_back(tops[i], lefts[i]);
-  std::sort(origins.begin(), origins.end());
-  bool is_grid = !origins.empty() && origins.size() % columns.size() == 0;
-  for (size_t i = 0; is_grid && i < origins.size(); ++i) {
-    const size_t column = i % columns.size();
-    const bool is_new_row = i == 0 || origins[i].first != origins[i - 1].first;
-    is_grid = origins[i].second == columns[column] && is_new_row == (column == 0);
-  }
-  if (!is_grid) {
-    fail("windows must be a grid, every row with the same columns and each once, got ", origins.size(),
-         " windows at columns ", join(columns));
+// Check that a weighted mean is one: a window that is missing or there twice changes the sum of the weights.
+template <typename Taps>
+void check_mean(const Taps& first, const Taps& last, const char* side, int64_t position) {
+  float sum = 0;
+  for (Taps tap = first; tap != last; ++tap) sum += tap->weight;
+  if (!(sum > 0.999f && sum < 1.001f)) {
+    fail("the windows must be a grid that covers each wanted pixel, but ", side, " ", position,
+         " of the image lacks windows or has some twice");
   }
 }
 
@@ -326,7 +315,6 @@ Tensor DenseOperators::label_windows(Tensor logits, std::vector<int64_t> tops, s
   std::vector<int64_t> columns_of_windows(lefts);
   std::sort(columns_of_windows.begin(), columns_of_windows.end());
   columns_of_windows.erase(std::unique(columns_of_windows.begin(), columns_of_windows.end()), columns_of_windows.end());
-  check_grid(tops, lefts, columns_of_windows);
   const int64_t columns = static_cast<int64_t>(columns_of_windows.size());
   WindowLabels task = {};
   task.logits = numbers;
@@ -339,20 +327,23 @@ Tensor DenseOperators::label_windows(Tensor logits, std::vector<int64_t> tops, s
   std::vector<ColumnTap> column_taps;
   std::vector<int64_t> column_starts = {0};
   const auto taps_of_columns =
-      taps_of(columns_of_windows, window[1], view[1], inside.columns, outside.columns, 0, image[1], "column");
+      taps_of(columns_of_windows, window[1], view[1], inside.columns, outside.columns, 0, image[1]);
   for (const auto& taps : taps_of_columns) {
     for (const Tap& tap : taps) {
       column_taps.push_back({(tap.window * task.width + tap.position) * task.pixel_stride, tap.weight});
     }
+    check_mean(taps.begin(), taps.end(), "column", static_cast<int64_t>(column_starts.size()) - 1);
     column_starts.push_back(static_cast<int64_t>(column_taps.size()));
   }
   std::vector<RowTap> row_taps;
   std::vector<int64_t> row_starts = {0};
-  for (const auto& taps : taps_of(tops, window[0], view[0], inside.rows, outside.rows, rows[0], rows[1], "row")) {
+  for (const auto& taps : taps_of(tops, window[0], view[0], inside.rows, outside.rows, rows[0], rows[1])) {
     for (int64_t column = 0; column < columns; ++column) {
       for (const Tap& tap : taps) {
         if (lefts[tap.window] == columns_of_windows[column]) row_taps.push_back({tap.window, tap.position, tap.weight});
       }
+      const int64_t row = rows[0] + (static_cast<int64_t>(row_starts.size()) - 1) / columns;
+      check_mean(row_taps.begin() + row_starts.back(), row_taps.end(), "row", row);
       row_starts.push_back(static_cast<int64_t>(row_taps.size()));
     }
   }
