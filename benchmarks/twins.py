@@ -1,6 +1,7 @@
 # Copyright 2026 The segtransformers authors. Licensed under the Apache License, Version 2.0.
 """Our models' weights in transformers' own models, and models of others that one may take instead."""
 
+import abc
 import contextlib
 from collections.abc import Iterator
 from unittest import mock
@@ -62,15 +63,16 @@ def public_operators() -> Iterator[None]:
         yield
 
 
-class Runner(nn.Module):
+class Runner(nn.Module, abc.ABC):
     """A model that gives logits at the size of its image, and with labels a loss."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
 
+    @abc.abstractmethod
     def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
-        raise NotImplementedError
+        """Return logits `(B, classes, H, W)` of images, or with labels `(B, H, W)` a loss."""
 
 
 class Ours(Runner):

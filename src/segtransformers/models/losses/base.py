@@ -11,6 +11,7 @@ The value `ignore_index` excludes a pixel, and in masks the pixel of one class. 
 loss 0 with a gradient of 0, except with the definitions of other libraries that say otherwise.
 """
 
+import abc
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -20,7 +21,7 @@ import torch
 
 
 @dataclass(frozen=True, kw_only=True)
-class PixelLoss:
+class PixelLoss(abc.ABC):
     """One loss with its settings.
 
     Attributes:
@@ -35,6 +36,7 @@ class PixelLoss:
     def __post_init__(self) -> None:
         check_numbers(self, "weight", low=0)
 
+    @abc.abstractmethod
     def __call__(
         self,
         logits: torch.Tensor,
@@ -53,7 +55,6 @@ class PixelLoss:
         Returns:
             a scalar.
         """
-        raise NotImplementedError
 
     @property
     def divides_by_counts(self) -> bool:

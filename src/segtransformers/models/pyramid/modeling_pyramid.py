@@ -5,6 +5,7 @@ Behaviour follows `segmentation/mmseg_custom/models/backbones/vit_adapter.py` of
 there of Traffic-X/ViT-CoMer.
 """
 
+import abc
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -29,7 +30,7 @@ RunBlocks = Callable[[torch.Tensor, int, int], Iterator[torch.Tensor]]
 ReadTokens = Callable[[torch.Tensor], torch.Tensor]
 
 
-class PyramidInteraction(nn.Module):
+class PyramidInteraction(nn.Module, abc.ABC):
     """One exchange between trunk and pyramid: injection, a slice of the trunk's blocks, extraction.
 
     Args:
@@ -40,17 +41,17 @@ class PyramidInteraction(nn.Module):
         super().__init__()
         self.first, self.last = first, last
 
+    @abc.abstractmethod
     def inject(
         self, tokens: torch.Tensor, pyramid: torch.Tensor, geometries: list[SamplingGeometry], grids: list[Grid]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return new patch tokens `(B, h * w, C)` and pyramid tokens `(B, 16n + 4n + n, C)` before the slice."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def extract(
         self, pyramid: torch.Tensor, tokens: torch.Tensor, geometries: list[SamplingGeometry], grids: list[Grid]
     ) -> torch.Tensor:
         """Return new pyramid tokens from the old ones and the patch tokens after the slice."""
-        raise NotImplementedError
 
     def forward(
         self,
@@ -82,7 +83,7 @@ class PyramidInteraction(nn.Module):
         return tokens, patches, self.extract(pyramid, patches, geometries, grids)
 
 
-class PyramidBackbone(TrunkBackbone):
+class PyramidBackbone(TrunkBackbone, abc.ABC):
     """A plain ViT with a convolutional pyramid beside it. Subclasses build the interactions.
 
     Feature maps: `stem` (stride 4, `config.spatial_prior_channels` channels) and `stage1` to `stage4` (strides 4, 8, 16
@@ -111,10 +112,11 @@ class PyramidBackbone(TrunkBackbone):
         self.channels_last = False  # memory format of the feature maps
         self.post_init()
 
+    @abc.abstractmethod
     def build_interaction(self, index: int) -> PyramidInteraction:
         """Build the interaction for pair `index` of `config.interaction_indexes`."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def sampling_geometries(self, grids: list[Grid], trunk_grid: Grid, device: torch.device) -> list[SamplingGeometry]:
         """Return the sampling geometries of the interactions' deformable attentions.
 
@@ -122,7 +124,6 @@ class PyramidBackbone(TrunkBackbone):
             grids: token grids of the pyramid's levels at strides 8, 16 and 32.
             trunk_grid: the grid of the trunk's patch tokens, which is `grids[1]` where `config.token_stride` is 16.
         """
-        raise NotImplementedError
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

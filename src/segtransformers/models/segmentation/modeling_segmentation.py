@@ -5,6 +5,7 @@ It follows `mmseg/models/segmentors/encoder_decoder.py` of MMSegmentation 0.20: 
 loss, large images can be run in sliding windows, and the loss is averaged over all pixels.
 """
 
+import abc
 from collections.abc import Sequence
 from typing import Any
 
@@ -78,7 +79,7 @@ class SegmentationPreTrainedModel(SegmentationModelMixin, PreTrainedModel):
         return outputs
 
 
-class BackboneForSemanticSegmentation(SegmentationPreTrainedModel):
+class BackboneForSemanticSegmentation(SegmentationPreTrainedModel, abc.ABC):
     """A backbone with heads. Subclasses build the heads.
 
     Args:
@@ -132,9 +133,9 @@ class BackboneForSemanticSegmentation(SegmentationPreTrainedModel):
         valid = labels[labels != self.config.semantic_loss_ignore_index].long()
         return torch.bincount(valid, minlength=classes)[:classes]
 
+    @abc.abstractmethod
     def build_decode_head(self, in_channels: list[int]) -> nn.Module:
         """Build the module that maps the backbone's feature maps, with these channels, to logits at the size of one."""
-        raise NotImplementedError
 
     def build_auxiliary_head(self, in_channels: list[int]) -> nn.Module | None:
         """Build a second such module for the loss; by default there is none."""
